@@ -1,0 +1,222 @@
+"""Levels: similarity scores of image–caption pairs, cut into N classes of alignment, 1 the worst and N the best.
+
+This is section 3.2 of the paper (arXiv 2405.14129): order the pairs by score and cut the order into N buckets.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write
+
+LevelMethod = Literal["quantile", "width"]
+LEVEL_METHODS: tuple[str, ...] = get_args(LevelMethod)
+
+
+class LevelsError(AlignGPTError):
+    """Scores cannot be cut into levels, or a file holds no levels."""
+
+
+@dataclass(frozen=True)
+class ScoreStatistics:
+    """What the scores were like that the borders were fitted to; the standard deviation is the population's."""
+
+    count: int
+    mean: float
+    standard_deviation: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class AlignmentLevels:
+    """Where one level ends and the next begins.
+
+    Attributes:
+        borders: N - 1 scores in strictly rising order; a score that equals a border belongs to the level above it.
+        method: how they were found: `quantile` (levels of equal frequency) or `width` (of equal width).
+        statistics: of the scores they were fitted to.
+
+    Raises:
+        LevelsError: the borders are none, not finite or not rising, or the method is unknown.
+    """
+
+    borders: tuple[float, ...]
+    method: LevelMethod
+    statistics: ScoreStatistics
+
+    def __post_init__(self) -> None:
+        if not self.borders or not all(map(math.isfinite, self.borders)):
+            raise LevelsError(f"expected one or more finite borders, found {list(self.borders)}")
+        if any(low >= high for low, high in pairwise(self.borders)):
+            raise LevelsError(f"expected borders in strictly rising order, found {list(self.borders)}")
+        if self.method not in LEVEL_METHODS:
+            raise LevelsError(f"the method must be one of {', '.join(LEVEL_METHODS)}, found {self.method!r}")
+
+    @property
+    def num_levels(self) -> int:
+        """N."""
+        return len(self.borders) + 1
+
+    def assign(self, scores: ArrayLike) -> NDArray[np.int64]:
+        """The level 1…N of each score, in the shape of `scores`.
+
+        Raises:
+            LevelsError: a score is NaN.
+        """
+        values = np.asarray(scores, dtype=np.float64)
+        if np.isnan(values).any():
+            raise LevelsError("a score is NaN and has no level; leave such pairs out")
+        return np.searchsorted(self.borders, values, side="right").astype(np.int64) + 1
+
+    def save(self, path: str | Path) -> None:
+        """Write the borders and the statistics as JSON, atomically; `load` gives back exactly the same numbers."""
+        with atomic_write(path) as file:
+            json.dump(asdict(self), file, indent=2)
+            file.write("\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AlignmentLevels":
+        """Read what `save` wrote.
+
+        Raises:
+            LevelsError: the file is missing or is not such a file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(
+                borders=tuple(_number(border) for border in content["borders"]),
+                method=content["method"],
+                statistics=_statistics(content["statistics"]),
+            )
+        except OSError as error:
+            raise LevelsError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, LevelsError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise LevelsError(f"{path} holds no levels ({what}); make it anew with `aligngpt levels`") from error
+
+
+def fit_levels(scores: ArrayLike, num_levels: int = 8, method: LevelMethod = "quantile") -> AlignmentLevels:
+    """Find the borders of N levels for these scores.
+
+    `quantile`: every level gets as near to 1/N of the scores as can be. Equal scores never part, so the counts of
+    the levels differ by at most one where no scores are equal, and by runs of equal scores at the borders otherwise.
+    `width`: every level spans 1/N of the range from the lowest score to the highest, and may be empty.
+
+    Args:
+        scores: finite numbers, of any shape.
+        num_levels: N, at least 2.
+        method: `quantile`, as in the paper, or `width`.
+
+    Raises:
+        LevelsError: a score is NaN or infinite, or there are too few different ones for N levels.
+    """
+    values = np.sort(np.asarray(scores, dtype=np.float64), axis=None)
+    if num_levels < 2:
+        raise LevelsError(f"at least 2 levels are needed, got {num_levels}")
+    if method not in LEVEL_METHODS:
+        raise LevelsError(f"the method must be one of {', '.join(LEVEL_METHODS)}, got {method!r}")
+    if not values.size:
+        raise LevelsError("there are no scores to cut into levels; score some pairs first")
+    if unusable := int(np.count_nonzero(~np.isfinite(values))):
+        raise LevelsError(f"{unusable} of {values.size} scores are NaN or infinite; leave these pairs out")
+    borders = _quantile_borders(values, num_levels) if method == "quantile" else _width_borders(values, num_levels)
+    statistics = ScoreStatistics(
+        count=values.size,
+        mean=float(values.mean()),
+        standard_deviation=float(values.std()),
+        minimum=float(values[0]),
+        maximum=float(values[-1]),
+    )
+    return AlignmentLevels(tuple(borders.tolist()), method, statistics)
+
+
+def level_counts(levels: ArrayLike, num_levels: int) -> NDArray[np.int64]:
+    """How many pairs each level has, `(num_levels,)`: entry 0 is level 1.
+
+    Raises:
+        LevelsError: a level is not 1…N.
+    """
+    found = np.asarray(levels, dtype=np.int64).ravel()
+    if found.size and not (found.min() >= 1 and found.max() <= num_levels):
+        raise LevelsError(f"expected levels 1 to {num_levels}, found {found.min()} to {found.max()}")
+    return np.bincount(found - 1, minlength=num_levels).astype(np.int64)
+
+
+def roc_auc(scores: ArrayLike, is_right: ArrayLike) -> float:
+    """How often a right pair scores higher than a wrong one; equal scores count half (Mann–Whitney U, by ranks).
+
+    Args:
+        scores: one number a pair, `(pairs,)`.
+        is_right: whether the pair is a right one, `(pairs,)`.
+
+    Raises:
+        LevelsError: a score is NaN, the lengths differ, or all pairs are of one kind.
+    """
+    values, right = np.asarray(scores, dtype=np.float64), np.asarray(is_right, dtype=bool)
+    if values.shape != right.shape or values.ndim != 1 or np.isnan(values).any():
+        raise LevelsError(f"expected a number and a truth value a pair, found shapes {values.shape} and {right.shape}")
+    rights = int(right.sum())
+    wrongs = right.size - rights
+    if not rights or not wrongs:
+        raise LevelsError(f"right and wrong pairs are needed, found {rights} right and {wrongs} wrong ones")
+    _, place, ties = np.unique(values, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(ties) - (ties - 1) / 2
+    return float((mean_rank[place[right]].sum() - rights * (rights + 1) / 2) / (rights * wrongs))
+
+
+def _quantile_borders(ordered: NDArray[np.float64], num_levels: int) -> NDArray[np.float64]:
+    """Borders as near to the N-quantiles of the scores as equal scores allow."""
+    # A cut at position p leaves p scores below; only between two different scores can there be one.
+    cuts = np.flatnonzero(ordered[1:] > ordered[:-1]) + 1
+    if cuts.size < num_levels - 1:
+        raise _too_few(cuts.size + 1, num_levels)
+    inner = np.arange(num_levels - 1)
+    wanted = np.round((inner + 1) * (ordered.size / num_levels)).astype(np.int64)
+    above = np.searchsorted(cuts, wanted).clip(max=cuts.size - 1)
+    below = (above - 1).clip(min=0)
+    chosen = np.where(wanted - cuts[below] < cuts[above] - wanted, below, above)
+    # Long runs of equal scores attract several quantiles to the same cut: spread these over the cuts beside it.
+    chosen = np.maximum.accumulate(chosen - inner) + inner
+    chosen = np.minimum(chosen, cuts.size - (num_levels - 1) + inner)
+    low, high = ordered[cuts[chosen] - 1], ordered[cuts[chosen]]
+    middle = low / 2 + high / 2
+    # Between neighbouring floating-point numbers the middle is rounded, perhaps to the lower one.
+    return np.where((low < middle) & (middle <= high), middle, high)
+
+
+def _width_borders(ordered: NDArray[np.float64], num_levels: int) -> NDArray[np.float64]:
+    borders = np.linspace(ordered[0], ordered[-1], num_levels + 1)
+    if not (borders[1:] > borders[:-1]).all():
+        raise _too_few(np.unique(ordered).size, num_levels)
+    return borders[1:-1]
+
+
+def _too_few(different: int, num_levels: int) -> LevelsError:
+    return LevelsError(
+        f"the scores have only {different} different values that can be told apart, too few for {num_levels} levels; "
+        "ask for fewer levels or score more pairs"
+    )
+
+
+def _statistics(content: dict[str, Any]) -> ScoreStatistics:
+    count = content["count"]
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise LevelsError(f"`count` must be a number of scores, found {count!r}")
+    return ScoreStatistics(
+        count=count,
+        **{name: _number(content[name]) for name in ("mean", "standard_deviation", "minimum", "maximum")},
+    )
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise LevelsError(f"expected a finite number, found {value!r}")
+    return float(value)

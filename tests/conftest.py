@@ -1,0 +1,42 @@
+"""What every test relies on: no network, one thread a process, the same random numbers in any order."""
+
+import os
+
+# Read when torch, transformers and matplotlib are first imported, so set before any test module is.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """A connection to anything but this machine fails the test that tries it."""
+    connect = socket.socket.connect
+
+    def connect_locally(self: socket.socket, address: tuple[str, int] | str) -> None:
+        remote = self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1")
+        if remote:
+            pytest.fail(f"a test tried to connect to {address}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_locally)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """A test draws the same numbers whichever tests ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
