@@ -18,6 +18,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Tiny random backbones and models, for whoever needs some.
+pytest_plugins = ["tiny_models"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:

@@ -55,8 +55,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-            os.replace(target, old / target.name)
-            os.replace(temporary, target)
+            try:
+                os.replace(target, old / target.name)
+                os.replace(temporary, target)
+            except BaseException:
+                if os.path.lexists(old / target.name):
+                    os.replace(old / target.name, target)
+                os.rmdir(old)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, target)

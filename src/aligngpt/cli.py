@@ -1,0 +1,193 @@
+"""The command `aligngpt`: parse, call one function, print."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.text import Text
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.progress import console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="AlignGPT: score → levels → train → evaluate → ask. Multimodal language models whose alignment is modelled.",
+)
+
+INTERRUPTED = 130
+
+
+@app.command()
+def quickstart(
+    minutes: Annotated[float, typer.Option(min=1, help="Time for the whole run, in minutes.")] = 15,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/quickstart]")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
+) -> None:
+    """The whole method on real small models and data: score, levels, two stages of training, evaluation, report.
+
+    The same command goes on with a run that was stopped, and says so when it is done.
+    """
+    from aligngpt.quickstart.pipeline import run_quickstart
+
+    run_quickstart(out, minutes=minutes, seed=seed)
+
+
+@app.command()
+def score(
+    source: Annotated[Path, typer.Argument(help="Image–caption pairs: LLaVA-format JSON or JSON lines.")],
+    model: Annotated[str, typer.Option(help="CLIP-like model: folder or hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder for the scores.")],
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder image paths start from.  [default: that of SOURCE]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs encoded at once.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+) -> None:
+    """Give every image–caption pair the cosine similarity of its image and caption."""
+    from aligngpt.scoring.encoders import PairScorer
+    from aligngpt.scoring.score import score_file
+
+    summary = score_file(
+        source, PairScorer.load(model, device=device), out, image_root=image_root, batch_size=batch_size
+    )
+    print(f"{summary.scored} pairs scored, {summary.rejected} rejected: {out}")
+
+
+@app.command()
+def levels(
+    scores: Annotated[Path, typer.Argument(help="Folder that `aligngpt score` wrote.")],
+    source: Annotated[Path, typer.Option(help="The file that was scored.")],
+    out: Annotated[Path, typer.Option(help="The same records with their level, in the field `similarity` (0…N-1).")],
+    levels: Annotated[int, typer.Option(min=2, help="N, the number of levels.")] = 8,
+    method: Annotated[
+        Literal["quantile", "width"], typer.Option(help="Levels of equal frequency, or of equal width.")
+    ] = "quantile",
+    borders: Annotated[
+        Path | None, typer.Option(help="Use the borders of this levels.json instead of fitting new ones.")
+    ] = None,
+) -> None:
+    """Cut scores into N levels, 1 the worst aligned and N the best, and write them into the data."""
+    from aligngpt.scoring.apply import make_levels
+
+    _, counts = make_levels(scores, source, out, num_levels=levels, method=method, borders=borders)
+    for level, count in enumerate(counts, start=1):
+        print(f"level {level}: {count} pairs")
+    print(f"borders: {scores / 'levels.json'}\ndata: {out}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file: model, stages, output.")],
+    stage: Annotated[
+        Literal["pretrain", "instruct", "all"], typer.Option(help="Which stage to run; those done are not run again.")
+    ] = "all",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value, as in instruct.epochs=2; may be repeated.")
+    ] = None,
+) -> None:
+    """Train a model in two stages: pre-training on captions with levels, then instruction tuning.
+
+    The same command goes on with a run that was stopped.
+    """
+    from aligngpt.training.recipe import STAGES, load_recipe
+    from aligngpt.training.run import model_folder, train
+
+    read = load_recipe(recipe, settings or [])
+    results = train(read, STAGES if stage == "all" else (stage,))
+    for result in results:
+        print(f"{result.stage}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
+    if results[-1].stage == "instruct":
+        print(f"model: {model_folder(read)}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model: folder or hub name.")],
+    questions: Annotated[Path, typer.Argument(help="Questions with answers: LLaVA-format JSON or JSON lines.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions and results.")],
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder image paths start from.  [default: that of QUESTIONS]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions, drawn at random.")] = None,
+    shuffle_images: Annotated[
+        bool, typer.Option("--shuffle-images", help="Show each question the image of another: what text alone gives.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the draw and the shuffle.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+) -> None:
+    """Answer the questions of a file and count how many answers are right."""
+    from aligngpt.evaluation.accuracy import evaluate_file
+
+    result = evaluate_file(
+        model,
+        questions,
+        out=out,
+        image_root=image_root,
+        limit=limit,
+        shuffle_images=shuffle_images,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+    )
+    print(result.table())
+    print(f"predictions: {out / 'predictions.jsonl'}\nresults: {out / 'results.json'}")
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="Model: folder or hub name.")],
+    image: Annotated[Path, typer.Argument(help="Picture: PNG, JPEG, WebP, GIF, BMP or TIFF.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    show_alignment: Annotated[
+        bool, typer.Option("--show-alignment", help="Print the gate's weights of the levels.")
+    ] = False,
+    level: Annotated[
+        int | None, typer.Option(min=1, help="Force alignment level 1…N in place of the gate's mix.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+) -> None:
+    """Ask one question about one picture; the answer appears as it is written."""
+    from aligngpt.inference.asking import ask
+
+    for piece in ask(
+        model,
+        image,
+        question,
+        show_alignment=show_alignment,
+        level=level,
+        max_new_tokens=max_new_tokens,
+        device=device,
+    ):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `aligngpt quickstart` or `aligngpt train`.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file.  [default: report.html in RUN]")] = None,
+) -> None:
+    """Write the page of a run: levels, loss curves, accuracies, the gate's weights, right and wrong answers."""
+    from aligngpt.evaluation.reporting import write_report
+
+    print(write_report(run, out))
+
+
+def main() -> None:
+    """Run the command; an error a person can act on becomes one line and exit code 1, Ctrl-C exit code 130."""
+    from aligngpt.quiet import quiet_libraries
+
+    quiet_libraries()
+    try:
+        app()
+    except (AlignGPTError, OSError) as error:
+        console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            console.print("\nstopped; the same command goes on where it was")
+        raise

@@ -1,0 +1,169 @@
+"""Reading and writing files of records: a JSON array or JSON lines, told apart by what they hold."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aligngpt.data.images import ImageError, check_image, resolve_image
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples import RecordError, Sample, parse_record, to_record
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write
+
+
+class SourceError(AlignGPTError):
+    """A file of records cannot be read at all."""
+
+
+@dataclass(frozen=True)
+class BrokenLine:
+    """A line of a JSON lines file that is no JSON; `reason` says where it breaks."""
+
+    reason: str
+
+
+def read_records(path: Path) -> Iterator[tuple[int, object]]:
+    """The records of a file, numbered from 0.
+
+    JSON lines are read one at a time; an array is read as a whole. A line that is no JSON comes as a `BrokenLine`.
+
+    Raises:
+        SourceError: the file cannot be read, is empty, is not UTF-8, or is neither an array nor JSON lines.
+    """
+    try:
+        if not _is_array(path):
+            yield from _read_lines(path)
+            return
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8 in line {_first_broken_line(path)}; save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{path} is no whole JSON array: line {error.lineno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is JSON that cannot be read: {error}") from error
+    yield from enumerate(content)
+
+
+def read_samples(path: Path, rejects: Rejects) -> Iterator[tuple[Sample, dict[str, Any]]]:
+    """The samples of a file, each with the record it was made of; records that are none go to `rejects`.
+
+    Raises:
+        SourceError: see `read_records`.
+    """
+    for index, record in read_records(path):
+        if isinstance(record, BrokenLine):
+            rejects.add(index, None, "broken_line", record.reason)
+            continue
+        try:
+            sample = parse_record(record, index)
+        except RecordError as error:
+            name = str(record["id"]) if isinstance(record, dict) and record.get("id") is not None else None
+            rejects.add(index, name, error.reason, str(error))
+            continue
+        assert isinstance(record, dict)
+        yield sample, record
+
+
+def load_samples(
+    path: Path,
+    *,
+    image_root: Path | None = None,
+    require_level: bool = False,
+    rejects: Rejects,
+    check_images: bool = True,
+) -> list[Sample]:
+    """All the samples of a file whose images are there; the others go to `rejects`.
+
+    Args:
+        path: JSON array or JSON lines of LLaVA records.
+        image_root: folder that image paths start from; the file's own when None.
+        require_level: reject samples with an image but without an alignment level.
+        rejects: where records that cannot be used go.
+        check_images: look at each image's header now, rather than find out when it is opened.
+
+    Raises:
+        SourceError: the file cannot be read, or holds nothing that can be used.
+        TooManyRejects: too large a share of the records cannot be used.
+    """
+    root = path.parent if image_root is None else image_root
+    if root != path.parent and not root.is_dir():
+        raise SourceError(f"the image root {root} is not a folder")
+    before = rejects.count
+    samples = []
+    for sample, _ in read_samples(path, rejects):
+        if require_level and sample.images and sample.level is None:
+            rejects.add(
+                sample.record,
+                sample.id,
+                "no_level",
+                "no alignment level (field `similarity`); run `aligngpt levels` first",
+            )
+            continue
+        try:
+            for name in sample.images:
+                image = resolve_image(name, root)
+                if check_images:
+                    check_image(image)
+        except ImageError as error:
+            rejects.add(sample.record, sample.id, error.reason, str(error))
+            continue
+        samples.append(sample)
+    rejects.check(len(samples) + rejects.count - before)
+    if not samples:
+        raise SourceError(f"{path} holds no record that can be used")
+    return samples
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write samples as LLaVA records: a JSON array when the name ends in `.json`, else JSON lines; atomically."""
+    write_records(path, [to_record(sample) for sample in samples])
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write records one a line, as a JSON array when the name ends in `.json`, else as JSON lines; atomically."""
+    # What UTF-8 cannot hold (half a surrogate pair) stays the JSON escape that it was read from.
+    lines = [json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace").decode() for record in records]
+    with atomic_write(path) as file:
+        if path.suffix == ".json":
+            file.write("[\n" + ",\n".join(lines) + "\n]\n")
+        else:
+            file.writelines(line + "\n" for line in lines)
+
+
+def _is_array(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig") as file:
+        while chunk := file.read(4096):
+            if start := chunk.lstrip():
+                return start[0] == "["
+    raise SourceError(f"{path} is empty")
+
+
+def _first_broken_line(path: Path) -> int:
+    whole = 0
+    with path.open("rb") as file, suppress(UnicodeDecodeError):
+        for line in file:
+            line.decode()
+            whole += 1
+    return whole + 1
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, object]]:
+    index = 0
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                if index == 0 and not line.lstrip().startswith("{"):
+                    raise SourceError(f"{path} is neither a JSON array nor JSON lines of records") from error
+                what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+                record = BrokenLine(f"line {number}: {what}")
+            yield index, record
+            index += 1

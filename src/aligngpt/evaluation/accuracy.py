@@ -1,0 +1,186 @@
+"""Accuracy on a file of questions with answers: every answer on disk as it is given, resumable, with intervals."""
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from aligngpt.data.images import ImageError, open_image, resolve_image
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples import Sample
+from aligngpt.data.sources import load_samples
+from aligngpt.evaluation.matching import matches
+from aligngpt.evaluation.results import (
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    EvaluationError,
+    EvaluationResult,
+    Prediction,
+    read_predictions,
+    summarise,
+)
+from aligngpt.files import atomic_write
+from aligngpt.inference.engine import Engine, Request, Sampling
+from aligngpt.progress import Meter
+
+EXTRA_TOKENS = 4
+
+
+def evaluate_file(
+    model: str | Path,
+    questions: Path,
+    *,
+    out: Path,
+    image_root: Path | None = None,
+    limit: int | None = None,
+    shuffle_images: bool = False,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+    max_reject_share: float = 0.05,
+) -> EvaluationResult:
+    """Answer the questions of a LLaVA-format file with a model; the same call goes on with a stopped evaluation.
+
+    Leaves `predictions.jsonl` and `results.json` in `out`. The last turn of a record is the expected answer; earlier
+    ones are given to the model. Answers are greedy and count as right by `matching.matches`.
+
+    Args:
+        model: folder or hub name.
+        questions: JSON array or JSON lines.
+        out: folder for the results.
+        image_root: folder that image paths start from; the file's own when None.
+        limit: ask only this many questions, drawn with `seed`.
+        shuffle_images: show each question the picture of another one.
+        batch_size: questions answered at once.
+        seed: of the draw and the shuffle.
+        device: see `Engine.load`.
+        max_reject_share: share of the questions that may be unusable, 0…1.
+
+    Raises:
+        AlignGPTError: the model or the file cannot be used, or `out` holds another evaluation.
+    """
+    root = questions.parent if image_root is None else image_root
+    with Rejects(out / "rejects.jsonl", max_share=max_reject_share) as rejects:
+        samples = load_samples(questions, image_root=root, rejects=rejects)
+        if limit is not None and limit < len(samples):
+            samples = sorted(random.Random(seed).sample(samples, limit), key=lambda sample: sample.record)
+        shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
+        _claim(out, _fingerprint(model, questions, samples, shown))
+        done = read_predictions(out / PREDICTIONS_FILE)
+        started = time.monotonic()
+        open_questions = [pair for pair in zip(samples, shown, strict=True) if pair[0].record not in done]
+        if open_questions:
+            engine = Engine.load(model, device=device)
+            for prediction in _answer_all(engine, open_questions, samples, root, out, batch_size, rejects):
+                done[prediction.record] = prediction
+        result = summarise(list(done.values()), time.monotonic() - started, rejects.count)
+    if open_questions or not (out / RESULTS_FILE).is_file():
+        result.save(out / RESULTS_FILE)
+    return result
+
+
+def shuffled_images(samples: Sequence[Sample], seed: int) -> list[tuple[str, ...]]:
+    """For each sample the pictures of another one, never its own, as far as there are other pictures.
+
+    Raises:
+        EvaluationError: all samples have the same picture.
+    """
+    own = [sample.images for sample in samples]
+    if len(set(own)) < 2:
+        raise EvaluationError("shuffling needs questions about at least two pictures")
+    rng = random.Random(seed)
+    shown = own[:]
+    rng.shuffle(shown)
+    for place, images in enumerate(shown):
+        if images == own[place]:
+            others = [other for other in range(len(own)) if shown[other] != own[place] and own[other] != images]
+            if not others:
+                raise EvaluationError("one picture has too many of the questions for them all to be shown another one")
+            other = rng.choice(others)
+            shown[place], shown[other] = shown[other], shown[place]
+    return shown
+
+
+def _answer_all(
+    engine: Engine,
+    questions: Sequence[tuple[Sample, tuple[str, ...]]],
+    samples: Sequence[Sample],
+    root: Path,
+    out: Path,
+    batch_size: int,
+    rejects: Rejects,
+) -> Iterator[Prediction]:
+    longest = max(len(engine.processor.tokenizer(sample.turns[-1].text)["input_ids"]) for sample in samples)
+    sampling = Sampling(max_new_tokens=longest + EXTRA_TOKENS)
+    # Questions of about equal length make batches with little padding.
+    ordered = sorted(questions, key=lambda pair: (len(pair[1]), sum(len(turn.text) for turn in pair[0].turns[:-1])))
+    correct, done = 0, len(samples) - len(questions)
+    with (
+        (out / PREDICTIONS_FILE).open("a", encoding="utf-8") as file,
+        Meter("answering", len(samples), initial=done, unit="questions") as meter,
+    ):
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            asked = [
+                (sample, shown, request)
+                for sample, shown in batch
+                if (request := _request(sample, shown, root, rejects))
+            ]
+            answers = engine.answer([request for _, _, request in asked], sampling) if asked else []
+            for (sample, shown, _), answer in zip(asked, answers, strict=True):
+                prediction = Prediction(
+                    id=sample.id,
+                    record=sample.record,
+                    kind=sample.kind,
+                    question=sample.turns[-2].text,
+                    expected=sample.turns[-1].text,
+                    answer=answer.text,
+                    correct=matches(answer.text, sample.turns[-1].text),
+                    image=next(iter(sample.images), None),
+                    image_shown=next(iter(shown), None),
+                    alignment_weights=answer.alignment_weights,
+                )
+                correct += prediction.correct
+                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+                yield prediction
+            file.flush()
+            rejects.check(len(samples))
+            asked_so_far = max(1, start + len(batch))
+            meter.advance(len(batch), f"{correct / asked_so_far:.1%} right")
+
+
+def _request(sample: Sample, images: Sequence[str], root: Path, rejects: Rejects) -> Request | None:
+    try:
+        pictures = tuple(open_image(resolve_image(name, root)) for name in images)
+    except ImageError as error:
+        rejects.add(sample.record, sample.id, error.reason, str(error))
+        return None
+    return Request(sample.messages()[:-1], pictures)
+
+
+def _claim(out: Path, fingerprint: str) -> None:
+    path = out / "fingerprint"
+    if path.is_file() and path.read_text() != fingerprint:
+        raise EvaluationError(
+            f"{out} holds an evaluation of another model, other questions or another draw; choose another folder with "
+            "--out, or remove that one"
+        )
+    with atomic_write(path) as file:
+        file.write(fingerprint)
+
+
+def _fingerprint(
+    model: str | Path, questions: Path, samples: Sequence[Sample], shown: Sequence[tuple[str, ...]]
+) -> str:
+    digest = hashlib.sha256(json.dumps([str(model), *_weights_state(Path(model)), str(questions.resolve())]).encode())
+    for sample, images in zip(samples, shown, strict=True):
+        digest.update(repr((sample.record, sample.turns, images)).encode())
+    return digest.hexdigest()
+
+
+def _weights_state(model: Path) -> list[tuple[str, int, int]]:
+    """Size and time of a local model's weights: enough to notice that it was trained again."""
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(model.glob("*.safetensors"))]

@@ -1,0 +1,167 @@
+"""What an evaluation leaves: each prediction, and what they come to."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write
+from aligngpt.reports.statistics import wilson_interval
+
+PREDICTIONS_FILE = "predictions.jsonl"
+RESULTS_FILE = "results.json"
+WITHOUT_KIND = "all"
+
+
+class EvaluationError(AlignGPTError):
+    """An evaluation cannot be run, or its folder holds another one."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many answers were right, with the Wilson interval of the share at 95 %."""
+
+    correct: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0…1."""
+        return self.correct / self.total if self.total else float("nan")
+
+    def facts(self) -> dict[str, float]:
+        """As results.json has it."""
+        low, high = wilson_interval(self.correct, self.total)
+        return {"accuracy": self.accuracy, "correct": self.correct, "total": self.total, "low": low, "high": high}
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        overall: of all questions.
+        by_kind: of each question type the file names.
+        gate_weights: the mean of the gate's weights of levels 1…N-1, by question type.
+        seconds: this run took; what an earlier, stopped one did is not in it.
+        rejects: questions that could not be asked.
+    """
+
+    overall: Tally
+    by_kind: dict[str, Tally] = field(default_factory=dict)
+    gate_weights: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    rejects: int = 0
+
+    def table(self) -> str:
+        """The accuracies in lines for a terminal."""
+        rows = {**self.by_kind, "all questions": self.overall}
+        width = max(len(name) for name in rows)
+        lines = []
+        for name, tally in rows.items():
+            low, high = wilson_interval(tally.correct, tally.total)
+            interval = f"95 % interval {low:.1%}–{high:.1%}"
+            lines.append(f"{name:<{width}}  {tally.accuracy:6.1%}  ({tally.correct}/{tally.total}, {interval})")
+        return "\n".join(lines)
+
+    def save(self, path: Path) -> None:
+        """Write results.json."""
+        facts = {
+            "overall": self.overall.facts(),
+            "by_kind": {kind: tally.facts() for kind, tally in self.by_kind.items()},
+            "gate_weights": self.gate_weights,
+            "seconds": round(self.seconds, 1),
+            "rejects": self.rejects,
+        }
+        with atomic_write(path) as file:
+            json.dump(facts, file, indent=2)
+
+    @classmethod
+    def load(cls, path: Path) -> "EvaluationResult":
+        """Read results.json.
+
+        Raises:
+            EvaluationError: it cannot be read.
+        """
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                overall=_tally(facts["overall"]),
+                by_kind={kind: _tally(tally) for kind, tally in facts["by_kind"].items()},
+                gate_weights=facts["gate_weights"],
+                seconds=facts["seconds"],
+                rejects=facts["rejects"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{path} cannot be read: {error}; evaluate again") from error
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of predictions.jsonl.
+
+    Attributes:
+        id, record, kind: of the question.
+        question, expected, answer: its text, the right answer and the model's.
+        correct: whether they match.
+        image: the picture the question is about.
+        image_shown: the picture the model saw; another one where images were shuffled.
+        alignment_weights: the gate's.
+    """
+
+    id: str
+    record: int
+    kind: str | None
+    question: str
+    expected: str
+    answer: str
+    correct: bool
+    image: str | None
+    image_shown: str | None
+    alignment_weights: tuple[float, ...] | None
+
+
+def summarise(predictions: Sequence[Prediction], seconds: float = 0.0, rejects: int = 0) -> EvaluationResult:
+    """Count what was right, over all and by kind, and average the gate's weights by kind."""
+    kinds: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        kinds[prediction.kind or WITHOUT_KIND].append(prediction)
+    weights = {}
+    for kind, members in sorted(kinds.items()):
+        rows = [one.alignment_weights for one in members if one.alignment_weights is not None]
+        if rows:
+            weights[kind] = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    named = {kind: _count(members) for kind, members in sorted(kinds.items()) if kind != WITHOUT_KIND}
+    return EvaluationResult(_count(predictions), named, weights, seconds, rejects)
+
+
+def read_predictions(path: Path) -> dict[int, Prediction]:
+    """The predictions in a file, by record; a line that a kill cut short is dropped from it."""
+    if not path.is_file():
+        return {}
+    whole, kept = {}, []
+    content = path.read_text(encoding="utf-8", errors="replace")
+    for line in content.splitlines():
+        try:
+            facts: dict[str, Any] = json.loads(line)
+            weights = facts.pop("alignment_weights")
+            prediction = Prediction(**facts, alignment_weights=None if weights is None else tuple(weights))
+        except (ValueError, TypeError, KeyError):
+            continue
+        whole[prediction.record] = prediction
+        kept.append(line + "\n")
+    if "".join(kept) != content:
+        with atomic_write(path) as file:
+            file.writelines(kept)
+    return whole
+
+
+def _count(predictions: Sequence[Prediction]) -> Tally:
+    return Tally(sum(prediction.correct for prediction in predictions), len(predictions))
+
+
+def _tally(facts: dict[str, Any]) -> Tally:
+    return Tally(int(facts["correct"]), int(facts["total"]))

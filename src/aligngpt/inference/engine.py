@@ -1,0 +1,311 @@
+"""The engine: a loaded model that answers questions about pictures, in batches or as a stream."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    BatchFeature,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from aligngpt.device import resolve_device, resolve_dtype
+from aligngpt.errors import AlignGPTError
+from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.processing import AlignGPTProcessor
+
+
+class EngineError(AlignGPTError):
+    """A model cannot be loaded, or cannot be asked this."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One conversation to be answered.
+
+    Attributes:
+        messages: in transformers' chat format; `{"type": "image"}` stands for each picture.
+        images: the pictures, in the order of their places in the messages.
+        level: force this alignment level 1…N; None leaves it to the gate.
+    """
+
+    messages: list[dict[str, Any]]
+    images: tuple[Image.Image, ...] = ()
+    level: int | None = None
+
+    @classmethod
+    def ask(cls, question: str, *images: Image.Image, level: int | None = None) -> "Request":
+        """One question about any number of pictures."""
+        parts = [{"type": "image"} for _ in images]
+        return cls([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}], images, level)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: longest answer.
+        temperature: 0 takes the likeliest token always.
+        top_p: draw from the likeliest tokens that make up this much probability.
+        seed: of the draws; the same seed gives the same answers.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """As `generate` takes them."""
+        if self.temperature == 0:
+            # None, not the model's own: a greedy answer has no use for them and transformers would warn.
+            return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "temperature": None, "top_p": None}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model answered.
+
+    Attributes:
+        text: without special tokens.
+        tokens: how many were generated.
+        stopped: whether the model ended it, rather than the limit on new tokens.
+        alignment_weights: the gate's weights of levels 1…N-1; None where no gate ran.
+    """
+
+    text: str
+    tokens: int
+    stopped: bool
+    alignment_weights: tuple[float, ...] | None = field(default=None)
+
+
+class Engine:
+    """A model and its processor, ready to answer.
+
+    An answer does not depend on what else is in the batch (exactly so in float32).
+
+    Args:
+        model: in evaluation mode, on its device.
+        processor: the model's own.
+    """
+
+    def __init__(self, model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def load(cls, source: str | Path, *, device: str = "auto", dtype: str = "auto") -> "Engine":
+        """Load a model folder or hub name.
+
+        Args:
+            source: what `save_pretrained` of model and processor left, or its name on the hub.
+            device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
+            dtype: `float32`, `bfloat16`, or `auto` for bfloat16 where the device computes it natively.
+
+        Raises:
+            EngineError: there is no such model, or it is of another kind.
+            DeviceError: the device is not there.
+        """
+        target = resolve_device(device)
+        precision = resolve_dtype(dtype, target)
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                f"the model {source} cannot be loaded: {error}. Give a model folder (with config.json) or a hub name"
+            ) from error
+        if not isinstance(config, AlignGPTConfig):
+            raise EngineError(f"{source} is a {config.model_type!r} model, expected an AlignGPT model")
+        try:
+            processor = AutoProcessor.from_pretrained(source)
+            model = AlignGPTForConditionalGeneration.from_pretrained(source, dtype=precision)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EngineError(f"the model {source} cannot be loaded: {error}") from error
+        model.to(target)
+        return cls(model, processor)
+
+    @property
+    def num_levels(self) -> int:
+        """N, the number of alignment levels."""
+        return self.model.config.num_alignment_levels
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling = Sampling()) -> list[Answer]:
+        """Answer a batch of conversations.
+
+        Raises:
+            EngineError: a level is not one of the model's, or a conversation is longer than its context.
+        """
+        inputs = self._inputs(requests, sampling)
+        weights = self._weights(inputs, requests)
+        with self._seeded(sampling), torch.inference_mode():
+            sequences = self.model.generate(**inputs, **sampling.arguments())
+        ends = set(self._end_tokens())
+        answers = []
+        for row, sequence in enumerate(sequences[:, inputs["input_ids"].shape[1] :].tolist()):
+            end = next((place for place, token in enumerate(sequence) if token in ends), None)
+            tokens = sequence if end is None else sequence[:end]
+            text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            answers.append(Answer(text, len(tokens), end is not None, weights[row]))
+        return answers
+
+    def stream(self, request: Request, sampling: Sampling = Sampling()) -> Iterator[str]:
+        """The answer piece by piece, as it is generated; leaving the iterator ends the generation.
+
+        Raises:
+            EngineError: as `answer`.
+        """
+        inputs = self._inputs([request], sampling)
+        streamer = TextIteratorStreamer(
+            self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=1.0
+        )
+        cancelled = Event()
+        failures: SimpleQueue[BaseException] = SimpleQueue()
+
+        def generate() -> None:
+            try:
+                with self._seeded(sampling), torch.inference_mode():
+                    criteria = StoppingCriteriaList([_Cancelled(cancelled)])
+                    self.model.generate(**inputs, **sampling.arguments(), streamer=streamer, stopping_criteria=criteria)
+            except BaseException as error:
+                failures.put(error)
+                streamer.end()
+
+        thread = Thread(target=generate, daemon=True)
+        thread.start()
+        try:
+            while True:
+                try:
+                    yield next(streamer)
+                except Empty:
+                    continue
+                except StopIteration:
+                    break
+        finally:
+            cancelled.set()
+            thread.join()
+        if not failures.empty():
+            raise failures.get()
+
+    def alignment_weights(self, requests: Sequence[Request]) -> list[tuple[float, ...] | None]:
+        """The gate's weights of levels 1…N-1 for each request; the language model's layers are not run.
+
+        None for requests without an image or with a forced level, and for models whose embedding has no mix.
+        """
+        return self._weights(self._inputs(requests, Sampling(max_new_tokens=1)), requests)
+
+    def _inputs(self, requests: Sequence[Request], sampling: Sampling) -> BatchFeature:
+        texts = [self._render(request) for request in requests]
+        images = [image for request in requests for image in request.images]
+        bos = self.processor.tokenizer.bos_token
+        inputs = self.processor(
+            images=images or None,
+            text=texts,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            add_special_tokens=not (bos and texts[0].startswith(bos)),
+        ).to(self.model.device)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        self._check_length(inputs["input_ids"].shape[1], sampling)
+        levels = [request.level for request in requests]
+        if any(level is not None for level in levels):
+            inputs["alignment_level"] = self._levels(levels)
+        return inputs
+
+    def _render(self, request: Request) -> str:
+        places = sum(
+            part["type"] == "image"
+            for message in request.messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+        )
+        if places != len(request.images):
+            raise EngineError(f"the messages have places for {places} pictures, {len(request.images)} were given")
+        messages = self.processor.neutral(request.messages)
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _levels(self, levels: Sequence[int | None]) -> torch.Tensor:
+        if None in levels:
+            raise EngineError("some requests of the batch force an alignment level and others do not; ask them apart")
+        for level in levels:
+            if level is not None and not 1 <= level <= self.num_levels:
+                raise EngineError(f"alignment level {level} is not one of the model's, 1…{self.num_levels}")
+        if self.model.model.alignment is None:
+            raise EngineError("this model was made without an alignment module (alignment: none); it has no levels")
+        return torch.tensor(levels, device=self.model.device)
+
+    def _check_length(self, length: int, sampling: Sampling) -> None:
+        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if limit is not None and length + sampling.max_new_tokens > limit:
+            raise EngineError(
+                f"the conversation has {length} tokens and the answer may have {sampling.max_new_tokens}, but the "
+                f"model's context is {limit} tokens; shorten the one or the other"
+            )
+
+    def _weights(self, inputs: BatchFeature, requests: Sequence[Request]) -> list[tuple[float, ...] | None]:
+        if "pixel_values" not in inputs or self.model.model.alignment is None:
+            return [None] * len(requests)
+        names = ("input_ids", "attention_mask", "alignment_level")
+        with torch.inference_mode():
+            features = self.model.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+            given = {name: inputs[name] for name in names if name in inputs}
+            aligned = self.model.model.alignment_embeddings(**given, inputs_embeds=None, image_features=features)
+        weights = aligned.weights
+        if weights is None:
+            return [None] * len(requests)
+        rows = weights.float().cpu().tolist()
+        return [tuple(row) if request.images else None for row, request in zip(rows, requests, strict=True)]
+
+    def _end_tokens(self) -> list[int]:
+        ends = self.model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+    def _seeded(self, sampling: Sampling) -> Any:
+        """The global random state is left as it was: drawing answers must not disturb anybody else."""
+        if sampling.temperature == 0:
+            return nullcontext()
+        return _Seeded(sampling.seed, self.model.device)
+
+
+class _Seeded:
+    """A context in which torch draws from `seed`; its state outside is left alone."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        devices = [device] if device.type == "cuda" else []
+        self.seed, self.fork = seed, torch.random.fork_rng(devices=devices)
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)
+
+
+class _Cancelled(StoppingCriteria):
+    """Ends a generation nobody is waiting for any more."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)

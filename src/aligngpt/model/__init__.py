@@ -1,0 +1,14 @@
+"""The model: configuration, network, processor, and assembling them from backbones."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration, AlignGPTModel
+from aligngpt.model.processing import AlignGPTProcessor
+
+AutoConfig.register("aligngpt", AlignGPTConfig)
+AutoModel.register(AlignGPTConfig, AlignGPTModel)
+AutoModelForImageTextToText.register(AlignGPTConfig, AlignGPTForConditionalGeneration)
+AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor)
+
+__all__ = ["AlignGPTConfig", "AlignGPTForConditionalGeneration", "AlignGPTModel", "AlignGPTProcessor"]

@@ -1,0 +1,174 @@
+"""Assembling a model: any vision tower and any causal language model become one AlignGPT."""
+
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from aligngpt.alignment.module import AlignmentMode, AlignmentModule
+from aligngpt.model.backbones import (
+    BackboneError,
+    grow_vocabulary,
+    load_language_model,
+    load_tokenizer,
+    load_vision_tower,
+)
+from aligngpt.model.configuration import AlignGPTConfig, TextPooling
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
+from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, with_images
+
+PUBLISHED_GATE_GRID = 24
+
+
+def assemble(
+    vision_tower: str | Path,
+    language_model: str | Path,
+    *,
+    alignment: AlignmentMode = "adaptive",
+    num_levels: int = 8,
+    vision_feature_layer: int | list[int] = -2,
+    gate_grid: int | None = None,
+    text_pooling: TextPooling = "instruction",
+    chat_template: str | None = None,
+    pad_images: bool = True,
+    image_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+    """Build an AlignGPT from a vision tower and a causal language model, with a fresh projector and alignment module.
+
+    Args:
+        vision_tower: folder or hub name of CLIP, SigLIP, DINOv2 or another patch transformer.
+        language_model: folder or hub name of a causal language model with its tokenizer.
+        alignment, num_levels, vision_feature_layer, gate_grid, text_pooling: see `AlignGPTConfig`; `gate_grid` is the
+            tower's own grid when None, at most 24 on a side.
+        chat_template: `vicuna`, `plain`, `chatml`, a Jinja file, or None for the tokenizer's own (Vicuna's where the
+            tokenizer has none).
+        pad_images: pad pictures to a square with the mean colour, as in the paper; False cuts out the middle.
+        image_size: side in pixels that pictures are brought to; the tower's own when None.
+        dtype: of all parameters.
+        seed: for the fresh parameters.
+
+    Returns:
+        The model on the CPU in evaluation mode, and its processor.
+
+    Raises:
+        BackboneError: a backbone cannot be loaded, or is of a kind that does not fit.
+    """
+    tower = load_vision_tower(vision_tower, pad_images=pad_images, image_size=image_size, dtype=dtype)
+    language = load_language_model(language_model, dtype)
+    tokenizer = load_tokenizer(language_model, with_align=alignment != "none")
+    template = _chat_template(chat_template, tokenizer)
+    grow_vocabulary(language, len(tokenizer))
+
+    config = AlignGPTConfig(
+        vision_config=tower.model.config,
+        text_config=language.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        align_token_index=tokenizer.convert_tokens_to_ids(ALIGN_TOKEN) if alignment != "none" else -1,
+        image_seq_length=tower.image_tokens,
+        vision_feature_layer=vision_feature_layer,
+        vision_feature_select_strategy=tower.select_strategy,
+        alignment=alignment,
+        num_alignment_levels=num_levels,
+        gate_grid=gate_grid or min(PUBLISHED_GATE_GRID, isqrt(tower.image_tokens)),
+        text_pooling=text_pooling,
+        lm_head_bias=language.get_output_embeddings().bias is not None,
+        tie_word_embeddings=bool(language.config.tie_word_embeddings),
+        dtype=dtype,
+    )
+    model = _put_together(config, tower.model, language, dtype, seed)
+    _check_language(model, language, language_model)
+    generation = model.generation_config
+    generation.bos_token_id = tokenizer.bos_token_id
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.eos_token_id = _end_tokens(language, tokenizer, template)
+    generation.suppress_tokens = config.placeholder_ids
+    processor = AlignGPTProcessor(
+        image_processor=tower.image_processor,
+        tokenizer=tokenizer,
+        patch_size=tower.patch_size,
+        vision_feature_select_strategy=tower.select_strategy,
+        num_additional_image_tokens=1 if tower.select_strategy == "default" else 0,
+        image_seq_length=tower.image_tokens,
+        align_token=ALIGN_TOKEN if alignment != "none" else None,
+        chat_template=template,
+    )
+    return model.eval(), processor
+
+
+def _put_together(
+    config: AlignGPTConfig, tower: PreTrainedModel, language: PreTrainedModel, dtype: torch.dtype, seed: int
+) -> AlignGPTForConditionalGeneration:
+    """An AlignGPT around the given networks; only the projector and the alignment module get memory of their own."""
+    with torch.device("meta"):
+        model = AlignGPTForConditionalGeneration(config)
+    model.model.vision_tower = tower
+    model.model.language_model = language.base_model
+    model.lm_head = language.get_output_embeddings()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+        if model.model.alignment is not None:
+            model.model.alignment = _fresh_alignment(config).to(dtype)
+    stray = [name for name, tensor in _tensors(model) if tensor.is_meta]
+    if stray:
+        raise BackboneError(f"the backbones bring no values for {', '.join(stray)}")
+    return model
+
+
+def _check_language(model: AlignGPTForConditionalGeneration, language: PreTrainedModel, source: str | Path) -> None:
+    """Without an image the assembled model must say what its language model says."""
+    ids = torch.arange(8).unsqueeze(0)
+    with torch.no_grad():
+        expected = language(input_ids=ids, use_cache=False).logits
+        try:
+            found = model(input_ids=ids, use_cache=False).logits
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BackboneError(f"{source}: {type(language).__name__} cannot be run on embeddings: {error}") from error
+    words = torch.ones(expected.shape[-1], dtype=torch.bool)
+    words[model.config.placeholder_ids] = False
+    if not (found - expected)[..., words].abs().max() <= 0.01 * expected.abs().max():
+        raise BackboneError(
+            f"{source}: {type(language).__name__} does more between its embeddings and its logits than AlignGPT knows; "
+            "this kind of language model is not supported"
+        )
+
+
+def _fresh_alignment(config: AlignGPTConfig) -> AlignmentModule:
+    return AlignmentModule(
+        config.num_alignment_levels, config.get_text_config().hidden_size, config.gate_grid, config.gate_hidden_size
+    )
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _chat_template(wanted: str | None, tokenizer: Any) -> str:
+    if wanted is None:
+        return with_images(tokenizer.chat_template) if tokenizer.chat_template else VICUNA
+    if wanted in NAMED_TEMPLATES:
+        return NAMED_TEMPLATES[wanted]
+    try:
+        return with_images(Path(wanted).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BackboneError(
+            f"chat template {wanted!r} is neither one of {', '.join(NAMED_TEMPLATES)} nor a Jinja file that can be "
+            f"read: {error}"
+        ) from error
+
+
+def _end_tokens(language: PreTrainedModel, tokenizer: Any, template: str) -> list[int]:
+    """What ends an answer: what ended it for the language model, and the mark the template writes after a turn."""
+    known = language.generation_config.eos_token_id
+    ends = [*known] if isinstance(known, list) else [known]
+    ends.append(tokenizer.eos_token_id)
+    vocabulary = tokenizer.get_vocab()
+    ends += [vocabulary[mark] for mark in TURN_ENDS if mark in template and mark in vocabulary]
+    return sorted({end for end in ends if end is not None})

@@ -1,0 +1,55 @@
+"""The configuration of an AlignGPT model: LLaVA's, and how the alignment embedding is formed."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlavaConfig
+
+from aligngpt.alignment.module import AlignmentMode
+
+TextPooling = Literal["instruction", "all"]
+
+
+@strict
+class AlignGPTConfig(LlavaConfig):
+    """A `LlavaConfig` (vision tower, projector, language model) with an alignment module.
+
+    Args:
+        alignment: how the alignment embedding is formed where no level is given: `adaptive` (level N plus a gated mix
+            of the others; the paper), `global` (level N), `local` (the mix alone), `mean` (the mean of the table), or
+            `none` (no alignment embedding: a plain LLaVA).
+        num_alignment_levels: N, at least 2; 8 in the published models.
+        align_token_index: id of `<align>`, whose embedding the alignment module computes.
+        gate_grid: side of the similarity map that the gate reads; 24 (576 image tokens) in the published models.
+        gate_hidden_size: width of the gate's hidden layer.
+        text_pooling: which text tokens the gate compares the image with. `instruction`: those before the first
+            response, the same in training and at inference. `all`: every text token after BOS, as in the published
+            training code (there the responses are included, which at inference do not exist yet).
+        lm_head_bias: whether the language model's output layer has a bias (Phi's has).
+    """
+
+    model_type = "aligngpt"
+    attribute_map = {  # noqa: RUF012
+        "image_token_id": "image_token_index",
+        "align_token_id": "align_token_index",
+    }
+    # What an evaluation loop cannot gather: a cache, and the image features with their many empty entries.
+    keys_to_ignore_at_inference = ["cache", "image_outputs"]  # noqa: RUF012
+
+    alignment: AlignmentMode = "adaptive"
+    num_alignment_levels: int = 8
+    align_token_index: int = 32001
+    gate_grid: int = 24
+    gate_hidden_size: int = 256
+    text_pooling: TextPooling = "instruction"
+    lm_head_bias: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.num_alignment_levels < 2:
+            raise ValueError(f"num_alignment_levels must be at least 2, got {self.num_alignment_levels}")
+
+    @property
+    def placeholder_ids(self) -> list[int]:
+        """Ids of `<image>` and, where the model has one, `<align>`: never part of an answer."""
+        return [index for index in (self.image_token_index, self.align_token_index) if index >= 0]

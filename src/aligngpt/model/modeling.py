@@ -1,0 +1,360 @@
+"""AlignGPT as a LLaVA with one more token.
+
+Every sample with an image carries the token `<align>` right after BOS (or first). Its embedding is not looked up: the
+alignment module forms it from the sample's level (pre-training) or from the image and the instruction (afterwards),
+just as the embeddings of the `<image>` tokens come from the vision tower. Everything else is LLaVA.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaModelOutputWithPast,
+    LlavaPreTrainedModel,
+)
+from transformers.utils.deprecation import deprecate_kwarg
+from transformers.utils.generic import can_return_tuple
+
+from aligngpt.alignment.module import AlignmentModule, AlignmentOutput, mean_text_embedding
+from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.generation import AlignGPTGenerationMixin
+from aligngpt.model.placeholders import readable_text, sample_of_image
+
+IGNORED = -100
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+
+def _as_transformers_calls_it(forward: Forward) -> Forward:
+    """Let `return_dict=False` ask for a tuple and `past_key_values` be another name of `cache`, as in LLaVA."""
+    decorated: Forward = can_return_tuple(deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")(forward))
+    return decorated
+
+
+@dataclass
+class AlignGPTModelOutput(LlavaModelOutputWithPast):
+    """`LlavaModelOutputWithPast` and the gate's `alignment_weights (batch, levels - 1)`; None where no gate ran."""
+
+    alignment_weights: Tensor | None = None
+
+
+@dataclass
+class AlignGPTOutput(LlavaCausalLMOutputWithPast):
+    """`LlavaCausalLMOutputWithPast` and the gate's `alignment_weights (batch, levels - 1)`; None where no gate ran."""
+
+    alignment_weights: Tensor | None = None
+
+
+class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
+    """What both classes below share: how a part that no file brings is initialised."""
+
+    config: AlignGPTConfig
+    _no_split_modules = ["AlignmentModule"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # Loading marks the tensors that came from a file; only a table that did not is drawn anew.
+        if isinstance(module, AlignmentModule) and not getattr(module.levels, "_is_hf_initialized", False):
+            module.reset_level_table()
+
+
+class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
+    """Vision tower, projector, alignment module and language model, without the language modeling head."""
+
+    config: AlignGPTConfig
+
+    def __init__(self, config: AlignGPTConfig) -> None:
+        super().__init__(config)
+        self.alignment: AlignmentModule | None = None
+        if config.alignment != "none":
+            self.alignment = AlignmentModule(
+                config.num_alignment_levels,
+                config.get_text_config().hidden_size,
+                gate_grid=config.gate_grid,
+                gate_hidden_size=config.gate_hidden_size,
+            )
+        self.post_init()
+
+    @_as_transformers_calls_it
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        instruction_mask: Tensor | None = None,
+        alignment_level: Tensor | None = None,
+        alignment_weights: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> AlignGPTModelOutput:
+        """The hidden states of a batch of samples, each with any number of images.
+
+        Args:
+            input_ids: `(batch, length)`; `<image>` stands once for every image token, `<align>` once in each sample
+                with an image.
+            pixel_values: `(images, channels, height, width)`, in the order in which their tokens stand in the batch.
+            attention_mask: `(batch, length)`, zero at padding (left or right); or `(batch, 1, length, length)`, what
+                each position sees, which says nothing of padding: then give `instruction_mask` and `position_ids`.
+            instruction_mask: `(batch, length)`, non-zero at the text the gate may read; every text token after
+                `<align>` when None. Image tokens and padding in it do not count. Without effect where the
+                configuration says `text_pooling: all`.
+            alignment_level: force a level 1…N, `(batch,)`. The level of each pair in pre-training.
+            alignment_weights: replace the gate's weights, `(batch, levels - 1)`.
+            mm_encoder_outputs: what `generate` made beforehand: features of the images (`image`) and the alignment
+                embeddings (`align`), in the order of their tokens.
+            **kwargs: for the language model; `cache` above all.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or the images do not fit.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        features = dict(mm_encoder_outputs or {})
+        if pixel_values is not None:
+            if features:
+                raise ValueError("give either pixel_values or mm_encoder_outputs, which has their features, not both")
+            features["image"] = self.get_image_features(pixel_values, return_dict=True)
+        elif not features and input_ids is not None and input_ids.shape[1] > 1:
+            _check_no_images(input_ids, self.config)
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        weights = None
+        is_align = self.align_positions(input_ids, embeds)
+        if (images := features.get("image")) is not None:
+            image_tokens = torch.cat(list(images.pooler_output)).to(embeds.device, embeds.dtype)
+            is_image = self.get_placeholder_mask(input_ids, embeds, image_tokens)
+            # A later part of a prompt that is read in parts has image tokens, but its <align> was dealt with.
+            begins = pixel_values is not None or ("align" not in features and bool(is_align.any()))
+            if self.alignment is not None and begins:
+                aligned = self.alignment_embeddings(
+                    input_ids,
+                    embeds,
+                    image_features=images.pooler_output,
+                    attention_mask=attention_mask,
+                    instruction_mask=instruction_mask,
+                    alignment_level=alignment_level,
+                    alignment_weights=alignment_weights,
+                )
+                weights = aligned.weights
+                embedding = aligned.embedding.to(embeds.device, embeds.dtype).unsqueeze(1)
+                embeds = torch.where(is_align.unsqueeze(-1), embedding, embeds)
+            embeds = embeds.masked_scatter(is_image, image_tokens)
+        if (align := features.get("align")) is not None:
+            rows = torch.cat(list(align.pooler_output)).to(embeds.device, embeds.dtype)
+            embeds = embeds.masked_scatter(is_align.unsqueeze(-1), rows)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=embeds, **kwargs
+        )
+        return AlignGPTModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            cache=outputs.get("cache"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            image_outputs=features.get("image"),
+            alignment_weights=weights,
+        )
+
+    def alignment_embeddings(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        *,
+        image_features: list[Tensor],
+        attention_mask: object = None,
+        instruction_mask: Tensor | None = None,
+        alignment_level: Tensor | None = None,
+        alignment_weights: Tensor | None = None,
+    ) -> AlignmentOutput:
+        """The alignment embedding of each sample of a batch, from its level or from its images and its instruction.
+
+        Args:
+            image_features: projected tokens of each image, `(P, hidden)` each.
+            input_ids, inputs_embeds, attention_mask, instruction_mask, alignment_level, alignment_weights: see
+                `forward`.
+
+        Returns:
+            Embeddings `(batch, hidden)` and weights `(batch, levels - 1)`; rows without an image hold nothing to use.
+
+        Raises:
+            ValueError: a sample has images and no `<align>`, or several.
+        """
+        assert self.alignment is not None
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        is_align = self.align_positions(input_ids, embeds)
+        image_tokens = torch.stack(list(image_features)).to(embeds.device, embeds.dtype)
+        is_image = self.get_placeholder_mask(input_ids, embeds, image_tokens)[..., 0]
+        _check_align(is_align, is_image)
+        if self.config.text_pooling == "all":
+            instruction_mask = None
+        text = mean_text_embedding(embeds, readable_text(is_align, is_image, attention_mask, instruction_mask))
+        output: AlignmentOutput = self.alignment(
+            image_tokens,
+            text,
+            sample_of_image(is_image, len(image_tokens)),
+            mode=self.config.alignment,
+            level=alignment_level,
+            weights=alignment_weights,
+        )
+        return output
+
+    def align_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor) -> Tensor:
+        """Where `<align>` stands, boolean `(batch, length)`; found by its embedding when only embeddings are given."""
+        if input_ids is not None:
+            return input_ids == self.config.align_token_index
+        token = torch.tensor(self.config.align_token_index, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(token)).all(dim=-1)
+
+
+class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrainedModel, LlavaForConditionalGeneration):
+    """AlignGPT with its language modeling head: what is trained, saved, loaded and generated with."""
+
+    config: AlignGPTConfig
+
+    def __init__(self, config: AlignGPTConfig) -> None:
+        # LLaVA's own constructor would build a LlavaModel only to drop it again.
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = AlignGPTModel(config)
+        text_config = config.get_text_config()
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
+        # Not every language model calls its table `embed_tokens`, as LLaVA's class attribute supposes.
+        table = _name_of(self.model.get_input_embeddings(), self.model)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{table}.weight"}
+        # A recurrent state cannot be taken back, which rules out assisted decoding.
+        self._is_stateful = self.model.language_model._is_stateful
+        self.post_init()
+
+    @_as_transformers_calls_it
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        instruction_mask: Tensor | None = None,
+        alignment_level: Tensor | None = None,
+        alignment_weights: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> AlignGPTOutput:
+        """Next-token logits, and the loss where `labels` are given.
+
+        Args:
+            labels: `(batch, length)`, -100 where a token is not counted. Logits are then computed only for the
+                positions that predict a counted token: `logits` is `(counted, vocabulary)`, in reading order. Unless
+                `instruction_mask` is given, the text before the first counted token of a sample is its instruction.
+            logits_to_keep: without labels, how many of the last positions to compute logits for (0: all of them).
+            num_items_in_batch: number of counted tokens in the whole batch when this is one part of it; the loss is
+                the sum over this part divided by it.
+            others: see `AlignGPTModel.forward`.
+
+        Example:
+
+        ```python
+        >>> from PIL import Image
+        >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+        >>> import aligngpt
+
+        >>> model = AutoModelForImageTextToText.from_pretrained("runs/quickstart/model")
+        >>> processor = AutoProcessor.from_pretrained("runs/quickstart/model")
+        >>> question = [{"type": "image", "image": Image.open("shape.png")}, {"type": "text", "text": "what is it?"}]
+        >>> inputs = processor.apply_chat_template(
+        ...     [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        ...     return_tensors="pt",
+        ... )
+        >>> print(processor.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]))
+        ```
+        """
+        if labels is not None:
+            # A cache has no use in training, and a row of several samples would be attended as if it were one.
+            kwargs.setdefault("use_cache", False)
+            if instruction_mask is None and self.config.text_pooling == "instruction":
+                instruction_mask = (labels != IGNORED).cumsum(dim=-1) == 0
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            instruction_mask=instruction_mask,
+            alignment_level=alignment_level,
+            alignment_weights=alignment_weights,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+
+        loss = None
+        if labels is None:
+            logits = self._logits(slice_logits_to_keep(hidden, logits_to_keep))
+        else:
+            counted = labels[:, 1:] != IGNORED
+            # Two dimensions, not three: a frozen head on a sliced batch would be copied for every sample.
+            logits = self._logits(hidden[:, :-1][counted])
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][counted], reduction=reduction)
+            if num_items_in_batch is not None:
+                loss = loss / num_items_in_batch
+        return AlignGPTOutput(
+            loss=loss,
+            logits=logits,
+            cache=outputs.cache,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_outputs=outputs.image_outputs,
+            alignment_weights=outputs.alignment_weights,
+        )
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The head, and what some language models do to its output (Gemma 2 caps it; Cohere and Granite scale it).
+
+        `<align>` and `<image>` are never an answer: minus infinity takes them out of every distribution, so that a
+        model made of a language model gives text exactly the probabilities that one does.
+        """
+        logits = self.lm_head(hidden)
+        text_config = self.config.get_text_config()
+        for name in ("logit_scale", "lm_head_multiplier"):
+            if scale := getattr(text_config, name, None):
+                logits = logits * scale
+        if scaling := getattr(text_config, "logits_scaling", None):
+            logits = logits / scaling
+        if cap := getattr(text_config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        placeholders = torch.tensor(self.config.placeholder_ids, device=logits.device)
+        return logits.index_fill(-1, placeholders, -torch.inf)
+
+
+def _check_no_images(input_ids: Tensor, config: AlignGPTConfig) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if (input_ids == config.image_token_id).any():
+        raise ValueError("the text holds <image> tokens but no pixel_values were given; give the pictures as well")
+
+
+def _check_align(is_align: Tensor, is_image: Tensor) -> None:
+    """Every sample with an image must have one `<align>`; several samples may share a row."""
+    if torch.compiler.is_compiling():
+        return
+    missing = is_image.any(dim=-1) & (is_align.sum(dim=-1) != 1)
+    if missing.any():
+        row = int(missing.nonzero()[0])
+        raise ValueError(
+            f"sample {row} of the batch has images and {int(is_align[row].sum())} <align> tokens, expected one right "
+            "after BOS; make the inputs with AlignGPTProcessor, which writes it"
+        )
+
+
+def _name_of(wanted: nn.Module, root: nn.Module) -> str:
+    return next(name for name, module in root.named_modules() if module is wanted)

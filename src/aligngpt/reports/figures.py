@@ -1,0 +1,283 @@
+"""The pictures of a report: figures from plain numbers (as SVG or PNG) and thumbnails of image files.
+
+No figure touches pyplot or a display. Axes and text are drawn in one mid-grey that reads on white and on dark
+paper; `to_svg` replaces it by the colour of the text around the figure.
+"""
+
+import base64
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+INK = "#7f7f80"
+ACCENT = "#3578b5"
+LONGEST_LABEL = 28
+MOST_LEVEL_TICKS = 16
+# Points (1/72 inch) of a figure to CSS pixels of the page.
+PIXELS_PER_POINT = 1.36
+THUMBNAIL_PIXELS = 160
+
+_LEVELS = LinearSegmentedColormap.from_list("levels", ["#c9503c", "#e29a4f", "#a9b18f", "#4f9d9c", "#3a6fb0"])
+_WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#e9eff5", "#8fb4d6", "#3578b5", "#1c4674"])
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.22,
+    "grid.linewidth": 0.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    # Labels are other people's text: a "$" in one is a dollar, not a formula.
+    "text.parse_math": False,
+}
+_SIZE = (4.6, 2.7)
+
+
+def level_colours(num_levels: int) -> list[str]:
+    """Give one `#rrggbb` a level, from level 1 (the worst aligned pairs) to level N."""
+    positions = [0.5] if num_levels == 1 else np.linspace(0, 1, num_levels)
+    return [to_hex(_LEVELS(position)) for position in positions]
+
+
+def score_histogram(scores: Sequence[float], borders: Sequence[float]) -> Figure:
+    """Draw how the similarity scores are spread and where the levels are cut.
+
+    Args:
+        scores: one score a pair; NaN and infinite ones are left out.
+        borders: the N-1 ascending scores between the N levels.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        if len(values):
+            edges = np.histogram_bin_edges(values, bins=int(np.clip(np.sqrt(len(values)), 8, 56)))
+            counts, _ = np.histogram(values, edges)
+            ends = [-np.inf, *borders, np.inf]
+            for level, colour in enumerate(level_colours(len(borders) + 1)):
+                # A bin that a border crosses is drawn in two parts, one a level.
+                lefts, rights = np.maximum(edges[:-1], ends[level]), np.minimum(edges[1:], ends[level + 1])
+                drawn = (counts > 0) & (lefts < rights)
+                widths = rights[drawn] - lefts[drawn]
+                axes.bar(lefts[drawn], counts[drawn], widths, align="edge", color=colour, linewidth=0)
+            axes.set_ylim(0, counts.max() * 1.06)
+        for border in borders:
+            axes.axvline(border, color=INK, linewidth=0.7, linestyle=(0, (3, 2)))
+        axes.set(xlabel="similarity of image and caption", ylabel="pairs")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(axis="y")
+    return figure
+
+
+def wrong_share_bars(shares: Sequence[float]) -> Figure:
+    """Draw the share (0…1) of captions known to be wrong in each level, level 1 first."""
+    levels = np.arange(1, len(shares) + 1)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        axes.bar(levels, shares, 0.72, color=level_colours(len(shares)))
+        axes.set(xlabel="level", ylabel="wrong captions", ylim=(0, max([0.05, *shares]) * 1.1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if len(shares) <= MOST_LEVEL_TICKS:
+            axes.set_xticks(levels)
+        axes.grid(axis="y")
+    return figure
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
+    """Draw a training loss: every logged value, and the running mean over about a thirtieth of the run.
+
+    Args:
+        steps: optimiser steps, ascending.
+        losses: mean loss a token in nats at each step; a NaN leaves a gap.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        window = len(losses) // 30
+        if window > 1:
+            axes.plot(steps, losses, color=ACCENT, alpha=0.35, linewidth=0.8)
+            axes.plot(steps, _running_mean(losses, window), color=ACCENT, linewidth=1.7)
+        else:
+            axes.plot(steps, losses, color=ACCENT, linewidth=1.7, marker="o" if len(losses) < 3 else None)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.grid(axis="y")
+    return figure
+
+
+def gate_heat_map(kinds: Sequence[str], weights: Sequence[Sequence[float]], counts: Sequence[int]) -> Figure:
+    """Draw the gate's mean weight of each level for each kind of question.
+
+    Args:
+        kinds: names of the rows.
+        weights: `(kinds, N-1)`, each row adding up to 1; NaN where there is nothing to take the mean of.
+        counts: how many questions each row is the mean of.
+    """
+    table = np.asarray(weights, dtype=np.float64)
+    known = np.isfinite(table)
+    rows, columns = table.shape
+    labels = [f"{_short(kind)} ({count:,})" for kind, count in zip(kinds, counts, strict=True)]
+    label_width = 0.5 + 0.068 * max(len(label) for label in labels)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(label_width + 0.5 * columns, 0.62 + 0.32 * rows), layout="constrained")
+        axes = figure.add_subplot()
+        shown = np.where(known, table, 0.0)
+        colours = _WEIGHTS(shown / (shown.max() or 1.0))
+        # Rectangles, not an image: they stay sharp in an SVG and carry no borders of their own.
+        for row in range(rows):
+            for column in range(columns):
+                colour = colours[row, column]
+                axes.barh(row, 0.96, 0.92, column - 0.48, color=colour, linewidth=0)
+                dark = float(colour[:3] @ (0.2126, 0.7152, 0.0722)) < 0.55
+                value = f"{table[row, column]:.2f}" if known[row, column] else "–"
+                axes.text(
+                    column,
+                    row,
+                    value,
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "#222222",
+                )
+        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xlabel="level")
+        axes.set_xticks(range(columns), [str(level) for level in range(1, columns + 1)])
+        axes.set_yticks(range(rows), labels)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
+    """Render a figure as a PNG with a transparent background."""
+    return _render(figure, "png", dpi=dots_per_inch)
+
+
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """Render a figure as an `<svg>` element to be put into an HTML page.
+
+    Args:
+        figure: what to draw.
+        name: prefix of every id inside, so that several figures can share one page.
+        description: what a reader who cannot see the figure is told.
+    """
+    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    root = ElementTree.fromstring(_render(figure, "svg", metadata={"Date": None}))
+    for metadata in root.findall("{*}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "id":
+                value = f"{name}-{value}"
+            elif key.endswith("href") and value.startswith("#"):
+                value = f"#{name}-{value[1:]}"
+            elif key == "style":
+                value = value.replace(INK, "currentColor")
+            element.set(key, re.sub(r"url\(#", f"url(#{name}-", value))
+    width, height = (float(length) for length in root.attrib["viewBox"].split()[2:])
+    root.set("width", f"{width * PIXELS_PER_POINT:.0f}")
+    root.set("height", f"{height * PIXELS_PER_POINT:.0f}")
+    root.set("role", "img")
+    root.set("aria-label", description)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+class Thumbnail(NamedTuple):
+    """A small copy of an image as a `data:` address and its size in pixels, or what was wrong with it."""
+
+    address: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+def thumbnail(path: Path) -> Thumbnail:
+    """Shrink an image file to at most 160 × 160 pixels, as a PNG or a JPEG, the smaller one. Never raises."""
+    try:
+        # A pipe or a device would be waited for, or read, for ever.
+        if not path.is_file():
+            return Thumbnail(problem="not a file" if path.exists() else "no such file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                # Lets a JPEG decoder skip the detail that is thrown away anyway.
+                opened.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
+                image = _on_white(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        return Thumbnail(problem="not an image")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return Thumbnail(problem="too large an image")
+    # Decoders of damaged files raise nearly anything, and one picture must not end a report.
+    except Exception as error:
+        return Thumbnail(problem=f"unreadable ({type(error).__name__})")
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    encoded = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        encoded[kind] = base64.b64encode(buffer.getvalue()).decode("ascii")
+    kind = min(encoded, key=lambda name: len(encoded[name]))
+    return Thumbnail(f"data:image/{kind};base64,{encoded[kind]}", *image.size)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow cuts 16-bit values off at 255 where they should be scaled.
+        image = Image.fromarray((np.asarray(image, dtype=np.float64).clip(0, 65535) / 257).astype(np.uint8))
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _render(figure: Figure, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": "aligngpt"}), warnings.catch_warnings():
+        # A browser has glyphs that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def _running_mean(values: Sequence[float], window: int) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(array)
+    ones = np.ones(window)
+    count = np.convolve(finite, ones, mode="same")
+    total = np.convolve(np.where(finite, array, 0.0), ones, mode="same")
+    return np.divide(total, count, out=np.full(len(array), np.nan), where=count > 0)
+
+
+def _short(label: str) -> str:
+    label = " ".join(label.split())
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"

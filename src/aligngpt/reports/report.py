@@ -1,0 +1,331 @@
+"""The report of a run: one HTML page that stands alone, from plain numbers, texts and paths of pictures.
+
+What is shown (`ReportData`) can be saved as JSON and read back, so that a page can be built again later.
+Captions, questions and answers are other people's text: nothing in them is ever read as HTML, and no picture
+that cannot be opened ends a report.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write
+from aligngpt.reports.figures import (
+    gate_heat_map,
+    level_colours,
+    loss_curve,
+    score_histogram,
+    thumbnail,
+    to_svg,
+    wrong_share_bars,
+)
+from aligngpt.reports.statistics import wilson_interval
+
+# What neither XML nor a reader can use.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+
+
+class ReportError(AlignGPTError):
+    """A saved report cannot be read."""
+
+
+def _readable(value: object) -> object:
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        # Half a surrogate pair is a legal JSON string and no legal UTF-8.
+        return _UNPRINTABLE.sub("\ufffd", value.encode("utf-8", "replace").decode("utf-8"))
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy's arrays and scalars into Python's own numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_readable)]
+PathText = Annotated[str | Path, BeforeValidator(_readable)]
+Number = Annotated[float, BeforeValidator(_plain)]
+Count = Annotated[int, BeforeValidator(_plain)]
+Numbers = Annotated[list[float], BeforeValidator(_plain)]
+Counts = Annotated[list[int], BeforeValidator(_plain)]
+
+# A loss may be NaN, which JSON can only say as a string.
+_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, config=_config)
+class LevelExample:
+    """One pair; `level` is 1…N, `image_path` is absolute or relative to the report's image root."""
+
+    level: Count
+    image_path: PathText
+    caption: Text
+    score: Number
+    note: Text = ""
+
+
+@dataclass(frozen=True, config=_config)
+class LevelsSection:
+    """How scores became levels.
+
+    Attributes:
+        scores: similarity of every pair.
+        borders: the N-1 ascending scores between the N levels.
+        counts_per_level: number of pairs in level 1…N.
+        examples: pairs to look at.
+        wrong_share: share (0…1) of captions known to be wrong in level 1…N, where that is known.
+        auc: probability that a right caption scores higher than a wrong one, where that is known.
+    """
+
+    scores: Numbers
+    borders: Numbers
+    counts_per_level: Counts
+    examples: list[LevelExample] = field(default_factory=list)
+    wrong_share: Numbers | None = None
+    auc: Number | None = None
+
+    def __post_init__(self) -> None:
+        levels = len(self.borders) + 1
+        found = len(self.counts_per_level)
+        _require(found == levels, f"expected {levels} counts_per_level for {levels - 1} borders, found {found}")
+        if self.wrong_share is not None:
+            found = len(self.wrong_share)
+            _require(found == levels, f"expected {levels} values of wrong_share, found {found}")
+        for example in self.examples:
+            _require(1 <= example.level <= levels, f"expected a level in 1…{levels}, found {example.level}")
+
+
+@dataclass(frozen=True, config=_config)
+class LossCurve:
+    """The training loss (nats per token) of one stage at each logged step."""
+
+    name: Text
+    steps: Counts
+    losses: Numbers
+
+    def __post_init__(self) -> None:
+        steps, losses = len(self.steps), len(self.losses)
+        _require(steps == losses, f"expected a loss for each of {steps} steps, found {losses}")
+
+
+@dataclass(frozen=True, config=_config)
+class GateSection:
+    """The gate's mean weights `(kinds, N-1)` by kind of question, and over how many questions each is."""
+
+    kinds: list[Text]
+    weights: list[Numbers]
+    counts: Counts
+
+    def __post_init__(self) -> None:
+        rows = len(self.kinds)
+        _require(rows > 0, "expected at least one kind of question, found none")
+        found = (len(self.weights), len(self.counts))
+        _require(
+            found == (rows, rows),
+            f"expected {rows} rows of weights and counts, found {found[0]} and {found[1]}",
+        )
+        widths = {len(row) for row in self.weights}
+        _require(
+            len(widths) == 1 and 0 not in widths,
+            f"expected rows of one length, found lengths {sorted(widths)}",
+        )
+
+
+@dataclass(frozen=True, config=_config)
+class AnswerExample:
+    """One question of the test set with what was expected and what the model said."""
+
+    image_path: PathText | None
+    question: Text
+    expected: Text
+    answer: Text
+    correct: bool
+    kind: Text | None = None
+
+
+@dataclass(frozen=True, config=_config)
+class AccuracyRow:
+    """How often one system answered right.
+
+    `accuracy` and the ends `low` and `high` of its 95 % interval are shares in 0…1. A `baseline` is drawn in
+    grey and compared with; the first row that is shown is what the report is about.
+    """
+
+    name: Text
+    accuracy: Number
+    correct: Count
+    total: Count
+    low: Number
+    high: Number
+    note: Text = ""
+    baseline: bool = False
+
+    def __post_init__(self) -> None:
+        shares = (0.0, self.low, self.accuracy, self.high, 1.0)
+        _require(list(shares) == sorted(shares), f"expected 0 ≤ low ≤ accuracy ≤ high ≤ 1, found {shares[1:4]}")
+
+    @classmethod
+    def from_counts(
+        cls, name: str, correct: int, total: int, *, note: str = "", baseline: bool = False
+    ) -> "AccuracyRow":
+        """Make a row with Wilson's 95 % interval from `correct` answers out of `total` (at least 1)."""
+        low, high = wilson_interval(correct, total)
+        return cls(name, correct / total, correct, total, low, high, note, baseline)
+
+
+@dataclass(frozen=True, config=_config)
+class TimingRow:
+    """What one stage cost."""
+
+    stage: Text
+    seconds: Number
+    samples: Count | None = None
+    peak_memory_gib: Number | None = None
+
+
+@dataclass(frozen=True, config=_config)
+class ReportData:
+    """All a report shows; every section may be left out.
+
+    Attributes:
+        title: heading of the page.
+        accuracies: the headline; rows are shown in the order given.
+        facts: what was run (model, data, date, machine, …), shown under the heading.
+    """
+
+    title: Text = "AlignGPT run"
+    accuracies: list[AccuracyRow] = field(default_factory=list)
+    levels: LevelsSection | None = None
+    curves: list[LossCurve] = field(default_factory=list)
+    gate: GateSection | None = None
+    answers: list[AnswerExample] = field(default_factory=list)
+    timings: list[TimingRow] = field(default_factory=list)
+    facts: dict[Text, Text] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as JSON, atomically; paths of pictures are written as they are.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with atomic_write(path, "wb") as file:
+            file.write(_adapter().dump_json(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ReportData":
+        """Read what `save` wrote.
+
+        Raises:
+            ReportError: there is no such file, or it does not hold a report.
+        """
+        try:
+            return _adapter().validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise ReportError(f"{path}: cannot read the saved report ({error.strerror}).") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ReportError(
+                f"{path}: not a saved report: {place}: {first['msg']}. Run the job again to write a new one."
+            ) from error
+
+
+def _adapter() -> TypeAdapter[ReportData]:
+    return TypeAdapter(ReportData)
+
+
+def build_report(report: ReportData, out: str | Path, *, image_root: str | Path = ".") -> None:
+    """Write the report as one HTML file that needs no other file and makes no request.
+
+    Args:
+        report: what to show.
+        out: the HTML file; written atomically, folders are made.
+        image_root: what relative paths of pictures are relative to. A picture that cannot be opened is
+            shown as an empty frame that says why.
+
+    Raises:
+        OSError: `out` cannot be written.
+    """
+    # Everything is escaped but the figures, whose text matplotlib and ElementTree have escaped.
+    environment = Environment(
+        loader=PackageLoader("aligngpt.reports", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["duration"] = _duration
+    root = Path(image_root)
+    page = environment.get_template("report.html.jinja").render(
+        report=report,
+        figures=_figures(report),
+        level_colours=level_colours(len(report.levels.borders) + 1) if report.levels else [],
+        best_baseline=max(
+            (row for row in report.accuracies if row.baseline), key=lambda row: row.accuracy, default=None
+        ),
+        thumbnail=lambda path: thumbnail(root / path),
+    )
+    with atomic_write(out) as file:
+        file.write(page)
+
+
+def _figures(report: ReportData) -> dict[str, Markup]:
+    drawn = {}
+    if report.levels is not None:
+        levels = report.levels
+        drawn["histogram"] = to_svg(
+            score_histogram(levels.scores, levels.borders),
+            "histogram",
+            f"Histogram of {len(levels.scores):,} scores, cut into {len(levels.borders) + 1} levels.",
+        )
+        if levels.wrong_share is not None:
+            shares = "; ".join(f"level {level}: {share:.0%}" for level, share in enumerate(levels.wrong_share, 1))
+            drawn["wrong_share"] = to_svg(
+                wrong_share_bars(levels.wrong_share), "wrong", f"Share of wrong captions. {shares}."
+            )
+    for index, curve in enumerate(report.curves):
+        finite = [loss for loss in curve.losses if math.isfinite(loss)]
+        course = f" It goes from {finite[0]:.2f} to {finite[-1]:.2f}." if finite else ""
+        drawn[f"curve{index}"] = to_svg(
+            loss_curve(curve.steps, curve.losses), f"curve{index}", f"Training loss of {curve.name}.{course}"
+        )
+    if report.gate is not None:
+        gate = report.gate
+        strongest = "; ".join(
+            f"{kind}: level {row.index(max(row)) + 1} ({max(row):.2f})"
+            for kind, row in zip(gate.kinds, gate.weights, strict=True)
+        )
+        drawn["gate"] = to_svg(
+            gate_heat_map(gate.kinds, gate.weights, gate.counts),
+            "gate",
+            f"Heat map of the gate's mean weights. Strongest level by kind of question: {strongest}.",
+        )
+    return {name: Markup(svg) for name, svg in drawn.items()}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,188 @@
+"""A recipe: everything that decides a training run, as a YAML file that anyone can compare with another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+import aligngpt
+from aligngpt.alignment.module import AlignmentMode
+from aligngpt.errors import AlignGPTError
+
+Part = Literal["vision_tower", "projector", "level_table", "gate", "language_model"]
+StageName = Literal["pretrain", "instruct"]
+TemplateName = Literal["plain", "vicuna", "chatml"]
+STAGES: tuple[StageName, ...] = ("pretrain", "instruct")
+
+
+class RecipeError(AlignGPTError):
+    """A recipe cannot be read or says something impossible; the message names the file and the field."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRecipe(_Section):
+    """What the model is assembled from; see `aligngpt.model.assembling.assemble`.
+
+    `attention` is how attention is computed in training, as transformers calls it (`sdpa`, `eager`,
+    `flash_attention_2`); its own choice when None. On a CPU, `eager` is the faster one for short sequences.
+    """
+
+    vision_tower: str
+    language_model: str
+    alignment: AlignmentMode = "adaptive"
+    num_levels: int = Field(8, ge=2)
+    vision_feature_layer: int | list[int] = -2
+    gate_grid: int | None = Field(None, ge=1)
+    text_pooling: Literal["instruction", "all"] = "instruction"
+    chat_template: str | None = None
+    pad_images: bool = True
+    image_size: int | None = Field(None, ge=1)
+    attention: str | None = None
+
+
+class StageRecipe(_Section):
+    """One stage of training.
+
+    Attributes:
+        data: LLaVA-format JSON or JSON lines.
+        image_root: folder its image paths start from; the file's own folder when None.
+        train: the parts that train; everything else is frozen.
+        epochs: passes over the data; `max_steps` takes its place where given.
+        minutes: end after this much training time: the learning rate then falls with the time used, or with the
+            steps done where they are further on.
+        batch_size: samples per optimiser step, over all devices.
+        micro_batch_size: samples per forward pass and device; `batch_size` when None.
+        learning_rate: peak; `projector_learning_rate` takes its place for projector, level table and gate.
+        warmup_ratio: share of the run in which the learning rate rises.
+        precision: of the computation: `bfloat16` (weights that train stay in float32), `float32`, or `auto` for
+            bfloat16 where the device computes it natively.
+        chat_template: `plain`, `vicuna` or `chatml`; the model's own when None.
+        max_length: tokens per sample.
+        group_by_length: batches of samples of about equal length.
+        checkpoint_minutes: time between checkpoints, which is what a kill can lose.
+        log_steps: optimiser steps between lines of metrics.jsonl.
+        workers: processes that read and resize images ahead of the model.
+        max_reject_share: of samples that cannot be used, before training stops.
+    """
+
+    data: str
+    image_root: str | None = None
+    train: tuple[Part, ...]
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    batch_size: int = Field(ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    learning_rate: float = Field(gt=0)
+    projector_learning_rate: float | None = Field(None, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    chat_template: TemplateName | None = None
+    max_length: int = Field(2048, ge=8)
+    group_by_length: bool = False
+    gradient_checkpointing: bool = False
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    log_steps: int = Field(10, ge=1)
+    workers: int = Field(0, ge=0)
+    max_reject_share: float = Field(0.05, ge=0, le=1)
+
+    @field_validator("train")
+    @classmethod
+    def _train_something(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        if not parts:
+            raise ValueError("name at least one part that trains")
+        return parts
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> "StageRecipe":
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError("batch_size must be a multiple of micro_batch_size")
+        return self
+
+
+class Recipe(_Section):
+    """A training run: the model, its two stages and where the results go.
+
+    Relative paths of data, image roots and the output start from the folder the command runs in.
+    """
+
+    model: ModelRecipe
+    pretrain: StageRecipe | None = None
+    instruct: StageRecipe | None = None
+    output: str
+    seed: int = 0
+
+    def stage(self, name: StageName) -> StageRecipe | None:
+        """The settings of one stage, None where the recipe leaves it out."""
+        return self.pretrain if name == "pretrain" else self.instruct
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, with single values replaced.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.field=value`, such as `instruct.learning_rate=1e-5`; the value is read as YAML.
+
+    Raises:
+        RecipeError: the file cannot be read, a field is unknown or missing, or a value is impossible.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"the recipe {path} must hold the sections model, pretrain, instruct; found {content!r:.80}")
+    for override in overrides:
+        _override(content, override)
+    return make_recipe(content, str(path))
+
+
+def recipe_path(name: str) -> Path:
+    """Where a recipe that comes with the package is, such as `quickstart`."""
+    package = Path(aligngpt.__file__).parent
+    # A checkout has the recipes beside `src`, an installed wheel inside the package.
+    checkout = package.parents[1] / "recipes"
+    folder = checkout if checkout.is_dir() else package / "recipes"
+    return folder / f"{name}.yaml"
+
+
+def make_recipe(content: dict[str, Any], name: str = "recipe") -> Recipe:
+    """A recipe out of plain data; `name` is what errors call it.
+
+    Raises:
+        RecipeError: a field is unknown or missing, or a value is impossible.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or 'recipe'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise RecipeError(f"{name}: {problems}") from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    *sections, field = key.strip().split(".")
+    if not separator or not field:
+        raise RecipeError(f"{override!r} is no setting; write section.field=value, such as instruct.epochs=2")
+    target = content
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"{override!r}: {section} is a value, not a section")
+    try:
+        target[field] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error

@@ -1,0 +1,314 @@
+"""A training run: the stages of a recipe, each done once, gone on with after a kill, and left as files."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import set_seed
+
+from aligngpt.data.collate import Collator
+from aligngpt.data.dataset import ConversationDataset
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.sources import load_samples
+from aligngpt.device import resolve_device, supports_bfloat16
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_folder, atomic_write, sha256_of
+from aligngpt.memory import peak_memory, reset_peak_memory
+from aligngpt.model.assembling import assemble
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.model.templates import NAMED_TEMPLATES
+from aligngpt.progress import console
+from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
+from aligngpt.training.stages import freeze_all_but, hold_frozen_in, load_pretrained_parts, save_pretrained_parts
+from aligngpt.training.trainer import (
+    StageCallback,
+    StageTrainer,
+    TrainingClock,
+    checkpoint_seconds,
+    forget_metrics_after,
+    newest_checkpoint,
+    remove_checkpoints,
+)
+
+DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
+WITHOUT_EFFECT = {"checkpoint_minutes", "log_steps", "workers", "max_reject_share"}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage took.
+
+    Attributes:
+        stage: `pretrain` or `instruct`.
+        fingerprint: of everything that decides its result.
+        steps: optimiser steps.
+        samples: training samples seen.
+        seconds: training time over all runs of the stage.
+        peak_memory: of this process while it trained, in bytes.
+        loss: mean of the last logged steps.
+        rejects: samples that could not be used.
+    """
+
+    stage: StageName
+    fingerprint: str
+    steps: int
+    samples: int
+    seconds: float
+    peak_memory: int
+    loss: float
+    rejects: int
+
+
+def model_folder(recipe: Recipe) -> Path:
+    """Where instruction tuning leaves the model."""
+    return Path(recipe.output) / "model"
+
+
+def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageResult]:
+    """Run the stages of a recipe that are not done yet; a stage that was stopped goes on from its last checkpoint.
+
+    Leaves `pretrain/aligned.safetensors` (projector and level table) and `model/` (a complete model folder) under the
+    recipe's output, and for each stage its `metrics.jsonl` and `stage.json`.
+
+    Returns:
+        What each stage took, those done earlier included.
+
+    Raises:
+        RecipeError: the recipe has none of the `stages`, or the output holds the run of another recipe.
+        AlignGPTError: a backbone, the data or a checkpoint cannot be used.
+    """
+    wanted = [(name, stage) for name in STAGES if name in stages and (stage := recipe.stage(name)) is not None]
+    if not wanted:
+        raise RecipeError(f"the recipe has no section {' or '.join(stages)}")
+    results = []
+    for name, stage in wanted:
+        fingerprint = _fingerprint(recipe, name, stage)
+        done = stage_result(recipe, name)
+        if done is not None and done.fingerprint != fingerprint:
+            raise RecipeError(
+                f"{_folder(recipe, name)} holds a finished stage with other settings or data; choose another output or "
+                "remove that folder to train again"
+            )
+        if done is None:
+            done = _run_stage(recipe, name, stage, fingerprint)
+        else:
+            console.print(f"{DESCRIPTIONS[name]}: done before ({done.steps} steps, loss {done.loss:.3f})")
+        results.append(done)
+    return results
+
+
+def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
+    """What a finished stage took; None while it is not finished."""
+    path = _folder(recipe, name) / "stage.json"
+    if not path.is_file():
+        return None
+    try:
+        return StageResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise AlignGPTError(f"{path} is damaged ({error}); remove {path.parent} to train again") from error
+
+
+def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: str) -> StageResult:
+    folder = _folder(recipe, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, fingerprint)
+    reset_peak_memory()
+    set_seed(recipe.seed)
+    image_root = Path(stage.image_root) if stage.image_root else None
+    with Rejects(folder / "rejects.jsonl", max_share=stage.max_reject_share) as rejects:
+        samples = load_samples(
+            Path(stage.data), image_root=image_root, require_level=_needs_level(recipe, name), rejects=rejects
+        )
+        model, processor = _load_model(recipe, name)
+        freeze_all_but(model, stage.train)
+        dataset = ConversationDataset(
+            samples,
+            processor,
+            image_root or Path(stage.data).parent,
+            rejects,
+            chat_template=NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None,
+            max_length=stage.max_length,
+        )
+        clock = TrainingClock(stage.minutes)
+        trainer = _trainer(recipe, name, stage, model, processor, dataset, clock, folder)
+        _go_on(trainer, clock, folder)
+        steps = trainer.state.global_step
+        result = StageResult(
+            stage=name,
+            fingerprint=fingerprint,
+            steps=steps,
+            samples=steps * stage.batch_size,
+            seconds=round(clock.seconds, 1),
+            peak_memory=peak_memory(),
+            loss=_last_loss(folder / "metrics.jsonl"),
+            rejects=rejects.count,
+        )
+    if trainer.is_world_process_zero():
+        _leave(recipe, name, model, processor, folder, result)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _load_model(recipe: Recipe, name: StageName) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+    settings = recipe.model.model_dump()
+    attention = settings.pop("attention")
+    model, processor = assemble(
+        settings.pop("vision_tower"), settings.pop("language_model"), **settings, seed=recipe.seed
+    )
+    if attention is not None:
+        _set_attention(model, attention)
+    if name == "instruct" and recipe.pretrain is not None:
+        load_pretrained_parts(model, _folder(recipe, "pretrain"))
+    return model, processor
+
+
+def _set_attention(model: AlignGPTForConditionalGeneration, attention: str) -> None:
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"model.attention {attention!r} cannot be used here: {error}") from error
+
+
+def _trainer(
+    recipe: Recipe,
+    name: StageName,
+    stage: StageRecipe,
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    dataset: ConversationDataset,
+    clock: TrainingClock,
+    folder: Path,
+) -> StageTrainer:
+    device = resolve_device()
+    in_bfloat16 = stage.precision == "bfloat16" or (stage.precision == "auto" and supports_bfloat16(device))
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=stage.micro_batch_size or stage.batch_size,
+        num_train_epochs=stage.epochs,
+        max_steps=stage.max_steps or -1,
+        max_grad_norm=stage.max_grad_norm,
+        gradient_checkpointing=stage.gradient_checkpointing,
+        logging_steps=stage.log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        bf16=in_bfloat16,
+        use_cpu=device.type == "cpu",
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        dataloader_num_workers=stage.workers,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    arguments.gradient_accumulation_steps = _accumulation(stage, arguments.world_size * max(1, arguments.n_gpu))
+    if in_bfloat16 and name == "pretrain":
+        hold_frozen_in(model, torch.bfloat16)
+    return StageTrainer(
+        stage,
+        clock,
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+        callbacks=[StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl")],
+    )
+
+
+def _go_on(trainer: StageTrainer, clock: TrainingClock, folder: Path) -> None:
+    """Train to the end, from the newest complete checkpoint where there is one."""
+    checkpoints = folder / "checkpoints"
+    newest = newest_checkpoint(checkpoints)
+    remove_checkpoints(checkpoints, keep=newest)
+    step = 0
+    if newest is not None:
+        clock.before = checkpoint_seconds(newest)
+        step = int(newest.name.rpartition("-")[2])
+        console.print(f"going on from step {step}")
+    forget_metrics_after(folder / "metrics.jsonl", step)
+    callback = next(one for one in trainer.callback_handler.callbacks if isinstance(one, StageCallback))
+    try:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except BaseException as error:
+        callback.close(error)
+        raise
+    callback.close()
+
+
+def _leave(
+    recipe: Recipe,
+    name: StageName,
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    folder: Path,
+    result: StageResult,
+) -> None:
+    if name == "pretrain":
+        save_pretrained_parts(model, folder)
+    else:
+        with atomic_folder(model_folder(recipe)) as temporary:
+            model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+    with atomic_write(folder / "stage.json") as file:
+        json.dump(asdict(result), file, indent=2)
+    remove_checkpoints(folder / "checkpoints", keep=None)
+
+
+def _accumulation(stage: StageRecipe, devices: int) -> int:
+    micro = (stage.micro_batch_size or stage.batch_size) * devices
+    if stage.batch_size % micro:
+        raise RecipeError(
+            f"batch_size {stage.batch_size} cannot be made of {devices} devices with micro_batch_size "
+            f"{stage.micro_batch_size or stage.batch_size}; set it to {stage.batch_size // devices} or less"
+        )
+    return stage.batch_size // micro
+
+
+def _needs_level(recipe: Recipe, name: StageName) -> bool:
+    return name == "pretrain" and recipe.model.alignment != "none"
+
+
+def _folder(recipe: Recipe, name: StageName) -> Path:
+    return Path(recipe.output) / name
+
+
+def _fingerprint(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
+    try:
+        with Path(stage.data).open("rb") as file:
+            data = sha256_of(file)
+    except OSError as error:
+        raise AlignGPTError(f"the training data {stage.data} cannot be read: {error}") from error
+    settings: dict[str, Any] = {
+        "model": recipe.model.model_dump(mode="json"),
+        "stage": stage.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        "seed": recipe.seed,
+        "data": data,
+    }
+    if name == "instruct" and recipe.pretrain is not None:
+        settings["pretrain"] = _fingerprint(recipe, "pretrain", recipe.pretrain)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _claim(folder: Path, fingerprint: str) -> None:
+    """Mark the folder as this run's, so that checkpoints of other settings are never taken for its own."""
+    path = folder / "fingerprint"
+    if path.is_file() and path.read_text() != fingerprint:
+        if newest_checkpoint(folder / "checkpoints") is not None:
+            raise RecipeError(
+                f"{folder} holds an unfinished stage with other settings or data; choose another output, or remove "
+                "that folder to begin again"
+            )
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(fingerprint)
+
+
+def _last_loss(metrics: Path) -> float:
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    losses = [json.loads(line)["loss"] for line in lines[-5:]]
+    return sum(losses) / len(losses) if losses else float("nan")

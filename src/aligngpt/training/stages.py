@@ -1,0 +1,102 @@
+"""What trains in a stage, what stays frozen, and the small file that pre-training leaves."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.training.recipe import Part
+
+PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
+PRETRAINED_FILE = "aligned.safetensors"
+
+
+def part_of(name: str) -> Part:
+    """Which part of the model a parameter belongs to, by its name in `AlignGPTForConditionalGeneration`."""
+    if name.startswith("model.vision_tower."):
+        return "vision_tower"
+    if name.startswith("model.multi_modal_projector."):
+        return "projector"
+    if name == "model.alignment.levels":
+        return "level_table"
+    if name.startswith("model.alignment.gate."):
+        return "gate"
+    return "language_model"
+
+
+def freeze_all_but(model: AlignGPTForConditionalGeneration, parts: Iterable[Part]) -> None:
+    """Let `parts` train and nothing else. Parts that the model does not have (no alignment module) are passed over."""
+    wanted = set(parts)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in wanted)
+
+
+def hold_frozen_in(model: AlignGPTForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Hold the parameters that do not train in `dtype`: converted once, not anew in every forward pass.
+
+    Only for stages that do not save them. Buffers (rotary frequencies) keep their precision.
+    """
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that train, by name, on the CPU; tied ones once."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def save_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path) -> None:
+    """Leave what pre-training made: projector and level table, in `folder/aligned.safetensors`."""
+    tensors = {
+        name: parameter.detach().float().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if part_of(name) in PRETRAINED_PARTS
+    }
+    with atomic_write(folder / PRETRAINED_FILE, "wb") as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
+
+
+def load_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path) -> None:
+    """Take projector and level table from what `save_pretrained_parts` left.
+
+    Raises:
+        AlignGPTError: the file is missing, or its tensors do not fit this model.
+    """
+    path = folder / PRETRAINED_FILE
+    expected = {name: tensor for name, tensor in model.named_parameters() if part_of(name) in PRETRAINED_PARTS}
+    load_tensors(path, expected)
+
+
+def load_tensors(path: Path, expected: dict[str, torch.Tensor] | dict[str, nn.Parameter]) -> None:
+    """Fill the `expected` tensors from a safetensors file that holds exactly these.
+
+    Raises:
+        AlignGPTError: the file cannot be read, or names or shapes differ.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AlignGPTError(f"{path} cannot be read: {error}; run the stage that writes it again") from error
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is not part of this model" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        raise AlignGPTError(f"{path} does not fit the model: {'; '.join(sorted(problems)[:10])}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(found[name])

@@ -1,0 +1,253 @@
+"""transformers' Trainer for one stage: learning rates by part, a time budget, checkpoints that are whole or absent."""
+
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from aligngpt.data.dataset import ConversationDataset, example_lengths
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write
+from aligngpt.progress import Meter
+from aligngpt.training.recipe import StageRecipe
+from aligngpt.training.stages import load_tensors, part_of, trained_tensors
+
+WEIGHTS_FILE = "trained.safetensors"
+COMPLETE_FILE = "complete.json"
+NEW_PARTS = ("projector", "level_table", "gate")
+
+
+@dataclass
+class TrainingClock:
+    """Training time over all the runs of a stage, and how far through the stage it is.
+
+    Attributes:
+        minutes: the time budget, None without one.
+        before: seconds of training in earlier runs.
+    """
+
+    minutes: float | None = None
+    before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def start(self) -> None:
+        """Begin counting this run."""
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, in seconds."""
+        return self.before + time.monotonic() - self.started
+
+    def progress(self, step: int, steps: int) -> float:
+        """0…1: the share of the steps done, or of the time used where that is further on."""
+        of_steps = step / steps
+        return min(1.0, max(of_steps, self.seconds / (60 * self.minutes)) if self.minutes else of_steps)
+
+
+def learning_rate_factor(schedule: str, warmup_ratio: float, progress: float) -> float:
+    """What the peak learning rate is multiplied with at `progress` 0…1 of the run."""
+    if progress < warmup_ratio:
+        return progress / warmup_ratio
+    rest = (progress - warmup_ratio) / (1 - warmup_ratio)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * rest))
+    return 1 - rest if schedule == "linear" else 1.0
+
+
+class StageTrainer(Trainer):
+    """The Trainer of one stage.
+
+    A checkpoint holds the parameters that train, not the frozen ones, and is marked complete once everything in it was
+    written; only then are older ones removed.
+
+    Args:
+        stage: the stage's settings.
+        clock: the stage's training time, which the learning rate and the checkpoints follow.
+        **kwargs: see `transformers.Trainer`.
+    """
+
+    def __init__(self, stage: StageRecipe, clock: TrainingClock, **kwargs: Any) -> None:
+        self.stage = stage
+        self.clock = clock
+        self.optimizer: torch.optim.Optimizer | None
+        self.lr_scheduler: LambdaLR | None
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.args.output_dir or ".")
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with one group for the language model and the tower and one for what is new to them."""
+        if self.optimizer is None:
+            parameters = _trained(self.accelerator.unwrap_model(self.model))
+            old = [parameter for name, parameter in parameters.items() if part_of(name) not in NEW_PARTS]
+            new = [parameter for name, parameter in parameters.items() if part_of(name) in NEW_PARTS]
+            rate = self.stage.learning_rate
+            groups = [
+                {"params": old, "lr": rate},
+                {"params": new, "lr": self.stage.projector_learning_rate or rate},
+            ]
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                betas=self.stage.adam_betas,
+                weight_decay=self.stage.weight_decay,
+                fused=True,
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The recipe's schedule over the steps, or over the time budget where that runs out first."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), self._factor(num_training_steps))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _factor(self, steps: int) -> Callable[[int], float]:
+        stage, clock = self.stage, self.clock
+        return lambda step: learning_rate_factor(stage.schedule, stage.warmup_ratio, clock.progress(step, steps))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if self.stage.group_by_length and isinstance(dataset, ConversationDataset):
+            return LengthGroupedSampler(self.stage.batch_size, lengths=example_lengths(dataset))
+        return super()._get_train_sampler(train_dataset)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir) if output_dir is not None else self._folder
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_tensors(self.accelerator.unwrap_model(self.model)), folder / WEIGHTS_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_tensors(Path(resume_from_checkpoint) / WEIGHTS_FILE, _trained(self.accelerator.unwrap_model(self.model)))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            folder = self._folder / f"checkpoint-{self.state.global_step}"
+            with atomic_write(folder / COMPLETE_FILE) as file:
+                json.dump({"step": self.state.global_step, "seconds": self.clock.seconds}, file)
+            remove_checkpoints(self._folder, keep=folder)
+
+
+class StageCallback(TrainerCallback):
+    """Progress, metrics, the time between checkpoints and the end of the time budget.
+
+    Args:
+        description: what the progress line says is being done.
+        stage: the stage's settings.
+        clock: the stage's training time.
+        metrics: JSON lines file that each logged step is appended to.
+    """
+
+    def __init__(self, description: str, stage: StageRecipe, clock: TrainingClock, metrics: Path) -> None:
+        self.description, self.stage, self.clock, self.metrics = description, stage, clock, metrics
+        self.meter: Meter | None = None
+        self.remark = ""
+        self.saved_at = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the progress bar and the clock."""
+        self.clock.start()
+        self.saved_at = self.clock.seconds
+        if state.is_world_process_zero:
+            self.meter = Meter(self.description, state.max_steps, initial=state.global_step, unit="steps")
+            self.meter.__enter__()
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step; ask for a checkpoint, a line of metrics or the end where it is time."""
+        progress = self.clock.progress(state.global_step, state.max_steps)
+        if self.meter is not None:
+            self.meter.total = max(state.global_step, round(state.global_step / progress))
+            self.meter.advance(remark=self.remark)
+        if self.clock.seconds - self.saved_at >= 60 * self.stage.checkpoint_minutes:
+            control.should_save = True
+        if progress >= 1:
+            control.should_training_stop = True
+            control.should_log = True
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """The time to the next checkpoint begins when this one is written."""
+        self.saved_at = self.clock.seconds
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Append the logged figures to the metrics file.
+
+        Raises:
+            AlignGPTError: the loss is not a number any more.
+        """
+        logs = kwargs["logs"]
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise AlignGPTError(
+                f"{self.description}: the loss is {logs['loss']} at step {state.global_step}; lower the learning rate "
+                "or look at the data, then run the same command again"
+            )
+        self.remark = f"loss {logs['loss']:.3f}"
+        if state.is_world_process_zero:
+            line = {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.clock.seconds, 2)}
+            with self.metrics.open("a", encoding="utf-8") as file:
+                names = ("loss", "grad_norm", "learning_rate")
+                file.write(json.dumps(line | {name: logs[name] for name in names if name in logs}) + "\n")
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the progress bar."""
+        if self.meter is not None:
+            self.meter.__exit__(type(error) if error else None)
+            self.meter = None
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`; None where there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE_FILE).is_file()]
+    return max(found, key=_step_of, default=None)
+
+
+def checkpoint_seconds(checkpoint: Path) -> float:
+    """Seconds of training that went into a checkpoint."""
+    return float(json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))["seconds"])
+
+
+def remove_checkpoints(folder: Path, keep: Path | None) -> None:
+    """Remove every checkpoint but `keep`, half-written ones included."""
+    for path in folder.glob("checkpoint-*"):
+        if path != keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def forget_metrics_after(metrics: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again, and a line that a kill cut short."""
+    if not metrics.is_file():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    with atomic_write(metrics) as file:
+        file.writelines(line + "\n" for line in kept)
+
+
+def _step_of(checkpoint: Path) -> int:
+    found = re.search(r"(\d+)$", checkpoint.name)
+    return int(found.group(1)) if found else -1

@@ -1,0 +1,198 @@
+"""Backbones: what is loaded out of a folder, and what is refused, with which words."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModel, AutoModelForCausalLM, CLIPModel, SiglipModel
+
+from aligngpt.model.backbones import (
+    BackboneError,
+    grow_vocabulary,
+    load_language_model,
+    load_tokenizer,
+    load_vision_tower,
+)
+
+PIXELS = torch.linspace(-2, 2, 3 * 32 * 32).reshape(1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("kind", "select_strategy"), [("clip", "default"), ("siglip", "full"), ("dinov2", "default")])
+def test_a_tower_of_its_own_is_loaded_as_it_is(
+    tower_folder: Callable[[str], Path], kind: str, select_strategy: str
+) -> None:
+    tower = load_vision_tower(tower_folder(kind))
+    assert (tower.patch_size, tower.image_tokens, tower.select_strategy) == (8, 16, select_strategy)
+    assert not tower.model.training
+    expected = AutoModel.from_pretrained(tower_folder(kind))(PIXELS, output_hidden_states=True).hidden_states
+    found = tower.model(PIXELS, output_hidden_states=True).hidden_states
+    assert len(found) == 4
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "whole"), [("clip_full", CLIPModel), ("siglip_full", SiglipModel)])
+def test_a_tower_is_taken_out_of_a_model_with_a_text_tower(
+    tower_folder: Callable[[str], Path], kind: str, whole: type[CLIPModel]
+) -> None:
+    tower = load_vision_tower(tower_folder(kind))
+    vision = whole.from_pretrained(tower_folder(kind)).vision_model
+    assert sum(p.numel() for p in tower.model.parameters()) == sum(p.numel() for p in vision.parameters())
+    found = tower.model(PIXELS, output_hidden_states=True).hidden_states
+    expected = vision(PIXELS, output_hidden_states=True).hidden_states
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_pictures_get_the_towers_size_mean_and_deviation(tower_folder: Callable[[str], Path]) -> None:
+    for kind in ("clip", "siglip"):
+        own = json.loads((tower_folder(kind) / "preprocessor_config.json").read_text())
+        processor = load_vision_tower(tower_folder(kind), pad_images=False).image_processor
+        assert (list(processor.image_mean), list(processor.image_std)) == (own["image_mean"], own["image_std"])
+        assert dict(processor.crop_size) == {"height": 32, "width": 32}
+        assert not processor.do_pad
+
+
+def test_a_tower_that_interpolates_takes_another_size(tower_folder: Callable[[str], Path]) -> None:
+    tower = load_vision_tower(tower_folder("dinov2"), image_size=48)
+    assert tower.image_tokens == 36
+    assert tower.image_processor.crop_size["height"] == 48
+
+
+def test_a_size_the_tower_cannot_read_is_an_error(tower_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(BackboneError, match=r"clip.*cannot read pictures of 48 px"):
+        load_vision_tower(tower_folder("clip"), image_size=48)
+
+
+def test_a_tower_with_registers_is_an_error(tower_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(BackboneError, match=r"dinov2_registers: 21 tokens .* expected 16 patches .* register"):
+        load_vision_tower(tower_folder("dinov2_registers"))
+
+
+def test_a_language_model_is_no_vision_tower(language_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(BackboneError, match="llama is not a vision transformer"):
+        load_vision_tower(language_folder("llama"))
+
+
+@pytest.mark.parametrize("name", ["no/such", "/no/such/folder", "."])
+def test_a_missing_folder_is_an_error_that_names_it(name: str, tmp_path: Path) -> None:
+    source = tmp_path if name == "." else name
+    with pytest.raises(BackboneError, match=f"vision tower {source} cannot be loaded"):
+        load_vision_tower(source)
+    with pytest.raises(BackboneError, match=f"language model {source} cannot be loaded"):
+        load_language_model(source)
+
+
+@pytest.mark.parametrize("damage", ["remove", "truncate"])
+@pytest.mark.parametrize("load", [load_vision_tower, load_language_model])
+def test_damaged_weights_are_an_error(
+    tower_folder: Callable[[str], Path],
+    language_folder: Callable[[str], Path],
+    tmp_path: Path,
+    damage: str,
+    load: Callable,
+) -> None:
+    whole = tower_folder("clip") if load is load_vision_tower else language_folder("llama")
+    folder = Path(shutil.copytree(whole, tmp_path / "damaged"))
+    weights = folder / "model.safetensors"
+    if damage == "remove":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BackboneError, match="damaged cannot be loaded"):
+        load(folder)
+
+
+def test_a_tower_without_preprocessor_is_an_error(tower_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tower_folder("clip"), tmp_path / "bare"))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(BackboneError, match="bare cannot be loaded"):
+        load_vision_tower(folder)
+
+
+def test_a_vision_tower_is_no_language_model(tower_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(BackboneError, match=r"language model .*clip cannot be loaded"):
+        load_language_model(tower_folder("clip"))
+
+
+def test_a_model_with_parts_besides_its_language_model_is_an_error(tmp_path: Path) -> None:
+    transformers.Gemma3Config().save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="gemma3 has parts besides its language model"):
+        load_language_model(tmp_path)
+
+
+def test_embeddings_of_another_width_are_an_error(language_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(BackboneError, match="opt: its embeddings are 16 wide and its layers 32"):
+        load_language_model(language_folder("opt"))
+
+
+def test_a_language_model_is_loaded_in_the_asked_precision(language_folder: Callable[[str], Path]) -> None:
+    model = load_language_model(language_folder("llama"), torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not model.training
+
+
+def test_tokenizer_gets_the_placeholders_and_padding(language_folder: Callable[[str], Path]) -> None:
+    tokenizer = load_tokenizer(language_folder("llama"), with_align=True)
+    ids = tokenizer("red <image> <align> blue", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["red", "<image>", "<align>", "blue"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).split() == ["red", "blue"]
+    assert tokenizer.pad_token == "<unk>"
+    assert tokenizer.padding_side == "left"
+    without = load_tokenizer(language_folder("llama"), with_align=False)
+    assert set(tokenizer.get_vocab()) - set(without.get_vocab()) == {"<align>"}
+
+
+def test_a_padding_token_of_its_own_is_kept(language_folder: Callable[[str], Path]) -> None:
+    assert load_tokenizer(language_folder("gemma"), with_align=True).pad_token == "<pad>"
+
+
+def test_a_missing_tokenizer_is_an_error(language_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(language_folder("llama") / name, tmp_path)
+    with pytest.raises(BackboneError, match=f"tokenizer of {tmp_path} cannot be loaded"):
+        load_tokenizer(tmp_path, with_align=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "phi", "gemma3"])
+def test_new_tokens_start_at_the_mean_of_the_old(language_folder: Callable[[str], Path], family: str) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(language_folder(family))
+    old = model.get_input_embeddings().weight.detach().clone()
+    old_head = model.get_output_embeddings().weight.detach().clone()
+    size = len(old) + 2
+    grow_vocabulary(model, size)
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert len(table) == len(head) == model.config.vocab_size == size
+    assert torch.equal(table[: len(old)], old)
+    assert torch.equal(head[: len(old)], old_head)
+    spread = 0.05 * old.std()
+    assert (table[len(old) :] - old.mean(dim=0)).abs().max() < spread
+    assert (head[len(old) :] - old_head.mean(dim=0)).abs().max() < spread
+    bias = model.get_output_embeddings().bias
+    if bias is not None:
+        torch.testing.assert_close(bias[len(old) :], bias[: len(old)].mean().expand(len(bias) - len(old)))
+    assert (bias is not None) == (family == "phi")
+    assert (table is head) == bool(model.config.tie_word_embeddings)
+    assert type(model.get_input_embeddings()) is type(
+        AutoModelForCausalLM.from_pretrained(language_folder(family)).get_input_embeddings()
+    )
+
+
+def test_new_tokens_can_be_told_apart(language_folder: Callable[[str], Path]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model: Any = load_language_model(language_folder("llama"), dtype)
+        grow_vocabulary(model, 51)
+        table = model.get_input_embeddings().weight
+        assert len(torch.unique(table, dim=0)) == len(table) == 51
+
+
+def test_a_vocabulary_with_room_stays_as_it_is(language_folder: Callable[[str], Path]) -> None:
+    model: Any = load_language_model(language_folder("llama"))
+    before = model.get_input_embeddings().weight
+    size = len(before)
+    grow_vocabulary(model, size)
+    assert model.get_input_embeddings().weight is before
+    assert model.config.vocab_size == size

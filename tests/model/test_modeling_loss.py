@@ -1,0 +1,114 @@
+"""The loss of the network and the gradients it sends to each part."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from aligngpt.model.modeling import IGNORED
+
+ONE = "USER : <image> what colour is the circle ? ASSISTANT :"
+LONG = "USER : <image> how many big red shape are there on the left of this picture please ? ASSISTANT :"
+TWO = "USER : <image> <image> is it the red one ? ASSISTANT :"
+NONE = "USER : describe a yellow triangle please ASSISTANT :"
+TEXTS = [ONE, LONG, TWO, NONE]
+
+
+def answered(batch: dict[str, Tensor]) -> Tensor:
+    """Labels that count the last three tokens of each (left-padded) sample."""
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    labels[:, -3:] = batch["input_ids"][:, -3:]
+    return labels
+
+
+def test_loss_is_that_of_full_logits(assembled: Callable, batch_of: Callable) -> None:
+    model, processor = assembled("gemma2", chat_template="plain")  # which caps its logits
+    batch = batch_of(processor, TEXTS)
+    labels = answered(batch)
+    labels[1, -1] = IGNORED
+    labels[3] = IGNORED
+    instruction = ((labels != IGNORED).cumsum(dim=-1) == 0).long()
+    out = model(**batch, labels=labels)
+    full = model(**batch, instruction_mask=instruction).logits
+    expected = cross_entropy(full[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+    torch.testing.assert_close(out.loss, expected, rtol=1e-6, atol=1e-6)
+    assert out.logits.shape == (3 + 2 + 3, full.shape[-1])
+    torch.testing.assert_close(out.logits, full[:, :-1][labels[:, 1:] != IGNORED], rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_token_is_never_counted(assembled: Callable, batch_of: Callable) -> None:
+    model, processor = assembled()
+    batch = batch_of(processor, [ONE])
+    mask = torch.ones_like(batch["input_ids"])
+    labels = answered(batch)
+    with_first = labels.clone()
+    with_first[:, 0] = batch["input_ids"][:, 0]
+    out = model(**batch, labels=with_first, instruction_mask=mask)
+    torch.testing.assert_close(out.loss, model(**batch, labels=labels, instruction_mask=mask).loss)
+
+
+def test_parts_of_a_batch_add_up_to_its_loss_and_gradient(assembled: Callable, batch_of: Callable) -> None:
+    model, processor = assembled()
+    whole = batch_of(processor, [ONE, LONG])
+    labels = answered(whole)
+    labels[0, -3] = IGNORED
+    weight = model.model.multi_modal_projector.linear_1.weight
+    model(**whole, labels=labels).loss.backward()
+    loss, gradient = model(**whole, labels=labels).loss, weight.grad.clone()
+    model.zero_grad()
+    total = torch.zeros(())
+    for row in range(2):
+        part = {name: tensor[row : row + 1] for name, tensor in whole.items()}
+        out = model(**part, labels=labels[row : row + 1], num_items_in_batch=torch.tensor(5))
+        out.loss.backward()
+        total += out.loss.detach()
+    torch.testing.assert_close(total, loss.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-6)
+    nothing = model(**whole, labels=torch.full_like(labels, IGNORED), num_items_in_batch=5)
+    assert nothing.loss == 0
+
+
+def test_frozen_parts_get_no_gradient(assembled: Callable, batch_of: Callable) -> None:
+    model, processor = assembled()
+    model.requires_grad_(False)
+    trained = [model.model.multi_modal_projector, model.model.alignment]
+    for part in trained:
+        part.requires_grad_(True)
+    batch = batch_of(processor, TEXTS)
+    model(**batch, labels=answered(batch)).loss.backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    expected = {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("model.multi_modal_projector", "model.alignment"))
+    }
+    assert with_gradient == expected
+    assert all(p.grad is None for name, p in model.named_parameters() if name not in expected)
+
+
+def test_pre_training_leaves_the_gate_alone(assembled: Callable, batch_of: Callable) -> None:
+    model, processor = assembled()
+    batch = batch_of(processor, [ONE, LONG])
+    out = model(**batch, labels=answered(batch), alignment_level=torch.tensor([2, 5]))
+    out.loss.backward()
+    touched = model.model.alignment.levels.grad.abs().sum(dim=1) > 0
+    assert touched.nonzero().flatten().tolist() == [1, 4]
+    assert all(parameter.grad is None for parameter in model.model.alignment.gate.parameters())
+
+
+def test_gradient_checkpointing_changes_no_gradient(assembled: Callable, batch_of: Callable) -> None:
+    model, processor = assembled()
+    model.train()
+    batch = batch_of(processor, TEXTS)
+    labels = answered(batch)
+    model(**batch, labels=labels).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    model(**batch, labels=labels).loss.backward()
+    assert expected.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name])

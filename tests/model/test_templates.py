@@ -1,0 +1,91 @@
+"""Chat templates: plain strings and message parts, with images, as text."""
+
+from typing import Any
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from aligngpt.model.templates import CHATML, PLAIN, VICUNA, with_images
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def render(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
+    rendered: Any = render_jinja_template(
+        [messages], chat_template=template, bos_token="<s>", eos_token="</s>", **options
+    )
+    return rendered[0][0]
+
+
+def say(role: str, text: str, images: int = 0, after: bool = False) -> dict[str, Any]:
+    pictures = [{"type": "image"}] * images
+    words = [{"type": "text", "text": text}]
+    return {"role": role, "content": words + pictures if after else pictures + words}
+
+
+def test_vicuna_is_that_of_the_original_code() -> None:
+    talk = [say("user", "What?", 1), say("assistant", "Red."), say("user", "Why?"), say("assistant", "So.")]
+    assert render(VICUNA, talk) == (
+        f"<s>{SYSTEM} USER: <image>\nWhat? ASSISTANT: Red.</s>USER: Why? ASSISTANT: So.</s>"
+    )
+    assert render(VICUNA, talk[:1], add_generation_prompt=True) == (f"<s>{SYSTEM} USER: <image>\nWhat? ASSISTANT:")
+
+
+def test_vicuna_takes_a_system_message() -> None:
+    talk = [say("system", "Be brief."), say("user", "What?")]
+    assert render(VICUNA, talk, add_generation_prompt=True) == "<s>Be brief. USER: What? ASSISTANT:"
+
+
+def test_plain_is_image_caption_newline() -> None:
+    assert render(PLAIN, [say("user", "", 1), say("assistant", "A dog.")]) == "<image>A dog.\n"
+    assert render(PLAIN, [say("user", "", 1)], add_generation_prompt=True) == "<image>"
+
+
+def test_chatml_closes_every_message() -> None:
+    talk = [say("user", "What?", 1), say("assistant", "Red.")]
+    assert render(CHATML, talk) == (
+        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\nRed.<|im_end|>\n"
+    )
+    assert render(CHATML, talk[:1], add_generation_prompt=True).endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("template", [PLAIN, VICUNA, CHATML])
+def test_strings_and_parts_are_written_alike(template: str) -> None:
+    parts = [say("user", "What?"), say("assistant", "Red.")]
+    strings = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Red."}]
+    assert render(template, parts) == render(template, strings)
+
+
+@pytest.mark.parametrize("template", [PLAIN, VICUNA, CHATML])
+def test_images_come_before_the_text_wherever_they_stood(template: str) -> None:
+    before, after = [say("user", "What?", 2)], [say("user", "What?", 2, after=True)]
+    assert render(template, before) == render(template, after)
+    assert render(template, before).count("<image>") == 2
+
+
+def test_a_prompt_is_the_beginning_of_its_conversation() -> None:
+    talk = [say("user", "What?", 1), say("assistant", "Red.")]
+    for template in (PLAIN, VICUNA, CHATML):
+        assert render(template, talk).startswith(render(template, talk[:1], add_generation_prompt=True))
+
+
+def test_a_text_only_template_learns_to_take_images() -> None:
+    own = "{% for m in messages %}[{{ m['role'] }}|{{ m['content'] | trim }}]{% endfor %}{{ tool }}"
+    talk = [say("system", "Be brief."), say("user", "What?", 2), {"role": "assistant", "content": "Red."}]
+    assert render(with_images(own), talk, tool="!") == (
+        "[system|Be brief.][user|<image>\n<image>\nWhat?][assistant|Red.]!"
+    )
+
+
+def test_a_text_only_template_keeps_what_else_a_message_holds() -> None:
+    own = "{% for m in messages %}{{ m['name'] }}: {{ m['content'] }}{% endfor %}"
+    assert render(with_images(own), [say("user", "Hi.") | {"name": "Ann"}]) == "Ann: Hi."
+
+
+def test_the_callers_messages_stay_as_they_are() -> None:
+    talk = [say("user", "What?", 1)]
+    render(with_images(CHATML), talk)
+    assert talk == [say("user", "What?", 1)]

@@ -1,0 +1,257 @@
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aligngpt.reports import report as module
+from aligngpt.reports.report import (
+    AccuracyRow,
+    AnswerExample,
+    GateSection,
+    LevelExample,
+    LevelsSection,
+    LossCurve,
+    ReportData,
+    ReportError,
+    TimingRow,
+    build_report,
+)
+
+HOSTILE = "</td><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7*7 }} $x_ & \" ' \x00 \ud83d"
+INVITING = {
+    "script",
+    "iframe",
+    "object",
+    "embed",
+    "link",
+    "base",
+    "form",
+    "a",
+    "audio",
+    "video",
+    "foreignobject",
+}
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with their attributes, and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def full_report(folder: Path, text: str = "plain") -> ReportData:
+    Image.new("RGB", (64, 64), "teal").save(folder / "here.png")
+    return ReportData(
+        title=f"Title {text}",
+        accuracies=[
+            AccuracyRow.from_counts(f"AlignGPT {text}", 460, 500, note=text),
+            AccuracyRow.from_counts("text only", 190, 500, baseline=True),
+        ],
+        levels=LevelsSection(
+            scores=[0.05 * i for i in range(20)],
+            borders=[0.3, 0.6],
+            counts_per_level=[6, 6, 8],
+            examples=[
+                LevelExample(3, Path("here.png"), text, 0.9),
+                LevelExample(1, "gone.png", f"worst {text}", 0.1, note=text),
+            ],
+            wrong_share=[0.5, 0.25, 0.0],
+            auc=0.875,
+        ),
+        curves=[LossCurve(f"pretrain {text}", [1, 2, 3], [3.0, 2.0, 1.5])],
+        gate=GateSection([f"colour {text}"], [[0.25, 0.75]], [40]),
+        answers=[
+            AnswerExample("here.png", f"What? {text}", f"expected {text}", f"answer {text}", False, kind=text),
+            AnswerExample(None, "1 + 1?", "2", "2", True),
+        ],
+        timings=[TimingRow(f"score {text}", 3725.0, 4000, 1.25), TimingRow("chat", 2.5)],
+        facts={f"Model {text}": text},
+    )
+
+
+def built(report: ReportData, folder: Path) -> str:
+    build_report(report, folder / "out" / "report.html", image_root=folder)
+    return (folder / "out" / "report.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("plain")
+    return built(full_report(folder), folder)
+
+
+def test_every_section_is_on_the_page(page: str) -> None:
+    words = " ".join(Page(page).words.split())
+    for expected in (
+        "AlignGPT plain answers 92.0% of 500 questions right; the best baseline, text only, 38.0%.",
+        "460 of 500",
+        "in 87.5% of comparisons",
+        "0.300 – 0.600",
+        "Loss of pretrain plain.",
+        "Level 3 is always added in full. Equal weights would all be 0.50.",
+        "✗ wrong answer plain",
+        "expected: expected plain",
+        "1 h 02 min",
+        "1.2 GiB",
+    ):
+        assert expected in words
+    assert words.index("worst plain") < words.index("score 0.900"), "the worst aligned pairs come first"
+
+
+def test_page_makes_no_request_and_runs_nothing(page: str) -> None:
+    for tag, attributes in Page(page).elements:
+        assert tag not in INVITING
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href"):
+                assert str(value).startswith(("data:image/", "#"))
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert "default-src 'none'" in page
+
+
+def test_hostile_text_stays_text(tmp_path: Path, page: str) -> None:
+    hostile = Page(built(full_report(tmp_path, HOSTILE), tmp_path))
+    assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in Page(page).elements]
+    assert "<script>alert('x')</script>" in hostile.words
+    assert "{{ 7*7 }}" in hostile.words and "49 $" not in hostile.words
+    assert "\x00" not in hostile.words
+
+
+def test_pictures_are_inlined_and_a_missing_one_says_why(page: str) -> None:
+    elements = Page(page).elements
+    assert [attributes["alt"] for tag, attributes in elements if tag == "img"] == ["Picture here.png"] * 2
+    assert "no such file" in Page(page).words and "gone.png" in Page(page).words
+
+
+def test_figures_tell_those_who_cannot_see_them(page: str) -> None:
+    labels = [attributes.get("aria-label") or "" for _, attributes in Page(page).elements]
+    assert "Share of wrong captions. level 1: 50%; level 2: 25%; level 3: 0%." in labels
+    assert any("colour plain: level 2 (0.75)" in label for label in labels)
+    assert any("from 3.00 to 1.50" in label for label in labels)
+
+
+def test_no_id_occurs_twice(page: str) -> None:
+    ids = [attributes["id"] for _, attributes in Page(page).elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_bars_and_whiskers_are_as_long_as_the_numbers_say(page: str) -> None:
+    low, high = (f"{100 * share:.1f}%" for share in (0.8929, 0.9408))
+    bars = [attributes.get("width") for tag, attributes in Page(page).elements if tag == "rect"]
+    assert "92.0%" in bars and "38.0%" in bars
+    assert any((a.get("x1"), a.get("x2")) == (low, high) for tag, a in Page(page).elements if tag == "line")
+
+
+def test_same_data_give_the_same_page(tmp_path: Path, page: str) -> None:
+    assert built(full_report(tmp_path), tmp_path) == page
+
+
+def test_sections_may_be_left_out(tmp_path: Path) -> None:
+    assert "Nothing has been measured yet." in built(ReportData(), tmp_path)
+    whole = full_report(tmp_path)
+    headings = {
+        "levels": "Alignment levels",
+        "curves": "Training",
+        "gate": "What the gate chooses",
+        "answers": "Answers",
+        "timings": "Time and memory",
+        "accuracies": "Right answers",
+        "facts": "Model plain",
+    }
+    for section in headings:
+        words = Page(built(ReportData(**{section: getattr(whole, section)}), tmp_path)).words
+        assert [name for name, heading in headings.items() if heading in words] == [section]
+
+
+def test_a_levels_section_needs_neither_examples_nor_known_wrong_captions(tmp_path: Path) -> None:
+    words = Page(built(ReportData(levels=LevelsSection([0.1, 0.2], [], [2])), tmp_path)).words
+    assert "Wrong" not in words and "comparisons" not in words and "Pairs," not in words
+
+
+def test_saved_report_comes_back_and_builds_the_same_page(tmp_path: Path, page: str) -> None:
+    report = full_report(tmp_path)
+    report.save(tmp_path / "report.json")
+    loaded = ReportData.load(tmp_path / "report.json")
+    assert loaded == report
+    assert json.loads((tmp_path / "report.json").read_text())["answers"][0]["image_path"] == "here.png"
+    assert built(loaded, tmp_path) == page
+
+
+def test_hostile_text_and_not_a_number_can_be_saved(tmp_path: Path) -> None:
+    report = dataclasses.replace(
+        full_report(tmp_path, HOSTILE), curves=[LossCurve("c", [1, 2], [math.nan, math.inf])], gate=None
+    )
+    report.save(tmp_path / "report.json")
+    json.loads((tmp_path / "report.json").read_text("utf-8"), parse_constant=pytest.fail)
+    loaded = ReportData.load(tmp_path / "report.json")
+    assert math.isnan(loaded.curves[0].losses[0]) and loaded.curves[0].losses[1] == math.inf
+    assert loaded.facts == report.facts
+
+
+def test_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
+    scores = np.linspace(0, 1, 6, dtype=np.float32)
+    section = LevelsSection(scores, [np.float32(0.5)], np.array([3, 3]), auc=np.float64(0.5))  # type: ignore[arg-type]
+    row = AccuracyRow.from_counts("a", np.int64(1), np.int64(2))
+    report = ReportData(levels=section, accuracies=[row])
+    report.save(tmp_path / "report.json")
+    assert ReportData.load(tmp_path / "report.json") == report
+    assert section.counts_per_level == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "the file"),
+        ('{"title": 3}', "title"),
+        ('{"curves": [{"name": "a"}]}', "curves.0"),
+        ('{"x": 1}', "x"),
+    ],
+)
+def test_broken_saved_report_is_refused_by_name(tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ReportError, match=rf"report\.json: not a saved report: {named}"):
+        ReportData.load(tmp_path / "report.json")
+    with pytest.raises(ReportError, match=r"gone\.json: cannot read"):
+        ReportData.load(tmp_path / "gone.json")
+
+
+def test_sections_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 3 counts_per_level for 2 borders, found 1"):
+        LevelsSection([0.1], [0.2, 0.3], [1])
+    with pytest.raises(ValueError, match="expected a level in 1…2, found 3"):
+        LevelsSection([0.1], [0.2], [1, 0], [LevelExample(3, "a.png", "a", 0.1)])
+    with pytest.raises(ValueError, match="expected a loss for each of 2 steps, found 1"):
+        LossCurve("a", [1, 2], [0.5])
+    with pytest.raises(ValueError, match="expected rows of one length"):
+        GateSection(["a", "b"], [[1.0], [0.5, 0.5]], [1, 1])
+    with pytest.raises(ValueError, match="low ≤ accuracy"):
+        AccuracyRow("a", 0.5, 1, 2, 0.6, 0.9)
+
+
+def test_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.html").write_text("old")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("drawing failed")
+
+    monkeypatch.setattr(module, "loss_curve", fail)
+    with pytest.raises(RuntimeError):
+        build_report(ReportData(curves=[LossCurve("a", [1], [1.0])]), tmp_path / "report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "old"

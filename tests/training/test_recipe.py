@@ -1,0 +1,199 @@
+"""Recipes: what ships loads, what is wrong is named, and single values can be replaced."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from aligngpt.training.recipe import Recipe, RecipeError, load_recipe, make_recipe, recipe_path
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    """A recipe with as little as possible."""
+    return {
+        "model": {"vision_tower": "tower", "language_model": "language"},
+        "instruct": {"data": "data.json", "train": ["projector"], "batch_size": 4, "learning_rate": 0.001},
+        "output": "out",
+    }
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, content: dict[str, Any]) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_that_ships_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.pretrain is not None and recipe.instruct is not None
+    assert recipe.pretrain.train == ("projector", "level_table")
+    assert recipe.instruct.train == ("language_model", "projector", "gate")
+    assert recipe_path(path.stem).samefile(path)
+
+
+def test_there_are_recipes() -> None:
+    assert {path.stem for path in RECIPES} >= {"quickstart", "aligngpt-7b"}
+
+
+def test_published_settings() -> None:
+    """Appendix of arXiv 2405.14129: learning rates and batch sizes of the two stages."""
+    recipe = load_recipe(recipe_path("aligngpt-7b"))
+    assert recipe.pretrain is not None and recipe.instruct is not None
+    assert (recipe.pretrain.learning_rate, recipe.pretrain.batch_size) == (1e-3, 256)
+    assert (recipe.instruct.learning_rate, recipe.instruct.batch_size) == (2e-5, 128)
+    assert recipe.model.num_levels == 8
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("instruct", "learning_rat", 1),
+        ("model", "levels", 8),
+        ("instruct", "batch_size", 0),
+        ("instruct", "learning_rate", -1e-3),
+        ("instruct", "learning_rate", "fast"),
+        ("instruct", "warmup_ratio", 1.0),
+        ("instruct", "precision", "float16"),
+        ("instruct", "schedule", "step"),
+        ("instruct", "train", []),
+        ("instruct", "train", ["projektor"]),
+        ("instruct", "max_reject_share", 1.5),
+        ("instruct", "minutes", 0),
+        ("instruct", "chat_template", "mine.jinja"),
+        ("model", "num_levels", 1),
+        ("model", "alignment", "adaptiv"),
+    ],
+)
+def test_wrong_field_is_named_with_its_file(
+    recipe_file: Path, content: dict[str, Any], section: str, field: str, value: object
+) -> None:
+    content[section][field] = value
+    recipe_file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file)
+    assert str(recipe_file) in str(caught.value)
+    assert f"{section}.{field}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model", "output"])
+def test_missing_section_is_named(content: dict[str, Any], name: str) -> None:
+    del content[name]
+    with pytest.raises(RecipeError, match=f"recipe: {name}: Field required"):
+        make_recipe(content)
+
+
+@pytest.mark.parametrize("name", ["data", "train", "batch_size", "learning_rate"])
+def test_missing_field_is_named(content: dict[str, Any], name: str) -> None:
+    del content["instruct"][name]
+    with pytest.raises(RecipeError, match=rf"instruct\.{name}: Field required"):
+        make_recipe(content)
+
+
+def test_every_problem_is_told_at_once(content: dict[str, Any]) -> None:
+    content["model"]["num_levels"] = 0
+    content["instruct"]["batch_size"] = "many"
+    with pytest.raises(RecipeError, match=r"model\.num_levels.*instruct\.batch_size"):
+        make_recipe(content)
+
+
+def test_micro_batches_must_fill_the_batch(content: dict[str, Any]) -> None:
+    content["instruct"]["micro_batch_size"] = 3
+    with pytest.raises(RecipeError, match="multiple of micro_batch_size"):
+        make_recipe(content)
+
+
+@pytest.mark.parametrize(
+    "written", ["model: [1, 2", "\tmodel: 1", "", "just text", "- a\n- b", b"\xff\xfe\x00"], ids=repr
+)
+def test_file_that_is_no_recipe_is_named(tmp_path: Path, written: str | bytes) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(written.encode() if isinstance(written, str) else written)
+    with pytest.raises(RecipeError, match=r"broken\.yaml"):
+        load_recipe(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
+        load_recipe(tmp_path / "nowhere.yaml")
+    with pytest.raises(RecipeError):
+        load_recipe(tmp_path)  # a folder
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("instruct.learning_rate=2e-5", lambda recipe: recipe.instruct.learning_rate == 2e-5),
+        ("instruct.learning_rate=0.01", lambda recipe: recipe.instruct.learning_rate == 0.01),
+        ("instruct.train=[gate, projector]", lambda recipe: recipe.instruct.train == ("gate", "projector")),
+        ("instruct.minutes=null", lambda recipe: recipe.instruct.minutes is None),
+        ("instruct.group_by_length=true", lambda recipe: recipe.instruct.group_by_length is True),
+        ("instruct.adam_betas=[0.9, 0.95]", lambda recipe: recipe.instruct.adam_betas == (0.9, 0.95)),
+        ("model.alignment=none", lambda recipe: recipe.model.alignment == "none"),
+        ("output=some/where=else", lambda recipe: recipe.output == "some/where=else"),
+        (" seed = 7", lambda recipe: recipe.seed == 7),
+    ],
+)
+def test_override_replaces_one_value(recipe_file: Path, override: str, found: Any) -> None:
+    assert not found(load_recipe(recipe_file)) or "null" in override
+    assert found(load_recipe(recipe_file, [override]))
+
+
+def test_overrides_can_make_a_section(recipe_file: Path) -> None:
+    wanted = ["data=captions.json", "train=[projector]", "batch_size=2", "learning_rate=1e-3"]
+    recipe = load_recipe(recipe_file, [f"pretrain.{setting}" for setting in wanted])
+    assert recipe.pretrain is not None and recipe.pretrain.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("instruct.learning_rate", "section.field=value"),
+        ("=3", "section.field=value"),
+        ("output.deep=3", "output is a value"),
+        ("instruct.train=[gate", "instruct.train"),
+        ("instruct.learning_rte=1e-3", "instruct.learning_rte"),
+        ("instrct.epochs=1", "instrct"),
+    ],
+)
+def test_wrong_override_is_named(recipe_file: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file, [override])
+    assert message in str(caught.value)
+
+
+def test_numbers_without_a_decimal_point_are_numbers(tmp_path: Path, recipe_file: Path) -> None:
+    text = recipe_file.read_text(encoding="utf-8").replace("0.001", "2e-5")
+    recipe_file.write_text(text + "seed: 3\n", encoding="utf-8")
+    recipe = load_recipe(recipe_file)
+    assert recipe.instruct is not None and recipe.instruct.learning_rate == 2e-5
+
+
+def test_texts_that_begin_with_a_digit_stay_texts(content: dict[str, Any]) -> None:
+    content["output"] = "3e"
+    content["instruct"]["data"] = "2024-release.json"
+    recipe = make_recipe(content)
+    assert recipe.output == "3e"
+    assert recipe.instruct is not None and recipe.instruct.data == "2024-release.json"
+
+
+def test_text_fields_that_look_like_numbers_stay_texts(content: dict[str, Any]) -> None:
+    """`7e3` is a fine name for an output folder."""
+    content["output"] = "7e3"
+    assert make_recipe(content).output == "7e3"
+
+
+def test_recipe_cannot_be_changed(content: dict[str, Any]) -> None:
+    recipe: Recipe = make_recipe(content)
+    with pytest.raises(ValidationError):
+        recipe.seed = 3  # type: ignore[misc]
+    assert recipe.instruct is not None
+    with pytest.raises(ValidationError):
+        recipe.instruct.batch_size = 3  # type: ignore[misc]
+    assert recipe.stage("pretrain") is None and recipe.stage("instruct") is recipe.instruct
