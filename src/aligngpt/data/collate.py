@@ -1,4 +1,4 @@
-"""From training examples to a batch."""
+"""From rows of training examples to a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,44 +6,122 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aligngpt.data.dataset import Example
+from aligngpt.data.dataset import Example, Row
 from aligngpt.model.modeling import IGNORED
+
+PREFIX, PADDING = 0, -1
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples to a batch, padded on the right.
+    """Rows to a batch, padded on the right.
+
+    A row of one example is that example. A row of several, which have the same images, begins with what they have in
+    common (BOS, `<align>`, the image tokens), once; the rest of each follows as a *branch*. A branch sees the prefix
+    and itself, and its positions go on from the prefix's end, so each example gets the logits it would get alone,
+    while the image is read once. Only the alignment embedding is one for all: the gate reads the instructions of all
+    branches together.
 
     Args:
-        pad_token_id: what fills `input_ids`; the attention mask is zero there.
+        pad_token_id: what fills `input_ids` where a row has ended.
     """
 
     pad_token_id: int
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)`
-        where there are images; `alignment_level (batch,)` where the examples have levels.
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """`input_ids`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)` where there are
+        images; `alignment_level (batch,)` where the examples have levels.
+
+        `attention_mask` is `(batch, length)`. Where a row has branches it is `(batch, 1, length, length)`, true where
+        a position (first) sees another (second), and `position_ids` and `instruction_mask` `(batch, length)` are given.
 
         Raises:
             ValueError: some examples with images have a level and others have none.
         """
-        length = max(len(example.input_ids) for example in examples)
+        lines = [_Line.of(row) for row in rows]
+        length = max(len(line.input_ids) for line in lines)
+
+        def padded(values: list[list[int]], value: int) -> Tensor:
+            return torch.tensor([[*row, *[value] * (length - len(row))] for row in values])
+
         batch = {
-            "input_ids": _padded([example.input_ids for example in examples], length, self.pad_token_id),
-            "attention_mask": _padded([[1] * len(example.input_ids) for example in examples], length, 0),
-            "labels": _padded([example.labels for example in examples], length, IGNORED),
+            "input_ids": padded([line.input_ids for line in lines], self.pad_token_id),
+            "labels": padded([line.labels for line in lines], IGNORED),
         }
-        pixels = [example.pixel_values for example in examples if example.pixel_values is not None]
-        if pixels:
-            batch["pixel_values"] = torch.cat(pixels)
-            with_image = [example.level for example in examples if example.pixel_values is not None]
-            if any(level is not None for level in with_image):
-                if None in with_image:
+        branches = padded([line.branches for line in lines], PADDING)
+        if (branches > 1).any():
+            batch["attention_mask"] = branch_mask(branches)
+            batch["position_ids"] = padded([line.positions for line in lines], 0)
+            batch["instruction_mask"] = padded([line.instruction for line in lines], 0)
+        else:
+            batch["attention_mask"] = (branches != PADDING).long()
+        with_images = [row[0] for row in rows if row[0].pixel_values is not None]
+        if with_images:
+            batch["pixel_values"] = torch.cat([one.pixel_values for one in with_images if one.pixel_values is not None])
+            levels = [one.level for one in with_images]
+            if any(level is not None for level in levels):
+                if None in levels:
                     raise ValueError("some samples have an alignment level and others have none")
-                # Samples without an image have no <align> token: their level is never read.
-                batch["alignment_level"] = torch.tensor([example.level or 1 for example in examples])
+                # Rows without an image have no <align> token: their level is never read.
+                batch["alignment_level"] = torch.tensor([row[0].level or 1 for row in rows])
         return batch
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
-    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+@dataclass(frozen=True)
+class _Line:
+    """A row laid out: for each position the token, its label, its branch, its position and whether it instructs."""
+
+    input_ids: list[int]
+    labels: list[int]
+    branches: list[int]
+    positions: list[int]
+    instruction: list[int]
+
+    @classmethod
+    def of(cls, row: Row) -> "_Line":
+        shared = common_prefix(row) if len(row) > 1 else 0
+        line = cls(
+            row[0].input_ids[:shared],
+            [IGNORED] * shared,
+            [PREFIX] * shared,
+            list(range(shared)),
+            [1] * shared,
+        )
+        for branch, example in enumerate(row, start=1):
+            rest = example.labels[shared:]
+            answered = _first_counted(example) - shared
+            line.input_ids.extend(example.input_ids[shared:])
+            line.labels.extend(rest)
+            line.branches.extend([branch] * len(rest))
+            line.positions.extend(range(shared, shared + len(rest)))
+            line.instruction.extend(int(place < answered) for place in range(len(rest)))
+        return line
+
+
+def common_prefix(row: Row) -> int:
+    """How many tokens all examples of a row begin with.
+
+    The token before the first that counts stays in each branch: it is the one that predicts it.
+    """
+    longest = min(_first_counted(example) for example in row) - 1
+    first = row[0].input_ids
+    for place in range(longest):
+        if any(example.input_ids[place] != first[place] for example in row[1:]):
+            return place
+    return max(longest, 0)
+
+
+def branch_mask(branches: Tensor) -> Tensor:
+    """Who sees whom: `(batch, length)`, 0 the prefix, 1… a branch, -1 padding → boolean `(batch, 1, length, length)`.
+
+    Padding sees itself alone: a position that sees nothing at all has no softmax.
+    """
+    length = branches.shape[1]
+    seer, seen = branches.unsqueeze(2), branches.unsqueeze(1)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    within = causal & ((seen == PREFIX) | (seen == seer)) & (seer != PADDING)
+    return (within | torch.eye(length, dtype=torch.bool)).unsqueeze(1)
+
+
+def _first_counted(example: Example) -> int:
+    return next(place for place, label in enumerate(example.labels) if label != IGNORED)

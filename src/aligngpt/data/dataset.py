@@ -41,11 +41,15 @@ class Example:
     level: int | None
 
 
-class ConversationDataset(Dataset[Example]):
-    """The training examples of a list of samples.
+Row = tuple[Example, ...]
+"""What one line of a batch is made of: one example, or several with the same images."""
 
-    Only what the assistant says counts in the loss, with the mark that ends it. A sample whose image cannot be read
-    is written to `rejects`, and the next good one takes its place, so that batches keep their size.
+
+class ConversationDataset(Dataset[Row]):
+    """The training examples of a list of samples, row by row.
+
+    Only what the assistant says counts in the loss, with the mark that ends it. A sample that cannot be used is written
+    to `rejects`; a row that loses all its samples so is replaced by the next good one, so that batches keep their size.
 
     Args:
         samples: what `load_samples` gave.
@@ -53,7 +57,8 @@ class ConversationDataset(Dataset[Example]):
         image_root: folder the samples' image paths start from.
         rejects: where samples that cannot be used go.
         chat_template: Jinja source; the processor's own when None. Pre-training uses the plain one.
-        max_length: tokens per example; longer ones are cut at the end.
+        max_length: tokens per example; see `tokenize` for what is done with longer ones.
+        questions_per_prefix: how many samples with the same images make one row, at most. See `Collator`.
     """
 
     def __init__(
@@ -65,41 +70,79 @@ class ConversationDataset(Dataset[Example]):
         *,
         chat_template: str | None = None,
         max_length: int = 2048,
+        questions_per_prefix: int = 1,
     ) -> None:
         self.samples = samples
+        self.rows = rows_of(samples, questions_per_prefix)
         self.processor = processor
         self.image_root = image_root
         self.rejects = rejects
+        self._records = len(samples) + rejects.count
         self.chat_template = chat_template
         self.max_length = max_length
         self._bad: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.rows)
 
-    def __getitem__(self, index: int) -> Example:
-        for offset in range(len(self.samples)):
-            candidate = (index + offset) % len(self.samples)
-            if candidate in self._bad:
-                continue
-            sample = self.samples[candidate]
-            try:
-                return self._example(sample)
-            except (ImageError, ExampleError) as error:
-                self._bad.add(candidate)
-                self.rejects.add(sample.record, sample.id, error.reason, str(error))
-                self.rejects.check(len(self.samples))
+    def __getitem__(self, index: int) -> Row:
+        for offset in range(len(self.rows)):
+            if row := self._row(self.rows[(index + offset) % len(self.rows)]):
+                return row
         raise AlignGPTError("not one sample of the training data can be used; the rejects file says why")
 
-    def _example(self, sample: Sample) -> Example:
-        input_ids, labels = tokenize(
-            sample.messages(), self.processor, chat_template=self.chat_template, max_length=self.max_length
-        )
-        pixels = None
-        if sample.images:
-            pictures = [open_image(resolve_image(name, self.image_root)) for name in sample.images]
-            pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        return Example(input_ids, labels, pixels, sample.level)
+    def _row(self, members: Sequence[int]) -> Row:
+        """The examples of a row that can be made; none where its images cannot be read."""
+        samples = [(member, self.samples[member]) for member in members if member not in self._bad]
+        if not samples:
+            return ()
+        examples: list[Example] = []
+        try:
+            pixels = self._pixels(samples[0][1].images)
+        except ImageError as error:
+            for member, sample in samples:
+                self._reject(member, sample, error.reason, error)
+            return ()
+        for member, sample in samples:
+            try:
+                input_ids, labels = tokenize(
+                    sample.messages(), self.processor, chat_template=self.chat_template, max_length=self.max_length
+                )
+            except ExampleError as error:
+                self._reject(member, sample, error.reason, error)
+            else:
+                examples.append(Example(input_ids, labels, pixels, sample.level))
+        return tuple(examples)
+
+    def _pixels(self, images: Sequence[str]) -> Tensor | None:
+        if not images:
+            return None
+        pictures = [open_image(resolve_image(name, self.image_root)) for name in images]
+        pixels: Tensor = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return pixels
+
+    def _reject(self, member: int, sample: Sample, reason: str, error: AlignGPTError) -> None:
+        self._bad.add(member)
+        self.rejects.add(sample.record, sample.id, reason, str(error))
+        self.rejects.check(self._records)
+
+
+def rows_of(samples: Sequence[Sample], questions_per_prefix: int) -> list[tuple[int, ...]]:
+    """Which samples share a row, by their places in `samples`.
+
+    Samples with the same images and level are cut into as few rows of at most `questions_per_prefix` as will do, of
+    about equal size. Samples without an image get a row each: they have no prefix to share.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, sample in enumerate(samples):
+        alone = questions_per_prefix == 1 or not sample.images
+        groups.setdefault((place,) if alone else (sample.images, sample.level), []).append(place)
+    rows = []
+    for members in groups.values():
+        count = -(-len(members) // questions_per_prefix)
+        # Every count-th one, so that neighbours in the file, which are often alike, are told apart.
+        rows += [tuple(members[start::count]) for start in range(count)]
+    return rows
 
 
 def tokenize(
@@ -118,16 +161,39 @@ def tokenize(
         messages: in transformers' chat format, with a placeholder part for each image.
         processor: whose tokenizer, template and `<align>` are used.
         chat_template: Jinja source; the processor's own when None.
-        max_length: longer conversations are cut at the end.
+        max_length: a longer conversation loses its last turns, whole ones; if the first answer alone is still too
+            long, its end is cut off.
 
     Returns:
         `input_ids` and `labels` of equal length; labels are -100 where a token does not count.
 
     Raises:
-        ExampleError: nothing that counts is left, an image would be cut, or the template rewrites earlier turns.
+        ExampleError: images and first question leave no room for an answer, nothing counts, or the template rewrites
+            earlier turns.
     """
-    tokenizer = processor.tokenizer
     messages = processor.neutral(messages)
+    input_ids, labels = _encode(messages, processor, chat_template)
+    while len(input_ids) > max_length and sum(message["role"] == "assistant" for message in messages) > 1:
+        last = max(place for place, message in enumerate(messages[:-1]) if message["role"] == "assistant")
+        messages = messages[: last + 1]
+        input_ids, labels = _encode(messages, processor, chat_template)
+    counted = [place for place, label in enumerate(labels) if label != IGNORED]
+    if not counted:
+        raise ExampleError("no_answer", "the conversation has no token of an answer to learn from")
+    if counted[0] >= max_length:
+        raise ExampleError(
+            "too_long",
+            f"images and question take {counted[0]} tokens, which leaves no room for an answer within {max_length}; "
+            "raise max_length",
+        )
+    return input_ids[:max_length], labels[:max_length]
+
+
+def _encode(
+    messages: list[dict[str, Any]], processor: AlignGPTProcessor, chat_template: str | None
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation in full."""
+    tokenizer = processor.tokenizer
 
     def render(turns: list[dict[str, Any]], opening: bool) -> str:
         text = processor.apply_chat_template(turns, chat_template, add_generation_prompt=opening, tokenize=False)
@@ -152,13 +218,6 @@ def tokenize(
     for position, (start, end) in enumerate(encoded["offset_mapping"]):
         if start < end and any(first <= start and end <= last for first, last in spans):
             labels[position] = input_ids[position]
-    if len(input_ids) > max_length:
-        image_token = processor.image_token_id
-        if image_token in input_ids[max_length:]:
-            raise ExampleError("too_long", f"{len(input_ids)} tokens; cut at {max_length} it would lose an image")
-        input_ids, labels = input_ids[:max_length], labels[:max_length]
-    if all(label == IGNORED for label in labels):
-        raise ExampleError("no_answer", f"no token of an answer is left within {max_length} tokens")
     return input_ids, labels
 
 
@@ -169,7 +228,12 @@ def _counted(answer: str, tokenizer: Any) -> str:
     return stripped if ended else answer
 
 
-def example_lengths(dataset: ConversationDataset) -> list[int]:
-    """A cheap estimate of each example's length in characters, image tokens counted fourfold; for grouping batches."""
+def row_lengths(dataset: ConversationDataset) -> list[int]:
+    """A cheap estimate of each row's length in characters, image tokens counted fourfold; for grouping batches."""
     per_image = 4 * dataset.processor.image_seq_length
-    return [sum(len(turn.text) for turn in sample.turns) + per_image * len(sample.images) for sample in dataset.samples]
+    lengths = []
+    for row in dataset.rows:
+        samples = [dataset.samples[member] for member in row]
+        text = sum(len(turn.text) for sample in samples for turn in sample.turns)
+        lengths.append(text + per_image * len(samples[0].images))
+    return lengths

@@ -151,7 +151,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             embeds = embeds.masked_scatter(is_align.unsqueeze(-1), rows)
 
         outputs = self.language_model(
-            attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=embeds, **kwargs
+            attention_mask=self._as_attention_takes_it(attention_mask, embeds.dtype),
+            position_ids=position_ids,
+            inputs_embeds=embeds,
+            **kwargs,
         )
         return AlignGPTModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -204,6 +207,13 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             weights=alignment_weights,
         )
         return output
+
+    def _as_attention_takes_it(self, mask: Any, dtype: torch.dtype) -> Any:
+        """A mask of who sees whom, in the form of numbers to be added where attention is computed step by step."""
+        eager = self.language_model.config._attn_implementation == "eager"
+        if eager and isinstance(mask, Tensor) and mask.ndim == 4 and mask.dtype == torch.bool:
+            return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask
 
     def align_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor) -> Tensor:
         """Where `<align>` stands, boolean `(batch, length)`; found by its embedding when only embeddings are given."""

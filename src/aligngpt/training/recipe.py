@@ -45,6 +45,24 @@ class ModelRecipe(_Section):
     attention: str | None = None
 
 
+class WarmStartRecipe(_Section):
+    """A start for the projector before pre-training; not part of the paper. See `aligngpt.training.warm_start`.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: pairs per step.
+        learning_rate: of Adam.
+        from_level: pairs of this level and above, 1 for all.
+        max_pairs: at most this many pairs, drawn at random; their image features are held in memory.
+    """
+
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    from_level: int = Field(1, ge=1)
+    max_pairs: int = Field(4096, ge=2)
+
+
 class StageRecipe(_Section):
     """One stage of training.
 
@@ -55,8 +73,11 @@ class StageRecipe(_Section):
         epochs: passes over the data; `max_steps` takes its place where given.
         minutes: end after this much training time: the learning rate then falls with the time used, or with the
             steps done where they are further on.
-        batch_size: samples per optimiser step, over all devices.
-        micro_batch_size: samples per forward pass and device; `batch_size` when None.
+        warm_start: a start for the projector that is not in the paper, before pre-training; none when None.
+        questions_per_prefix: samples with the same images that share one row of a batch, at most. The image is then
+            read once for all of them, and one alignment embedding serves them all.
+        batch_size: rows per optimiser step, over all devices; a row is a sample, or several that share their images.
+        micro_batch_size: rows per forward pass and device; `batch_size` when None.
         learning_rate: peak; `projector_learning_rate` takes its place for projector, level table and gate.
         warmup_ratio: share of the run in which the learning rate rises.
         precision: of the computation: `bfloat16` (weights that train stay in float32), `float32`, or `auto` for
@@ -76,6 +97,8 @@ class StageRecipe(_Section):
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
+    warm_start: WarmStartRecipe | None = None
+    questions_per_prefix: int = Field(1, ge=1)
     batch_size: int = Field(ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
     learning_rate: float = Field(gt=0)
@@ -120,6 +143,12 @@ class Recipe(_Section):
     instruct: StageRecipe | None = None
     output: str
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _warm_start_comes_first(self) -> "Recipe":
+        if self.instruct is not None and self.instruct.warm_start is not None:
+            raise ValueError("instruct.warm_start: only pretrain can have a warm start")
+        return self
 
     def stage(self, name: StageName) -> StageRecipe | None:
         """The settings of one stage, None where the recipe leaves it out."""

@@ -35,6 +35,7 @@ from aligngpt.training.trainer import (
     newest_checkpoint,
     remove_checkpoints,
 )
+from aligngpt.training.warm_start import warm_start
 
 DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
 WITHOUT_EFFECT = {"checkpoint_minutes", "log_steps", "workers", "max_reject_share"}
@@ -48,7 +49,7 @@ class StageResult:
         stage: `pretrain` or `instruct`.
         fingerprint: of everything that decides its result.
         steps: optimiser steps.
-        samples: training samples seen.
+        samples: training samples seen, from the mean number of samples in a row.
         seconds: training time over all runs of the stage.
         peak_memory: of this process while it trained, in bytes.
         loss: mean of the last logged steps.
@@ -134,7 +135,11 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             rejects,
             chat_template=NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None,
             max_length=stage.max_length,
+            questions_per_prefix=stage.questions_per_prefix,
         )
+        _check_rows_can_branch(model, stage)
+        if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
+            warm_start(model, dataset, stage.warm_start, seed=recipe.seed)
         clock = TrainingClock(stage.minutes)
         trainer = _trainer(recipe, name, stage, model, processor, dataset, clock, folder)
         _go_on(trainer, clock, folder)
@@ -143,7 +148,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             stage=name,
             fingerprint=fingerprint,
             steps=steps,
-            samples=steps * stage.batch_size,
+            samples=round(steps * stage.batch_size * len(samples) / len(dataset)),
             seconds=round(clock.seconds, 1),
             peak_memory=peak_memory(),
             loss=_last_loss(folder / "metrics.jsonl"),
@@ -166,6 +171,20 @@ def _load_model(recipe: Recipe, name: StageName) -> tuple[AlignGPTForConditional
     if name == "instruct" and recipe.pretrain is not None:
         load_pretrained_parts(model, _folder(recipe, "pretrain"))
     return model, processor
+
+
+def _check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> None:
+    """A row of several samples needs attention that can leave positions out, over all that a sample is long."""
+    if stage.questions_per_prefix == 1:
+        return
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if model._is_stateful or (window is not None and window < stage.max_length):
+        what = "has a state in place of attention" if model._is_stateful else f"attends over {window} tokens only"
+        raise RecipeError(
+            f"questions_per_prefix is {stage.questions_per_prefix}, but the language model {config.model_type} {what};"
+            " set it to 1"
+        )
 
 
 def _set_attention(model: AlignGPTForConditionalGeneration, attention: str) -> None:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from aligngpt.data.dataset import ConversationDataset, example_lengths
+from aligngpt.data.dataset import ConversationDataset, row_lengths
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.progress import Meter
@@ -123,7 +123,7 @@ class StageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if self.stage.group_by_length and isinstance(dataset, ConversationDataset):
-            return LengthGroupedSampler(self.stage.batch_size, lengths=example_lengths(dataset))
+            return LengthGroupedSampler(self.stage.batch_size, lengths=row_lengths(dataset))
         return super()._get_train_sampler(train_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -1,0 +1,163 @@
+"""A warm start of the projector before pre-training. Not part of the paper: a recipe option, off in its recipes.
+
+A fresh projector puts image tokens where no word of the language model is, and a small language model then takes long
+to compare what it sees with what it is asked. The warm start moves each image token towards its caption's words first:
+
+    target = Σ_w idf(w) e(w) / ‖idf‖          w: the caption's tokens, e: the language model's input embeddings
+    loss   = mean over image tokens of ‖H_v[j] − target‖² / hidden
+
+The inverse document frequency over the captions takes out what every caption says ("a picture of"). Nothing of the
+language model is run, only its embedding table is read, so it takes seconds.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from aligngpt.data.dataset import ConversationDataset
+from aligngpt.data.images import ImageError, open_image, resolve_image
+from aligngpt.data.samples import Sample
+from aligngpt.errors import AlignGPTError
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.progress import Meter
+from aligngpt.training.recipe import WarmStartRecipe
+
+IMAGES_AT_ONCE = 64
+
+
+def warm_start(
+    model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, settings: WarmStartRecipe, *, seed: int
+) -> float:
+    """Train a model's projector towards the captions' words; everything else stays as it is.
+
+    The projector's first layer is left so that it first standardises each channel of the tower's features, as they are
+    over these pairs: the scale of a tower's features says nothing, but sets how fast a projector learns.
+
+    Args:
+        model: its projector is changed in place.
+        dataset: pairs with one image; levels where `settings.from_level` is above 1.
+        settings: steps, batch size, learning rate and which pairs.
+        seed: of the draw of pairs and batches.
+
+    Returns:
+        The mean loss of the last tenth of the steps.
+
+    Raises:
+        AlignGPTError: fewer than two pairs can be used.
+    """
+    rng = random.Random(seed)
+    pairs = [sample for sample in dataset.samples if len(sample.images) == 1 and _is_chosen(sample, settings)]
+    if len(pairs) > settings.max_pairs:
+        pairs = rng.sample(pairs, settings.max_pairs)
+    pairs, features = _image_features(model, dataset, pairs)
+    if len(pairs) < 2:
+        raise AlignGPTError(
+            f"the warm start found {len(pairs)} pairs of level {settings.from_level} or above with a readable image, "
+            "at least 2 are needed; lower warm_start.from_level or leave warm_start out"
+        )
+    tokenizer = dataset.processor.tokenizer
+    captions = [tokenizer(sample.caption, add_special_tokens=False)["input_ids"] for sample in pairs]
+    targets = caption_targets(captions, model.get_input_embeddings().weight.detach().float())
+    features, mean, scale = _standardised(features)
+    projector = model.model.multi_modal_projector
+    trained = LlavaMultiModalProjector(model.config).to(features.device)
+    trained.load_state_dict({name: tensor.float() for name, tensor in projector.state_dict().items()})
+    loss = _fit(trained, features, targets, settings, seed)
+    first = trained.linear_1
+    with torch.no_grad():
+        first.weight.div_(scale)
+        if first.bias is not None:
+            first.bias.sub_(first.weight @ mean)
+    projector.load_state_dict(trained.state_dict())
+    return loss
+
+
+def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
+    """Where each caption's image tokens should be: the sum of its words' embeddings, weighted by their rarity.
+
+    Args:
+        captions: token ids of each caption.
+        table: embeddings, `(vocabulary, hidden)`.
+
+    Returns:
+        `(captions, hidden)`; zero for a caption all of whose tokens are in every caption.
+    """
+    frequency = Counter(token for caption in captions for token in set(caption))
+    idf = {token: log(len(captions) / count) for token, count in frequency.items()}
+    rows = []
+    for caption in captions:
+        weights = torch.tensor([idf[token] for token in caption], device=table.device)
+        words = table[torch.tensor(list(caption), dtype=torch.long, device=table.device)]
+        rows.append((weights.unsqueeze(-1) * words).sum(dim=0) / weights.norm().clamp(min=1e-6))
+    return torch.stack(rows)
+
+
+def _is_chosen(sample: Sample, settings: WarmStartRecipe) -> bool:
+    return settings.from_level == 1 or (sample.level is not None and sample.level >= settings.from_level)
+
+
+def _image_features(
+    model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, pairs: Sequence[Sample]
+) -> tuple[list[Sample], Tensor]:
+    """What the tower makes of the pairs' images, `(pairs, P, tower hidden)`, and the pairs whose image can be read."""
+    kept, found = [], []
+    with torch.no_grad(), Meter("warm start: images", len(pairs), unit="images") as meter:
+        for start in range(0, len(pairs), IMAGES_AT_ONCE):
+            pictures, part = [], pairs[start : start + IMAGES_AT_ONCE]
+            for sample in part:
+                try:
+                    pictures.append(open_image(resolve_image(sample.images[0], dataset.image_root)))
+                except ImageError:
+                    continue  # Stage 1 will come to it and write down why.
+                kept.append(sample)
+            if pictures:
+                pixels = dataset.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+                found.append(tower_features(model, pixels.to(model.device, model.dtype)))
+            meter.advance(len(part))
+    return kept, torch.cat(found) if found else torch.empty(0)
+
+
+def tower_features(model: AlignGPTForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """What the projector is given for images, `(images, P, tower hidden)`, in float32."""
+    seen: list[Tensor] = []
+    hook = model.model.multi_modal_projector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        model.model.get_image_features(pixels)
+    finally:
+        hook.remove()
+    return seen[0].float()
+
+
+def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features with mean 0 and deviation 1 in each channel, and the mean and the deviation they had."""
+    scale, mean = torch.std_mean(features, dim=(0, 1), correction=0)
+    # A channel that never changes says nothing and must not become infinite.
+    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))
+    return (features - mean) / scale, mean, scale
+
+
+def _fit(
+    projector: LlavaMultiModalProjector, features: Tensor, targets: Tensor, settings: WarmStartRecipe, seed: int
+) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(projector.parameters(), lr=settings.learning_rate)
+    size = min(settings.batch_size, len(features))
+    losses: list[float] = []
+    with torch.enable_grad(), Meter("warm start", settings.steps, unit="steps") as meter:
+        for _ in range(settings.steps):
+            chosen = torch.randperm(len(features), generator=generator)[:size].to(features.device)
+            target = targets[chosen].unsqueeze(1).expand(-1, features.shape[1], -1)
+            loss = F.mse_loss(projector(features[chosen]), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            meter.advance(remark=f"loss {losses[-1]:.4f}")
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
