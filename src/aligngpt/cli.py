@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
+from aligngpt import __version__
 from aligngpt.errors import AlignGPTError
 from aligngpt.progress import console
 
@@ -19,10 +20,26 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"aligngpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """What is said before any verb."""
+
+
 @app.command()
 def quickstart(
     minutes: Annotated[float, typer.Option(min=1, help="Time for the whole run, in minutes.")] = 15,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/quickstart]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/quickstart")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
 ) -> None:
     """The whole method on real small models and data: score, levels, two stages of training, evaluation, report.
@@ -40,7 +57,7 @@ def score(
     model: Annotated[str, typer.Option(help="CLIP-like model: folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the scores.")],
     image_root: Annotated[
-        Path | None, typer.Option(help="Folder image paths start from.  [default: that of SOURCE]")
+        Path | None, typer.Option(help="Folder image paths start from.", show_default="that of SOURCE")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs encoded at once.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
@@ -108,7 +125,7 @@ def evaluate(
     questions: Annotated[Path, typer.Argument(help="Questions with answers: LLaVA-format JSON or JSON lines.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions and results.")],
     image_root: Annotated[
-        Path | None, typer.Option(help="Folder image paths start from.  [default: that of QUESTIONS]")
+        Path | None, typer.Option(help="Folder image paths start from.", show_default="that of QUESTIONS")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions, drawn at random.")] = None,
     shuffle_images: Annotated[
@@ -169,7 +186,7 @@ def ask(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `aligngpt quickstart` or `aligngpt train`.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file.  [default: report.html in RUN]")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="report.html in RUN")] = None,
 ) -> None:
     """Write the page of a run: levels, loss curves, accuracies, the gate's weights, right and wrong answers."""
     from aligngpt.evaluation.reporting import write_report
@@ -185,7 +202,9 @@ def main() -> None:
     try:
         app()
     except (AlignGPTError, OSError) as error:
-        console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        # Libraries write messages of several lines.
+        message = " ".join(str(error).split())
+        console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:

@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from aligngpt.data.images import ImageError, open_image, resolve_image
@@ -65,6 +65,8 @@ def evaluate_file(
     root = questions.parent if image_root is None else image_root
     with Rejects(out / "rejects.jsonl", max_share=max_reject_share) as rejects:
         samples = load_samples(questions, image_root=root, rejects=rejects)
+        # What the rejects are a share of: those of the whole file are among them.
+        looked_at = len(samples) + rejects.count
         if limit is not None and limit < len(samples):
             samples = sorted(random.Random(seed).sample(samples, limit), key=lambda sample: sample.record)
         shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
@@ -74,7 +76,7 @@ def evaluate_file(
         open_questions = [pair for pair in zip(samples, shown, strict=True) if pair[0].record not in done]
         if open_questions:
             engine = Engine.load(model, device=device)
-            for prediction in _answer_all(engine, open_questions, samples, root, out, batch_size, rejects):
+            for prediction in _answer_all(engine, open_questions, samples, root, out, batch_size, rejects, looked_at):
                 done[prediction.record] = prediction
         result = summarise(list(done.values()), time.monotonic() - started, rejects.count)
     if open_questions or not (out / RESULTS_FILE).is_file():
@@ -83,12 +85,12 @@ def evaluate_file(
 
 
 def shuffled_images(samples: Sequence[Sample], seed: int) -> list[tuple[str, ...]]:
-    """For each sample the pictures of another one, never its own, as far as there are other pictures.
+    """For each sample with pictures those of another one, never its own; a sample without keeps having none.
 
     Raises:
-        EvaluationError: all samples have the same picture.
+        EvaluationError: too few samples have other pictures.
     """
-    own = [sample.images for sample in samples]
+    own = [sample.images for sample in samples if sample.images]
     if len(set(own)) < 2:
         raise EvaluationError("shuffling needs questions about at least two pictures")
     rng = random.Random(seed)
@@ -101,7 +103,8 @@ def shuffled_images(samples: Sequence[Sample], seed: int) -> list[tuple[str, ...
                 raise EvaluationError("one picture has too many of the questions for them all to be shown another one")
             other = rng.choice(others)
             shown[place], shown[other] = shown[other], shown[place]
-    return shown
+    exchanged = iter(shown)
+    return [next(exchanged) if sample.images else () for sample in samples]
 
 
 def _answer_all(
@@ -112,6 +115,7 @@ def _answer_all(
     out: Path,
     batch_size: int,
     rejects: Rejects,
+    looked_at: int,
 ) -> Iterator[Prediction]:
     longest = max(len(engine.processor.tokenizer(sample.turns[-1].text)["input_ids"]) for sample in samples)
     sampling = Sampling(max_new_tokens=longest + EXTRA_TOKENS)
@@ -119,7 +123,8 @@ def _answer_all(
     ordered = sorted(questions, key=lambda pair: (len(pair[1]), sum(len(turn.text) for turn in pair[0].turns[:-1])))
     correct, done = 0, len(samples) - len(questions)
     with (
-        (out / PREDICTIONS_FILE).open("a", encoding="utf-8") as file,
+        # What UTF-8 cannot hold (half a surrogate pair in an id) becomes a JSON escape.
+        (out / PREDICTIONS_FILE).open("a", encoding="utf-8", errors="backslashreplace") as file,
         Meter("answering", len(samples), initial=done, unit="questions") as meter,
     ):
         for start in range(0, len(ordered), batch_size):
@@ -147,7 +152,7 @@ def _answer_all(
                 file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
                 yield prediction
             file.flush()
-            rejects.check(len(samples))
+            rejects.check(looked_at)
             asked_so_far = max(1, start + len(batch))
             meter.advance(len(batch), f"{correct / asked_so_far:.1%} right")
 
@@ -158,7 +163,8 @@ def _request(sample: Sample, images: Sequence[str], root: Path, rejects: Rejects
     except ImageError as error:
         rejects.add(sample.record, sample.id, error.reason, str(error))
         return None
-    return Request(sample.messages()[:-1], pictures)
+    # Shuffled, a question may come with more or fewer pictures than its own.
+    return Request(replace(sample, images=tuple(images)).messages()[:-1], pictures)
 
 
 def _claim(out: Path, fingerprint: str) -> None:

@@ -40,4 +40,5 @@ class AnswerPrior:
 
 def _keys(question: str) -> list[str]:
     words = normalise(question).split()
-    return ["= " + " ".join(words), *(" ".join(words[:count]) for count in (3, 2, 1, 0))]
+    # Each once: a question of one word begins with the same one, two or three words.
+    return list(dict.fromkeys(["= " + " ".join(words), *(" ".join(words[:count]) for count in (3, 2, 1, 0))]))

@@ -4,6 +4,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     evaluations = _evaluations(run)
     tested = evaluations.get("test")
     report = ReportData(
-        title=f"AlignGPT: {run.name}",
+        title=f"AlignGPT: {run.resolve().name}",
         accuracies=_accuracies(run, evaluations),
         levels=_levels(run),
         curves=_curves(run),
@@ -146,9 +147,18 @@ def _curves(run: Path) -> list[LossCurve]:
     for stage, name in STAGES.items():
         path = run / stage / "metrics.jsonl"
         if path.is_file():
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = _logged(path)
             curves.append(LossCurve(name, [line["step"] for line in lines], [line["loss"] for line in lines]))
     return [curve for curve in curves if curve.steps]
+
+
+def _logged(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that a kill cut short is passed over."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def _gate(tested: EvaluationResult | None) -> GateSection | None:

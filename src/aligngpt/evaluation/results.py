@@ -95,7 +95,7 @@ class EvaluationResult:
                 seconds=facts["seconds"],
                 rejects=facts["rejects"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvaluationError(f"{path} cannot be read: {error}; evaluate again") from error
 
 
@@ -144,12 +144,13 @@ def read_predictions(path: Path) -> dict[int, Prediction]:
         return {}
     whole, kept = {}, []
     content = path.read_text(encoding="utf-8", errors="replace")
-    for line in content.splitlines():
+    # Not splitlines: a question may hold other line ends (U+2028), which JSON leaves as they are.
+    for line in content.split("\n"):
         try:
             facts: dict[str, Any] = json.loads(line)
             weights = facts.pop("alignment_weights")
             prediction = Prediction(**facts, alignment_weights=None if weights is None else tuple(weights))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             continue
         whole[prediction.record] = prediction
         kept.append(line + "\n")

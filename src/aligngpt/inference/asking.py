@@ -44,9 +44,10 @@ def ask(
 
 def describe_alignment(engine: Engine, request: Request) -> str:
     """How the alignment embedding of a request is formed, in lines for a terminal."""
+    # Before anything is said: it refuses a level that the model does not have.
+    weights = engine.alignment_weights([request])[0]
     if request.level is not None:
         return f"alignment: level {request.level} of {engine.num_levels}, forced"
-    weights = engine.alignment_weights([request])[0]
     mode = engine.model.config.alignment
     if weights is None:
         return f"alignment: {mode}, without a gate"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -130,15 +131,19 @@ class Engine:
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise EngineError(
-                f"the model {source} cannot be loaded: {error}. Give a model folder (with config.json) or a hub name"
+                f"the model {source} cannot be loaded: {str(error).rstrip('.')}. Give a model folder "
+                "(with config.json) or a hub name"
             ) from error
         if not isinstance(config, AlignGPTConfig):
             raise EngineError(f"{source} is a {config.model_type!r} model, expected an AlignGPT model")
         try:
             processor = AutoProcessor.from_pretrained(source)
             model = AlignGPTForConditionalGeneration.from_pretrained(source, dtype=precision)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise EngineError(f"the model {source} cannot be loaded: {error}") from error
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise EngineError(
+                f"the model {source} cannot be loaded: {str(error).rstrip('.')}. A file of it is missing or "
+                "damaged; save or download it again"
+            ) from error
         model.to(target)
         return cls(model, processor)
 
@@ -191,13 +196,7 @@ class Engine:
         thread = Thread(target=generate, daemon=True)
         thread.start()
         try:
-            while True:
-                try:
-                    yield next(streamer)
-                except Empty:
-                    continue
-                except StopIteration:
-                    break
+            yield from _stripped(streamer)
         finally:
             cancelled.set()
             thread.join()
@@ -284,6 +283,22 @@ class Engine:
         if sampling.temperature == 0:
             return nullcontext()
         return _Seeded(sampling.seed, self.model.device)
+
+
+def _stripped(streamer: TextIteratorStreamer) -> Iterator[str]:
+    """The pieces of a stream, without the white space around the whole, as `Answer.text` is."""
+    begun, held = False, ""
+    while True:
+        try:
+            piece = held + next(streamer)
+        except Empty:
+            continue
+        except StopIteration:
+            return
+        piece = piece if begun else piece.lstrip()
+        shown = piece.rstrip()
+        begun, held = begun or bool(shown), piece[len(shown) :]
+        yield shown
 
 
 class _Seeded:

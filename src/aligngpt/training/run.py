@@ -14,6 +14,7 @@ from transformers.trainer_utils import set_seed
 from aligngpt.data.collate import Collator
 from aligngpt.data.dataset import ConversationDataset
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples import Sample
 from aligngpt.data.sources import load_samples
 from aligngpt.device import resolve_device, supports_bfloat16
 from aligngpt.errors import AlignGPTError
@@ -126,6 +127,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         samples = load_samples(
             Path(stage.data), image_root=image_root, require_level=_needs_level(recipe, name), rejects=rejects
         )
+        _check_levels(samples, recipe, name)
         model, processor = _load_model(recipe, name)
         freeze_all_but(model, stage.train)
         dataset = ConversationDataset(
@@ -205,14 +207,14 @@ def _trainer(
     folder: Path,
 ) -> StageTrainer:
     device = resolve_device()
-    in_bfloat16 = stage.precision == "bfloat16" or (stage.precision == "auto" and supports_bfloat16(device))
+    in_bfloat16 = _precision(stage, device, folder) == "bfloat16"
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=stage.micro_batch_size or stage.batch_size,
         num_train_epochs=stage.epochs,
         max_steps=stage.max_steps or -1,
         max_grad_norm=stage.max_grad_norm,
-        gradient_checkpointing=stage.gradient_checkpointing,
+        activation_checkpointing=stage.gradient_checkpointing,
         logging_steps=stage.log_steps,
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -278,6 +280,17 @@ def _leave(
     remove_checkpoints(folder / "checkpoints", keep=None)
 
 
+def _precision(stage: StageRecipe, device: torch.device, folder: Path) -> str:
+    """What the stage computes in. `auto` is decided once: a stage that goes on computes as it began."""
+    if stage.precision != "auto":
+        return stage.precision
+    path = folder / "precision"
+    if not path.is_file():
+        with atomic_write(path) as file:
+            file.write("bfloat16" if supports_bfloat16(device) else "float32")
+    return path.read_text(encoding="utf-8")
+
+
 def _accumulation(stage: StageRecipe, devices: int) -> int:
     micro = (stage.micro_batch_size or stage.batch_size) * devices
     if stage.batch_size % micro:
@@ -290,6 +303,15 @@ def _accumulation(stage: StageRecipe, devices: int) -> int:
 
 def _needs_level(recipe: Recipe, name: StageName) -> bool:
     return name == "pretrain" and recipe.model.alignment != "none"
+
+
+def _check_levels(samples: Sequence[Sample], recipe: Recipe, name: StageName) -> None:
+    top = max((sample for sample in samples if sample.level is not None), key=lambda one: one.level or 0, default=None)
+    if _needs_level(recipe, name) and top is not None and (top.level or 0) > recipe.model.num_levels:
+        raise RecipeError(
+            f"record {top.record} (id {top.id}) is of level {top.level}, but model.num_levels is "
+            f"{recipe.model.num_levels}; set it to the number the data was made with"
+        )
 
 
 def _folder(recipe: Recipe, name: StageName) -> Path:
@@ -322,7 +344,8 @@ def _claim(folder: Path, fingerprint: str) -> None:
                 f"{folder} holds an unfinished stage with other settings or data; choose another output, or remove "
                 "that folder to begin again"
             )
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", "precision"):
+            (folder / name).unlink(missing_ok=True)
     with atomic_write(path) as file:
         file.write(fingerprint)
 

@@ -1,0 +1,287 @@
+"""A training run: what each stage changes and leaves, and that a stopped one goes on to the same end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.model.assembling import assemble
+from aligngpt.training import run as module
+from aligngpt.training.recipe import Recipe, RecipeError
+from aligngpt.training.run import model_folder, stage_result, train
+from aligngpt.training.stages import part_of
+
+
+def start_of(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The weights a run begins with."""
+    model, _ = assemble(recipe.model.vision_tower, recipe.model.language_model, seed=recipe.seed)
+    return model.state_dict()
+
+
+def changed_parts(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {part_of(name) for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(recipe: Recipe) -> dict[str, torch.Tensor]:
+    return load_file(model_folder(recipe) / "model.safetensors")
+
+
+class Stop(TrainerCallback):
+    """Stands for a kill after some step: nothing after it happens."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def stopped(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, step: int, stage: str) -> None:
+    """Run a recipe and stop it after a step of a stage."""
+    make = module._trainer
+
+    def make_stopping(recipe: Recipe, name: str, *args: Any) -> Any:
+        trainer = make(recipe, name, *args)
+        if name == stage:
+            trainer.add_callback(Stop(step))
+        return trainer
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_trainer", make_stopping)
+        train(recipe)
+
+
+def test_pretraining_changes_projector_and_levels_alone(tiny_recipe: Callable) -> None:
+    recipe = tiny_recipe()
+    before = start_of(recipe)
+    (result,) = train(recipe, ["pretrain"])
+    left = load_file(Path(recipe.output) / "pretrain" / "aligned.safetensors")
+    assert {part_of(name) for name in left} == {"projector", "level_table"}
+    assert changed_parts(before, left) == {"projector", "level_table"}
+    assert (result.stage, result.steps, result.samples, result.rejects) == ("pretrain", 4, 16, 0)
+    assert not model_folder(recipe).exists()
+    assert stage_result(recipe, "pretrain") == result
+
+
+def test_instruction_tuning_leaves_a_model_that_answers(tiny_recipe: Callable, pictures: list) -> None:
+    recipe = tiny_recipe()
+    before = start_of(recipe)
+    train(recipe)
+    model = AutoModelForImageTextToText.from_pretrained(model_folder(recipe))
+    processor = AutoProcessor.from_pretrained(model_folder(recipe))
+    after = model.state_dict()
+    # The table is what pre-training made of it, frozen in the second stage; the tower is what it was.
+    assert changed_parts(before, after) == {"projector", "level_table", "gate", "language_model"}
+    pretrained = load_file(Path(recipe.output) / "pretrain" / "aligned.safetensors")
+    assert torch.equal(after["model.alignment.levels"], pretrained["model.alignment.levels"])
+    question = [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "is it red ?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("language", ["llama_tied", "mamba2"])
+def test_other_language_models_train_too(tiny_recipe: Callable, language: str) -> None:
+    recipe = tiny_recipe(language, model__chat_template="plain", pretrain__max_steps=1, instruct__max_steps=2)
+    before = start_of(recipe)
+    train(recipe)
+    assert "language_model" in changed_parts(
+        before, AutoModelForImageTextToText.from_pretrained(model_folder(recipe)).state_dict()
+    )
+
+
+def test_a_finished_run_is_not_run_again(tiny_recipe: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe()
+    first = train(recipe)
+    written = (model_folder(recipe) / "model.safetensors").stat().st_mtime_ns
+    assert train(recipe) == first
+    assert (model_folder(recipe) / "model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize(
+    ("stage", "step", "checkpoint"), [("pretrain", 3, 2), ("instruct", 3, 2), ("instruct", 1, None)]
+)
+def test_a_stopped_run_ends_as_one_that_was_not(
+    tiny_recipe: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    step: int,
+    checkpoint: int | None,
+    branches: int,
+) -> None:
+    options = {"instruct__questions_per_prefix": branches, "instruct__micro_batch_size": 2}
+    whole = tiny_recipe(output=str(tmp_path / "whole"), **options)
+    train(whole)
+    recipe = tiny_recipe(**options)
+    if checkpoint:  # as if the time between checkpoints were over at that step
+        on_step_end = module.StageCallback.on_step_end
+
+        def saving(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_step_end(self, args, state, control, **kwargs)
+            control.should_save |= state.global_step == checkpoint
+
+        monkeypatch.setattr(module.StageCallback, "on_step_end", saving)
+    stopped(recipe, monkeypatch, step, stage)
+    folder = Path(recipe.output) / stage
+    assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")] == (
+        [f"checkpoint-{checkpoint}"] if checkpoint else []
+    )
+    train(recipe)
+    expected, found = weights_of(whole), weights_of(recipe)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    for name in ("pretrain", "instruct"):
+        losses = [[line["loss"] for line in metrics(Path(one.output) / name)] for one in (whole, recipe)]
+        assert losses[0] == losses[1]
+        assert len(losses[0]) == 4
+    assert not list(folder.glob("checkpoints/*"))
+
+
+def test_a_half_written_checkpoint_is_passed_over(
+    tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe()
+    half = Path(recipe.output) / "pretrain" / "checkpoints" / "checkpoint-3"
+    half.mkdir(parents=True)
+    (half / "trained.safetensors").write_bytes(b"torn")
+    (result,) = train(recipe, ["pretrain"])
+    assert result.steps == 4
+
+
+def test_warm_start_comes_before_the_first_step_and_only_then(
+    tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    warm = {"steps": 20, "from_level": 2}
+    plain = tiny_recipe(output=str(tmp_path / "plain"))
+    train(plain, ["pretrain"])
+    recipe = tiny_recipe(pretrain__warm_start=warm)
+    calls = []
+    start = module.warm_start
+    monkeypatch.setattr(module, "warm_start", lambda *args, **kwargs: calls.append(1) or start(*args, **kwargs))
+    train(recipe)
+    assert calls == [1]
+    ours, theirs = (load_file(Path(one.output) / "pretrain" / "aligned.safetensors") for one in (recipe, plain))
+    assert not torch.equal(*(one["model.multi_modal_projector.linear_2.weight"] for one in (ours, theirs)))
+
+
+def test_other_settings_or_data_are_refused(tiny_recipe: Callable, data: Path) -> None:
+    train(tiny_recipe(), ["pretrain"])
+    with pytest.raises(RecipeError, match="finished stage with other settings or data"):
+        train(tiny_recipe(pretrain__learning_rate=0.5), ["pretrain"])
+    train(tiny_recipe(pretrain__checkpoint_minutes=3, pretrain__log_steps=2), ["pretrain"])
+    (data / "captions.json").write_text((data / "captions.json").read_text().replace("red", "blue"))
+    with pytest.raises(RecipeError, match="choose another output"):
+        train(tiny_recipe(), ["pretrain"])
+
+
+def test_an_unfinished_stage_is_never_taken_over_by_another(
+    tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(pretrain__checkpoint_minutes=1e-9)
+    stopped(recipe, monkeypatch, 2, "pretrain")
+    # The first step's checkpoint is there: the second's was to come after the stop.
+    with pytest.raises(RecipeError, match="unfinished stage with other settings"):
+        train(tiny_recipe(pretrain__learning_rate=0.5))
+
+
+def test_minutes_end_a_stage(tiny_recipe: Callable) -> None:
+    recipe = tiny_recipe(pretrain__max_steps=100_000, pretrain__minutes=0.02)
+    (result,) = train(recipe, ["pretrain"])
+    assert 1 <= result.steps < 100_000
+    lines = metrics(Path(recipe.output) / "pretrain")
+    assert lines[-1]["step"] == result.steps
+    assert lines[-1]["learning_rate"] < 0.2 * 0.01
+
+
+def test_levels_are_needed_where_they_are_learnt(tiny_recipe: Callable, data: Path) -> None:
+    records = json.loads((data / "captions.json").read_text())
+    (data / "captions.json").write_text(
+        json.dumps([{k: v for k, v in r.items() if k != "similarity"} for r in records])
+    )
+    with pytest.raises(AlignGPTError, match=r"no_level 12.*rejects\.jsonl"):
+        train(tiny_recipe(), ["pretrain"])
+    train(tiny_recipe(model__alignment="none"), ["pretrain"])
+
+
+def test_a_level_beyond_the_models_is_an_error(tiny_recipe: Callable) -> None:
+    with pytest.raises(AlignGPTError, match=r"is of level 8, but model\.num_levels is 4"):
+        train(tiny_recipe(model__num_levels=4), ["pretrain"])
+
+
+def test_a_loss_that_is_no_number_stops_the_stage(tiny_recipe: Callable) -> None:
+    with pytest.raises(AlignGPTError, match="the loss is nan at step"):
+        train(
+            tiny_recipe(pretrain__learning_rate=1e30, pretrain__max_grad_norm=1e30, pretrain__max_steps=8), ["pretrain"]
+        )
+
+
+def test_wrong_recipes_say_what_is_wrong(tiny_recipe: Callable) -> None:
+    with pytest.raises(RecipeError, match="no section pretrain or instruct"):
+        train(tiny_recipe(pretrain=None, instruct=None))
+    with pytest.raises(AlignGPTError, match=r"nowhere\.json cannot be read"):
+        train(tiny_recipe(pretrain__data="nowhere.json"))
+    with pytest.raises(RecipeError, match="attention 'magic' cannot be used"):
+        train(tiny_recipe(model__attention="magic"))
+    with pytest.raises(RecipeError, match="mamba2 has a state in place of attention"):
+        train(tiny_recipe("mamba2", model__chat_template="plain", pretrain=None, instruct__questions_per_prefix=2))
+    with pytest.raises(RecipeError, match="mistral attends over 12 tokens only"):
+        train(tiny_recipe("mistral", pretrain=None, instruct__questions_per_prefix=2))
+
+
+def test_the_precision_is_chosen_once(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(module, "supports_bfloat16", lambda device: asked.append(device) or len(asked) == 1)
+    recipe = tiny_recipe(pretrain__precision="auto")
+    stopped(recipe, monkeypatch, 2, "pretrain")
+    train(recipe, ["pretrain"])
+    assert len(asked) == 1
+    assert (Path(recipe.output) / "pretrain" / "precision").read_text() == "bfloat16"
+
+
+@pytest.mark.medium
+def test_kill_9_costs_nothing_but_time(tiny_recipe: Callable, tmp_path: Path) -> None:
+    changes = {"pretrain__max_steps": 60, "instruct__max_steps": 60, "instruct__questions_per_prefix": 2}
+    changes |= {f"{stage}__checkpoint_minutes": 1e-9 for stage in ("pretrain", "instruct")}
+    whole, recipe = (tiny_recipe(output=str(tmp_path / name), **changes) for name in ("whole", "killed"))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    command = [sys.executable, "-c", "from aligngpt.cli import main; main()", "train", str(path)]
+    kills = 0
+    for stage in ("pretrain", "instruct"):
+        job = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ)
+        deadline = time.monotonic() + 60
+        while job.poll() is None and time.monotonic() < deadline:
+            if list((Path(recipe.output) / stage / "checkpoints").glob("checkpoint-*/complete.json")):
+                job.send_signal(signal.SIGKILL)
+                job.wait()
+                kills += 1
+                break
+            time.sleep(0.01)
+    assert kills == 2
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    train(whole)
+    expected, found = weights_of(whole), weights_of(recipe)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
