@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from aligngpt.model.templates import CHATML, PLAIN, VICUNA, with_images
+from aligngpt.model.templates import BARE, CHATML, PLAIN, VICUNA, with_images
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -40,8 +40,14 @@ def test_vicuna_takes_a_system_message() -> None:
 
 
 def test_plain_is_image_caption_newline() -> None:
-    assert render(PLAIN, [say("user", "", 1), say("assistant", "A dog.")]) == "<image>A dog.\n"
-    assert render(PLAIN, [say("user", "", 1)], add_generation_prompt=True) == "<image>"
+    assert render(PLAIN, [say("user", "", 1), say("assistant", "A dog.")]) == "<s><image>A dog.\n"
+    assert render(PLAIN, [say("user", "", 1)], add_generation_prompt=True) == "<s><image>"
+
+
+def test_bare_is_image_question_answer_end() -> None:
+    talk = [say("user", "What?", 1), say("assistant", "Red."), say("user", "Why?")]
+    assert render(BARE, talk[:2]) == "<s><image>What? Red.</s>"
+    assert render(BARE, talk, add_generation_prompt=True) == "<s><image>What? Red.</s>Why?"
 
 
 def test_chatml_closes_every_message() -> None:
@@ -52,7 +58,7 @@ def test_chatml_closes_every_message() -> None:
     assert render(CHATML, talk[:1], add_generation_prompt=True).endswith("<|im_end|>\n<|im_start|>assistant\n")
 
 
-@pytest.mark.parametrize("template", [PLAIN, VICUNA, CHATML])
+@pytest.mark.parametrize("template", [PLAIN, VICUNA, CHATML, BARE])
 def test_strings_and_parts_are_written_alike(template: str) -> None:
     parts = [say("user", "What?"), say("assistant", "Red.")]
     strings = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Red."}]

@@ -58,7 +58,14 @@ def test_every_training_picture_gets_a_caption_and_the_shares_hold(files: EasyVQ
 
 
 def test_records_are_llava_records_of_existing_pictures(files: EasyVQAFiles) -> None:
-    for path in (files.captions, files.train_questions, files.test_questions, files.test_pairs):
+    written = (
+        files.captions,
+        files.train_questions,
+        files.validation_questions,
+        files.test_questions,
+        files.test_pairs,
+    )
+    for path in written:
         for record in records(path):
             asked, answered = record["conversations"]
             assert asked["from"] == "human"
@@ -70,7 +77,11 @@ def test_records_are_llava_records_of_existing_pictures(files: EasyVQAFiles) -> 
 
 def test_questions_are_all_there_with_their_types(files: EasyVQAFiles) -> None:
     train, test = records(files.train_questions), records(files.test_questions)
-    assert (len(train), len(test)) == (38575, 9673)
+    validation = records(files.validation_questions)
+    assert (len(train) + len(validation), len(test)) == (38575, 9673)
+    pictures = [{record["image"] for record in questions} for questions in (train, validation)]
+    assert (len(pictures[0]), len(pictures[1])) == (3940, 60)
+    assert not pictures[0] & pictures[1]
     assert train[0] == {
         "id": "train-question-0",
         "image": "images/train/0.png",
@@ -141,7 +152,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_captions(
 ) -> None:
     monkeypatch.setattr(easy_vqa, "_copy_images", lambda *_: None)
     same, other = prepare_easy_vqa(tmp_path / "same", seed=3), prepare_easy_vqa(tmp_path / "other", seed=4)
-    for name in ("captions", "test_pairs", "train_questions", "test_questions"):
+    for name in ("captions", "test_pairs", "train_questions", "validation_questions", "test_questions"):
         assert getattr(same, name).read_bytes() == getattr(files, name).read_bytes()
     assert other.captions.read_bytes() != files.captions.read_bytes()
     assert other.test_questions.read_bytes() == files.test_questions.read_bytes()

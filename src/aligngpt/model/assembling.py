@@ -47,8 +47,8 @@ def assemble(
         language_model: folder or hub name of a causal language model with its tokenizer.
         alignment, num_levels, vision_feature_layer, gate_grid, text_pooling: see `AlignGPTConfig`; `gate_grid` is the
             tower's own grid when None, at most 24 on a side.
-        chat_template: `vicuna`, `plain`, `chatml`, a Jinja file, or None for the tokenizer's own (Vicuna's where the
-            tokenizer has none).
+        chat_template: `vicuna`, `plain`, `chatml`, `bare`, a Jinja file, or None for the tokenizer's own (Vicuna's
+            where the tokenizer has none).
         pad_images: pad pictures to a square with the mean colour, as in the paper; False cuts out the middle.
         image_size: side in pixels that pictures are brought to; the tower's own when None.
         dtype: of all parameters.

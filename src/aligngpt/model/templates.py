@@ -19,12 +19,13 @@ _FLATTEN = """\
 PLAIN = (
     _FLATTEN
     + """\
+{{- bos_token -}}
 {%- for message in messages -%}
 {{ image_text(message, '') }}{%- if message['role'] == 'assistant' -%}{{ '\\n' }}{%- endif -%}
 {%- endfor -%}
 """
 )
-"""LLaVA's `plain` conversation, for pre-training on captions: image, caption, newline."""
+"""LLaVA's `plain` conversation, for pre-training on captions: BOS where there is one, image, caption, newline."""
 
 VICUNA = (
     _FLATTEN
@@ -57,10 +58,23 @@ CHATML = (
 )
 """ChatML without a system prompt of its own (Qwen, SmolLM and many more)."""
 
+BARE = (
+    _FLATTEN
+    + """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}{{ ' ' + image_text(message, '') + eos_token }}
+{%- else -%}{{ image_text(message, '') }}
+{%- endif -%}
+{%- endfor -%}
+"""
+)
+"""BOS, image, question, answer and nothing else: the fewest tokens, for small models tuned to answer briefly."""
+
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>")
 """Marks that chat templates write after a turn; a model stops at the one its template uses."""
 
-NAMED_TEMPLATES = {"plain": PLAIN, "vicuna": VICUNA, "chatml": CHATML}
+NAMED_TEMPLATES = {"plain": PLAIN, "vicuna": VICUNA, "chatml": CHATML, "bare": BARE}
 
 
 def with_images(template: str) -> str:

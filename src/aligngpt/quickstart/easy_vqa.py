@@ -33,8 +33,11 @@ QUESTIONS_SHA256 = {
     "train": "bb67697636aed0e65631d4266824aebeae5c833b0f37ed781e20752e85617ec5",
     "test": "0d4630a51bafec65343e2f6af9cdd20cf8eae214344ef57636202eec409553f7",
 }
-FORMAT = 1
+FORMAT = 2
 """Raised when what is written below changes, so that folders made by an older version are made anew."""
+
+VALIDATION_PICTURES = 60
+"""Of the training split, the last ones: questions about them do not train, they show how training goes."""
 
 Split = Literal["train", "test"]
 
@@ -51,6 +54,7 @@ class EasyVQAFiles:
         folder: holds everything, with a `manifest.json` of counts, shares, seed and licence.
         captions: one caption for most training images, with `caption_quality` (right, vague or wrong).
         train_questions: one record a question, with `question_type`.
+        validation_questions: likewise, of a few training images whose questions are left out of `train_questions`.
         test_questions: likewise, of the test images.
         test_pairs: a right and a wrong caption for each test image whose colour and shape are known.
     """
@@ -64,6 +68,10 @@ class EasyVQAFiles:
     @property
     def train_questions(self) -> Path:
         return self.folder / "questions_train.json"
+
+    @property
+    def validation_questions(self) -> Path:
+        return self.folder / "questions_validation.json"
 
     @property
     def test_questions(self) -> Path:
@@ -137,7 +145,10 @@ def _write(files: EasyVQAFiles, seed: int, vague_share: float, wrong_share: floa
     ]
     _write_json(files.captions, captions)
     _write_json(files.test_pairs, pairs)
-    _write_json(files.train_questions, [_question_record("train", n, question) for n, question in enumerate(train)])
+    held_out = set(sorted(train_contents)[-VALIDATION_PICTURES:])
+    for path, held in ((files.train_questions, False), (files.validation_questions, True)):
+        chosen = [(n, question) for n, question in enumerate(train) if (question.image in held_out) == held]
+        _write_json(path, [_question_record("train", n, question) for n, question in chosen])
     _write_json(files.test_questions, [_question_record("test", n, question) for n, question in enumerate(test)])
     _copy_images(files.folder, {"train": sorted(train_contents), "test": sorted(test_contents)})
     return {

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ def run_quickstart(out: Path | None = None, *, minutes: float = DEFAULT_MINUTES,
     _evaluate(run, files)
     with run.step("Report"):
         write_report(run.folder)
+    with atomic_write(run.folder / "results.json") as file:
+        json.dump(_results(run), file, indent=2)
     _print_results(run)
     return out
 
@@ -246,6 +249,8 @@ def _recipe(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> Recipe
     content["pretrain"]["data"] = str(run.folder / "captions.json")
     content["pretrain"]["image_root"] = str(files.folder)
     content["instruct"]["data"] = str(files.train_questions)
+    content["instruct"]["image_root"] = str(files.folder)
+    content["instruct"]["validation"]["data"] = str(files.validation_questions)
     content["pretrain"]["minutes"] = round(PRETRAIN_SHARE * run.training_minutes, 2)
     content["instruct"]["minutes"] = round((1 - PRETRAIN_SHARE) * run.training_minutes, 2)
     content["output"] = str(run.folder)
@@ -300,11 +305,10 @@ def _print_results(run: Run) -> None:
         low, high = wilson_interval(correct, total)
         table.add_row(name, f"{correct / total:.1%}", f"{correct}/{total}", f"{low:.1%}–{high:.1%}")
     out.print(table)
-    separation = _json(run, "separation.json")
-    out.print(
-        f"scores, right against wrong captions of test images: ROC AUC {separation['roc_auc']:.3f}", highlight=False
-    )
-    out.print(f"time: {run.seconds / 60:.1f} minutes", highlight=False)
+    results = _results(run)
+    out.print(f"scores, right against wrong captions of test images: ROC AUC {results['auc']:.3f}", highlight=False)
+    shares = ", ".join(f"{share:.0%}" for share in _wrong_shares(run))
+    out.print(f"wrong captions among those of level 1 to N: {shares}", highlight=False)
     out.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
     image = run.folder / "data" / "images" / "test" / "0.png"
     out.print(
@@ -312,6 +316,32 @@ def _print_results(run: Run) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    digits = {"minutes": 1, "peak_gb": 1}
+    figures = " ".join(f"{name}={value:.{digits.get(name, 3)}f}" for name, value in results.items())
+    out.print(f"quickstart {figures}", highlight=False, soft_wrap=True)
+
+
+def _results(run: Run) -> dict[str, float]:
+    """The figures of the run in short."""
+    tallies = {"accuracy": _tally(run, "test"), "shuffled": _tally(run, "shuffled")}
+    prior = _json(run, "baselines.json")["Text only"]
+    return {
+        "accuracy": tallies["accuracy"][0] / tallies["accuracy"][1],
+        "prior": prior["correct"] / prior["total"],
+        "shuffled": tallies["shuffled"][0] / tallies["shuffled"][1],
+        "auc": _json(run, "separation.json")["roc_auc"],
+        "minutes": run.seconds / 60,
+        "peak_gb": max(step["peak_memory"] for step in run.steps.values()) / 1e9,
+    }
+
+
+def _wrong_shares(run: Run) -> list[float]:
+    """The share of wrong captions in each level, level 1 first."""
+    wrong: defaultdict[int, list[bool]] = defaultdict(list)
+    for _, record in read_records(run.folder / "captions.json"):
+        assert isinstance(record, dict)
+        wrong[record["similarity"]].append(record["caption_quality"] == "wrong")
+    return [sum(found) / len(found) for _, found in sorted(wrong.items())]
 
 
 def _tally(run: Run, name: str) -> tuple[int, int]:

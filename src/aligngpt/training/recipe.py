@@ -13,7 +13,7 @@ from aligngpt.errors import AlignGPTError
 
 Part = Literal["vision_tower", "projector", "level_table", "gate", "language_model"]
 StageName = Literal["pretrain", "instruct"]
-TemplateName = Literal["plain", "vicuna", "chatml"]
+TemplateName = Literal["plain", "vicuna", "chatml", "bare"]
 STAGES: tuple[StageName, ...] = ("pretrain", "instruct")
 
 
@@ -63,6 +63,20 @@ class WarmStartRecipe(_Section):
     max_pairs: int = Field(4096, ge=2)
 
 
+class ValidationRecipe(_Section):
+    """Data that does not train, and how often to look at it. Image paths start from the stage's image root.
+
+    Attributes:
+        data: LLaVA-format JSON or JSON lines.
+        samples: at most this many of them, the first ones.
+        minutes: training time between two looks.
+    """
+
+    data: str
+    samples: int = Field(256, ge=1)
+    minutes: float = Field(10.0, gt=0)
+
+
 class StageRecipe(_Section):
     """One stage of training.
 
@@ -82,13 +96,14 @@ class StageRecipe(_Section):
         warmup_ratio: share of the run in which the learning rate rises.
         precision: of the computation: `bfloat16` (weights that train stay in float32), `float32`, or `auto` for
             bfloat16 where the device computes it natively.
-        chat_template: `plain`, `vicuna` or `chatml`; the model's own when None.
+        chat_template: `plain`, `vicuna`, `chatml` or `bare`; the model's own when None.
         max_length: tokens per sample.
         group_by_length: batches of samples of about equal length.
         checkpoint_minutes: time between checkpoints, which is what a kill can lose.
         log_steps: optimiser steps between lines of metrics.jsonl.
         workers: processes that read and resize images ahead of the model.
         max_reject_share: of samples that cannot be used, before training stops.
+        validation: questions that do not train, answered now and then; none when None.
     """
 
     data: str
@@ -117,6 +132,7 @@ class StageRecipe(_Section):
     log_steps: int = Field(10, ge=1)
     workers: int = Field(0, ge=0)
     max_reject_share: float = Field(0.05, ge=0, le=1)
+    validation: ValidationRecipe | None = None
 
     @field_validator("train")
     @classmethod

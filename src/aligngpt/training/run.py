@@ -36,10 +36,11 @@ from aligngpt.training.trainer import (
     newest_checkpoint,
     remove_checkpoints,
 )
+from aligngpt.training.validation import Validation
 from aligngpt.training.warm_start import warm_start
 
 DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
-WITHOUT_EFFECT = {"checkpoint_minutes", "log_steps", "workers", "max_reject_share"}
+WITHOUT_EFFECT = {"checkpoint_minutes", "log_steps", "workers", "max_reject_share", "validation"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
             warm_start(model, dataset, stage.warm_start, seed=recipe.seed)
         clock = TrainingClock(stage.minutes)
-        trainer = _trainer(recipe, name, stage, model, processor, dataset, clock, folder)
+        validation = _validation(stage, dataset)
+        trainer = _trainer(recipe, name, stage, model, processor, dataset, clock, folder, validation)
         _go_on(trainer, clock, folder)
         steps = trainer.state.global_step
         result = StageResult(
@@ -205,6 +207,7 @@ def _trainer(
     dataset: ConversationDataset,
     clock: TrainingClock,
     folder: Path,
+    validation: Validation | None,
 ) -> StageTrainer:
     device = resolve_device()
     in_bfloat16 = _precision(stage, device, folder) == "bfloat16"
@@ -237,8 +240,27 @@ def _trainer(
         args=arguments,
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
-        callbacks=[StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl")],
+        callbacks=[StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl", validation)],
     )
+
+
+def _validation(stage: StageRecipe, training: ConversationDataset) -> Validation | None:
+    """The stage's validation data, read as its training data is; what cannot be used of it is passed over."""
+    if stage.validation is None:
+        return None
+    rejects = Rejects(None, max_share=stage.max_reject_share)
+    samples = load_samples(Path(stage.validation.data), image_root=training.image_root, rejects=rejects)
+    dataset = ConversationDataset(
+        samples[: stage.validation.samples],
+        training.processor,
+        training.image_root,
+        rejects,
+        chat_template=training.chat_template,
+        max_length=stage.max_length,
+        questions_per_prefix=stage.questions_per_prefix,
+    )
+    collator = Collator(training.processor.tokenizer.pad_token_id)
+    return Validation(dataset, collator, stage.micro_batch_size or stage.batch_size)
 
 
 def _go_on(trainer: StageTrainer, clock: TrainingClock, folder: Path) -> None:
@@ -352,5 +374,5 @@ def _claim(folder: Path, fingerprint: str) -> None:
 
 def _last_loss(metrics: Path) -> float:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    losses = [json.loads(line)["loss"] for line in lines[-5:]]
+    losses = [figures["loss"] for line in lines if "loss" in (figures := json.loads(line))][-5:]
     return sum(losses) / len(losses) if losses else float("nan")

@@ -22,6 +22,7 @@ from aligngpt.files import atomic_write
 from aligngpt.progress import Meter
 from aligngpt.training.recipe import StageRecipe
 from aligngpt.training.stages import load_tensors, part_of, trained_tensors
+from aligngpt.training.validation import Validation
 
 WEIGHTS_FILE = "trained.safetensors"
 COMPLETE_FILE = "complete.json"
@@ -151,10 +152,20 @@ class StageCallback(TrainerCallback):
         stage: the stage's settings.
         clock: the stage's training time.
         metrics: JSON lines file that each logged step is appended to.
+        validation: what is measured every `stage.validation.minutes` and at the end.
     """
 
-    def __init__(self, description: str, stage: StageRecipe, clock: TrainingClock, metrics: Path) -> None:
+    def __init__(
+        self,
+        description: str,
+        stage: StageRecipe,
+        clock: TrainingClock,
+        metrics: Path,
+        validation: Validation | None = None,
+    ) -> None:
         self.description, self.stage, self.clock, self.metrics = description, stage, clock, metrics
+        self.validation = validation
+        self.validated_at = 0.0
         self.meter: Meter | None = None
         self.remark = ""
         self.saved_at = 0.0
@@ -162,7 +173,7 @@ class StageCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the progress bar and the clock."""
         self.clock.start()
-        self.saved_at = self.clock.seconds
+        self.saved_at = self.validated_at = self.clock.seconds
         if state.is_world_process_zero:
             self.meter = Meter(self.description, state.max_steps, initial=state.global_step, unit="steps")
             self.meter.__enter__()
@@ -178,6 +189,7 @@ class StageCallback(TrainerCallback):
         if progress >= 1:
             control.should_training_stop = True
             control.should_log = True
+        self._validate(state, kwargs["model"], in_bfloat16=args.bf16, ends=progress >= 1)
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """The time to the next checkpoint begins when this one is written."""
@@ -198,11 +210,22 @@ class StageCallback(TrainerCallback):
                 "or look at the data, then run the same command again"
             )
         self.remark = f"loss {logs['loss']:.3f}"
+        names = ("loss", "grad_norm", "learning_rate")
+        self._write(state, {name: logs[name] for name in names if name in logs})
+
+    def _validate(self, state: Any, model: Any, *, in_bfloat16: bool, ends: bool) -> None:
+        if self.validation is None or self.stage.validation is None or not state.is_world_process_zero:
+            return
+        if ends or self.clock.seconds - self.validated_at >= 60 * self.stage.validation.minutes:
+            measured = self.validation.measure(model, in_bfloat16=in_bfloat16)
+            self._write(state, {"validation_loss": measured.loss, "validation_accuracy": measured.accuracy})
+            self.validated_at = self.clock.seconds
+
+    def _write(self, state: Any, figures: dict[str, float]) -> None:
         if state.is_world_process_zero:
             line = {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.clock.seconds, 2)}
             with self.metrics.open("a", encoding="utf-8") as file:
-                names = ("loss", "grad_norm", "learning_rate")
-                file.write(json.dumps(line | {name: logs[name] for name in names if name in logs}) + "\n")
+                file.write(json.dumps(line | figures) + "\n")
 
     def close(self, error: BaseException | None = None) -> None:
         """End the progress bar."""
