@@ -12,6 +12,7 @@ from aligngpt.alignment.levels import AlignmentLevels, level_counts
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE, EvaluationResult, Prediction, read_predictions
 from aligngpt.reports.report import (
+    AccuracyCurve,
     AccuracyRow,
     AnswerExample,
     GateSection,
@@ -56,6 +57,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         accuracies=_accuracies(run, evaluations),
         levels=_levels(run),
         curves=_curves(run),
+        growth=_growth(run),
+        warm_start=_warm_start(run),
         gate=_gate(tested),
         answers=_answers(run),
         timings=_timings(run, evaluations),
@@ -147,9 +150,29 @@ def _curves(run: Path) -> list[LossCurve]:
     for stage, name in STAGES.items():
         path = run / stage / "metrics.jsonl"
         if path.is_file():
-            lines = _logged(path)
+            lines = [line for line in _logged(path) if "loss" in line]
             curves.append(LossCurve(name, [line["step"] for line in lines], [line["loss"] for line in lines]))
     return [curve for curve in curves if curve.steps]
+
+
+def _growth(run: Path) -> AccuracyCurve | None:
+    path = run / "instruct" / "metrics.jsonl"
+    lines = [line for line in _logged(path) if "validation_accuracy" in line] if path.is_file() else []
+    if not lines:
+        return None
+    minutes = [line["seconds"] / 60 for line in lines]
+    return AccuracyCurve("validation questions", minutes, [line["validation_accuracy"] for line in lines])
+
+
+def _warm_start(run: Path) -> str | None:
+    found = _read(run / "pretrain" / "warm_start.json")
+    if found is None:
+        return None
+    return (
+        f"Before stage 1 the projector had a warm start of {found['seconds']:.0f} s, not part of the paper. It "
+        f"moved image tokens towards their captions' words (mean squared distance {found['before']:.4f} before, "
+        f"{found['after']:.4f} after)."
+    )
 
 
 def _logged(path: Path) -> list[dict[str, Any]]:

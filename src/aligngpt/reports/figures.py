@@ -136,6 +136,18 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
     return figure
 
 
+def accuracy_curve(minutes: Sequence[float], accuracies: Sequence[float]) -> Figure:
+    """Draw how the share (0…1) of right answers grows with minutes of training."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(minutes, accuracies, color=ACCENT, linewidth=1.7, marker="o", markersize=3.5)
+        axes.set(xlabel="minutes of training", ylabel="right answers", ylim=(0, 1.02))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(axis="y")
+    return figure
+
+
 def gate_heat_map(kinds: Sequence[str], weights: Sequence[Sequence[float]], counts: Sequence[int]) -> Figure:
     """Draw the gate's mean weight of each level for each kind of question.
 

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.reports.figures import (
+    accuracy_curve,
     gate_heat_map,
     level_colours,
     loss_curve,
@@ -128,6 +129,19 @@ class LossCurve:
 
 
 @dataclass(frozen=True, config=_config)
+class AccuracyCurve:
+    """The share (0…1) of validation questions answered right after so many minutes of training."""
+
+    name: Text
+    minutes: Numbers
+    accuracies: Numbers
+
+    def __post_init__(self) -> None:
+        minutes, accuracies = len(self.minutes), len(self.accuracies)
+        _require(minutes == accuracies, f"expected an accuracy for each of {minutes} times, found {accuracies}")
+
+
+@dataclass(frozen=True, config=_config)
 class GateSection:
     """The gate's mean weights `(kinds, N-1)` by kind of question, and over how many questions each is."""
 
@@ -209,6 +223,8 @@ class ReportData:
     Attributes:
         title: heading of the page.
         accuracies: the headline; rows are shown in the order given.
+        growth: how accuracy grew while the model trained.
+        warm_start: what the projector's warm start gave, in a sentence, where there was one.
         facts: what was run (model, data, date, machine, …), shown under the heading.
     """
 
@@ -216,6 +232,8 @@ class ReportData:
     accuracies: list[AccuracyRow] = field(default_factory=list)
     levels: LevelsSection | None = None
     curves: list[LossCurve] = field(default_factory=list)
+    growth: AccuracyCurve | None = None
+    warm_start: Text | None = None
     gate: GateSection | None = None
     answers: list[AnswerExample] = field(default_factory=list)
     timings: list[TimingRow] = field(default_factory=list)
@@ -308,6 +326,12 @@ def _figures(report: ReportData) -> dict[str, Markup]:
         course = f" It goes from {finite[0]:.2f} to {finite[-1]:.2f}." if finite else ""
         drawn[f"curve{index}"] = to_svg(
             loss_curve(curve.steps, curve.losses), f"curve{index}", f"Training loss of {curve.name}.{course}"
+        )
+    if report.growth is not None:
+        growth = report.growth
+        course = f"From {growth.accuracies[0]:.0%} to {growth.accuracies[-1]:.0%}." if growth.accuracies else ""
+        drawn["growth"] = to_svg(
+            accuracy_curve(growth.minutes, growth.accuracies), "growth", f"Right answers of {growth.name}. {course}"
         )
     if report.gate is not None:
         gate = report.gate

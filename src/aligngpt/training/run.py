@@ -142,7 +142,9 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         )
         _check_rows_can_branch(model, stage)
         if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
-            warm_start(model, dataset, stage.warm_start, seed=recipe.seed)
+            moved = warm_start(model, dataset, stage.warm_start, seed=recipe.seed)
+            with atomic_write(folder / "warm_start.json") as file:
+                json.dump(moved._asdict(), file)
         clock = TrainingClock(stage.minutes)
         validation = _validation(stage, dataset)
         trainer = _trainer(recipe, name, stage, model, processor, dataset, clock, folder, validation)

@@ -11,9 +11,11 @@ language model is run, only its embedding table is read, so it takes seconds.
 """
 
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from math import log
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +33,17 @@ from aligngpt.training.recipe import WarmStartRecipe
 IMAGES_AT_ONCE = 64
 
 
+class WarmStartResult(NamedTuple):
+    """The loss before and after (the mean over the last tenth of the steps), and what it took in seconds."""
+
+    before: float
+    after: float
+    seconds: float
+
+
 def warm_start(
     model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, settings: WarmStartRecipe, *, seed: int
-) -> float:
+) -> WarmStartResult:
     """Train a model's projector towards the captions' words; everything else stays as it is.
 
     The projector's first layer is left so that it first standardises each channel of the tower's features, as they are
@@ -46,11 +56,12 @@ def warm_start(
         seed: of the draw of pairs and batches.
 
     Returns:
-        The mean loss of the last tenth of the steps.
+        The loss it began and ended with, and the seconds it took.
 
     Raises:
         AlignGPTError: fewer than two pairs can be used.
     """
+    started = time.monotonic()
     rng = random.Random(seed)
     pairs = [sample for sample in dataset.samples if len(sample.images) == 1 and _is_chosen(sample, settings)]
     if len(pairs) > settings.max_pairs:
@@ -68,14 +79,15 @@ def warm_start(
     projector = model.model.multi_modal_projector
     trained = LlavaMultiModalProjector(model.config).to(features.device)
     trained.load_state_dict({name: tensor.float() for name, tensor in projector.state_dict().items()})
-    loss = _fit(trained, features, targets, settings, seed)
+    losses = _fit(trained, features, targets, settings, seed)
     first = trained.linear_1
     with torch.no_grad():
         first.weight.div_(scale)
         if first.bias is not None:
             first.bias.sub_(first.weight @ mean)
     projector.load_state_dict(trained.state_dict())
-    return loss
+    end = losses[-max(1, len(losses) // 10) :]
+    return WarmStartResult(losses[0], sum(end) / len(end), round(time.monotonic() - started, 1))
 
 
 def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
@@ -144,7 +156,8 @@ def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fit(
     projector: LlavaMultiModalProjector, features: Tensor, targets: Tensor, settings: WarmStartRecipe, seed: int
-) -> float:
+) -> list[float]:
+    """Train the projector; returns the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(projector.parameters(), lr=settings.learning_rate)
     size = min(settings.batch_size, len(features))
@@ -159,5 +172,4 @@ def _fit(
             optimizer.step()
             losses.append(loss.item())
             meter.advance(remark=f"loss {losses[-1]:.4f}")
-    last = losses[-max(1, len(losses) // 10) :]
-    return sum(last) / len(last)
+    return losses

@@ -1,0 +1,71 @@
+"""Files of questions with their pictures, a tiny model as a folder, and an engine that sees what it is shown."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from aligngpt.inference.engine import Answer, Engine, Request, Sampling
+
+STEP = 20
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors differ in what `auto` is to them, and in bfloat16 an answer depends on its batch."""
+    monkeypatch.setattr("aligngpt.inference.engine.resolve_dtype", lambda *_: torch.float32)
+
+
+@pytest.fixture(scope="session")
+def model_folder(assembled: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    for part in assembled():
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def write_questions(tmp_path: Path) -> Callable[..., Path]:
+    """Questions that number their pictures: the answer is what `watching` reads off the picture."""
+
+    def make(count: int = 12, name: str = "questions.jsonl", **changes: dict[str, Any]) -> Path:
+        records = []
+        for index in range(count):
+            Image.new("RGB", (32, 32), (STEP * (index % 12), 0, 0)).save(tmp_path / f"{index}.png")
+            question = "how many are there ?" + " please" * (index % 3)
+            kind = "even" if index % 2 == 0 else "odd"
+            record = {"id": f"q{index}", "image": f"{index}.png", "question": question, "answer": str(index % 12)}
+            records.append(record | {"question_type": kind} | changes.get(f"at_{index}", {}))
+        source = tmp_path / name
+        source.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return source
+
+    return make
+
+
+@pytest.fixture
+def watching(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """From now on every engine answers with the number of the picture it is shown; the requests, as they come."""
+    asked: list[Request] = []
+
+    def answer(self: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
+        asked.extend(requests)
+        numbers = [str(round(one.images[0].getpixel((0, 0))[0] / STEP)) if one.images else "none" for one in requests]
+        return [Answer(number, 1, True, (0.25, 0.75)) for number in numbers]
+
+    monkeypatch.setattr(Engine, "answer", answer)
+    return asked
+
+
+@pytest.fixture
+def nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, loading a model fails the test."""
+
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("the model was loaded")
+
+    return lambda: monkeypatch.setattr(Engine, "load", load)

@@ -1,0 +1,306 @@
+"""Evaluating a file: each answer on disk, the same results whatever stopped it, and never those of something else."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aligngpt.data.images import open_image
+from aligngpt.data.rejects import TooManyRejects
+from aligngpt.data.samples import Sample, Turn
+from aligngpt.evaluation.accuracy import EXTRA_TOKENS, evaluate_file, shuffled_images
+from aligngpt.evaluation.results import (
+    EvaluationError,
+    EvaluationResult,
+    Prediction,
+    Tally,
+    read_predictions,
+    summarise,
+)
+from aligngpt.inference.engine import Engine, Request, Sampling
+
+Questions = Callable[..., Path]
+Evaluate = Callable[..., EvaluationResult]
+BATCH = 4
+
+
+@pytest.fixture
+def evaluate(model_folder: Path, tmp_path: Path) -> Evaluate:
+    """Evaluate a file into a folder, four questions a batch, and let most of them be rejected."""
+
+    def call(questions: Path, out: str = "out", **options: Any) -> EvaluationResult:
+        settings = {"model": model_folder, "batch_size": BATCH, "device": "cpu", "max_reject_share": 0.9} | options
+        return evaluate_file(settings.pop("model"), questions, out=tmp_path / out, **settings)
+
+    return call
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Callable[..., dict[int, Prediction]]:
+    return lambda out="out": read_predictions(tmp_path / out / "predictions.jsonl")
+
+
+def rejects(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def about(*images: tuple[str, ...]) -> list[Sample]:
+    turns = (Turn("user", "what ?"), Turn("assistant", "that"))
+    return [Sample(str(record), turns, names, record=record) for record, names in enumerate(images)]
+
+
+def same(first: EvaluationResult, second: EvaluationResult) -> bool:
+    """Whether two evaluations found the same; the last digits of weights depend on the batch."""
+    assert first.gate_weights.keys() == second.gate_weights.keys()
+    for kind, weights in first.gate_weights.items():
+        assert weights == pytest.approx(second.gate_weights[kind], abs=1e-6)
+    return (first.overall, first.by_kind, first.rejects) == (second.overall, second.by_kind, second.rejects)
+
+
+def test_predictions_and_results_are_those_of_the_model(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, model_folder: Path, tmp_path: Path
+) -> None:
+    questions = write_questions(6, at_2={"answer": "one two"})
+    result = evaluate(questions)
+    found = predictions()
+    engine = Engine.load(model_folder, device="cpu")
+    for record in range(6):
+        one, kind = found[record], "odd" if record % 2 else "even"
+        request = Request.ask(one.question, open_image(tmp_path / f"{record}.png"))
+        (answer,) = engine.answer([request], Sampling(max_new_tokens=2 + 1 + EXTRA_TOKENS))  # BOS is counted too
+        assert (one.id, one.kind, one.image, one.image_shown) == (f"q{record}", kind, *[f"{record}.png"] * 2)
+        assert one.answer == answer.text
+        assert one.alignment_weights == pytest.approx(answer.alignment_weights, abs=1e-6)
+    assert same(result, summarise(list(found.values())))
+    saved = EvaluationResult.load(tmp_path / "out" / "results.json")
+    assert same(result, saved) and saved.overall.total == 6
+    assert not (tmp_path / "out" / "rejects.jsonl").exists()
+
+
+def test_right_answers_are_counted_by_kind(write_questions: Questions, evaluate: Evaluate, watching: list) -> None:
+    result = evaluate(write_questions(10, at_3={"answer": "4"}, at_4={"answer": "The 4."}, at_6={"answer": "no"}))
+    assert result.overall == Tally(8, 10)
+    assert result.by_kind == {"even": Tally(4, 5), "odd": Tally(4, 5)}
+    assert result.gate_weights == {"even": [0.25, 0.75], "odd": [0.25, 0.75]}
+
+
+def test_the_last_turn_is_asked_after_the_earlier_ones(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list
+) -> None:
+    said = [("human", "<image>\nis it red ?"), ("gpt", "yes"), ("human", "how many ?"), ("gpt", "0")]
+    turns = {"conversations": [{"from": who, "value": text} for who, text in said]}
+    assert evaluate(write_questions(1, at_0=turns)).overall == Tally(1, 1)
+    assert [message["role"] for message in watching[0].messages] == ["user", "assistant", "user"]
+    assert "'0'" not in str(watching[0].messages)
+    assert (predictions()[0].question, predictions()[0].expected) == ("how many ?", "0")
+
+
+def test_a_limit_draws_the_same_questions_under_a_seed(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list
+) -> None:
+    questions = write_questions(12)
+    drawn = []
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert evaluate(questions, out, limit=5, seed=seed).overall.total == 5
+        drawn.append(set(predictions(out)))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert evaluate(questions, "all", limit=100).overall.total == 12
+
+
+def test_shuffled_images_never_show_the_own_picture(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list
+) -> None:
+    questions = write_questions(12)
+    assert evaluate(questions, "straight").overall == Tally(12, 12)
+    assert evaluate(questions, shuffle_images=True).overall == Tally(0, 12)
+    found = predictions().values()
+    assert all(one.image != one.image_shown for one in found)
+    assert {one.image for one in found} == {one.image_shown for one in found}
+    assert all(one.answer == one.image_shown.removesuffix(".png") for one in found)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 1, 1), (2, 2), (5, 3, 2), (4, 1, 1, 1, 1), (1,) * 30])
+def test_shuffling_is_a_permutation_without_fixed_pictures(counts: tuple[int, ...]) -> None:
+    samples = about(*[(f"{name}.png",) for name, count in enumerate(counts) for _ in range(count)])
+    orders = set()
+    for seed in range(50):
+        shown = shuffled_images(samples, seed)
+        assert Counter(shown) == Counter(sample.images for sample in samples)
+        assert all(images != sample.images for images, sample in zip(shown, samples, strict=True))
+        assert shown == shuffled_images(samples, seed)
+        orders.add(tuple(shown))
+    assert len(orders) > 1 or len(counts) == 2
+
+
+def test_what_cannot_be_shuffled_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="at least two pictures"):
+        shuffled_images(about(("a",), ("a",)), 0)
+    with pytest.raises(EvaluationError, match="too many of the questions"):
+        shuffled_images(about(("a",), ("a",), ("b",)), 0)
+
+
+def test_questions_with_no_or_several_pictures_are_shuffled_too(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable
+) -> None:
+    assert shuffled_images(about((), ("a",), (), ("b",)), 0) == [(), ("b",), (), ("a",)]
+    two = {"image": ["1.png", "2.png"]}
+    result = evaluate(write_questions(5, at_0={"image": None}, at_1=two), shuffle_images=True)
+    assert (result.overall.total, result.rejects) == (5, 0)
+    assert predictions()[0].image_shown is None
+    assert all(predictions()[record].image_shown is not None for record in range(1, 5))
+
+
+@pytest.mark.parametrize("damage", ["tail", "line", "middle", "results", "everything"])
+def test_a_stopped_evaluation_goes_on_to_the_same_results(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, tmp_path: Path, damage: str
+) -> None:
+    questions = write_questions(10, at_7={"image": "gone.png"})
+    first, whole = evaluate(questions), predictions()
+    path = tmp_path / "out" / "predictions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 9
+    if damage in ("tail", "line"):
+        path.write_bytes(b"".join(lines[:5]) + (lines[5][:40] if damage == "line" else b""))
+    elif damage == "middle":
+        path.write_bytes(b"".join([*lines[:3], lines[3][:20] + b"\n", *lines[4:]]))
+    elif damage == "everything":
+        path.unlink()
+    (tmp_path / "out" / "results.json").unlink()
+    again = evaluate(questions)
+    assert same(first, again)
+    assert same(again, EvaluationResult.load(tmp_path / "out" / "results.json"))
+    assert {record: one.answer for record, one in predictions().items()} == {
+        record: one.answer for record, one in whole.items()
+    }
+    assert len(path.read_bytes().splitlines()) == 9
+
+
+def test_ctrl_c_keeps_what_was_answered(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list, monkeypatch: Any
+) -> None:
+    questions = write_questions(10)
+    answer, on_disk = Engine.answer, []
+
+    def stopped(self: Engine, requests: list, sampling: Sampling) -> Any:
+        on_disk.append(len(predictions()))
+        if len(on_disk) == 3:
+            raise KeyboardInterrupt
+        return answer(self, requests, sampling)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Engine, "answer", stopped)
+        evaluate(questions)
+    assert on_disk == [0, BATCH, 2 * BATCH], "a kill costs no more than the batch at work"
+    assert len(predictions()) == 2 * BATCH
+    watching.clear()
+    assert evaluate(questions).overall == Tally(10, 10)
+    assert len(watching) == 2
+
+
+def test_a_second_call_answers_nothing_anew(
+    write_questions: Questions, evaluate: Evaluate, nothing_is_answered: Callable, tmp_path: Path
+) -> None:
+    # What is no text for UTF-8, and what some take for the end of a line.
+    questions = write_questions(6, at_1={"id": "\ud83d"}, at_2={"question": "how\u2028many\u0085are"})
+    first, before = evaluate(questions), content(tmp_path / "out")
+    nothing_is_answered()
+    assert same(evaluate(questions), first)
+    assert content(tmp_path / "out") == before
+
+
+def test_the_evaluation_of_something_else_is_refused(
+    write_questions: Questions, evaluate: Evaluate, assembled: Callable, watching: list, tmp_path: Path
+) -> None:
+    for part in assembled():
+        part.save_pretrained(tmp_path / "other")
+    questions, more = write_questions(8), write_questions(9, "more.jsonl")
+    evaluate(questions)
+    before = content(tmp_path / "out")
+    others: list[tuple[Path, dict[str, Any]]] = [
+        (questions, {"model": tmp_path / "other"}),
+        (more, {}),
+        (questions, {"limit": 3}),
+        (questions, {"shuffle_images": True}),
+    ]
+    for file, options in others:
+        with pytest.raises(EvaluationError, match="holds an evaluation of another model, other questions"):
+            evaluate(file, **options)
+    write_questions(8, at_3={"answer": "4"})
+    with pytest.raises(EvaluationError, match="choose another folder with --out"):
+        evaluate(questions)
+    assert content(tmp_path / "out") == before
+
+
+def test_models_of_the_hub_are_told_apart_by_name(
+    write_questions: Questions, evaluate: Evaluate, model_folder: Path, watching: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.load(model_folder, device="cpu")
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: engine)
+    questions = write_questions(4)
+    evaluate(questions, model="someone/this")
+    evaluate(questions, model="someone/this")
+    with pytest.raises(EvaluationError, match="another model"):
+        evaluate(questions, model="someone/that")
+
+
+def test_a_model_that_was_trained_again_is_another_one(
+    write_questions: Questions, evaluate: Evaluate, assembled: Callable, watching: list, tmp_path: Path
+) -> None:
+    for part in assembled():
+        part.save_pretrained(tmp_path / "mine")
+    questions = write_questions(4)
+    evaluate(questions, model=tmp_path / "mine")
+    os.utime(tmp_path / "mine" / "model.safetensors", (1, 1))
+    with pytest.raises(EvaluationError, match="another model"):
+        evaluate(questions, model=tmp_path / "mine")
+
+
+def test_unreadable_pictures_are_rejects(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list, tmp_path: Path
+) -> None:
+    questions = write_questions(8, at_1={"image": "gone.png"}, at_2={"image": "../out.png"})
+    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:-30])
+    result = evaluate(questions)
+    assert result.overall == Tally(5, 5)
+    assert result.rejects == 3
+    assert {(line["record"], line["reason"]) for line in rejects(tmp_path / "out")} == {
+        (1, "missing"),
+        (2, "outside_root"),
+        (5, "truncated"),
+    }
+    assert sorted(predictions()) == [0, 3, 4, 6, 7]
+
+
+def test_too_many_unreadable_pictures_end_it(write_questions: Questions, evaluate: Evaluate, tmp_path: Path) -> None:
+    missing = write_questions(10, at_1={"image": "gone.png"})
+    with pytest.raises(TooManyRejects, match="1 of 10 records"):
+        evaluate(missing, "missing", max_reject_share=0.05)
+    cut = write_questions(10, "cut.jsonl")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:-30])
+    with pytest.raises(TooManyRejects, match="1 of 10 records"):
+        evaluate(cut, "cut", max_reject_share=0.05)
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_rejects_are_a_share_of_the_whole_file(
+    write_questions: Questions, evaluate: Evaluate, watching: list, limit: int | None
+) -> None:
+    questions = write_questions(20, at_1={"image": "gone.png"})
+    assert evaluate(questions, max_reject_share=0.05, limit=limit).rejects == 1
+
+
+def test_pictures_may_lie_in_another_folder(
+    write_questions: Questions, evaluate: Evaluate, watching: list, tmp_path: Path
+) -> None:
+    questions = write_questions(3)
+    (tmp_path / "text").mkdir()
+    moved = questions.rename(tmp_path / "text" / "questions.jsonl")
+    assert evaluate(moved, image_root=tmp_path).overall == Tally(3, 3)

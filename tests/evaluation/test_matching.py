@@ -1,0 +1,57 @@
+"""When an answer counts as right: case, articles and punctuation around it do not matter, words do."""
+
+import pytest
+
+from aligngpt.evaluation.matching import matches, normalise
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Yes", "yes"),
+        ("A circle.", "circle"),
+        ("the Red  circle!", "red circle"),
+        ("on a\ttable\n", "On the table"),
+        (' "blue" ', "blue"),
+        ("two;", "two"),
+        ("'an apple'?", "apple"),
+        ("ÉTÉ", "été"),
+        ("a", "A"),
+        ("the", "The."),
+    ],
+)
+def test_case_articles_and_outer_punctuation_do_not_matter(answer: str, expected: str) -> None:
+    assert matches(answer, expected)
+    assert matches(expected, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("no", "yes"),
+        ("red circle", "circle"),
+        ("", "yes"),
+        ("a", "the"),
+        ("theatre", "atre"),
+        ("another", "nother"),
+        ("1.5", "15"),
+        ("don't", "dont"),
+        ("light blue", "lightblue"),
+    ],
+)
+def test_other_words_are_wrong(answer: str, expected: str) -> None:
+    assert not matches(answer, expected)
+    assert not matches(expected, answer)
+
+
+def test_any_of_several_accepted_answers_is_right() -> None:
+    accepted = ["Grey", "gray", "a silver"]
+    assert all(matches(answer, accepted) for answer in ("grey", "Gray.", "silver"))
+    assert not matches("black", accepted)
+    assert not matches("grey", [])
+    assert not matches("g", "grey"), "a text is one answer, not the answers of its letters"
+
+
+def test_a_normal_form_stays_as_it_is() -> None:
+    for answer in ("The Red  Circle.", "an", "", "  ", '"a" b', "what , then"):
+        assert normalise(normalise(answer)) == normalise(answer)

@@ -1,0 +1,259 @@
+"""The engine: an answer depends on its conversation alone, a stream can be left, and errors say what to do."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
+
+QUESTION = "what colour is the circle ?"
+LONG = "how many big red shape are there on the left of this picture please ?"
+SHORT = Sampling(max_new_tokens=8)
+DRAWN = Sampling(max_new_tokens=8, temperature=1.5, seed=3)
+
+Pictures = list[Image.Image]
+
+
+@pytest.fixture
+def engine(assembled: Callable) -> Engine:
+    return Engine(*assembled())
+
+
+@pytest.fixture
+def requests(pictures: Pictures) -> list[Request]:
+    return [
+        Request.ask(QUESTION, pictures[0]),
+        Request.ask(LONG, pictures[1]),
+        Request.ask("is it the red one ?", pictures[2], pictures[3]),
+        Request.ask("describe a yellow triangle please"),
+    ]
+
+
+def generating() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "generate" in thread.name]
+
+
+def prompt_ids(engine: Engine, request: Request) -> list[int]:
+    return engine._inputs([request], SHORT)["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("language", ["llama", "qwen2", "mamba2"])
+def test_a_batch_is_answered_as_its_requests_alone(assembled: Callable, requests: list, language: str) -> None:
+    engine = Engine(*assembled(language))
+    together = engine.answer(requests, SHORT)
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = engine.answer([request], SHORT)
+        assert (answer.text, answer.tokens, answer.stopped) == (alone.text, alone.tokens, alone.stopped)
+        assert answer.alignment_weights == (alone.alignment_weights and pytest.approx(alone.alignment_weights))
+    assert len({answer.text for answer in together}) > 1
+
+
+@pytest.mark.parametrize("language", ["llama", "qwen2"])
+@pytest.mark.parametrize("sampling", [SHORT, DRAWN], ids=["greedy", "drawn"])
+def test_a_stream_joins_to_the_answer(assembled: Callable, requests: list, language: str, sampling: Sampling) -> None:
+    engine = Engine(*assembled(language))
+    for request in requests:
+        pieces = list(engine.stream(request, sampling))
+        (answer,) = engine.answer([request], sampling)
+        assert "".join(pieces) == answer.text
+        assert len(pieces) > 1
+
+
+def test_a_stream_has_no_white_space_around_it(assembled: Callable, requests: list) -> None:
+    engine = Engine(*assembled("qwen2", chat_template="plain"))
+    text = " \n red  green \n"
+    tokens = engine.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    script = iter([*tokens, *tokens])
+    engine.model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([next(script)]), 100.0)
+    )
+    sampling = Sampling(max_new_tokens=len(tokens))
+    (answer,) = engine.answer(requests[:1], sampling)
+    assert answer.text == "red  green"
+    assert "".join(engine.stream(requests[0], sampling)) == "red  green"
+
+
+def test_an_answer_ends_where_the_model_ends_it(engine: Engine, requests: list) -> None:
+    (cut,) = engine.answer(requests[:1], SHORT)
+    assert (cut.tokens, cut.stopped) == (8, False)
+    end = engine.processor.tokenizer.eos_token_id
+    engine.model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([end]), 100.0)
+    )
+    (ended,) = engine.answer(requests[:1], SHORT)
+    assert (ended.text, ended.tokens, ended.stopped) == ("", 0, True)
+
+
+def test_leaving_a_stream_ends_the_generation(engine: Engine, requests: list) -> None:
+    steps: list[int] = []
+    engine.model.generation_config.eos_token_id = None
+    engine.model.get_output_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    pieces = engine.stream(requests[0], Sampling(max_new_tokens=400))
+    next(pieces)
+    assert generating()
+    pieces.close()
+    assert not generating()
+    assert len(steps) < 400
+
+
+def test_an_exception_of_the_generation_reaches_the_reader(engine: Engine, requests: list) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory left")
+
+    engine.model.get_output_embeddings().register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        list(engine.stream(requests[0], SHORT))
+    assert not generating()
+
+
+def test_sampling_repeats_under_a_seed_and_draws_from_nobody_else(engine: Engine, requests: list) -> None:
+    before = torch.random.get_rng_state()
+    texts = [engine.answer(requests, sampling) for sampling in (DRAWN, DRAWN, Sampling(8, temperature=1.5, seed=4))]
+    list(engine.stream(requests[0], DRAWN))
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+    assert texts[0] != engine.answer(requests, SHORT)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_small_top_p_is_greedy(engine: Engine, requests: list) -> None:
+    nearly = Sampling(max_new_tokens=8, temperature=1.5, top_p=1e-6)
+    assert engine.answer(requests, nearly) == engine.answer(requests, SHORT)
+
+
+def test_a_forced_level_is_the_model_s_own(engine: Engine, pictures: Pictures) -> None:
+    with torch.no_grad():
+        engine.model.model.alignment.levels.mul_(20)
+    texts = {}
+    for level in (1, engine.num_levels):
+        (answer,) = engine.answer([Request.ask(QUESTION, pictures[0], level=level)], SHORT)
+        assert answer.alignment_weights is None
+        texts[level] = answer.text
+        inputs = engine._inputs([Request.ask(QUESTION, pictures[0])], SHORT)
+        tokens = engine.model.generate(**inputs, alignment_level=torch.tensor([level]), max_new_tokens=8)
+        prompt = inputs["input_ids"].shape[1]
+        assert engine.processor.tokenizer.decode(tokens[0, prompt:], skip_special_tokens=True).strip() == answer.text
+    assert len(set(texts.values())) == 2
+
+
+@pytest.mark.parametrize("level", [0, -1, 9])
+def test_a_level_the_model_does_not_have_is_refused(engine: Engine, pictures: Pictures, level: int) -> None:
+    with pytest.raises(EngineError, match=rf"level {level} is not one of the model's, 1…8"):
+        engine.answer([Request.ask(QUESTION, pictures[0], level=level)], SHORT)
+    with pytest.raises(EngineError, match=f"level {level}"):
+        list(engine.stream(Request.ask(QUESTION, pictures[0], level=level), SHORT))
+
+
+def test_forced_and_free_levels_are_not_mixed(engine: Engine, pictures: Pictures) -> None:
+    mixed = [Request.ask(QUESTION, pictures[0], level=2), Request.ask(QUESTION, pictures[1])]
+    with pytest.raises(EngineError, match="ask them apart"):
+        engine.answer(mixed, SHORT)
+
+
+def test_a_model_without_alignment_has_no_levels(assembled: Callable, pictures: Pictures) -> None:
+    engine = Engine(*assembled(alignment="none"))
+    assert engine.answer([Request.ask(QUESTION, pictures[0])], SHORT)[0].alignment_weights is None
+    with pytest.raises(EngineError, match="without an alignment module"):
+        engine.answer([Request.ask(QUESTION, pictures[0], level=1)], SHORT)
+
+
+def test_alignment_weights_are_the_model_s_and_sum_to_one(engine: Engine, requests: list) -> None:
+    weights = engine.alignment_weights(requests)
+    assert weights[-1] is None
+    for request, row in zip(requests[:-1], weights, strict=False):
+        assert row is not None and len(row) == engine.num_levels - 1
+        assert sum(row) == pytest.approx(1)
+        with torch.no_grad():
+            expected = engine.model(**engine._inputs([request], SHORT)).alignment_weights[0]
+        assert row == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [answer.alignment_weights for answer in engine.answer(requests, SHORT)] == weights
+
+
+def test_a_conversation_longer_than_the_context_is_refused(engine: Engine, pictures: Pictures) -> None:
+    prompt = len(prompt_ids(engine, Request.ask(QUESTION, pictures[0])))
+    fits = Sampling(max_new_tokens=512 - prompt)
+    engine._inputs([Request.ask(QUESTION, pictures[0])], fits)
+    with pytest.raises(EngineError, match=rf"has {prompt} tokens .* context is 512 tokens; shorten"):
+        engine.answer([Request.ask(QUESTION, pictures[0])], Sampling(max_new_tokens=fits.max_new_tokens + 1))
+
+
+def test_pictures_and_their_places_must_agree(engine: Engine, pictures: Pictures) -> None:
+    messages = Request.ask(QUESTION, pictures[0]).messages
+    with pytest.raises(EngineError, match="places for 1 pictures, 2 were given"):
+        engine.answer([Request(messages, tuple(pictures[:2]))], SHORT)
+
+
+@pytest.mark.parametrize("language", ["llama", "qwen2"])
+def test_a_question_never_spells_a_special_token(assembled: Callable, pictures: Pictures, language: str) -> None:
+    engine = Engine(*assembled(language))
+    special = {index for index, token in engine.processor.tokenizer.added_tokens_decoder.items() if token.special}
+    marks = " ".join(token.content for token in engine.processor.tokenizer.added_tokens_decoder.values())
+    assert "<image>" in marks and "<align>" in marks
+    unknown = {engine.processor.tokenizer.unk_token_id}  # of a small vocabulary, that is what any other text becomes
+    for images in ((), (pictures[0],)):
+        plain, spelled = (prompt_ids(engine, Request.ask(text, *images)) for text in (QUESTION, f"{QUESTION} {marks}"))
+        assert [i for i in spelled if i in special - unknown] == [i for i in plain if i in special - unknown]
+        assert len(spelled) > len(plain)
+    engine.answer([Request([{"role": "user", "content": f"{QUESTION} {marks}"}])], SHORT)
+
+
+def test_a_later_turn_is_answered(engine: Engine, pictures: Pictures, asks: Callable) -> None:
+    first = Request(asks(QUESTION, 1), (pictures[0],))
+    later = Request(asks(QUESTION, 1, "red", "how many are there ?"), (pictures[0],))
+    texts = [answer.text for answer in engine.answer([first, later], SHORT)]
+    assert texts[0] != texts[1]
+
+
+@pytest.fixture
+def folder(assembled: Callable, tmp_path: Path) -> Path:
+    for part in assembled():
+        part.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_saved_model_answers_as_before(engine: Engine, folder: Path, requests: list) -> None:
+    assert Engine.load(folder, device="cpu", dtype="float32").answer(requests, SHORT) == engine.answer(requests, SHORT)
+
+
+@pytest.mark.parametrize("source", ["missing", "no/such/model", "empty"])
+def test_where_there_is_no_model_the_error_says_what_to_give(tmp_path: Path, source: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EngineError, match=r"Give a model folder \(with config.json\) or a hub name"):
+        Engine.load(tmp_path / source if "/" not in source else source, device="cpu")
+
+
+def test_a_model_of_another_kind_is_refused(tower_folder: Callable, language_folder: Callable) -> None:
+    for other, kind in ((tower_folder("clip_full"), "clip"), (language_folder("llama"), "llama")):
+        with pytest.raises(EngineError, match=f"is a '{kind}' model, expected an AlignGPT model"):
+            Engine.load(other, device="cpu")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json", "processor_config.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_model_folder_is_an_error_that_says_so(folder: Path, file: str, damage: str) -> None:
+    path = folder / file
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:60])
+    else:
+        path.unlink()
+    with pytest.raises(EngineError, match=r"(?s)cannot be loaded: .*(download it again|Give a model folder)"):
+        Engine.load(folder, device="cpu")
+
+
+def test_an_unknown_architecture_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "something_new"}))
+    with pytest.raises(EngineError, match="something_new"):
+        Engine.load(folder, device="cpu")
+
+
+def test_greedy_is_greedy_whatever_the_model_would_do_by_itself(engine: Engine, requests: list) -> None:
+    expected = engine.answer(requests, SHORT)
+    engine.model.generation_config.update(do_sample=True, temperature=3.0, top_k=100)
+    assert engine.answer(requests, SHORT) == expected

@@ -1,0 +1,320 @@
+"""The command line: help that explains, errors of one line, and exit codes that scripts can rely on."""
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import transformers
+from PIL import Image
+from typer.main import get_command
+
+import aligngpt
+from aligngpt import cli
+from aligngpt.evaluation.results import EvaluationResult, Tally
+from aligngpt.scoring.encoders import PairScorer
+
+VERBS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    error: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def aligngpt_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Command]:
+    """Run the command in this process, in an empty folder, on a wide terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(transformers.logging, "_tqdm_active", True)
+    verbosity = transformers.logging.get_verbosity()
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["aligngpt", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert isinstance(end.code, int | None)
+            return Ended(end.code or 0, *capsys.readouterr())
+        return Ended(0, *capsys.readouterr())
+
+    yield run
+    transformers.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
+    """Replace a function by one that notes how it was called and gives a ready answer."""
+
+    def replace(target: str, result: Any = None) -> list:
+        seen: list[tuple[tuple, dict[str, Any]]] = []
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            seen.append((args, kwargs))
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setattr(target, call)
+        return seen
+
+    return replace
+
+
+@pytest.fixture
+def model_folder(assembled: Callable, tmp_path: Path) -> Path:
+    for part in assembled():
+        part.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    record = {"image": "red.png", "question": "what colour is it ?", "answer": "red"}
+    lines = [json.dumps({"id": str(index), **record}) + "\n" for index in range(300)]
+    (tmp_path / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
+    return tmp_path / "questions.jsonl"
+
+
+def words(text: str) -> str:
+    """A text without the boxes and line ends of the help."""
+    return " ".join(text.replace("│", " ").split())
+
+
+def test_help_names_every_verb_and_what_it_does(aligngpt_command: Command) -> None:
+    ended = aligngpt_command("--help")
+    assert (ended.code, ended.error) == (0, "")
+    assert set(VERBS) == {"quickstart", "score", "levels", "train", "evaluate", "ask", "report"}
+    for verb, command in VERBS.items():
+        assert f" {verb} {words(command.help).split('. ')[0]}" in words(ended.out)
+    assert "score → levels → train → evaluate → ask" in words(ended.out)
+    assert "--version" in ended.out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_explains_every_argument(aligngpt_command: Command, verb: str) -> None:
+    ended = aligngpt_command(verb, "--help")
+    assert (ended.code, ended.error) == (0, "")
+    shown = words(ended.out)
+    assert words(VERBS[verb].help) in shown
+    for parameter in VERBS[verb].params:
+        if parameter.name != "help":
+            name = parameter.name if parameter.param_type_name == "argument" else parameter.opts[0]
+            assert name.lower() in shown.lower()
+            assert parameter.help and words(parameter.help) in shown
+
+
+def test_help_says_what_an_option_left_out_comes_to(aligngpt_command: Command) -> None:
+    defaults = {"quickstart": "runs/quickstart", "score": "that of SOURCE", "evaluate": "that of QUESTIONS"}
+    for verb, default in (defaults | {"report": "report.html in RUN", "levels": "quantile", "train": "all"}).items():
+        assert re.search(rf"\[default: \(?{default}\)?\]", words(aligngpt_command(verb, "--help").out))
+
+
+def test_version_is_the_package_s(aligngpt_command: Command) -> None:
+    assert aligngpt_command("--version") == (0, f"aligngpt {aligngpt.__version__}\n", "")
+
+
+def test_the_command_alone_shows_its_help(aligngpt_command: Command) -> None:
+    ended = aligngpt_command()
+    assert "Usage: " in ended.out + ended.error
+    assert "quickstart" in ended.out + ended.error
+
+
+ERRORS: dict[str, tuple[list[str], str]] = {
+    "no pairs": (["score", "none.json", "--model", "none", "--out", "s"], "none"),
+    "no scores": (["levels", "none", "--source", "none.json", "--out", "l.json"], "none"),
+    "no recipe": (["train", "none.yaml"], "recipe none.yaml cannot be read"),
+    "recipe is no YAML": (["train", "broken.yaml"], "recipe broken.yaml cannot be read"),
+    "recipe is no mapping": (["train", "list.yaml"], "must hold the sections"),
+    "recipe misses fields": (["train", "empty.yaml"], "model: Field required"),
+    "setting is none": (["train", "empty.yaml", "--set", "seed"], "write section.field=value"),
+    "no model to evaluate": (["evaluate", "none/model/x", "questions.jsonl", "--out", "e"], "Give a model folder"),
+    "no questions": (["evaluate", "model", "none.json", "--out", "e"], "none.json cannot be read"),
+    "out is a file": (["evaluate", "model", "questions.jsonl", "--out", "questions.jsonl"], "questions.jsonl"),
+    "no picture": (["ask", "model", "none.png", "what ?"], "none.png does not exist"),
+    "picture is text": (["ask", "model", "questions.jsonl", "what ?"], "is no picture in BMP, GIF"),
+    "no model to ask": (["ask", "./none", "red.png", "what ?"], "Give a model folder"),
+    "another kind of model": (["ask", "clip", "red.png", "what ?"], "expected an AlignGPT model"),
+    "unknown kind of model": (["ask", "unknown", "red.png", "what ?"], "Give a model folder"),
+    "no device": (["ask", "clip", "red.png", "what ?", "--device", "quantum"], "use --device cpu or auto"),
+    "no run": (["report", "none"], "give the folder of a run"),
+    "nothing in the run": (["report", "clip"], "no scores, no training and no evaluation"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_one_line_and_exit_code_1(
+    aligngpt_command: Command, questions: Path, tower_folder: Callable, tmp_path: Path, case: str
+) -> None:
+    (tmp_path / "broken.yaml").write_text("model: [1, 2\nother: {", encoding="utf-8")
+    (tmp_path / "list.yaml").write_text("- model", encoding="utf-8")
+    (tmp_path / "empty.yaml").write_text("output: here", encoding="utf-8")
+    (tmp_path / "clip").symlink_to(tower_folder("clip_full"))
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "config.json").write_text('{"model_type": "something_new"}', encoding="utf-8")
+    arguments, said = ERRORS[case]
+    ended = aligngpt_command(*arguments)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.error.startswith("error: ") and said in ended.error
+    assert ended.error.count("\n") == 1 and ended.error.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dance"], "dance"),
+        (["score", "a.json"], "--model"),
+        (["ask", "model", "picture.png"], "question"),
+        (["ask", "model", "picture.png", "what ?", "--level", "0"], "--level"),
+        (["levels", "s", "--source", "a", "--out", "b", "--levels", "1"], "--levels"),
+        (["levels", "s", "--source", "a", "--out", "b", "--method", "best"], "--method"),
+        (["evaluate", "m", "q", "--out", "o", "--batch-size", "0"], "--batch-size"),
+        (["train", "recipe.yaml", "--stage", "third"], "--stage"),
+        (["quickstart", "--minutes", "0"], "--minutes"),
+        (["report", "run", "--colour"], "--colour"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(aligngpt_command: Command, arguments: list[str], said: str) -> None:
+    ended = aligngpt_command(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.error.lower() and "Usage: " in ended.error
+
+
+def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(aligngpt_command: Command, calls: Callable) -> None:
+    calls("aligngpt.evaluation.accuracy.evaluate_file", KeyboardInterrupt())
+    ended = aligngpt_command("evaluate", "model", "questions.json", "--out", "out")
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.error.strip() == "stopped; the same command goes on where it was"
+
+
+def test_a_bug_is_not_taken_for_an_error_of_the_user(aligngpt_command: Command, calls: Callable) -> None:
+    calls("aligngpt.evaluation.reporting.write_report", RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        aligngpt_command("report", "run")
+
+
+def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
+    loaded = calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
+    scored = calls("aligngpt.scoring.score.score_file", SimpleNamespace(scored=7, rejected=2))
+    options = ["--image-root", "pictures", "--batch-size", "5", "--device", "cpu"]
+    ended = aligngpt_command("score", "pairs.json", "--model", "clip", "--out", "scores", *options)
+    assert ended == (0, "7 pairs scored, 2 rejected: scores\n", "")
+    assert loaded == [(("clip",), {"device": "cpu"})]
+    expected = {"image_root": Path("pictures"), "batch_size": 5}
+    assert scored == [((Path("pairs.json"), PairScorer, Path("scores")), expected)]
+
+    made = calls("aligngpt.scoring.apply.make_levels", (None, [3, 4]))
+    options = ["--levels", "2", "--method", "width", "--borders", "b.json"]
+    ended = aligngpt_command("levels", "scores", "--source", "pairs.json", "--out", "levelled.json", *options)
+    assert ended.out.splitlines()[:2] == ["level 1: 3 pairs", "level 2: 4 pairs"]
+    assert "data: levelled.json" in ended.out
+    expected = {"num_levels": 2, "method": "width", "borders": Path("b.json")}
+    assert made == [((Path("scores"), Path("pairs.json"), Path("levelled.json")), expected)]
+
+
+def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
+    read = calls("aligngpt.training.recipe.load_recipe", SimpleNamespace(output="runs/mine"))
+    done = {name: SimpleNamespace(stage=name, steps=3, loss=1.5, seconds=61.2) for name in ("pretrain", "instruct")}
+    trained = calls("aligngpt.training.run.train", [done["pretrain"]])
+    ended = aligngpt_command("train", "r.yaml", "--stage", "pretrain", "--set", "seed=1", "--set", "output=x")
+    assert ended == (0, "pretrain: 3 steps, loss 1.500, 61 s\n", "")
+    assert read[0][0] == (Path("r.yaml"), ["seed=1", "output=x"])
+    assert trained[0][0][1] == ("pretrain",)
+
+    trained = calls("aligngpt.training.run.train", list(done.values()))
+    ended = aligngpt_command("train", "r.yaml")
+    assert trained[0][0][1] == ("pretrain", "instruct")
+    assert ended.out.splitlines()[-1] == f"model: {Path('runs/mine/model')}"
+
+    ran = calls("aligngpt.quickstart.pipeline.run_quickstart")
+    assert aligngpt_command("quickstart", "--minutes", "2.5", "--out", "here", "--seed", "4").code == 0
+    assert ran == [((Path("here"),), {"minutes": 2.5, "seed": 4})]
+
+
+def test_evaluate_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
+    asked = calls("aligngpt.evaluation.accuracy.evaluate_file", EvaluationResult(Tally(3, 4)))
+    options = ["--limit", "4", "--shuffle-images", "--batch-size", "2", "--seed", "9", "--device", "cpu"]
+    ended = aligngpt_command("evaluate", "m", "q.json", "--out", "o", "--image-root", "i", *options)
+    assert "75.0%  (3/4" in ended.out and f"results: {Path('o/results.json')}" in ended.out
+    expected = {"limit": 4, "shuffle_images": True, "batch_size": 2, "seed": 9, "device": "cpu"}
+    assert asked == [(("m", Path("q.json")), expected | {"out": Path("o"), "image_root": Path("i")})]
+
+
+def test_a_model_is_asked_evaluated_and_reported(
+    aligngpt_command: Command, model_folder: Path, questions: Path, tmp_path: Path
+) -> None:
+    options = ["--max-new-tokens", "6", "--device", "cpu"]
+    plain = aligngpt_command("ask", "model", "red.png", "what colour is it ?", *options)
+    assert plain.code == 0 and plain.out.strip() and plain.error == ""
+    shown = aligngpt_command("ask", "model", "red.png", "what colour is it ?", "--show-alignment", *options)
+    assert shown.out.startswith("alignment: level 8 (the whole image) and a mix of\n  level 1 ")
+    assert shown.out.endswith("\n" + plain.out)
+    forced = aligngpt_command("ask", "model", "red.png", "what ?", "--show-alignment", "--level", "9", *options)
+    assert forced.code == 1 and forced.out == "" and "1…8" in forced.error
+
+    out = Path("run/evaluation/test")
+    ended = aligngpt_command("evaluate", "model", questions, "--out", out, "--limit", "3", "--device", "cpu")
+    assert ended.code == 0 and "all questions" in ended.out and "/3, 95 % interval" in ended.out
+    assert f"predictions: {out / 'predictions.jsonl'}\nresults: {out / 'results.json'}\n" in ended.out
+    assert aligngpt_command("report", "run") == (0, f"{Path('run/report.html')}\n", "")
+    assert "AlignGPT: run" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_verb_imports_what_it_needs_only_when_it_runs() -> None:
+    tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
+    imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert {name for name in imported if name and name.startswith("aligngpt")} == {
+        "aligngpt",
+        "aligngpt.errors",
+        "aligngpt.progress",
+    }
+    assert not imported & {"torch", "transformers", "numpy", "matplotlib"}
+
+
+@pytest.mark.medium
+def test_ctrl_c_in_the_middle_loses_nothing(
+    aligngpt_command: Command, model_folder: Path, questions: Path, tmp_path: Path
+) -> None:
+    predictions = tmp_path / "out" / "predictions.jsonl"
+    arguments = ["evaluate", model_folder, questions, "--out", tmp_path / "out", "--device", "cpu"]
+    code = "from aligngpt.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments), "--batch-size", "1"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    try:
+        give_up = time.monotonic() + 90
+        while not predictions.exists() or predictions.stat().st_size < 1000:
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGINT)
+        out, error = child.communicate(timeout=60)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    assert (child.returncode, out) == (130, "")
+    assert error.strip() == "stopped; the same command goes on where it was"
+    answered = predictions.read_bytes().splitlines()
+    assert 0 < len(answered) < 300
+    assert aligngpt_command(*arguments).code == 0
+    assert predictions.read_bytes().splitlines()[: len(answered)] == answered
+    assert len(predictions.read_bytes().splitlines()) == 300
