@@ -120,7 +120,7 @@ def test_a_finished_run_is_not_run_again(tiny_recipe: Callable, capsys: pytest.C
     assert (model_folder(recipe) / "model.safetensors").stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize(("branches", "lora"), [(1, None), (2, None), (2, {"rank": 4, "dropout": 0.2})])
 @pytest.mark.parametrize(
     ("stage", "step", "checkpoint"), [("pretrain", 3, 2), ("instruct", 3, 2), ("instruct", 1, None)]
 )
@@ -132,8 +132,9 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     step: int,
     checkpoint: int | None,
     branches: int,
+    lora: dict[str, Any] | None,
 ) -> None:
-    options = {"instruct__questions_per_prefix": branches, "instruct__micro_batch_size": 2}
+    options = {"instruct__questions_per_prefix": branches, "instruct__micro_batch_size": 2, "instruct__lora": lora}
     whole = tiny_recipe(output=str(tmp_path / "whole"), **options)
     train(whole)
     recipe = tiny_recipe(**options)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from aligngpt.evaluation.results import (
     summarise,
 )
 from aligngpt.files import atomic_write
-from aligngpt.inference.engine import Engine, Request, Sampling
+from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Sampling
 from aligngpt.progress import Meter
 
 EXTRA_TOKENS = 4
@@ -73,10 +73,11 @@ def evaluate_file(
         _claim(out, _fingerprint(model, questions, samples, shown))
         done = read_predictions(out / PREDICTIONS_FILE)
         started = time.monotonic()
-        open_questions = [pair for pair in zip(samples, shown, strict=True) if pair[0].record not in done]
+        open_questions = [sample for sample in samples if sample.record not in done]
         if open_questions:
             engine = Engine.load(model, device=device)
-            for prediction in _answer_all(engine, open_questions, samples, root, out, batch_size, rejects, looked_at):
+            pairs = list(zip(samples, shown, strict=True))
+            for prediction in _answer_all(engine, pairs, done.keys(), root, out, batch_size, rejects, looked_at):
                 done[prediction.record] = prediction
         result = summarise(list(done.values()), time.monotonic() - started, rejects.count)
     if open_questions or not (out / RESULTS_FILE).is_file():
@@ -110,32 +111,42 @@ def shuffled_images(samples: Sequence[Sample], seed: int) -> list[tuple[str, ...
 def _answer_all(
     engine: Engine,
     questions: Sequence[tuple[Sample, tuple[str, ...]]],
-    samples: Sequence[Sample],
+    answered: Collection[int],
     root: Path,
     out: Path,
     batch_size: int,
     rejects: Rejects,
     looked_at: int,
 ) -> Iterator[Prediction]:
-    longest = max(len(engine.processor.tokenizer(sample.turns[-1].text)["input_ids"]) for sample in samples)
+    """Answer the questions whose record is not among those `answered` before.
+
+    What is in a batch depends on the questions alone: an answer's last digits depend on the batch, so a stopped
+    evaluation repeats whole batches.
+    """
+    before = frozenset(answered)
+    longest = max(len(engine.processor.tokenizer(sample.turns[-1].text)["input_ids"]) for sample, _ in questions)
     sampling = Sampling(max_new_tokens=longest + EXTRA_TOKENS)
     # Questions of about equal length make batches with little padding.
     ordered = sorted(questions, key=lambda pair: (len(pair[1]), sum(len(turn.text) for turn in pair[0].turns[:-1])))
-    correct, done = 0, len(samples) - len(questions)
+    correct = asked_so_far = 0
     with (
         # What UTF-8 cannot hold (half a surrogate pair in an id) becomes a JSON escape.
         (out / PREDICTIONS_FILE).open("a", encoding="utf-8", errors="backslashreplace") as file,
-        Meter("answering", len(samples), initial=done, unit="questions") as meter,
+        Meter("answering", len(questions), initial=len(before), unit="questions") as meter,
     ):
         for start in range(0, len(ordered), batch_size):
             batch = ordered[start : start + batch_size]
+            new = sum(sample.record not in before for sample, _ in batch)
+            if not new:
+                continue
             asked = [
                 (sample, shown, request)
                 for sample, shown in batch
                 if (request := _request(sample, shown, root, rejects))
             ]
-            answers = engine.answer([request for _, _, request in asked], sampling) if asked else []
-            for (sample, shown, _), answer in zip(asked, answers, strict=True):
+            for sample, shown, answer in _answer(engine, asked, sampling, rejects):
+                if sample.record in before:
+                    continue
                 prediction = Prediction(
                     id=sample.id,
                     record=sample.record,
@@ -149,12 +160,32 @@ def _answer_all(
                     alignment_weights=answer.alignment_weights,
                 )
                 correct += prediction.correct
+                asked_so_far += 1
                 file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
                 yield prediction
             file.flush()
             rejects.check(looked_at)
-            asked_so_far = max(1, start + len(batch))
-            meter.advance(len(batch), f"{correct / asked_so_far:.1%} right")
+            meter.advance(new, f"{correct / max(1, asked_so_far):.1%} right")
+
+
+def _answer(
+    engine: Engine,
+    asked: Sequence[tuple[Sample, tuple[str, ...], Request]],
+    sampling: Sampling,
+    rejects: Rejects,
+) -> list[tuple[Sample, tuple[str, ...], Answer]]:
+    """The answers of a batch; where it cannot be asked, that of each question that can be asked alone."""
+    if not asked:
+        return []
+    try:
+        answers = engine.answer([request for _, _, request in asked], sampling)
+    except EngineError as error:
+        if len(asked) > 1:
+            return [found for one in asked for found in _answer(engine, [one], sampling, rejects)]
+        sample = asked[0][0]
+        rejects.add(sample.record, sample.id, "cannot_be_asked", str(error))
+        return []
+    return [(sample, shown, answer) for (sample, shown, _), answer in zip(asked, answers, strict=True)]
 
 
 def _request(sample: Sample, images: Sequence[str], root: Path, rejects: Rejects) -> Request | None:

@@ -19,6 +19,7 @@ from transformers import (
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
@@ -158,8 +159,10 @@ class Engine:
         Raises:
             EngineError: a level is not one of the model's, or a conversation is longer than its context.
         """
+        if not requests:
+            return []
         inputs = self._inputs(requests, sampling)
-        weights = self._weights(inputs, requests)
+        weights = self._encode(inputs, requests)
         with self._seeded(sampling), torch.inference_mode():
             sequences = self.model.generate(**inputs, **sampling.arguments())
         ends = set(self._end_tokens())
@@ -208,7 +211,7 @@ class Engine:
 
         None for requests without an image or with a forced level, and for models whose embedding has no mix.
         """
-        return self._weights(self._inputs(requests, Sampling(max_new_tokens=1)), requests)
+        return self._encode(self._inputs(requests, Sampling(max_new_tokens=1)), requests)
 
     def _inputs(self, requests: Sequence[Request], sampling: Sampling) -> BatchFeature:
         texts = [self._render(request) for request in requests]
@@ -260,19 +263,34 @@ class Engine:
                 f"model's context is {limit} tokens; shorten the one or the other"
             )
 
-    def _weights(self, inputs: BatchFeature, requests: Sequence[Request]) -> list[tuple[float, ...] | None]:
-        if "pixel_values" not in inputs or self.model.model.alignment is None:
+    def _encode(self, inputs: BatchFeature, requests: Sequence[Request]) -> list[tuple[float, ...] | None]:
+        """Put the features of the pictures and the alignment embeddings in the place of the pixels, as generation does.
+
+        Returns:
+            The gate's weights for each request; None where no gate ran.
+        """
+        body = self.model.model
+        if "pixel_values" not in inputs:
             return [None] * len(requests)
-        names = ("input_ids", "attention_mask", "alignment_level")
         with torch.inference_mode():
-            features = self.model.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
-            given = {name: inputs[name] for name in names if name in inputs}
-            aligned = self.model.model.alignment_embeddings(**given, inputs_embeds=None, image_features=features)
-        weights = aligned.weights
-        if weights is None:
+            images = body.get_image_features(inputs.pop("pixel_values"), return_dict=True)
+            inputs["mm_encoder_outputs"] = {"image": images}
+            if body.alignment is None:
+                return [None] * len(requests)
+            aligned = body.alignment_embeddings(
+                inputs["input_ids"],
+                None,
+                image_features=images.pooler_output,
+                attention_mask=inputs["attention_mask"],
+                alignment_level=inputs.pop("alignment_level", None),
+            )
+        with_image = [row for row, request in enumerate(requests) if request.images]
+        rows = list(aligned.embedding[with_image].split(1))
+        inputs["mm_encoder_outputs"]["align"] = BaseModelOutputWithPooling(pooler_output=rows)
+        if aligned.weights is None:
             return [None] * len(requests)
-        rows = weights.float().cpu().tolist()
-        return [tuple(row) if request.images else None for row, request in zip(rows, requests, strict=True)]
+        weights = aligned.weights.float().cpu().tolist()
+        return [tuple(row) if request.images else None for row, request in zip(weights, requests, strict=True)]
 
     def _end_tokens(self) -> list[int]:
         ends = self.model.generation_config.eos_token_id

@@ -63,6 +63,20 @@ class WarmStartRecipe(_Section):
     max_pairs: int = Field(4096, ge=2)
 
 
+class LoraRecipe(_Section):
+    """Low-rank adapters that train in place of the language model's weights; see `aligngpt.training.lora`.
+
+    Attributes:
+        rank: of the two matrices that are added to each weight.
+        alpha: the product counts `alpha / rank`.
+        dropout: of the adapters' input.
+    """
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 class ValidationRecipe(_Section):
     """Data that does not train, and how often to look at it. Image paths start from the stage's image root.
 
@@ -84,6 +98,7 @@ class StageRecipe(_Section):
         data: LLaVA-format JSON or JSON lines.
         image_root: folder its image paths start from; the file's own folder when None.
         train: the parts that train; everything else is frozen.
+        lora: train low-rank adapters in place of the language model's weights; the weights themselves when None.
         epochs: passes over the data; `max_steps` takes its place where given.
         minutes: end after this much training time: the learning rate then falls with the time used, or with the
             steps done where they are further on.
@@ -109,6 +124,7 @@ class StageRecipe(_Section):
     data: str
     image_root: str | None = None
     train: tuple[Part, ...]
+    lora: LoraRecipe | None = None
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
@@ -140,6 +156,12 @@ class StageRecipe(_Section):
         if not parts:
             raise ValueError("name at least one part that trains")
         return parts
+
+    @model_validator(mode="after")
+    def _lora_where_it_trains(self) -> "StageRecipe":
+        if self.lora is not None and "language_model" not in self.train:
+            raise ValueError("lora is for a language model that trains; name language_model in train")
+        return self
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "StageRecipe":

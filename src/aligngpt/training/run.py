@@ -25,8 +25,15 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.progress import console
+from aligngpt.training.lora import add_lora, merge_lora
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
-from aligngpt.training.stages import freeze_all_but, hold_frozen_in, load_pretrained_parts, save_pretrained_parts
+from aligngpt.training.stages import (
+    freeze_all_but,
+    hold_frozen_in,
+    load_pretrained_parts,
+    save_pretrained_parts,
+    trained_tensors,
+)
 from aligngpt.training.trainer import (
     StageCallback,
     StageTrainer,
@@ -176,6 +183,9 @@ def _load_model(recipe: Recipe, name: StageName) -> tuple[AlignGPTForConditional
         _set_attention(model, attention)
     if name == "instruct" and recipe.pretrain is not None:
         load_pretrained_parts(model, _folder(recipe, "pretrain"))
+    stage = recipe.stage(name)
+    if stage is not None and stage.lora is not None:
+        add_lora(model, stage.lora, seed=recipe.seed)
     return model, processor
 
 
@@ -233,7 +243,7 @@ def _trainer(
         disable_tqdm=True,
     )
     arguments.gradient_accumulation_steps = _accumulation(stage, arguments.world_size * max(1, arguments.n_gpu))
-    if in_bfloat16 and name == "pretrain":
+    if in_bfloat16 and (name == "pretrain" or stage.lora is not None):
         hold_frozen_in(model, torch.bfloat16)
     return StageTrainer(
         stage,
@@ -296,6 +306,13 @@ def _leave(
     if name == "pretrain":
         save_pretrained_parts(model, folder)
     else:
+        stage = recipe.stage(name)
+        if stage is not None and stage.lora is not None:
+            # The frozen weights were held in less precision than they came in: back to those, and the adapters on top.
+            trained = trained_tensors(model)
+            model, processor = _load_model(recipe, name)
+            model.load_state_dict(trained, strict=False)
+            merge_lora(model)
         with atomic_folder(model_folder(recipe)) as temporary:
             model.save_pretrained(temporary)
             processor.save_pretrained(temporary)

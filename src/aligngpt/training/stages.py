@@ -11,6 +11,7 @@ from torch import nn
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.training.lora import MARK
 from aligngpt.training.recipe import Part
 
 PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
@@ -31,10 +32,16 @@ def part_of(name: str) -> Part:
 
 
 def freeze_all_but(model: AlignGPTForConditionalGeneration, parts: Iterable[Part]) -> None:
-    """Let `parts` train and nothing else. Parts that the model does not have (no alignment module) are passed over."""
+    """Let `parts` train and nothing else. Parts that the model does not have (no alignment module) are passed over.
+
+    Of a language model with adapters, the adapters train.
+    """
     wanted = set(parts)
+    has_adapters = any(MARK in name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in wanted)
+        part = part_of(name)
+        trains = part != "language_model" or not has_adapters or MARK in name
+        parameter.requires_grad_(part in wanted and trains)
 
 
 def hold_frozen_in(model: AlignGPTForConditionalGeneration, dtype: torch.dtype) -> None:

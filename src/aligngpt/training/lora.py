@@ -1,0 +1,46 @@
+"""Low-rank adapters (arXiv 2106.09685) in the language model: fewer numbers to train, and to keep in a checkpoint.
+
+The adapters are peft's. They are merged into the weights when the stage ends: what a stage leaves is an ordinary model.
+"""
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.training.recipe import LoraRecipe
+
+MARK = ".lora_"
+"""In the name of a parameter: it belongs to an adapter."""
+
+
+def add_lora(model: AlignGPTForConditionalGeneration, settings: LoraRecipe, *, seed: int) -> None:
+    """Put an adapter beside each linear layer of the language model, not its head; the outputs stay as they are.
+
+    Args:
+        model: gets the adapters; its vision tower, projector and gate get none.
+        settings: rank, scale and dropout.
+        seed: of the adapters' first values.
+    """
+    body = model.model.language_model
+    names = [name for name, module in body.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=[f"model.language_model.{name}" for name in names],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+
+
+def merge_lora(model: AlignGPTForConditionalGeneration) -> None:
+    """Add the adapters to the weights they stand beside, and take them out; does nothing where there are none."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
