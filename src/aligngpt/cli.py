@@ -38,7 +38,7 @@ def options(
 
 @app.command()
 def quickstart(
-    minutes: Annotated[float, typer.Option(min=1, help="Time for the whole run, in minutes.")] = 15,
+    minutes: Annotated[float, typer.Option(min=1, help="Time for the whole run, in minutes.")] = 12,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/quickstart")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
 ) -> None:

@@ -38,7 +38,7 @@ from aligngpt.scoring.score import score_file
 from aligngpt.training.recipe import Recipe, StageName, load_recipe, make_recipe, recipe_path
 from aligngpt.training.run import train
 
-DEFAULT_MINUTES = 15
+DEFAULT_MINUTES = 12
 TEST_QUESTIONS = 2000
 ALL_QUESTIONS_FROM_MINUTES = 30
 SHUFFLED_QUESTIONS = 500
@@ -51,6 +51,7 @@ VISION_LAYERS = 8
 PRETRAIN_SHARE = 0.2
 """Of the training time; the rest is for instruction tuning."""
 
+SECONDS_OF_WARM_START = 45
 SECONDS_AFTER_TRAINING = 130
 SECONDS_PER_QUESTION = 0.06
 
@@ -142,7 +143,7 @@ def run_quickstart(out: Path | None = None, *, minutes: float = DEFAULT_MINUTES,
     """Run every step that is not done yet and print what came out.
 
     Args:
-        out: folder of the run; `runs/quickstart`, with the minutes in its name when they are not 15, when None.
+        out: folder of the run; `runs/quickstart`, with the minutes in its name when they are not 12, when None.
         minutes: for everything, on two cores like those it was measured on; training gets what the other steps leave.
         seed: of everything drawn at random.
 
@@ -225,7 +226,7 @@ def _separation(pairs: Path, scores_folder: Path) -> float:
 
 def _train(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
     if run.training_minutes is None:
-        left = 60 * run.minutes - run.seconds - SECONDS_AFTER_TRAINING
+        left = 60 * run.minutes - run.seconds - SECONDS_OF_WARM_START - SECONDS_AFTER_TRAINING
         if run.minutes >= ALL_QUESTIONS_FROM_MINUTES:
             left -= SECONDS_PER_QUESTION * len(list(read_records(files.test_questions)))
         run.training_minutes = max(0.2 * run.minutes, left / 60)
