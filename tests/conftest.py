@@ -18,8 +18,8 @@ from collections.abc import Iterator
 
 import pytest
 
-# Tiny random backbones and models, for whoever needs some.
-pytest_plugins = ["tiny_models"]
+# Tiny random backbones, models and scorers, for whoever needs some.
+pytest_plugins = ["tiny_models", "tiny_scorers"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -86,11 +86,17 @@ def levels(
     ] = None,
 ) -> None:
     """Cut scores into N levels, 1 the worst aligned and N the best, and write them into the data."""
+    from aligngpt.alignment.levels import thin_levels
     from aligngpt.scoring.apply import make_levels
 
     _, counts = make_levels(scores, source, out, num_levels=levels, method=method, borders=borders)
     for level, count in enumerate(counts, start=1):
         print(f"level {level}: {count} pairs")
+    if thin := thin_levels(counts):
+        names = ", ".join(map(str, thin))
+        console.print(
+            f"warning: level {names}: less than a quarter of an equal share of the pairs, which trains little"
+        )
     print(f"borders: {scores / 'levels.json'}\ndata: {out}")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aligngpt.alignment.levels import AlignmentLevels, LevelsError, fit_levels, level_counts, roc_auc
+from aligngpt.alignment.levels import AlignmentLevels, LevelsError, fit_levels, level_counts, roc_auc, thin_levels
 
 
 def counts_of(scores: np.ndarray, levels: AlignmentLevels) -> list[int]:
@@ -133,6 +133,12 @@ def test_levels_outside_the_range_are_not_counted() -> None:
     assert level_counts([1, 1, 3], 3).tolist() == [2, 0, 1]
     with pytest.raises(LevelsError, match="expected levels 1 to 3"):
         level_counts([0, 1], 3)
+
+
+def test_levels_with_hardly_any_pairs_are_named() -> None:
+    assert thin_levels([100, 100, 100, 100]) == []
+    assert thin_levels([24, 176, 180, 20]) == [1, 4]
+    assert thin_levels([25, 175, 175, 25]) == []
 
 
 def test_roc_auc_is_the_share_of_pairs_in_the_right_order() -> None:

@@ -150,6 +150,16 @@ def level_counts(levels: ArrayLike, num_levels: int) -> NDArray[np.int64]:
     return np.bincount(found - 1, minlength=num_levels).astype(np.int64)
 
 
+def thin_levels(counts: ArrayLike) -> list[int]:
+    """Which levels 1…N have too few pairs to learn much from: less than a quarter of an equal share.
+
+    Args:
+        counts: how many pairs each level has, `(num_levels,)`.
+    """
+    found = np.asarray(counts, dtype=np.int64)
+    return (np.flatnonzero(found < found.sum() / (4 * len(found))) + 1).tolist()
+
+
 def roc_auc(scores: ArrayLike, is_right: ArrayLike) -> float:
     """How often a right pair scores higher than a wrong one; equal scores count half (Mann–Whitney U, by ranks).
 
