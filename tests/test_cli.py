@@ -102,7 +102,7 @@ def words(text: str) -> str:
 def test_help_names_every_verb_and_what_it_does(aligngpt_command: Command) -> None:
     ended = aligngpt_command("--help")
     assert (ended.code, ended.error) == (0, "")
-    assert set(VERBS) == {"quickstart", "score", "levels", "train", "evaluate", "ask", "report"}
+    assert set(VERBS) == {"quickstart", "score", "levels", "train", "evaluate", "ask", "convert", "report"}
     for verb, command in VERBS.items():
         assert f" {verb} {words(command.help).split('. ')[0]}" in words(ended.out)
     assert "score → levels → train → evaluate → ask" in words(ended.out)

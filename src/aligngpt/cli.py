@@ -190,6 +190,32 @@ def ask(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of an original AlignGPT or a LLaVA, or mm_projector_align.bin.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the converted model.")],
+    vision_tower: Annotated[
+        str | None, typer.Option(help="Folder or hub name.", show_default="what SOURCE names")
+    ] = None,
+    language_model: Annotated[
+        str | None, typer.Option(help="For mm_projector_align.bin: what it was trained for, folder or hub name.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub name.", show_default="that of SOURCE")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights that SOURCE does not have.")] = 0,
+) -> None:
+    """Turn a published AlignGPT or a LLaVA into a model folder that every other command reads."""
+    from aligngpt.model.converting import convert
+
+    done = convert(
+        source, out, vision_tower=vision_tower, language_model=language_model, tokenizer=tokenizer, seed=seed
+    )
+    print(f"{done.layout}: {done.parameters:,} parameters: {out}")
+    if done.fresh:
+        print(f"drawn anew, to be trained: {', '.join(done.fresh)}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `aligngpt quickstart` or `aligngpt train`.")],
     out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="report.html in RUN")] = None,

@@ -6,30 +6,24 @@ tolerance ends the program with exit code 1. A new set of the same form, with ot
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import pad
 
 from aligngpt.alignment.module import mean_text_embedding
-from aligngpt.model import AlignGPTConfig, AlignGPTForConditionalGeneration
+from aligngpt.model import AlignGPTForConditionalGeneration
+from aligngpt.model.backbones import load_vision_tower
+from aligngpt.model.converting import convert_weights, our_shapes
+from aligngpt.model.layouts import OriginalLayout, layout_of
 
 IGNORED, ORIGINAL_IMAGE = -100, -200
-RENAMINGS = (
-    (r"^vision_tower\.vision_tower\.vision_model\.", "model.vision_tower."),
-    (r"^mm_projector\.0\.", "model.multi_modal_projector.linear_1."),
-    (r"^mm_projector\.2\.", "model.multi_modal_projector.linear_2."),
-    (r"^align_indicators\.indicator_embs$", "model.alignment.levels"),
-    (r"^gated_weight_layer\.mlp\.", "model.alignment.gate."),
-    (r"^model\.(embed_tokens|layers|norm)\b", r"model.language_model.\1"),
-)
 TOLERANCES = {"logits": 1e-4, "gate weights": 1e-5, "loss": 1e-5, "gradients": 1e-4, "features": 1e-5}
 
 
@@ -47,42 +41,25 @@ class Comparison:
         return self.difference <= TOLERANCES.get(self.what, 0.0)
 
 
+def load_model(folder: Path) -> AlignGPTForConditionalGeneration:
+    """The original checkpoint, converted, with two more rows in the vocabulary: `<image>` and `<align>`."""
+    source = folder / "original_checkpoint"
+    layout = layout_of(json.loads((source / "config.json").read_text()))
+    tower = load_vision_tower(folder / "vision_tower", pad_images=layout.pads_images)
+    size = layout.text_config()["vocab_size"]
+    config = layout.configuration(tower, our_shapes(source, layout), size + 2)
+    config.image_token_index, config.align_token_index = size, size + 1
+    with TemporaryDirectory() as out:
+        convert_weights(source, Path(out), layout, config, tower=None)
+        config.save_pretrained(out)
+        model, loading = AlignGPTForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert not any(loading.values()), loading
+    return model.eval()
+
+
 def renamed(name: str) -> str:
     """Our name of a parameter of the original checkpoint."""
-    for pattern, replacement in RENAMINGS:
-        if (new := re.sub(pattern, replacement, name)) != name:
-            return new
-    return name
-
-
-def load_model(folder: Path) -> AlignGPTForConditionalGeneration:
-    """The original checkpoint as our model, with rows of zeros for `<image>` and `<align>` at the vocabulary's end."""
-    original = json.loads((folder / "original_checkpoint" / "config.json").read_text())
-    vision = json.loads((folder / "vision_tower" / "config.json").read_text())
-    state: dict[str, Tensor] = torch.load(folder / "original_checkpoint" / "pytorch_model.bin", weights_only=True)
-    state = {renamed(name): tensor for name, tensor in state.items() if "inv_freq" not in name}
-    state.pop("model.vision_tower.embeddings.position_ids", None)
-    names = ("hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads")
-    names += ("num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "vocab_size")
-    text = {name: original[name] for name in names}
-    size = text["vocab_size"]
-    tables = ("model.language_model.embed_tokens.weight", "lm_head.weight")
-    state |= {name: pad(state[name], (0, 0, 0, 2)) for name in tables}
-    config = AlignGPTConfig(
-        vision_config=vision,
-        text_config=text | {"model_type": "llama", "vocab_size": size + 2},
-        image_token_index=size,
-        align_token_index=size + 1,
-        image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
-        vision_feature_layer=original["mm_vision_select_layer"],
-        vision_feature_select_strategy="default",
-        num_alignment_levels=len(state["model.alignment.levels"]),
-        text_pooling="all",
-        tie_word_embeddings=False,
-    )
-    model = AlignGPTForConditionalGeneration(config).eval()
-    model.load_state_dict(state, strict=True)
-    return model
+    return OriginalLayout({}).rename(name) or name
 
 
 def our_inputs(cases: dict[str, Tensor], case: str, model: AlignGPTForConditionalGeneration) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from aligngpt.alignment.module import AlignmentMode, AlignmentModule
 from aligngpt.model.backbones import (
     BackboneError,
+    VisionTower,
     grow_vocabulary,
     load_language_model,
     load_tokenizer,
@@ -87,19 +88,23 @@ def assemble(
     generation = model.generation_config
     generation.bos_token_id = tokenizer.bos_token_id
     generation.pad_token_id = tokenizer.pad_token_id
-    generation.eos_token_id = _end_tokens(language, tokenizer, template)
+    generation.eos_token_id = end_tokens(tokenizer, template, language.generation_config.eos_token_id)
     generation.suppress_tokens = config.placeholder_ids
-    processor = AlignGPTProcessor(
+    return model.eval(), build_processor(tower, tokenizer, template, with_align=alignment != "none")
+
+
+def build_processor(tower: VisionTower, tokenizer: Any, template: str, *, with_align: bool) -> AlignGPTProcessor:
+    """The processor of a model with this vision tower, tokenizer and chat template."""
+    return AlignGPTProcessor(
         image_processor=tower.image_processor,
         tokenizer=tokenizer,
         patch_size=tower.patch_size,
         vision_feature_select_strategy=tower.select_strategy,
         num_additional_image_tokens=1 if tower.select_strategy == "default" else 0,
         image_seq_length=tower.image_tokens,
-        align_token=ALIGN_TOKEN if alignment != "none" else None,
+        align_token=ALIGN_TOKEN if with_align else None,
         chat_template=template,
     )
-    return model.eval(), processor
 
 
 def _put_together(
@@ -115,7 +120,7 @@ def _put_together(
         torch.manual_seed(seed)
         model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
         if model.model.alignment is not None:
-            model.model.alignment = _fresh_alignment(config).to(dtype)
+            model.model.alignment = fresh_alignment(config).to(dtype)
     stray = [name for name, tensor in _tensors(model) if tensor.is_meta]
     if stray:
         raise BackboneError(f"the backbones bring no values for {', '.join(stray)}")
@@ -140,7 +145,8 @@ def _check_language(model: AlignGPTForConditionalGeneration, language: PreTraine
         )
 
 
-def _fresh_alignment(config: AlignGPTConfig) -> AlignmentModule:
+def fresh_alignment(config: AlignGPTConfig) -> AlignmentModule:
+    """An alignment module of the configuration's sizes, with fresh values."""
     return AlignmentModule(
         config.num_alignment_levels, config.get_text_config().hidden_size, config.gate_grid, config.gate_hidden_size
     )
@@ -164,9 +170,8 @@ def _chat_template(wanted: str | None, tokenizer: Any) -> str:
         ) from error
 
 
-def _end_tokens(language: PreTrainedModel, tokenizer: Any, template: str) -> list[int]:
+def end_tokens(tokenizer: Any, template: str, known: int | list[int] | None = None) -> list[int]:
     """What ends an answer: what ended it for the language model, and the mark the template writes after a turn."""
-    known = language.generation_config.eos_token_id
     ends = [*known] if isinstance(known, list) else [known]
     ends.append(tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()

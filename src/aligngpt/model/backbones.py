@@ -147,8 +147,7 @@ def load_tokenizer(source: str | Path, *, with_align: bool) -> Any:
 def grow_vocabulary(language: PreTrainedModel, size: int) -> None:
     """Make room for `size` tokens; new rows of the embedding and the head hold the mean of the old ones.
 
-    A trace of noise (1 % of the spread, the same each time) keeps the embeddings apart: where a caller gives embeddings
-    instead of ids, placeholders are known by theirs.
+    See `new_rows` for what the embedding's are.
     """
     embeddings: Any = language.get_input_embeddings()
     old = len(embeddings.weight)
@@ -160,10 +159,20 @@ def grow_vocabulary(language: PreTrainedModel, size: int) -> None:
         head.weight[old:] = head.weight[:old].float().mean(dim=0).to(head.weight.dtype)
         if head.bias is not None:
             head.bias[old:] = head.bias[:old].mean()
-        table = embeddings.weight
-        spread, mean = torch.std_mean(table[:old].float(), dim=0)
-        noise = torch.randn(len(table) - old, len(mean), generator=torch.Generator().manual_seed(0))
-        table[old:] = (mean + 0.01 * spread * noise).to(table.dtype)
+        embeddings.weight[old:] = new_rows(embeddings.weight[:old], size - old)
+
+
+def new_rows(table: torch.Tensor, count: int, *, apart: bool = True) -> torch.Tensor:
+    """Rows for new tokens, `(count, hidden)`: the mean of those there are, `(tokens, hidden)`.
+
+    A trace of noise (1 % of the spread, the same each time) keeps them `apart`: where a caller gives embeddings instead
+    of ids, placeholders are known by theirs.
+    """
+    spread, mean = torch.std_mean(table.float(), dim=0)
+    noise = (
+        torch.randn(count, len(mean), generator=torch.Generator().manual_seed(0)) if apart else torch.zeros(count, 1)
+    )
+    return (mean + 0.01 * spread * noise).to(table.dtype)
 
 
 def _load_config(source: str | Path, what: str) -> PretrainedConfig:

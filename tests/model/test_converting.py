@@ -1,0 +1,274 @@
+"""Folders that others saved become ours, weight for weight, or an error says what is in the way."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+
+from aligngpt.model.backbones import BackboneError
+from aligngpt.model.converting import STAGE_ONE_FILE, convert
+from aligngpt.model.layouts import LayoutError
+from aligngpt.model.shards import ShardError
+
+TEXT = "USER : <image> what colour is the circle ? ASSISTANT :"
+THEIRS = (
+    ("model.vision_tower.", "vision_tower.vision_tower.vision_model."),
+    ("model.multi_modal_projector.linear_1.", "mm_projector.0."),
+    ("model.multi_modal_projector.linear_2.", "mm_projector.2."),
+    ("model.alignment.levels", "align_indicators.indicator_embs"),
+    ("model.alignment.gate.", "gated_weight_layer.mlp."),
+    ("model.language_model.", "model."),
+)
+
+
+def their_name(name: str) -> str:
+    return next((name.replace(ours, theirs, 1) for ours, theirs in THEIRS if name.startswith(ours)), name)
+
+
+@pytest.fixture
+def original(
+    assembled: Callable, tmp_path: Path, language_folder: Callable, tower_folder: Callable
+) -> Callable[..., tuple[Path, Any, Any]]:
+    """A folder as the original saves it, and the model and processor it was made of."""
+
+    def make(
+        language: str = "llama", tower: str = "clip", *, files: str = "bin", with_tower: bool = True, **options: Any
+    ) -> tuple[Path, Any, Any]:
+        model, processor = assembled(
+            language, tower, text_pooling="all", chat_template="vicuna", pad_images=False, **options
+        )
+        folder = tmp_path / "x"  # a name that says nothing
+        folder.mkdir()
+        words = len(model.lm_head.weight) - 2
+        state = {
+            their_name(name): tensor[:words] if "embed_tokens" in name or "lm_head" in name else tensor
+            for name, tensor in model.state_dict().items()
+            if with_tower or "vision_tower" not in name
+        }
+        state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        config = model.config.text_config.to_dict() | {
+            "model_type": "aligngpt" if language == "llama" else f"aligngpt_{language}",
+            "architectures": [
+                "AlignGPTForCausalLM" if language == "llama" else f"AlignGPT{language.title()}ForCausalLM"
+            ],
+            "vocab_size": words,
+            "mm_vision_tower": str(tower_folder(tower)),
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_select_layer": -2,
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        for file in language_folder(language).glob("*token*"):
+            shutil.copy(file, folder)
+        write(folder, state, files)
+        return folder, model, processor
+
+    return make
+
+
+def write(folder: Path, state: dict[str, Tensor], files: str) -> None:
+    state = {name: tensor.detach().clone() for name, tensor in state.items()}
+    if files == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    elif files == "old bin":
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    elif files == "safetensors":
+        save_file(state, folder / "model.safetensors")
+    else:
+        names = sorted(state)
+        parts = {f"pytorch_model-0000{n + 1}-of-00003.bin": names[n::3] for n in range(3)}
+        for file, members in parts.items():
+            torch.save({name: state[name] for name in members}, folder / file)
+        weight_map = {name: file for file, members in parts.items() for name in members}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def inputs_of(processor: Any, pictures: list) -> dict[str, Tensor]:
+    return dict(processor(images=pictures[:1], text=[TEXT], return_tensors="pt"))
+
+
+def assert_answers_alike(out: Path, model: Any, processor: Any, pictures: list) -> None:
+    """The converted folder gives the logits of the model that the foreign one was made of."""
+    found = AutoModelForImageTextToText.from_pretrained(out)
+    batch = inputs_of(AutoProcessor.from_pretrained(out), pictures)
+    expected = inputs_of(processor, pictures)
+    for name, tensor in expected.items():
+        assert torch.equal(batch[name], tensor), name
+    torch.testing.assert_close(found(**batch).logits, model(**expected).logits)
+    torch.testing.assert_close(found(**batch).alignment_weights, model(**expected).alignment_weights)
+    assert found.generation_config.eos_token_id == model.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("files", ["bin", "old bin", "safetensors", "shards"])
+@pytest.mark.parametrize("with_tower", [True, False])
+def test_an_original_folder_gives_the_same_numbers(
+    original: Callable, tmp_path: Path, pictures: list, files: str, with_tower: bool
+) -> None:
+    folder, model, processor = original(files=files, with_tower=with_tower)
+    done = convert(folder, tmp_path / "out")
+    assert done.layout == "original AlignGPT"
+    assert done.fresh == ()
+    assert done.parameters == model.num_parameters()
+    assert_answers_alike(tmp_path / "out", model, processor, pictures)
+    assert not list((tmp_path / "out").glob("*.bin"))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == (3 if files == "shards" else 1)
+
+
+@pytest.mark.parametrize(
+    ("language", "tower", "options"),
+    [
+        ("mistral", "clip", {}),
+        ("llama", "siglip", {}),
+        ("llama", "dinov2", {"num_levels": 5}),
+        ("phi", "clip", {"gate_grid": 3}),
+        ("gemma", "clip", {}),
+        ("qwen2", "siglip", {"num_levels": 12}),
+    ],
+)
+def test_the_family_is_converted_by_its_configuration(
+    original: Callable, tmp_path: Path, pictures: list, language: str, tower: str, options: dict
+) -> None:
+    folder, model, processor = original(language, tower, **options)
+    convert(folder, tmp_path / "out")
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert type(found.config.text_config) is type(model.config.text_config)
+    assert found.config.num_alignment_levels == model.config.num_alignment_levels
+    assert found.config.gate_grid == model.config.gate_grid
+    batch = inputs_of(processor, pictures)
+    torch.testing.assert_close(found(**batch).logits, model(**batch).logits)
+
+
+def test_a_llava_gets_a_fresh_alignment_module(
+    assembled: Callable, tmp_path: Path, language_folder: Callable, tower_folder: Callable, pictures: list
+) -> None:
+    model, processor = assembled(alignment="none", chat_template="vicuna")
+    ours = model.config
+    config = LlavaConfig(
+        vision_config=ours.vision_config,
+        text_config=ours.text_config,
+        image_token_index=ours.image_token_index,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    llava = LlavaForConditionalGeneration(config)
+    llava.load_state_dict(model.state_dict())
+    llava.save_pretrained(tmp_path / "llava")
+    processor.tokenizer.save_pretrained(tmp_path / "llava")
+    with pytest.raises(LayoutError, match="does not name its vision tower"):
+        convert(tmp_path / "llava", tmp_path / "out")
+    done = convert(tmp_path / "llava", tmp_path / "out", vision_tower=tower_folder("clip"), seed=3)
+    assert done.layout == "LLaVA of transformers"
+    assert {name.rpartition(".")[0] for name in done.fresh} == {
+        "model.alignment",
+        "model.alignment.gate.0",
+        "model.alignment.gate.2",
+    }
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    for name, tensor in llava.state_dict().items():
+        assert torch.equal(found.state_dict()[name][: len(tensor)], tensor), name
+    batch = inputs_of(AutoProcessor.from_pretrained(tmp_path / "out"), pictures)
+    assert found(**batch).alignment_weights.shape == (1, 7)
+    # The same seed draws the same module.
+    convert(tmp_path / "llava", tmp_path / "again", vision_tower=tower_folder("clip"), seed=3)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_what_the_first_stage_left_is_put_on_its_backbones(
+    original: Callable, tmp_path: Path, language_folder: Callable, tower_folder: Callable
+) -> None:
+    _, model, _ = original()
+    left = {
+        f"model.{their_name(name)}": tensor
+        for name, tensor in model.state_dict().items()
+        if "multi_modal_projector" in name or name.endswith("alignment.levels")
+    }
+    torch.save(left, tmp_path / STAGE_ONE_FILE)
+    with pytest.raises(LayoutError, match="--language-model"):
+        convert(tmp_path / STAGE_ONE_FILE, tmp_path / "out", vision_tower=tower_folder("clip"))
+    backbones = {"vision_tower": tower_folder("clip"), "language_model": language_folder("llama")}
+    done = convert(tmp_path / STAGE_ONE_FILE, tmp_path / "out", **backbones)
+    assert all(name.startswith("model.alignment.gate.") for name in done.fresh)
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("model.alignment.gate."):
+            assert torch.equal(found[name], tensor), name
+
+
+def test_weights_that_do_not_fit_are_all_named(original: Callable, tmp_path: Path) -> None:
+    folder, _, _ = original(files="safetensors")
+    state = load_file(folder / "model.safetensors")
+    state["mm_projector.1.weight"] = torch.zeros(3)
+    state["model.norm.weight"] = torch.zeros(5)
+    del state["mm_projector.2.bias"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(LayoutError) as raised:
+        convert(folder, tmp_path / "out")
+    message = str(raised.value)
+    assert "mm_projector.1.weight is not part of such a model" in message
+    assert "model.language_model.norm.weight is (5,), expected (32,)" in message
+    assert "model.multi_modal_projector.linear_2.bias is missing" in message
+    assert not (tmp_path / "out").exists()
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("harmed"),))
+
+
+@pytest.mark.parametrize("content", [{"a": Evil()}, Evil(), [torch.zeros(2)], {"a": "text"}])
+def test_a_pickle_with_anything_but_tensors_is_refused(
+    original: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, _, _ = original()
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(ShardError, match=r"pytorch_model\.bin"):
+        convert(folder, tmp_path / "out")
+    with (folder / "pytorch_model.bin").open("wb") as file:
+        pickle.dump(Evil(), file)
+    with pytest.raises(ShardError, match=r"pytorch_model\.bin"):
+        convert(folder, tmp_path / "out")
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"torn"), "cannot be read|refused"),
+        (lambda folder: (folder / "pytorch_model.bin").unlink(), "holds no weights"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "neither that of the original"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
+    ],
+)
+def test_a_damaged_folder_says_what_is_wrong(original: Callable, tmp_path: Path, damage: Callable, says: str) -> None:
+    folder, _, _ = original()
+    damage(folder)
+    with pytest.raises((LayoutError, ShardError, BackboneError), match=says):
+        convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_shard_is_named(original: Callable, tmp_path: Path) -> None:
+    folder, _, _ = original(files="shards")
+    (folder / "pytorch_model-00002-of-00003.bin").unlink()
+    with pytest.raises(ShardError, match=r"lacks pytorch_model-00002-of-00003\.bin"):
+        convert(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("field", "value"), [("mm_projector_type", "linear"), ("mm_use_im_start_end", True)])
+def test_what_cannot_be_converted_is_refused(original: Callable, tmp_path: Path, field: str, value: Any) -> None:
+    folder, _, _ = original()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(LayoutError, match=r"projector is 'linear'|mm_use_im_start_end"):
+        convert(folder, tmp_path / "out")
