@@ -51,8 +51,8 @@ class Sample:
 
     @property
     def caption(self) -> str:
-        """The text of the assistant's first turn."""
-        return self.turns[1].text
+        """The text of the assistant's first turn, without outer white space."""
+        return self.turns[1].text.strip()
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation in transformers' chat format, with a part `{"type": "image"}` for each image."""
@@ -137,9 +137,12 @@ def _turns(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], int]:
         expected = "user" if number % 2 == 0 else "assistant"
         if turn.role != expected:
             raise RecordError("wrong_roles", f"turn {number + 1} is the {turn.role}'s, expected the {expected}'s")
-        text = turn.text.replace(IMAGE_PLACEHOLDER, "").strip()
+        text = turn.text.replace(IMAGE_PLACEHOLDER, "")
+        # As LLaVA does: what stands beside an image is stripped, other texts stay as they are.
+        if IMAGE_PLACEHOLDER in turn.text or (number == 0 and _images(record)):
+            text = text.strip()
         # A pair's first turn is the picture alone.
-        if not text and not (number == 0 and _images(record)):
+        if not text.strip() and not (number == 0 and _images(record)):
             raise RecordError("empty_text", f"turn {number + 1}, the {turn.role}'s, is empty")
         if not _is_unicode(text):
             raise RecordError("broken_text", f"turn {number + 1}, the {turn.role}'s, holds half a character")
@@ -185,7 +188,7 @@ def _pair(record: Mapping[str, Any]) -> Sequence[Turn]:
         raise RecordError(
             "no_conversation", "the record needs `conversations`, or `caption`, or `question` and `answer`, as texts"
         )
-    return [Turn("user", question), Turn("assistant", answer)]
+    return [Turn("user", question.strip()), Turn("assistant", answer.strip())]
 
 
 def _level(record: Mapping[str, Any]) -> int | None:

@@ -21,11 +21,17 @@ PLAIN = (
     + """\
 {{- bos_token -}}
 {%- for message in messages -%}
-{{ image_text(message, '') }}{%- if message['role'] == 'assistant' -%}{{ '\\n' }}{%- endif -%}
+{%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list
+      if message['content'] is not string else [] -%}
+{%- if images -%}{{ '<image>' * (images | length) }}{%- else -%}{{ image_text(message, '') }}{%- endif -%}
+{%- if message['role'] == 'assistant' -%}{{ '\\n' }}{%- endif -%}
 {%- endfor -%}
 """
 )
-"""LLaVA's `plain` conversation, for pre-training on captions: BOS where there is one, image, caption, newline."""
+"""LLaVA's `plain` conversation, for pre-training on captions: BOS where there is one, image, caption, newline.
+
+What a record asks beside its image ("describe the picture") is left out, as LLaVA does.
+"""
 
 VICUNA = (
     _FLATTEN

@@ -1,0 +1,80 @@
+"""Token ids, labels, prompts and pixel values of the published code, where they are (see test_golden.py)."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from aligngpt.data.dataset import tokenize
+from aligngpt.data.images import open_image
+from aligngpt.data.samples import parse_record
+from aligngpt.model.backbones import load_tokenizer, load_vision_tower
+from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
+from aligngpt.model.templates import PLAIN, VICUNA
+
+GOLDEN = Path(os.environ.get("ALIGNGPT_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
+TEXT = GOLDEN / "text"
+ORIGINAL_IMAGE = -200
+
+pytestmark = pytest.mark.skipif(not (TEXT / "labels.json").is_file(), reason=f"{TEXT} is not there")
+
+
+def cases(name: str, key: str) -> list[Any]:
+    return json.loads((TEXT / name).read_text(encoding="utf-8"))[key] if (TEXT / name).is_file() else []
+
+
+@pytest.fixture(scope="module")
+def processor() -> AlignGPTProcessor:
+    tower = load_vision_tower(GOLDEN / "vision_tower")
+    tokenizer = load_tokenizer(TEXT, with_align=True)
+    # One token an image, as the original's ids have it before it puts the image tokens in.
+    return AlignGPTProcessor(
+        image_processor=tower.image_processor, tokenizer=tokenizer, image_seq_length=1, chat_template=VICUNA
+    )
+
+
+@pytest.mark.parametrize("kind", ["v1", "plain"])
+def test_ids_and_labels_are_the_original_s(processor: AlignGPTProcessor, kind: str) -> None:
+    template = {"v1": VICUNA, "plain": PLAIN}[kind]
+    image, align = processor.tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, ALIGN_TOKEN])
+    found = cases("labels.json", kind)
+    assert found
+    for case in found:
+        sample = parse_record(case["record"])
+        ids, labels = tokenize(sample.messages(), processor, chat_template=template)
+        # The alignment token is ours: the original inserts its embedding later, at position 1.
+        assert [place for place, index in enumerate(ids) if index == align] == ([1] if sample.images else [])
+        kept = [(index, label) for index, label in zip(ids, labels, strict=True) if index != align]
+        assert [ORIGINAL_IMAGE if index == image else index for index, _ in kept] == case["input_ids"], case["record"]
+        assert [label for _, label in kept] == case["labels"], case["record"]
+
+
+def test_prompts_are_the_original_s(processor: AlignGPTProcessor) -> None:
+    found = cases("prompts.json", "vicuna_v1")
+    assert found
+    for case in found:
+        texts = [turn for turn in case["turns"] if turn is not None]
+        messages = []
+        for place, text in enumerate(texts):
+            images = [{"type": "image"}] * text.count("<image>")
+            words = {"type": "text", "text": text.replace("<image>", "").strip()}
+            messages.append({"role": "assistant" if place % 2 else "user", "content": [*images, words]})
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=len(texts) % 2 == 1, tokenize=False)
+        assert prompt.removeprefix("<s>") == case["prompt"]
+
+
+@pytest.mark.parametrize("how", ["pad", "square"])
+def test_pixels_are_the_original_s(how: str) -> None:
+    expected = {name: tensor for name, tensor in load_file(TEXT / "pixels.safetensors").items() if how in name}
+    assert expected
+    tower = load_vision_tower(GOLDEN / "vision_tower", pad_images=how == "pad")
+    for name, tensor in expected.items():
+        place = next(character for character in reversed(name) if character.isdigit())
+        pictures: list[Image.Image] = [open_image(TEXT / f"image_{place}.png")]
+        found = tower.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(found, tensor.reshape(found.shape), rtol=0, atol=1e-5)
