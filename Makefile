@@ -45,13 +45,13 @@ test-slow: $(INSTALLED) ## the slow tests only: real models are trained
 test-all: test test-slow ## every test there is
 
 lint: $(INSTALLED) ## ruff and mypy
-	.venv/bin/ruff check src tests
-	.venv/bin/ruff format --check src tests
+	.venv/bin/ruff check src tests benchmarks
+	.venv/bin/ruff format --check src tests benchmarks
 	.venv/bin/mypy
 
 format: $(INSTALLED) ## let ruff format the code and sort its imports
-	.venv/bin/ruff check --select I --fix src tests
-	.venv/bin/ruff format src tests
+	.venv/bin/ruff check --select I --fix src tests benchmarks
+	.venv/bin/ruff format src tests benchmarks
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -202,11 +202,19 @@ def convert(
         str | None, typer.Option(help="For mm_projector_align.bin: what it was trained for, folder or hub name.")
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub name.", show_default="that of SOURCE")] = None,
+    original: Annotated[
+        bool, typer.Option("--to-original", help="The other way: write one of our models as the original code has it.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of weights that SOURCE does not have.")] = 0,
 ) -> None:
     """Turn a published AlignGPT or a LLaVA into a model folder that every other command reads."""
-    from aligngpt.model.converting import convert
+    from aligngpt.model.converting import convert, to_original
 
+    if original:
+        if vision_tower is None:
+            raise typer.BadParameter("--to-original needs the name of the tower, as the original code is to load it")
+        print(f"{to_original(source, out, vision_tower=vision_tower):,} parameters: {out}")
+        return
     done = convert(
         source, out, vision_tower=vision_tower, language_model=language_model, tokenizer=tokenizer, seed=seed
     )
@@ -228,11 +236,14 @@ def report(
 
 def main() -> None:
     """Run the command; an error a person can act on becomes one line and exit code 1, Ctrl-C exit code 130."""
-    from aligngpt.quiet import quiet_libraries
-
-    quiet_libraries()
     try:
+        # Imports some of the libraries: a moment in which Ctrl-C is as likely as in any other.
+        from aligngpt.quiet import quiet_libraries
+
+        quiet_libraries()
         app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except (AlignGPTError, OSError) as error:
         # Libraries write messages of several lines.
         message = " ".join(str(error).split())

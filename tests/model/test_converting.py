@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from aligngpt.model.backbones import BackboneError
-from aligngpt.model.converting import STAGE_ONE_FILE, convert
+from aligngpt.model.converting import STAGE_ONE_FILE, convert, to_original
 from aligngpt.model.layouts import LayoutError
-from aligngpt.model.shards import ShardError
+from aligngpt.model.shards import ShardError, read_shard, shard_files
 
 TEXT = "USER : <image> what colour is the circle ? ASSISTANT :"
 THEIRS = (
@@ -272,3 +272,34 @@ def test_what_cannot_be_converted_is_refused(original: Callable, tmp_path: Path,
     (folder / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(LayoutError, match=r"projector is 'linear'|mm_use_im_start_end"):
         convert(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("files", ["safetensors", "shards"])
+@pytest.mark.parametrize("language", ["llama", "mistral", "phi"])
+def test_there_and_back_gives_the_same_files(original: Callable, tmp_path: Path, language: str, files: str) -> None:
+    folder, *_ = original(language, files=files)
+    convert(folder, tmp_path / "ours")
+    tower = json.loads((folder / "config.json").read_text())["mm_vision_tower"]
+    parameters = to_original(tmp_path / "ours", tmp_path / "back", vision_tower=tower)
+    first = {name: tensor for file in shard_files(folder) for name, tensor in read_shard(file).items()}
+    second = {name: tensor for file in shard_files(tmp_path / "back") for name, tensor in read_shard(file).items()}
+    first.pop("model.layers.0.self_attn.rotary_emb.inv_freq")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert parameters == sum(tensor.numel() for tensor in first.values())
+    before, after = (json.loads((one / "config.json").read_text()) for one in (folder, tmp_path / "back"))
+    assert {name: after[name] for name in before if name in after and name != "torch_dtype"} == {
+        name: value for name, value in before.items() if name in after and name != "torch_dtype"
+    }
+    assert set(before) - set(after) <= {"dtype", "transformers_version", "_name_or_path"}
+
+
+def test_only_our_models_go_back(original: Callable, tmp_path: Path, assembled: Callable) -> None:
+    folder, _, _ = original()
+    with pytest.raises(LayoutError, match="not one of our model folders"):
+        to_original(folder, tmp_path / "back", vision_tower="tower")
+    model, processor = assembled(alignment="global")
+    model.save_pretrained(tmp_path / "global")
+    processor.save_pretrained(tmp_path / "global")
+    with pytest.raises(LayoutError, match="alignment 'global'"):
+        to_original(tmp_path / "global", tmp_path / "back", vision_tower="tower")

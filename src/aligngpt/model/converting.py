@@ -14,9 +14,9 @@ from aligngpt.files import atomic_folder
 from aligngpt.model.assembling import PUBLISHED_GATE_GRID, assemble, build_processor, end_tokens, fresh_alignment
 from aligngpt.model.backbones import BackboneError, VisionTower, load_tokenizer, load_vision_tower, new_rows
 from aligngpt.model.configuration import AlignGPTConfig
-from aligngpt.model.layouts import BY_TOKEN, EMBEDDINGS, HEAD, TABLE, Layout, LayoutError, layout_of
+from aligngpt.model.layouts import BY_TOKEN, EMBEDDINGS, HEAD, TABLE, Layout, LayoutError, OriginalLayout, layout_of
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN
+from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.shards import read_shapes, read_shard, shard_files, write_shards
 from aligngpt.model.templates import VICUNA
 
@@ -112,7 +112,6 @@ def convert_weights(
     Raises:
         LayoutError: weights are missing, unknown or of another shape, all of them named.
     """
-    config.dtype = config.dtype or torch.float32
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -143,6 +142,50 @@ def convert_weights(
 
     write_shards(folder, shards(), len(files))
     return fresh, sum(torch.Size(shape).numel() for shape in expected.values())
+
+
+def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
+    """Write one of our models as the original code has it, in safetensors: what `convert` read comes back exactly.
+
+    The rows of `<image>` and `<align>` are left out, where they are the last of the vocabulary. A tokenizer is not
+    written: the original code takes the language model's own.
+
+    Args:
+        source: one of our model folders.
+        out: the folder to write; it appears when it is complete.
+        vision_tower: what the original code is to load the tower's configuration from.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        LayoutError: the model has something that the original code does not know.
+        ShardError: the weights are missing or damaged.
+    """
+    if _read_config(source).get("model_type") != AlignGPTConfig.model_type or "text_config" not in _read_config(source):
+        raise LayoutError(f"{source} is not one of our model folders; only those can be written as the original's")
+    config = AlignGPTConfig.from_pretrained(source)
+    pads = bool(AlignGPTProcessor.from_pretrained(source).image_processor.do_pad)
+    files = shard_files(source)
+    rows = read_shapes(files)[EMBEDDINGS][0]
+    vocabulary = rows - 2 if sorted(config.placeholder_ids) == [rows - 2, rows - 1] else rows
+    theirs = OriginalLayout.their_config(config, vocabulary, vision_tower, pads)
+    parameters = 0
+
+    def shards() -> Iterator[Mapping[str, Tensor]]:
+        nonlocal parameters
+        for file in files:
+            tensors = {
+                OriginalLayout.rename_back(name): tensor[:vocabulary] if name in BY_TOKEN else tensor
+                for name, tensor in read_shard(file).items()
+            }
+            parameters += sum(tensor.numel() for tensor in tensors.values())
+            yield tensors
+
+    with atomic_folder(out) as folder:
+        write_shards(folder, shards(), len(files))
+        (folder / "config.json").write_text(json.dumps(theirs, indent=2, default=str) + "\n", encoding="utf-8")
+    return parameters
 
 
 def _convert_stage_one(

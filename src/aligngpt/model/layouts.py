@@ -92,6 +92,7 @@ class Layout(ABC):
             "vision_feature_select_strategy": tower.select_strategy,
             "num_alignment_levels": int(levels),
             "lm_head_bias": HEAD_BIAS in shapes,
+            "dtype": self.theirs.get("dtype") or self.theirs.get("torch_dtype") or "float32",
             "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         }
         if gate is not None:
@@ -112,6 +113,16 @@ class OriginalLayout(Layout):
         (r"^model\.", "model.language_model."),
     )
     without_use = (r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$")
+
+    # The way back.
+    their_names = (
+        ("model.vision_tower.", "vision_tower.vision_tower.vision_model."),
+        ("model.multi_modal_projector.linear_1.", "mm_projector.0."),
+        ("model.multi_modal_projector.linear_2.", "mm_projector.2."),
+        (TABLE, "align_indicators.indicator_embs"),
+        ("model.alignment.gate.", "gated_weight_layer.mlp."),
+        ("model.language_model.", "model."),
+    )
 
     # What the language models of the family are called, by a word in the class that was saved.
     families = ("mistral", "gemma", "phi", "qwen2", "llama")
@@ -134,6 +145,45 @@ class OriginalLayout(Layout):
         known = CONFIG_MAPPING[family]().to_dict()
         kept = {name: value for name, value in self.theirs.items() if name in known and name not in _NOT_OF_THE_TEXT}
         return kept | {"model_type": family}
+
+    @classmethod
+    def rename_back(cls, name: str) -> str:
+        """Their name of one of our weights."""
+        for ours, theirs in cls.their_names:
+            if name.startswith(ours):
+                return name.replace(ours, theirs, 1)
+        return name
+
+    @classmethod
+    def their_config(cls, config: AlignGPTConfig, vocabulary: int, vision_tower: str, pads: bool) -> dict[str, Any]:
+        """Their `config.json` of one of our models.
+
+        Raises:
+            LayoutError: the model has something that the original code does not know.
+        """
+        text = config.get_text_config().to_dict()
+        family = text.pop("model_type")
+        if family not in cls.families or config.alignment != "adaptive" or config.projector_hidden_act != "gelu":
+            raise LayoutError(
+                f"a model with {family}, alignment {config.alignment!r} and a projector with "
+                f"{config.projector_hidden_act} is not one of the original code's"
+            )
+        plain = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
+        return plain | {
+            "model_type": "aligngpt" if family == "llama" else f"aligngpt_{family}",
+            "architectures": [f"AlignGPT{'' if family == 'llama' else family.title()}ForCausalLM"],
+            "vocab_size": vocabulary,
+            "mm_vision_tower": vision_tower,
+            "mm_hidden_size": config.vision_config.hidden_size,
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_select_layer": config.vision_feature_layer,
+            "mm_vision_select_feature": "patch",
+            "mm_use_im_start_end": False,
+            "mm_use_im_patch_token": False,
+            "use_mm_proj": True,
+            "image_aspect_ratio": "pad" if pads else "square",
+            "torch_dtype": str(config.dtype).removeprefix("torch."),
+        }
 
     def our_fields(self) -> dict[str, Any]:
         if (projector := self.theirs.get("mm_projector_type", "linear")) != "mlp2x_gelu":
