@@ -39,12 +39,16 @@ def test_every_recipe_that_ships_loads(path: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert {path.stem for path in RECIPES} >= {"quickstart", "aligngpt-7b"}
+    assert {path.stem for path in RECIPES} >= {"quickstart", "aligngpt-7b", "aligngpt-13b"}
 
 
-def test_published_settings() -> None:
+@pytest.mark.parametrize("name", ["aligngpt-7b", "aligngpt-13b"])
+def test_published_settings(name: str) -> None:
     """Appendix of arXiv 2405.14129: learning rates and batch sizes of the two stages."""
-    recipe = load_recipe(recipe_path("aligngpt-7b"))
+    recipe = load_recipe(recipe_path(name))
+    assert recipe.pretrain is not None and recipe.pretrain.warm_start is None
+    assert recipe.instruct is not None and recipe.instruct.lora is None
+    assert recipe.instruct.questions_per_prefix == 1
     assert recipe.pretrain is not None and recipe.instruct is not None
     assert (recipe.pretrain.learning_rate, recipe.pretrain.batch_size) == (1e-3, 256)
     assert (recipe.instruct.learning_rate, recipe.instruct.batch_size) == (2e-5, 128)
