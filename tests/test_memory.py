@@ -1,5 +1,6 @@
 """The peak covers what was held and let go, and starts anew when told to."""
 
+import mmap
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +29,10 @@ def current_memory() -> int:
 
 
 def hold(size: int) -> None:
-    """Hold that many bytes for a moment, each touched: pages that were never written take no memory."""
-    assert len(b"x" * size) == size
+    """Hold that many bytes for a moment, of memory that no earlier test let go; pages count once they are written."""
+    with mmap.mmap(-1, size) as pages:
+        for page in range(0, size, mmap.PAGESIZE):
+            pages[page] = 1
 
 
 @pytest.mark.usefixtures("resettable")
