@@ -162,7 +162,8 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
         LayoutError: the model has something that the original code does not know.
         ShardError: the weights are missing or damaged.
     """
-    if _read_config(source).get("model_type") != AlignGPTConfig.model_type or "text_config" not in _read_config(source):
+    ours = _read_config(source)
+    if ours.get("model_type") != AlignGPTConfig.model_type or "text_config" not in ours:
         raise LayoutError(f"{source} is not one of our model folders; only those can be written as the original's")
     config = AlignGPTConfig.from_pretrained(source)
     pads = bool(AlignGPTProcessor.from_pretrained(source).image_processor.do_pad)

@@ -8,7 +8,7 @@ from pathlib import Path
 from aligngpt.quickstart.packages import Package
 from aligngpt.quickstart.prepared import Facts, Plain, prepare_folder
 
-# Both releases hold the same photographs; the newer has no build for Python 3.10, the older none for 3.14.
+# Both releases hold the same photographs.
 SCIKIT_IMAGE = Package("scikit-image>=0.25.2,<0.27", "skimage", "CC0 or public domain, as named for each photograph")
 
 FORMAT = 1
