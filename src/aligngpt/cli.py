@@ -109,16 +109,24 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a value, as in instruct.epochs=2; may be repeated.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would train, on how much data, in how much memory.")
+    ] = False,
 ) -> None:
     """Train a model in two stages: pre-training on captions with levels, then instruction tuning.
 
     The same command goes on with a run that was stopped.
     """
+    from aligngpt.training.plan import plan
     from aligngpt.training.recipe import STAGES, load_recipe
     from aligngpt.training.run import model_folder, train
 
     read = load_recipe(recipe, settings or [])
-    results = train(read, STAGES if stage == "all" else (stage,))
+    stages = STAGES if stage == "all" else (stage,)
+    if dry_run:
+        print("\n\n".join(one.text() for one in plan(read, stages)))
+        return
+    results = train(read, stages)
     for result in results:
         print(f"{result.stage}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
     if results[-1].stage == "instruct":

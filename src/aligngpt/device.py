@@ -58,6 +58,19 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return known[name]
 
 
+def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second that the device reaches in a product of large square matrices."""
+    width = 8192 if device.type == "cuda" else 1024
+    matrix = torch.ones(width, width, dtype=dtype, device=device)
+    fastest = math.inf
+    for _ in range(TRIALS):
+        started = time.perf_counter()
+        # Reading a number waits for a device that computes on its own.
+        torch.mm(matrix, matrix)[0, 0].item()
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * width**3 / fastest
+
+
 @cache
 def _cpu_is_faster_in_bfloat16() -> bool:
     """Time matrix products of the size of a small language model's, by turns; a tie goes to the exacter float32."""

@@ -172,9 +172,7 @@ def test_a_template_that_cannot_be_read_is_an_error(
         file.write_bytes(content)
     elif content:
         file.mkdir()
-    with pytest.raises(
-        BackboneError, match=r"mine.jinja' is neither one of plain, vicuna, chatml, bare nor a Jinja file"
-    ):
+    with pytest.raises(BackboneError, match=r"mine.jinja' is neither one of plain, vicuna, .*bare nor a Jinja file"):
         assembled(chat_template=str(file))
 
 

@@ -15,7 +15,7 @@ from aligngpt.data.images import open_image
 from aligngpt.data.samples import parse_record
 from aligngpt.model.backbones import load_tokenizer, load_vision_tower
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
-from aligngpt.model.templates import PLAIN, VICUNA
+from aligngpt.model.templates import NAMED_TEMPLATES, PLAIN, VICUNA
 
 GOLDEN = Path(os.environ.get("ALIGNGPT_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 TEXT = GOLDEN / "text"
@@ -54,8 +54,18 @@ def test_ids_and_labels_are_the_original_s(processor: AlignGPTProcessor, kind: s
         assert [label for _, label in kept] == case["labels"], case["record"]
 
 
-def test_prompts_are_the_original_s(processor: AlignGPTProcessor) -> None:
-    found = cases("prompts.json", "vicuna_v1")
+@pytest.mark.parametrize(
+    ("theirs", "template"),
+    [
+        ("vicuna_v1", "vicuna"),
+        ("llava_v1", "llava_v1"),
+        ("llava_v0", "llava_v0"),
+        ("v0", "llava_v0"),
+        ("llava_llama_2", "llava_llama_2"),
+    ],
+)
+def test_prompts_are_the_original_s(processor: AlignGPTProcessor, theirs: str, template: str) -> None:
+    found = cases("prompts.json", theirs)
     assert found
     for case in found:
         texts = [turn for turn in case["turns"] if turn is not None]
@@ -64,7 +74,9 @@ def test_prompts_are_the_original_s(processor: AlignGPTProcessor) -> None:
             images = [{"type": "image"}] * text.count("<image>")
             words = {"type": "text", "text": text.replace("<image>", "").strip()}
             messages.append({"role": "assistant" if place % 2 else "user", "content": [*images, words]})
-        prompt = processor.apply_chat_template(messages, add_generation_prompt=len(texts) % 2 == 1, tokenize=False)
+        prompt = processor.apply_chat_template(
+            messages, NAMED_TEMPLATES[template], add_generation_prompt=len(texts) % 2 == 1, tokenize=False
+        )
         assert prompt.removeprefix("<s>") == case["prompt"]
 
 

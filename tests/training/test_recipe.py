@@ -201,3 +201,21 @@ def test_recipe_cannot_be_changed(content: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         recipe.instruct.batch_size = 3  # type: ignore[misc]
     assert recipe.stage("pretrain") is None and recipe.stage("instruct") is recipe.instruct
+
+
+def test_a_recipe_is_its_base_but_for_what_it_says(recipe_file: Path, content: dict[str, Any]) -> None:
+    above = recipe_file.with_name("above.yaml")
+    above.write_text("base: mine.yaml\ninstruct:\n  learning_rate: 3.0e-5\nmodel:\n  chat_template: null\n")
+    base, found = load_recipe(recipe_file), load_recipe(above)
+    assert found.instruct is not None and base.instruct is not None
+    assert found.instruct.learning_rate == 3e-5
+    assert found.instruct.model_copy(update={"learning_rate": base.instruct.learning_rate}) == base.instruct
+    assert found.pretrain == base.pretrain and found.model.chat_template is None
+
+
+@pytest.mark.parametrize("base", ["above.yaml", "nowhere.yaml", "[1]"])
+def test_a_base_that_is_no_other_recipe_is_an_error(tmp_path: Path, base: str) -> None:
+    path = tmp_path / "above.yaml"
+    path.write_text(f"base: {base}\n")
+    with pytest.raises(RecipeError, match=r"above|nowhere"):
+        load_recipe(path)

@@ -1,5 +1,6 @@
 """Assembling a model: any vision tower and any causal language model become one AlignGPT."""
 
+from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from aligngpt.alignment.module import AlignmentMode, AlignmentModule
 from aligngpt.model.backbones import (
@@ -20,6 +20,7 @@ from aligngpt.model.backbones import (
 )
 from aligngpt.model.configuration import AlignGPTConfig, TextPooling
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.multiscale import AlignGPTProjector
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, with_images
 
@@ -38,8 +39,10 @@ def assemble(
     chat_template: str | None = None,
     pad_images: bool = True,
     image_size: int | None = None,
+    image_scales: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    weights: bool = True,
 ) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
     """Build an AlignGPT from a vision tower and a causal language model, with a fresh projector and alignment module.
 
@@ -48,12 +51,15 @@ def assemble(
         language_model: folder or hub name of a causal language model with its tokenizer.
         alignment, num_levels, vision_feature_layer, gate_grid, text_pooling: see `AlignGPTConfig`; `gate_grid` is the
             tower's own grid when None, at most 24 on a side.
-        chat_template: `vicuna`, `plain`, `chatml`, `bare`, a Jinja file, or None for the tokenizer's own (Vicuna's
-            where the tokenizer has none).
+        chat_template: a name in `NAMED_TEMPLATES` (`vicuna`, `chatml`, …), a Jinja file, or None for the tokenizer's
+            own (Vicuna's where the tokenizer has none).
         pad_images: pad pictures to a square with the mean colour, as in the paper; False cuts out the middle.
         image_size: side in pixels that pictures are brought to; the tower's own when None.
+        image_scales: several sides at which each picture is read; see `AlignGPTConfig`.
         dtype: of all parameters.
         seed: for the fresh parameters.
+        weights: False reads configurations and the tokenizer only and gives a model whose parameters have shapes but
+            no values (on torch's meta device): what a plan needs, at any size in little memory.
 
     Returns:
         The model on the CPU in evaluation mode, and its processor.
@@ -61,8 +67,15 @@ def assemble(
     Raises:
         BackboneError: a backbone cannot be loaded, or is of a kind that does not fit.
     """
-    tower = load_vision_tower(vision_tower, pad_images=pad_images, image_size=image_size, dtype=dtype)
-    language = load_language_model(language_model, dtype)
+    tower = load_vision_tower(
+        vision_tower,
+        pad_images=pad_images,
+        image_size=image_size,
+        image_scales=image_scales,
+        dtype=dtype,
+        weights=weights,
+    )
+    language = load_language_model(language_model, dtype, weights=weights)
     tokenizer = load_tokenizer(language_model, with_align=alignment != "none")
     template = _chat_template(chat_template, tokenizer)
     grow_vocabulary(language, len(tokenizer))
@@ -80,11 +93,14 @@ def assemble(
         gate_grid=gate_grid or min(PUBLISHED_GATE_GRID, isqrt(tower.image_tokens)),
         text_pooling=text_pooling,
         lm_head_bias=language.get_output_embeddings().bias is not None,
+        image_scales=list(image_scales) if image_scales else None,
         tie_word_embeddings=bool(language.config.tie_word_embeddings),
         dtype=dtype,
     )
     model = _put_together(config, tower.model, language, dtype, seed)
-    _check_language(model, language, language_model)
+    if weights:
+        _check_values(model)
+        _check_language(model, language, language_model)
     generation = model.generation_config
     generation.bos_token_id = tokenizer.bos_token_id
     generation.pad_token_id = tokenizer.pad_token_id
@@ -116,15 +132,20 @@ def _put_together(
     model.model.vision_tower = tower
     model.model.language_model = language.base_model
     model.lm_head = language.get_output_embeddings()
+    if language.device.type == "meta":
+        return model.to(dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+        model.model.multi_modal_projector = AlignGPTProjector(config).to(dtype)
         if model.model.alignment is not None:
             model.model.alignment = fresh_alignment(config).to(dtype)
+    return model
+
+
+def _check_values(model: AlignGPTForConditionalGeneration) -> None:
     stray = [name for name, tensor in _tensors(model) if tensor.is_meta]
     if stray:
         raise BackboneError(f"the backbones bring no values for {', '.join(stray)}")
-    return model
 
 
 def _check_language(model: AlignGPTForConditionalGeneration, language: PreTrainedModel, source: str | Path) -> None:

@@ -1,6 +1,6 @@
 """The backbones of a model: any vision tower and any causal language model that transformers loads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.model.configuration import check_scales
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -51,7 +52,13 @@ class VisionTower:
 
 
 def load_vision_tower(
-    source: str | Path, *, pad_images: bool = True, image_size: int | None = None, dtype: torch.dtype = torch.float32
+    source: str | Path,
+    *,
+    pad_images: bool = True,
+    image_size: int | None = None,
+    image_scales: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    weights: bool = True,
 ) -> VisionTower:
     """Load a vision tower, by itself or out of a CLIP-like model, and find out what its features look like.
 
@@ -59,11 +66,22 @@ def load_vision_tower(
         source: folder or hub name, with a preprocessor configuration.
         pad_images: pad pictures to a square with the mean colour; False cuts out the middle.
         image_size: side in pixels that pictures are brought to; the side in the preprocessor configuration when None.
+        image_scales: in place of `image_size`, several sides; the tower reads squares of the first, pictures are
+            brought to the last.
         dtype: of the parameters.
+        weights: False reads the configurations only; the parameters then have shapes but no values.
 
     Raises:
         BackboneError: the source cannot be loaded, or its tokens are not one per patch (and a class token).
     """
+    if image_scales:
+        try:
+            check_scales(image_scales)
+        except ValueError as error:
+            raise BackboneError(str(error)) from error
+        if image_size not in (None, image_scales[0]):
+            raise BackboneError(f"give image_size {image_size} or image_scales {list(image_scales)}, not both")
+        image_size = image_scales[0]
     config = _load_config(source, "vision tower")
     config = getattr(config, "vision_config", config)
     if type(config) not in MODEL_MAPPING or not hasattr(config, "patch_size"):
@@ -73,7 +91,7 @@ def load_vision_tower(
         )
     try:
         own_processor = AutoImageProcessor.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, config=config, dtype=dtype)
+        model = _load(AutoModel, source, config, dtype, weights=weights)
     except LOADING_ERRORS as error:
         raise BackboneError(f"the vision tower {source} cannot be loaded: {error}") from error
     size = image_size or _side(own_processor, config)
@@ -86,15 +104,22 @@ def load_vision_tower(
         )
     return VisionTower(
         model=model,
-        image_processor=_image_processor(own_processor, size, pad_images),
+        image_processor=_image_processor(own_processor, image_scales[-1] if image_scales else size, pad_images),
         patch_size=config.patch_size,
         select_strategy="full" if tokens == patches else "default",
         image_tokens=patches,
     )
 
 
-def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_language_model(
+    source: str | Path, dtype: torch.dtype = torch.float32, *, weights: bool = True
+) -> PreTrainedModel:
     """Load a causal language model whose body takes embeddings and whose head is linear.
+
+    Args:
+        source: folder or hub name.
+        dtype: of the parameters.
+        weights: False reads the configuration only; the parameters then have shapes but no values.
 
     Raises:
         BackboneError: the source cannot be loaded, or is not such a model.
@@ -105,7 +130,7 @@ def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) 
             f"{source}: {config.model_type} has parts besides its language model; give a text-only language model"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        model = _load(AutoModelForCausalLM, source, config, dtype, weights=weights)
     except LOADING_ERRORS as error:
         raise BackboneError(f"the language model {source} cannot be loaded: {error}") from error
     body: Any = MODEL_MAPPING.get(type(config), None)
@@ -154,6 +179,8 @@ def grow_vocabulary(language: PreTrainedModel, size: int) -> None:
     if size <= old:
         return
     language.resize_token_embeddings(size, mean_resizing=False)
+    if embeddings.weight.is_meta:
+        return
     with torch.no_grad():
         head: Any = language.get_output_embeddings()
         head.weight[old:] = head.weight[:old].float().mean(dim=0).to(head.weight.dtype)
@@ -175,6 +202,13 @@ def new_rows(table: torch.Tensor, count: int, *, apart: bool = True) -> torch.Te
     return (mean + 0.01 * spread * noise).to(table.dtype)
 
 
+def _load(kind: Any, source: str | Path, config: PretrainedConfig, dtype: torch.dtype, *, weights: bool) -> Any:
+    if weights:
+        return kind.from_pretrained(source, config=config, dtype=dtype)
+    with torch.device("meta"):
+        return kind.from_config(config, dtype=dtype)
+
+
 def _load_config(source: str | Path, what: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(source)
@@ -185,7 +219,8 @@ def _load_config(source: str | Path, what: str) -> PretrainedConfig:
 def _count_tokens(model: PreTrainedModel, source: str | Path, size: int) -> int:
     try:
         with torch.no_grad():
-            return model(torch.zeros(1, 3, size, size, dtype=model.dtype)).last_hidden_state.shape[1]
+            pixels = torch.zeros(1, 3, size, size, dtype=model.dtype, device=model.device)
+            return model(pixels).last_hidden_state.shape[1]
     except (ValueError, RuntimeError) as error:
         raise BackboneError(f"{source}: the tower cannot read pictures of {size} px: {error}") from error
 

@@ -1,5 +1,7 @@
 """The configuration of an AlignGPT model: LLaVA's, and how the alignment embedding is formed."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -26,6 +28,8 @@ class AlignGPTConfig(LlavaConfig):
             response, the same in training and at inference. `all`: every text token after BOS, as in the published
             training code (there the responses are included, which at inference do not exist yet).
         lm_head_bias: whether the language model's output layer has a bias (Phi's has).
+        image_scales: sides in pixels at which each image is read, rising, multiples of the first (see
+            `aligngpt.model.multiscale`); None for the tower's own alone.
     """
 
     model_type = "aligngpt"
@@ -43,13 +47,23 @@ class AlignGPTConfig(LlavaConfig):
     gate_hidden_size: int = 256
     text_pooling: TextPooling = "instruction"
     lm_head_bias: bool = False
+    image_scales: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.num_alignment_levels < 2:
             raise ValueError(f"num_alignment_levels must be at least 2, got {self.num_alignment_levels}")
+        if self.image_scales is not None:
+            check_scales(self.image_scales)
 
     @property
     def placeholder_ids(self) -> list[int]:
         """Ids of `<image>` and, where the model has one, `<align>`: never part of an answer."""
         return [index for index in (self.image_token_index, self.align_token_index) if index >= 0]
+
+
+def check_scales(scales: Sequence[int]) -> None:
+    """Raise a ValueError unless these are sides in pixels at which an image can be read; see `image_scales`."""
+    rising = all(small < large for small, large in pairwise(scales))
+    if not scales or scales[0] < 1 or not rising or any(scale % scales[0] for scale in scales):
+        raise ValueError(f"image_scales must rise and be multiples of the first, as in 336, 672, 1008; got {scales}")

@@ -74,7 +74,7 @@ def convert(
     named = vision_tower or layout.vision_tower
     if named is None:
         raise LayoutError(f"{source} does not name its vision tower; give it with --vision-tower")
-    tower = load_vision_tower(named, pad_images=layout.pads_images)
+    tower = load_vision_tower(named, pad_images=layout.pads_images, image_scales=layout.image_scales)
     words = load_tokenizer(tokenizer or source, with_align=True)
     shapes = our_shapes(source, layout)
     if EMBEDDINGS not in shapes:

@@ -58,6 +58,11 @@ class Layout(ABC):
     def pads_images(self) -> bool:
         """Whether pictures are padded to a square, rather than cut."""
 
+    @property
+    def image_scales(self) -> list[int] | None:
+        """Sides at which each picture is read, where there are several; see `AlignGPTConfig`."""
+        return None
+
     @abstractmethod
     def text_config(self) -> dict[str, Any]:
         """The language model's configuration, with its `model_type`."""
@@ -92,6 +97,7 @@ class Layout(ABC):
             "vision_feature_select_strategy": tower.select_strategy,
             "num_alignment_levels": int(levels),
             "lm_head_bias": HEAD_BIAS in shapes,
+            "image_scales": self.image_scales,
             "dtype": self.theirs.get("dtype") or self.theirs.get("torch_dtype") or "float32",
             "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         }
@@ -139,6 +145,12 @@ class OriginalLayout(Layout):
     def pads_images(self) -> bool:
         return self.theirs.get("image_aspect_ratio", "square") == "pad"
 
+    @property
+    def image_scales(self) -> list[int] | None:
+        if not self.theirs.get("use_s2"):
+            return None
+        return sorted(int(side) for side in str(self.theirs["s2_scales"]).split(","))
+
     def text_config(self) -> dict[str, Any]:
         named = " ".join([str(self.theirs.get("model_type")), *self.theirs.get("architectures", [])]).lower()
         family = next((one for one in self.families if one in named), "llama")
@@ -169,12 +181,15 @@ class OriginalLayout(Layout):
                 f"{config.projector_hidden_act} is not one of the original code's"
             )
         plain = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
+        scales = config.image_scales or []
+        if scales:
+            plain |= {"use_s2": True, "s2_scales": ",".join(map(str, scales))}
         return plain | {
             "model_type": "aligngpt" if family == "llama" else f"aligngpt_{family}",
             "architectures": [f"AlignGPT{'' if family == 'llama' else family.title()}ForCausalLM"],
             "vocab_size": vocabulary,
             "mm_vision_tower": vision_tower,
-            "mm_hidden_size": config.vision_config.hidden_size,
+            "mm_hidden_size": config.vision_config.hidden_size * max(1, len(scales)),
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_layer": config.vision_feature_layer,
             "mm_vision_select_feature": "patch",

@@ -25,6 +25,7 @@ from transformers.utils.generic import can_return_tuple
 from aligngpt.alignment.module import AlignmentModule, AlignmentOutput, mean_text_embedding
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.generation import AlignGPTGenerationMixin
+from aligngpt.model.multiscale import AlignGPTProjector, crops_of_scales
 from aligngpt.model.placeholders import readable_text, sample_of_image
 
 IGNORED = -100
@@ -71,6 +72,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
 
     def __init__(self, config: AlignGPTConfig) -> None:
         super().__init__(config)
+        self.multi_modal_projector = AlignGPTProjector(config)
         self.alignment: AlignmentModule | None = None
         if config.alignment != "none":
             self.alignment = AlignmentModule(
@@ -164,6 +166,12 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             image_outputs=features.get("image"),
             alignment_weights=weights,
         )
+
+    def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As `LlavaModel.get_image_features`, at every one of the configuration's `image_scales`."""
+        if self.config.image_scales:
+            pixel_values = crops_of_scales(pixel_values, self.config.image_scales)
+        return super().get_image_features(pixel_values, *args, **kwargs)
 
     def alignment_embeddings(
         self,

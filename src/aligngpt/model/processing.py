@@ -4,6 +4,7 @@ from copy import deepcopy
 from typing import Any
 
 from transformers import BatchFeature, LlavaProcessor
+from transformers.processing_utils import MultiModalData
 
 ALIGN_TOKEN = "<align>"
 IMAGE_TOKEN = "<image>"
@@ -63,6 +64,17 @@ class AlignGPTProcessor(LlavaProcessor):
             _check_image_count(sum(sample.count(self.image_token) for sample in texts), _count_images(images))
             text = [self.place_align(sample) for sample in texts]
         return super().__call__(images=images, text=text, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """What stands for one image in the text: the same number of tokens whatever its size in pixels."""
+        return self.image_token * self.image_seq_length
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        """For inference engines: how many tokens images of the given sizes take."""
+        if image_sizes is None:
+            return MultiModalData()
+        images = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.image_seq_length] * images, num_image_patches=[1] * images)
 
     def place_align(self, text: str) -> str:
         """Write `<align>` right after a BOS that the text begins with, or first; text without an image stays as it is.

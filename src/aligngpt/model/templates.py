@@ -37,9 +37,9 @@ VICUNA = (
     _FLATTEN
     + """\
 {%- if messages[0]['role'] == 'system' -%}
-{{ bos_token + image_text(messages[0], '') + ' ' }}{%- set turns = messages[1:] -%}
+{{ (bos_token or '') + image_text(messages[0], '') + ' ' }}{%- set turns = messages[1:] -%}
 {%- else -%}
-{{ bos_token + 'A chat between a curious user and an artificial intelligence assistant. ' -}}
+{{ (bos_token or '') + 'A chat between a curious user and an artificial intelligence assistant. ' -}}
 {{ 'The assistant gives helpful, detailed, and polite answers to the user\\'s questions. ' }}
 {%- set turns = messages -%}
 {%- endif -%}
@@ -52,6 +52,52 @@ VICUNA = (
 """
 )
 """Vicuna v1.1's conversation (`vicuna_v1` of the original code)."""
+
+LLAVA_V1 = VICUNA.replace("a curious user", "a curious human").replace("the user\\'s", "the human\\'s")
+"""As Vicuna's, between a human and an assistant (`llava_v1`)."""
+
+LLAVA_V0 = (
+    _FLATTEN
+    + """\
+{%- if messages[0]['role'] == 'system' -%}
+{{ (bos_token or '') + image_text(messages[0], '') + '###' }}{%- set turns = messages[1:] -%}
+{%- else -%}
+{{ (bos_token or '') + 'A chat between a curious human and an artificial intelligence assistant. ' -}}
+{{ 'The assistant gives helpful, detailed, and polite answers to the human\\'s questions.###' }}
+{%- set turns = messages -%}
+{%- endif -%}
+{%- for message in turns -%}
+{{ ('Human: ' if message['role'] == 'user' else 'Assistant: ') + image_text(message, '\\n') + '###' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
+"""
+)
+"""The first LLaVA's conversation (`v0`, `llava_v0`).
+
+Its turns end with `###`, which is no token: to end an answer there, give `generate` the argument `stop_strings`.
+"""
+
+LLAVA_LLAMA_2 = (
+    _FLATTEN
+    + """\
+{%- if messages[0]['role'] == 'system' -%}
+{%- set system = image_text(messages[0], '') -%}{%- set turns = messages[1:] -%}
+{%- else -%}
+{%- set system = 'You are a helpful language and vision assistant. You are able to understand the visual content that '
+      + 'the user provides, and assist the user with a variety of tasks using natural language.' -%}
+{%- set turns = messages -%}
+{%- endif -%}
+{%- for message in turns -%}
+{%- if message['role'] == 'user' -%}
+{{ (bos_token or '') + '[INST] ' -}}
+{%- if loop.first -%}{{ '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{%- endif -%}
+{{ image_text(message, '\\n') + ' [/INST]' }}
+{%- else -%}{{ ' ' + image_text(message, '') + ' ' + eos_token }}
+{%- endif -%}
+{%- endfor -%}
+"""
+)
+"""Llama 2's conversation with LLaVA's system prompt (`llava_llama_2`)."""
 
 CHATML = (
     _FLATTEN
@@ -80,7 +126,15 @@ BARE = (
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>")
 """Marks that chat templates write after a turn; a model stops at the one its template uses."""
 
-NAMED_TEMPLATES = {"plain": PLAIN, "vicuna": VICUNA, "chatml": CHATML, "bare": BARE}
+NAMED_TEMPLATES = {
+    "plain": PLAIN,
+    "vicuna": VICUNA,
+    "llava_v1": LLAVA_V1,
+    "llava_v0": LLAVA_V0,
+    "llava_llama_2": LLAVA_LLAMA_2,
+    "chatml": CHATML,
+    "bare": BARE,
+}
 
 
 def with_images(template: str) -> str:

@@ -13,7 +13,7 @@ from aligngpt.errors import AlignGPTError
 
 Part = Literal["vision_tower", "projector", "level_table", "gate", "language_model"]
 StageName = Literal["pretrain", "instruct"]
-TemplateName = Literal["plain", "vicuna", "chatml", "bare"]
+TemplateName = Literal["plain", "vicuna", "llava_v1", "llava_v0", "llava_llama_2", "chatml", "bare"]
 STAGES: tuple[StageName, ...] = ("pretrain", "instruct")
 
 
@@ -42,6 +42,7 @@ class ModelRecipe(_Section):
     chat_template: str | None = None
     pad_images: bool = True
     image_size: int | None = Field(None, ge=1)
+    image_scales: list[int] | None = None
     attention: str | None = None
 
 
@@ -111,7 +112,7 @@ class StageRecipe(_Section):
         warmup_ratio: share of the run in which the learning rate rises.
         precision: of the computation: `bfloat16` (weights that train stay in float32), `float32`, or `auto` for
             bfloat16 where the device computes it natively.
-        chat_template: `plain`, `vicuna`, `chatml` or `bare`; the model's own when None.
+        chat_template: the name of one in `aligngpt.model.templates`; the model's own when None.
         max_length: tokens per sample.
         group_by_length: batches of samples of about equal length.
         checkpoint_minutes: time between checkpoints, which is what a kill can lose.
@@ -196,6 +197,8 @@ class Recipe(_Section):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, with single values replaced.
 
+    A recipe may begin with `base: other.yaml`, in the same folder: it is that one but for what it says itself.
+
     Args:
         path: the YAML file.
         overrides: `section.field=value`, such as `instruct.learning_rate=1e-5`; the value is read as YAML.
@@ -203,15 +206,34 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file cannot be read, a field is unknown or missing, or a value is impossible.
     """
+    content = _content(Path(path), ())
+    for override in overrides:
+        _override(content, override)
+    return make_recipe(content, str(path))
+
+
+def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """What a recipe says, with what its bases say where it is silent; `above` are those it is the base of."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} must hold the sections model, pretrain, instruct; found {content!r:.80}")
-    for override in overrides:
-        _override(content, override)
-    return make_recipe(content, str(path))
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str) or path in above:
+        raise RecipeError(f"the recipe {path}: base must be the name of another recipe beside it, found {base!r}")
+    return _merged(_content(path.parent / base, (*above, path)), content)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        merged[name] = _merged(base[name], value) if both else value
+    return merged
 
 
 def recipe_path(name: str) -> Path:

@@ -20,20 +20,20 @@ from aligngpt.device import resolve_device, supports_bfloat16
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_folder, atomic_write, sha256_of
 from aligngpt.memory import peak_memory, reset_peak_memory
-from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.progress import console
-from aligngpt.training.lora import add_lora, merge_lora
+from aligngpt.training.lora import merge_lora
+from aligngpt.training.parts import parts_of, parts_table
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.stages import (
     freeze_all_but,
     hold_frozen_in,
-    load_pretrained_parts,
     save_pretrained_parts,
     trained_tensors,
 )
+from aligngpt.training.start import check_rows_can_branch, load_model, stage_folder
 from aligngpt.training.trainer import (
     StageCallback,
     StageTrainer,
@@ -102,8 +102,8 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
         done = stage_result(recipe, name)
         if done is not None and done.fingerprint != fingerprint:
             raise RecipeError(
-                f"{_folder(recipe, name)} holds a finished stage with other settings or data; choose another output or "
-                "remove that folder to train again"
+                f"{stage_folder(recipe, name)} holds a finished stage with other settings or data; choose another "
+                "output or remove that folder to train again"
             )
         if done is None:
             done = _run_stage(recipe, name, stage, fingerprint)
@@ -115,7 +115,7 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
 
 def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
     """What a finished stage took; None while it is not finished."""
-    path = _folder(recipe, name) / "stage.json"
+    path = stage_folder(recipe, name) / "stage.json"
     if not path.is_file():
         return None
     try:
@@ -125,7 +125,7 @@ def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
 
 
 def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: str) -> StageResult:
-    folder = _folder(recipe, name)
+    folder = stage_folder(recipe, name)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, fingerprint)
     reset_peak_memory()
@@ -136,8 +136,9 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             Path(stage.data), image_root=image_root, require_level=_needs_level(recipe, name), rejects=rejects
         )
         _check_levels(samples, recipe, name)
-        model, processor = _load_model(recipe, name)
+        model, processor = load_model(recipe, name)
         freeze_all_but(model, stage.train)
+        console.print(f"{DESCRIPTIONS[name]}\n{parts_table(parts_of(model, stage))}", highlight=False)
         dataset = ConversationDataset(
             samples,
             processor,
@@ -147,7 +148,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             max_length=stage.max_length,
             questions_per_prefix=stage.questions_per_prefix,
         )
-        _check_rows_can_branch(model, stage)
+        check_rows_can_branch(model, stage)
         if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
             moved = warm_start(model, dataset, stage.warm_start, seed=recipe.seed)
             with atomic_write(folder / "warm_start.json") as file:
@@ -171,43 +172,6 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         _leave(recipe, name, model, processor, folder, result)
     trainer.accelerator.wait_for_everyone()
     return result
-
-
-def _load_model(recipe: Recipe, name: StageName) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
-    settings = recipe.model.model_dump()
-    attention = settings.pop("attention")
-    model, processor = assemble(
-        settings.pop("vision_tower"), settings.pop("language_model"), **settings, seed=recipe.seed
-    )
-    if attention is not None:
-        _set_attention(model, attention)
-    if name == "instruct" and recipe.pretrain is not None:
-        load_pretrained_parts(model, _folder(recipe, "pretrain"))
-    stage = recipe.stage(name)
-    if stage is not None and stage.lora is not None:
-        add_lora(model, stage.lora, seed=recipe.seed)
-    return model, processor
-
-
-def _check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> None:
-    """A row of several samples needs attention that can leave positions out, over all that a sample is long."""
-    if stage.questions_per_prefix == 1:
-        return
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    if model._is_stateful or (window is not None and window < stage.max_length):
-        what = "has a state in place of attention" if model._is_stateful else f"attends over {window} tokens only"
-        raise RecipeError(
-            f"questions_per_prefix is {stage.questions_per_prefix}, but the language model {config.model_type} {what};"
-            " set it to 1"
-        )
-
-
-def _set_attention(model: AlignGPTForConditionalGeneration, attention: str) -> None:
-    try:
-        model.set_attn_implementation(attention)
-    except (ValueError, ImportError) as error:
-        raise RecipeError(f"model.attention {attention!r} cannot be used here: {error}") from error
 
 
 def _trainer(
@@ -310,7 +274,7 @@ def _leave(
         if stage is not None and stage.lora is not None:
             # The frozen weights were held in less precision than they came in: back to those, and the adapters on top.
             trained = trained_tensors(model)
-            model, processor = _load_model(recipe, name)
+            model, processor = load_model(recipe, name)
             model.load_state_dict(trained, strict=False)
             merge_lora(model)
         with atomic_folder(model_folder(recipe)) as temporary:
@@ -355,10 +319,6 @@ def _check_levels(samples: Sequence[Sample], recipe: Recipe, name: StageName) ->
         )
 
 
-def _folder(recipe: Recipe, name: StageName) -> Path:
-    return Path(recipe.output) / name
-
-
 def _fingerprint(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     try:
         with Path(stage.data).open("rb") as file:
@@ -366,8 +326,9 @@ def _fingerprint(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     except OSError as error:
         raise AlignGPTError(f"the training data {stage.data} cannot be read: {error}") from error
     settings: dict[str, Any] = {
-        "model": recipe.model.model_dump(mode="json"),
-        "stage": stage.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        # Without defaults, so that a setting which is new to the program leaves old runs what they are.
+        "model": recipe.model.model_dump(mode="json", exclude_defaults=True),
+        "stage": stage.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=True),
         "seed": recipe.seed,
         "data": data,
     }

@@ -16,6 +16,8 @@ from aligngpt.training.recipe import Part
 
 PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
 PRETRAINED_FILE = "aligned.safetensors"
+NEW_PARTS: tuple[Part, ...] = ("projector", "level_table", "gate")
+"""Parts that neither backbone brings."""
 
 
 def part_of(name: str) -> Part:

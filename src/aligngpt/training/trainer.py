@@ -21,12 +21,11 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.progress import Meter
 from aligngpt.training.recipe import StageRecipe
-from aligngpt.training.stages import load_tensors, part_of, trained_tensors
+from aligngpt.training.stages import NEW_PARTS, load_tensors, part_of, trained_tensors
 from aligngpt.training.validation import Validation
 
 WEIGHTS_FILE = "trained.safetensors"
 COMPLETE_FILE = "complete.json"
-NEW_PARTS = ("projector", "level_table", "gate")
 
 
 @dataclass

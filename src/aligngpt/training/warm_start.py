@@ -20,13 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from aligngpt.data.dataset import ConversationDataset
 from aligngpt.data.images import ImageError, open_image, resolve_image
 from aligngpt.data.samples import Sample
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.multiscale import AlignGPTProjector
 from aligngpt.progress import Meter
 from aligngpt.training.recipe import WarmStartRecipe
 
@@ -77,7 +77,7 @@ def warm_start(
     targets = caption_targets(captions, model.get_input_embeddings().weight.detach().float())
     features, mean, scale = _standardised(features)
     projector = model.model.multi_modal_projector
-    trained = LlavaMultiModalProjector(model.config).to(features.device)
+    trained = AlignGPTProjector(model.config).to(features.device)
     trained.load_state_dict({name: tensor.float() for name, tensor in projector.state_dict().items()})
     losses = _fit(trained, features, targets, settings, seed)
     first = trained.linear_1
@@ -138,7 +138,9 @@ def _image_features(
 def tower_features(model: AlignGPTForConditionalGeneration, pixels: Tensor) -> Tensor:
     """What the projector is given for images, `(images, P, tower hidden)`, in float32."""
     seen: list[Tensor] = []
-    hook = model.model.multi_modal_projector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    hook = model.model.multi_modal_projector.linear_1.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
     try:
         model.model.get_image_features(pixels)
     finally:
@@ -155,7 +157,7 @@ def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fit(
-    projector: LlavaMultiModalProjector, features: Tensor, targets: Tensor, settings: WarmStartRecipe, seed: int
+    projector: AlignGPTProjector, features: Tensor, targets: Tensor, settings: WarmStartRecipe, seed: int
 ) -> list[float]:
     """Train the projector; returns the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
@@ -166,7 +168,7 @@ def _fit(
         for _ in range(settings.steps):
             chosen = torch.randperm(len(features), generator=generator)[:size].to(features.device)
             target = targets[chosen].unsqueeze(1).expand(-1, features.shape[1], -1)
-            loss = F.mse_loss(projector(features[chosen]), target)
+            loss = F.mse_loss(projector.project(features[chosen]), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,0 +1,91 @@
+"""Several scales of an image (S², arXiv 2403.13043): more detail out of the same vision tower, in as many image tokens.
+
+Of scales 336, 672, 1008 the image is brought to each and cut into 1, 4 and 9 squares of 336 px. The tower reads them
+all; the features of a scale are put together again, brought to the grid of the smallest scale, and those of all scales
+stand beside each other in the channels. So P stays what it is at the smallest scale, and the projector reads more.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from aligngpt.model.configuration import AlignGPTConfig
+
+
+class AlignGPTProjector(LlavaMultiModalProjector):
+    """LLaVA's projector; where the configuration names `image_scales` it first merges the scales of each image."""
+
+    linear_1: nn.Linear
+
+    def __init__(self, config: AlignGPTConfig) -> None:
+        super().__init__(config)
+        self.scales = tuple(config.image_scales or ())
+        if self.scales:
+            first = self.linear_1
+            width = len(self.scales) * first.in_features
+            self.linear_1 = nn.Linear(width, first.out_features, bias=first.bias is not None)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """Features of the tower's pictures, `(images · crops, P, tower hidden)` → `(images, P, hidden)`."""
+        return self.project(merge_scales(image_features, self.scales) if self.scales else image_features)
+
+    def project(self, merged: Tensor) -> Tensor:
+        """The projection alone, `(images, P, scales · tower hidden)` → `(images, P, hidden)`."""
+        projected: Tensor = super().forward(merged)
+        return projected
+
+
+def crops_per_image(scales: Sequence[int]) -> int:
+    """How many pictures of the smallest scale the tower reads for one image."""
+    return sum((scale // scales[0]) ** 2 for scale in scales)
+
+
+def crops_of_scales(pixel_values: Tensor, scales: Sequence[int]) -> Tensor:
+    """The squares that the tower reads: all images at the first scale, then all squares of the second, and so on.
+
+    Args:
+        pixel_values: at any size, usually the largest scale, `(images, channels, height, width)`.
+        scales: sides in pixels, rising, multiples of the first.
+
+    Returns:
+        `(images · crops, channels, scales[0], scales[0])`.
+    """
+    return torch.cat([_split(_resized(pixel_values, scale), scale // scales[0]) for scale in scales])
+
+
+def merge_scales(features: Tensor, scales: Sequence[int]) -> Tensor:
+    """What the tower made of `crops_of_scales`, `(images · crops, P, hidden)` → `(images, P, scales · hidden)`."""
+    images = len(features) // crops_per_image(scales)
+    grid = math.isqrt(features.shape[1])
+    maps, start = [], 0
+    for scale in scales:
+        splits = scale // scales[0]
+        part = features[start : start + images * splits**2]
+        start += len(part)
+        whole = _joined(part.unflatten(1, (grid, grid)).permute(0, 3, 1, 2), splits)
+        # The mean over the squares that fall on one token of the smallest scale.
+        maps.append(F.interpolate(whole.float(), size=(grid, grid), mode="area").to(features.dtype))
+    return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
+
+
+def _resized(pixels: Tensor, side: int) -> Tensor:
+    if pixels.shape[-2:] == (side, side):
+        return pixels
+    return F.interpolate(pixels.float(), size=(side, side), mode="bicubic").to(pixels.dtype)
+
+
+def _split(pictures: Tensor, splits: int) -> Tensor:
+    """`(images, channels, side, side)` → `(splits² · images, channels, side / splits, …)`, square by square."""
+    rows = pictures.chunk(splits, dim=-2)
+    return torch.cat([square for row in rows for square in row.chunk(splits, dim=-1)])
+
+
+def _joined(squares: Tensor, splits: int) -> Tensor:
+    """What `_split` took apart."""
+    parts = squares.chunk(splits**2)
+    rows = [torch.cat(parts[row * splits : (row + 1) * splits], dim=-1) for row in range(splits)]
+    return torch.cat(rows, dim=-2)

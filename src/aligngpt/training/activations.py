@@ -1,0 +1,72 @@
+"""How much memory a training step needs for what the backward pass will read again.
+
+Not a formula with constants: the language model's own layers run on fake tensors, which have shapes and no memory, and
+what autograd would keep is added up. Two layers less one are a layer, two rows less one are a row; what is left out so
+is neither, such as weights.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModel, PretrainedConfig
+
+FLOAT32, BFLOAT16 = 4, 2
+PER_LAYER = {"layer_types", "mlp_layer_types", "layers_block_type"}
+"""Settings with an entry for each layer."""
+
+
+def activation_bytes(
+    config: PretrainedConfig, length: int, *, trains: bool, in_bfloat16: bool, checkpointing: bool
+) -> float:
+    """Bytes that the body of a language model keeps of one row until its backward pass.
+
+    Args:
+        config: the language model's.
+        length: of the row, in tokens.
+        trains: whether its weights train (or have adapters, which need the same), or only what it reads does.
+        in_bfloat16: whether it computes under autocast to bfloat16, with weights in float32.
+        checkpointing: keep only what each layer reads, and compute each anew in the backward pass.
+    """
+    layer = _difference(config, length, trains=trains, in_bfloat16=in_bfloat16)
+    layers = int(config.num_hidden_layers)
+    if checkpointing:
+        return layers * length * int(config.hidden_size) * FLOAT32 + layer
+    return layers * layer
+
+
+def head_bytes(vocabulary: int, *, in_bfloat16: bool) -> int:
+    """Bytes per counted token that the head and the loss need: logits as computed, in float32, and their gradients."""
+    return vocabulary * ((2 * BFLOAT16 if in_bfloat16 else 0) + 2 * FLOAT32)
+
+
+def _difference(config: PretrainedConfig, length: int, **how: bool) -> float:
+    """What one layer keeps of one row."""
+
+    def of_a_row(layers: int) -> int:
+        return _kept(config, layers, 2, length, **how) - _kept(config, layers, 1, length, **how)
+
+    return of_a_row(2) - of_a_row(1)
+
+
+def _kept(config: PretrainedConfig, layers: int, rows: int, length: int, *, trains: bool, in_bfloat16: bool) -> int:
+    settings = config.to_dict()
+    settings |= {"num_hidden_layers": layers} | {name: settings[name][:layers] for name in PER_LAYER & settings.keys()}
+    few = type(config).from_dict(settings)
+    few._attn_implementation = config._attn_implementation
+    storages: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    with FakeTensorMode():
+        body = AutoModel.from_config(few)
+        body.requires_grad_(trains)
+        embeds = torch.zeros(rows, length, int(few.hidden_size), requires_grad=True)
+        with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, in_bfloat16):
+            body(inputs_embeds=embeds, use_cache=False)
+    return sum(storage.nbytes() for storage in storages.values())

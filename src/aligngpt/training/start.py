@@ -1,0 +1,66 @@
+"""What a stage begins with: the model as the stage before left it, with adapters where the recipe wants some."""
+
+from pathlib import Path
+
+from aligngpt.model.assembling import assemble
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.training.lora import add_lora
+from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
+from aligngpt.training.stages import load_pretrained_parts
+
+
+def stage_folder(recipe: Recipe, name: StageName) -> Path:
+    """Where a stage leaves its files."""
+    return Path(recipe.output) / name
+
+
+def load_model(
+    recipe: Recipe, name: StageName, *, weights: bool = True
+) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+    """The model of a stage and its processor.
+
+    Args:
+        recipe: names the backbones.
+        name: of the stage.
+        weights: False for parameters that have shapes but no values, see `assemble`.
+
+    Raises:
+        BackboneError: a backbone cannot be loaded.
+        AlignGPTError: what the stage before left is missing or damaged.
+        RecipeError: the kind of attention that the recipe names is not there.
+    """
+    settings = recipe.model.model_dump()
+    attention = settings.pop("attention")
+    model, processor = assemble(
+        settings.pop("vision_tower"), settings.pop("language_model"), **settings, seed=recipe.seed, weights=weights
+    )
+    if attention is not None:
+        _set_attention(model, attention)
+    if weights and name == "instruct" and recipe.pretrain is not None:
+        load_pretrained_parts(model, stage_folder(recipe, "pretrain"))
+    stage = recipe.stage(name)
+    if stage is not None and stage.lora is not None:
+        add_lora(model, stage.lora, seed=recipe.seed)
+    return model, processor
+
+
+def check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> None:
+    """A row of several samples needs attention that can leave positions out, over all that a sample is long."""
+    if stage.questions_per_prefix == 1:
+        return
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if model._is_stateful or (window is not None and window < stage.max_length):
+        what = "has a state in place of attention" if model._is_stateful else f"attends over {window} tokens only"
+        raise RecipeError(
+            f"questions_per_prefix is {stage.questions_per_prefix}, but the language model {config.model_type} {what};"
+            " set it to 1"
+        )
+
+
+def _set_attention(model: AlignGPTForConditionalGeneration, attention: str) -> None:
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"model.attention {attention!r} cannot be used here: {error}") from error
