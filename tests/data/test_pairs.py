@@ -1,0 +1,255 @@
+"""Every kind of source gives the same pairs however it is cut, and memory does not grow with their number."""
+
+import io
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from aligngpt.data.pairs import Pair, PairSource, open_pairs
+from aligngpt.data.sources import write_records
+
+COUNT = 10
+CAPTIONS = [f"Caption {number}:\nü 猫 😀, “quoted”" for number in range(COUNT)]
+
+
+def png(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 2), (number, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def pictures(folder: Path) -> None:
+    for number in range(COUNT):
+        (folder / f"{number}.png").write_bytes(png(number))
+
+
+def llava_array(folder: Path) -> Path:
+    pictures(folder)
+    records = [{"id": f"p{n}", "image": f"{n}.png", "caption": caption} for n, caption in enumerate(CAPTIONS)]
+    write_records(folder / "data.json", records)
+    return folder / "data.json"
+
+
+def llava_array_indented(folder: Path) -> Path:
+    path = llava_array(folder)
+    path.write_text("\ufeff" + json.dumps(json.loads(path.read_text()), indent=2) + "\n\n", encoding="utf-8")
+    return path
+
+
+def llava_lines(folder: Path) -> Path:
+    records = json.loads(llava_array(folder).read_text())
+    lines = "\r\n\r\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (folder / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    return folder / "data.jsonl"
+
+
+def csv_file(folder: Path) -> Path:
+    pictures(folder)
+    rows = [f'p{n},"{caption}",{n}.png\r\n' for n, caption in enumerate(CAPTIONS)]
+    (folder / "captions.csv").write_bytes(("\ufeffid,caption,file_name\r\n" + "\r\n".join(rows)).encode())
+    return folder / "captions.csv"
+
+
+def csv_folder(folder: Path) -> Path:
+    return csv_file(folder).parent
+
+
+def metadata_folder(folder: Path) -> Path:
+    pictures(folder)
+    rows = [{"id": f"p{n}", "file_name": f"{n}.png", "text": caption} for n, caption in enumerate(CAPTIONS)]
+    write_records(folder / "metadata.jsonl", rows)
+    return folder
+
+
+def parquet_paths(folder: Path) -> Path:
+    pictures(folder)
+    table = pyarrow.table(
+        {
+            "key": [f"p{n}" for n in range(COUNT)],
+            "TEXT": CAPTIONS,
+            "path": [f"{n}.png" for n in range(COUNT)],
+            "other": list(range(COUNT)),
+        }
+    )
+    pyarrow.parquet.write_table(table, folder / "data.parquet", row_group_size=7)
+    return folder / "data.parquet"
+
+
+def parquet_folder(folder: Path) -> Path:
+    for part, numbers in enumerate([range(4), range(4, 4), range(4, COUNT)]):
+        table = pyarrow.table(
+            {
+                "id": pyarrow.array([f"p{n}" for n in numbers], pyarrow.string()),
+                "image": pyarrow.array(
+                    [{"bytes": png(n), "path": None} for n in numbers],
+                    pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
+                ),
+                "caption": pyarrow.array([CAPTIONS[n] for n in numbers], pyarrow.large_string()),
+            }
+        )
+        (folder / "train").mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(table, folder / "train" / f"{part}.parquet")
+    return folder
+
+
+def parquet_binary(folder: Path) -> Path:
+    columns = {"uid": [f"p{n}" for n in range(COUNT)], "image": [png(n) for n in range(COUNT)], "text": CAPTIONS}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "data.parquet", row_group_size=2)
+    return folder / "data.parquet"
+
+
+def tars(folder: Path) -> Path:
+    for part, numbers in enumerate([range(4), range(4, COUNT)]):
+        with tarfile.open(folder / f"{part:05}.tar", "w") as tar:
+            for number in numbers:
+                caption = (
+                    ("txt", CAPTIONS[number].encode())
+                    if number % 2
+                    else ("json", json.dumps({"caption": CAPTIONS[number]}).encode())
+                )
+                for extension, content in [("png", png(number)), caption, ("cls", b"1")]:
+                    member = tarfile.TarInfo(f"p{number}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def tar_pattern(folder: Path) -> Path:
+    return tars(folder) / "{00000..00001}.tar"
+
+
+def dataset_folder(folder: Path) -> Path:
+    columns = {"id": [f"p{n}" for n in range(COUNT)], "caption": CAPTIONS, "image": [png(n) for n in range(COUNT)]}
+    features = {"id": datasets.Value("string"), "caption": datasets.Value("string"), "image": datasets.Image()}
+    rows = datasets.Dataset.from_dict(
+        {**columns, "image": [{"bytes": content, "path": None} for content in columns["image"]]},
+        features=datasets.Features(features),
+    )
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+SOURCES: dict[str, list[Callable[[Path], Path]]] = {
+    "llava": [llava_array, llava_array_indented, llava_lines],
+    "csv": [csv_file, csv_folder, metadata_folder],
+    "parquet": [parquet_paths, parquet_folder, parquet_binary],
+    "webdataset": [tars, tar_pattern],
+    "dataset": [dataset_folder],
+}
+
+
+def facts(pair: object) -> tuple[str, str, bytes]:
+    assert isinstance(pair, Pair), pair
+    return pair.id, pair.caption, pair.picture.read()
+
+
+def all_facts(source: PairSource) -> list[tuple[str, str, bytes]]:
+    return [facts(pair) for shard in source.shards() for pair in source.read(shard)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [pytest.param(kind, make, id=make.__name__) for kind, makes in SOURCES.items() for make in makes],
+)
+def test_shards_in_any_order_hold_what_the_whole_holds(kind: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    place = make(tmp_path)
+    expected = [(f"p{number}", CAPTIONS[number], png(number)) for number in range(COUNT)]
+    whole = open_pairs(place)
+    assert whole.kind == kind
+    assert all_facts(whole) == expected
+
+    cut = open_pairs(str(place), shard_size=3)
+    assert cut.fingerprint() == whole.fingerprint()
+    shards = list(cut.shards())
+    assert [shard.index for shard in shards] == list(range(len(shards)))
+    assert len({shard.name for shard in shards}) == len(shards)
+    if kind != "webdataset":
+        assert sum(shard.records or 0 for shard in shards) == COUNT
+        assert all(shard.records and shard.records <= 3 for shard in shards)
+    sent = pickle.loads(pickle.dumps((cut, shards)))
+    random.Random(0).shuffle(sent[1])
+    found = {}
+    for shard in sent[1]:
+        pairs = list(sent[0].read(shard))
+        assert [pair.record for pair in pairs] == list(range(len(pairs)))
+        assert shard.records in (None, len(pairs))
+        found[shard.index] = [facts(pair) for pair in pairs]
+    assert [fact for index in sorted(found) for fact in found[index]] == expected
+
+
+@pytest.mark.parametrize("make", [llava_array, csv_file, parquet_paths, tars], ids=lambda make: make.__name__)
+def test_a_fingerprint_changes_when_the_data_does(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    place = make(tmp_path)
+    before = open_pairs(place).fingerprint()
+    assert open_pairs(place, shard_size=2).fingerprint() == before
+    changed = place / "00001.tar" if place.is_dir() else place
+    changed.write_bytes(changed.read_bytes() + b" ")
+    assert open_pairs(place).fingerprint() != before
+
+
+def test_a_source_can_be_read_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(llava_array(tmp_path).parent)
+    source = open_pairs("data.json", image_root=Path())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(all_facts(source)) == COUNT
+
+
+def test_shards_need_a_positive_size(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shard_size"):
+        open_pairs(llava_array(tmp_path), shard_size=0)
+
+
+READ = """
+import resource, sys
+from aligngpt.data.pairs import open_pairs
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+source = open_pairs(sys.argv[1])
+before = peak()
+print(sum(1 for shard in source.shards() for pair in source.read(shard)), peak() - before)
+"""
+
+
+def growth_of(path: Path, count: int) -> float:
+    """MiB that a process grows by when it reads a source, which has `count` records."""
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
+    found, growth = done.stdout.split()
+    assert int(found) == count
+    return float(growth)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("is_array", [True, False])
+def test_memory_does_not_grow_with_the_number_of_pairs(is_array: bool, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    lines = (json.dumps({"image": f"{n}.png", "caption": f"{n} " + "word " * 100}) for n in range(200_000))
+    with path.open("w") as file:
+        if is_array:
+            file.write("[" + next(lines))
+            file.writelines(",\n" + line for line in lines)
+            file.write("]")
+        else:
+            file.writelines(line + "\n" for line in lines)
+    assert path.stat().st_size > 100 << 20
+    assert growth_of(path, 200_000) < 60
+
+
+@pytest.mark.medium
+def test_memory_does_not_grow_with_a_row_group(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    columns = {"image": [os.urandom(50_000) for _ in range(4000)], "caption": ["one"] * 4000}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, write_batch_size=16, use_dictionary=False)
+    assert growth_of(path, 4000) < 60
