@@ -1,0 +1,229 @@
+"""The parts a scored source is kept in: for each shard a Parquet file of scores, and one of the records without.
+
+The rejects are renamed into place before the scores, so that a part that exists means that its shard is done. Nothing
+in the files tells when or where they were written: the same shard gives the same bytes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write
+
+PART_PATTERN, REJECTS_PATTERN = "part-*.parquet", "rejects-*.parquet"
+
+PART_FIELDS = (
+    pa.field("record", pa.int64(), nullable=False),
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("score", pa.float32(), nullable=False),
+    pa.field("caption_tokens", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("image_hash", pa.string(), nullable=False),
+)
+"""Columns of a part. `record` is the record's number in its shard, `caption_tokens` the caption's length with the
+model's special tokens and before it was cut, `width` and `height` the upright picture's in pixels, `image_hash` the
+BLAKE2b (128 bits, hexadecimal) of the picture's file."""
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        pa.field("record", pa.int64(), nullable=False),
+        pa.field("id", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+
+class ScoresError(AlignGPTError):
+    """A folder of scores cannot be used."""
+
+
+class Reject(NamedTuple):
+    """A record without a score, and why."""
+
+    record: int
+    id: str | None
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """What became of the records of one or several shards.
+
+    Attributes:
+        scored: how many have a score.
+        reasons: how many have none, by the reason.
+    """
+
+    scored: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def rejected(self) -> int:
+        """How many records have no score."""
+        return sum(self.reasons.values())
+
+    @property
+    def records(self) -> int:
+        """How many records were read."""
+        return self.scored + self.rejected
+
+    def __add__(self, other: "PartSummary") -> "PartSummary":
+        reasons = Counter(self.reasons) + Counter(other.reasons)
+        return PartSummary(self.scored + other.scored, dict(sorted(reasons.items())))
+
+
+def part_path(out: Path, shard: int) -> Path:
+    """Where the scores of a shard are."""
+    return out / f"part-{shard:05d}.parquet"
+
+
+def rejects_path(out: Path, shard: int) -> Path:
+    """Where the records of a shard are that have no score."""
+    return out / f"rejects-{shard:05d}.parquet"
+
+
+def part_table(
+    *,
+    record: Sequence[int],
+    id: Sequence[str],
+    score: NDArray[np.float32],
+    caption_tokens: Sequence[int],
+    size: Sequence[tuple[int, int]],
+    image_hash: Sequence[str],
+    embeddings: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+) -> pa.Table:
+    """The rows of a part, in the order given.
+
+    Args:
+        record: see `PART_FIELDS`, as for all that is not named here.
+        score: `(pairs,)`.
+        size: width and height of each picture, in pixels.
+        embeddings: features of images and texts, each `(pairs, dim)`; kept in half precision.
+    """
+    values = [record, [_text(name) for name in id], score, caption_tokens, *_columns(size), image_hash]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(values, PART_FIELDS, strict=True)]
+    fields = list(PART_FIELDS)
+    for name, features in zip(("image_embedding", "text_embedding"), embeddings or (), strict=bool(embeddings)):
+        array = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float16).ravel()), features.shape[1])
+        fields.append(pa.field(name, array.type, nullable=False))
+        arrays.append(array)
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject]) -> PartSummary:
+    """Write what a shard gave; kill or full disk leave the shard done or not done, and nothing between.
+
+    Args:
+        out: folder of the scores.
+        shard: the shard's number.
+        rows: see `part_table`.
+        rejects: the records without a score, in the order they are to have.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    refused = [
+        reject._replace(id=None if reject.id is None else _text(reject.id), detail=_text(reject.detail))
+        for reject in rejects
+    ]
+    columns = zip(*refused, strict=True) if refused else ((),) * len(REJECTS_SCHEMA)
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, REJECTS_SCHEMA, strict=True)]
+    # An older part would stand beside rejects that are not its own.
+    part_path(out, shard).unlink(missing_ok=True)
+    _write(rejects_path(out, shard), pa.table(arrays, schema=REJECTS_SCHEMA))
+    _write(part_path(out, shard), rows)
+    return PartSummary(rows.num_rows, dict(sorted(Counter(reject.reason for reject in refused).items())))
+
+
+def part_summary(out: Path, shard: int) -> PartSummary | None:
+    """What became of the records of a shard; None when it is not done or its files are damaged."""
+    try:
+        scores = pq.read_table(part_path(out, shard), columns=["record", "score"])
+        reasons = pq.read_table(rejects_path(out, shard), columns=["reason"])["reason"]
+    except (OSError, pa.ArrowException, KeyError):
+        return None
+    return PartSummary(scores.num_rows, dict(sorted(Counter(reasons.to_pylist()).items())))
+
+
+def read_batches(out: Path, shards: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of all parts in the order of the source, with the number of their shard as first column.
+
+    Args:
+        out: folder of the scores.
+        shards: how many parts there must be.
+        columns: those that are wanted; all when None.
+
+    Raises:
+        ScoresError: a part is missing or damaged, or has no such column.
+    """
+    for shard in range(shards):
+        path = part_path(out, shard)
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(columns=None if columns is None else list(columns)):
+                    _check_columns(path, batch, columns)
+                    number = pa.array(np.full(batch.num_rows, shard, dtype=np.int32))
+                    yield batch.add_column(0, pa.field("shard", pa.int32(), nullable=False), number)
+        except (OSError, pa.ArrowException) as error:
+            raise ScoresError(
+                f"{path} cannot be read ({error}); remove it and run the same `aligngpt score` again: it makes this "
+                "part anew"
+            ) from error
+
+
+def remove_leftovers(out: Path, shard: int) -> None:
+    """Remove the temporary files that a killed run left of a shard."""
+    for path in (part_path(out, shard), rejects_path(out, shard)):
+        for temporary in out.glob(f".{path.name}.*"):
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
+    """Write a file that is there in full or not at all.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; names the file and says what to do.
+    """
+    try:
+        with atomic_write(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}; this file was not written. Make room or make the folder writable, then run "
+            "the same command again: it goes on from here",
+            str(path),
+        ) from error
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_whole(path, buffer.getvalue())
+
+
+def _check_columns(path: Path, batch: pa.RecordBatch, columns: Sequence[str] | None) -> None:
+    if missing := [name for name in columns or () if name not in batch.schema.names]:
+        raise ScoresError(
+            f"{path} has no column {', '.join(missing)}; embeddings are there only when the source was scored with them"
+        )
+
+
+def _columns(size: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    return [width for width, _ in size], [height for _, height in size]
+
+
+def _text(value: str) -> str:
+    """What UTF-8 cannot hold (half a surrogate pair) becomes an escape."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")

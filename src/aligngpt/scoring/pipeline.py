@@ -1,0 +1,218 @@
+"""Scoring one shard: pictures are opened ahead of the model, and each image and each caption is encoded once.
+
+The batches are made of the shard's distinct images, in the order they first appear, and of its distinct captions,
+short ones first so that little is padded. So they, and with them the last digits of a score, depend on the shard
+alone: not on how many processes open pictures, nor on where an earlier run was stopped.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
+from aligngpt.data.pictures import Picture
+from aligngpt.scoring.encoders import Features, PairScorer, ScorerError
+from aligngpt.scoring.parts import PartSummary, Reject, part_table, write_part
+from aligngpt.scoring.picture_workers import PictureWorkers, Refused
+
+CAPTIONS_AT_ONCE = 1000
+"""Captions tokenised together to learn their length."""
+
+
+def score_shard(
+    source: PairSource,
+    shard: Shard,
+    scorer: PairScorer,
+    out: Path,
+    *,
+    batch_size: int,
+    workers: PictureWorkers,
+    embeddings: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
+) -> PartSummary:
+    """Score the pairs of one shard and write its part; see `aligngpt.scoring.parts` for what is in it.
+
+    Args:
+        source: where the pairs are.
+        shard: one of `source.shards()`.
+        scorer: the model.
+        out: folder of the parts.
+        batch_size: distinct images, or distinct captions, encoded together; at least 1.
+        workers: made for `scorer`.
+        embeddings: also keep the features.
+        advance: told how many more records were looked at.
+
+    Returns:
+        How many pairs have a score and how many have none.
+
+    Raises:
+        ScorerError: the model gives a score that is not finite.
+        WorkerError: a process that opens pictures ended.
+        OSError: the part cannot be written.
+    """
+    reading = _Reading(source.read(shard))
+    images = _encode_images(reading, scorer, batch_size, workers, advance)
+    rows = [pair for pair in reading.pairs if isinstance(images.found[pair.picture], _Image)]
+    rejects = [*reading.unusable]
+    for pair in reading.pairs:
+        if isinstance(found := images.found[pair.picture], Refused):
+            rejects.append(Reject(pair.record, pair.id, *found))
+    captions = _encode_captions([pair.caption for pair in rows], scorer, batch_size)
+    pictures = [found for pair in rows if isinstance(found := images.found[pair.picture], _Image)]
+    features = (
+        images.features[[picture.row for picture in pictures]],
+        captions.features[[captions.rows[pair.caption] for pair in rows]],
+    )
+    scores = np.einsum("pd,pd->p", *features)
+    if not np.isfinite(scores).all():
+        wrong = rows[int(np.argmin(np.isfinite(scores)))]
+        raise ScorerError(
+            f"the model's score of record {wrong.record} (id {wrong.id}) of {shard.name} is not a finite number; its "
+            "weights are damaged, or it needs the precision float32"
+        )
+    table = part_table(
+        record=[pair.record for pair in rows],
+        id=[pair.id for pair in rows],
+        score=scores,
+        caption_tokens=[captions.lengths[captions.rows[pair.caption]] for pair in rows],
+        size=[(picture.width, picture.height) for picture in pictures],
+        image_hash=[picture.hash for picture in pictures],
+        embeddings=features if embeddings else None,
+    )
+    return write_part(out, shard.index, table, sorted(rejects, key=lambda reject: reject.record))
+
+
+class _Row(NamedTuple):
+    """A pair without its picture's content; `picture` is the number of the picture in its shard."""
+
+    record: int
+    id: str
+    caption: str
+    picture: int
+
+
+class _Image(NamedTuple):
+    """What is kept of a picture when the model has seen it; `row` is that of its features."""
+
+    hash: str
+    width: int
+    height: int
+    row: int
+
+
+class _Images(NamedTuple):
+    """What became of each picture by its number, and the features of the distinct images, `(images, dim)`."""
+
+    found: list[_Image | Refused]
+    features: Features
+
+
+class _Captions(NamedTuple):
+    """The features of the distinct captions, `(captions, dim)`, the row of each, and their lengths in tokens."""
+
+    rows: dict[str, int]
+    lengths: list[int]
+    features: Features
+
+
+class _Reading:
+    """A shard while it is read.
+
+    Attributes:
+        pairs: those read so far.
+        unusable: the records read so far that are no pairs.
+    """
+
+    def __init__(self, items: Iterable[Pair | Unusable]) -> None:
+        self.pairs: list[_Row] = []
+        self.unusable: list[Reject] = []
+        self._items = items
+
+    @property
+    def records(self) -> int:
+        """How many records were read so far."""
+        return len(self.pairs) + len(self.unusable)
+
+    def pictures(self) -> Iterator[Picture]:
+        """Read on; a picture that several records name is given once."""
+        numbers: dict[Picture, int] = {}
+        count = 0
+        for item in self._items:
+            if isinstance(item, Unusable):
+                self.unusable.append(Reject(item.record, item.id, item.reason, item.detail))
+                continue
+            number = numbers.get(item.picture, count)
+            # Half a surrogate pair, which no tokenizer takes, becomes a question mark.
+            caption = item.caption.encode("utf-8", "replace").decode("utf-8")
+            self.pairs.append(_Row(item.record, item.id, caption, number))
+            if number == count:
+                count += 1
+                # Content would be held until the shard ends; that it is the same is found later, by its hash.
+                if item.picture.content is None:
+                    numbers[item.picture] = number
+                yield item.picture
+
+
+def _encode_images(
+    reading: _Reading, scorer: PairScorer, batch_size: int, workers: PictureWorkers, advance: Callable[[int], None]
+) -> _Images:
+    found: list[_Image | Refused] = []
+    rows: dict[str, int] = {}
+    waiting: list[NDArray[Any]] = []
+    features: list[Features] = []
+    told = 0
+    for result in workers.prepare(reading.pictures()):
+        if isinstance(result, Refused):
+            found.append(result)
+        else:
+            row = rows.setdefault(result.hash, len(rows))
+            found.append(_Image(result.hash, result.width, result.height, row))
+            if row == len(features) * batch_size + len(waiting):
+                waiting.append(result.pixels)
+        if len(waiting) == batch_size:
+            features.append(scorer.pixel_features(_pixels(waiting, scorer.dtype)))
+            waiting.clear()
+        advance(reading.records - told)
+        told = reading.records
+    if waiting:
+        features.append(scorer.pixel_features(_pixels(waiting, scorer.dtype)))
+    advance(reading.records - told)
+    return _Images(found, _joined(features, scorer))
+
+
+def _encode_captions(texts: Iterable[str], scorer: PairScorer, batch_size: int) -> _Captions:
+    lengths = _token_counts(list(dict.fromkeys(texts)), scorer.tokenizer)
+    # Beyond the model's maximum all are cut to the same length.
+    captions = sorted(lengths, key=lambda caption: min(lengths[caption], scorer.max_text_tokens))
+    features = [
+        scorer.text_features(captions[start : start + batch_size]) for start in range(0, len(captions), batch_size)
+    ]
+    rows = {caption: row for row, caption in enumerate(captions)}
+    return _Captions(rows, [lengths[caption] for caption in captions], _joined(features, scorer))
+
+
+def _token_counts(captions: list[str], tokenizer: Any) -> dict[str, int]:
+    """The length of each caption in tokens, the model's special ones among them, in the order of `captions`."""
+    counts: dict[str, int] = {}
+    for start in range(0, len(captions), CAPTIONS_AT_ONCE):
+        some = captions[start : start + CAPTIONS_AT_ONCE]
+        # Not verbose: it would warn that a caption is longer than the model takes.
+        encoded = tokenizer(some, truncation=False, padding=False, return_attention_mask=False, verbose=False)
+        counts.update(zip(some, map(len, encoded["input_ids"]), strict=True))
+    return counts
+
+
+def _pixels(pictures: list[NDArray[Any]], dtype: torch.dtype) -> Tensor:
+    """The tensor that prepared pictures were: `(pictures, 3, height, width)`."""
+    tensor = torch.from_numpy(np.stack(pictures))
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
+
+
+def _joined(features: list[Features], scorer: PairScorer) -> Features:
+    # How wide they are, a shard without any must ask the model.
+    return np.concatenate(features) if features else scorer.text_features(["."])[:0]

@@ -1,0 +1,256 @@
+"""A source of several shards: stopped and gone on with, shared between processes, and what a folder refuses."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from listed_pairs import ListedPairs, draw_pictures, random_captions
+
+from aligngpt.data.pairs import open_pairs
+from aligngpt.data.rejects import TooManyRejects
+from aligngpt.scoring import job
+from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.job import ScoreSummary, read_parts, read_scores, score_source
+from aligngpt.scoring.manifest import MANIFEST, read_manifest
+from aligngpt.scoring.parts import PartSummary, ScoresError, part_path, rejects_path
+
+COUNT, SHARD_SIZE, SHARDS = 23, 5, 5
+DONE = ScoreSummary(scored=COUNT - 2, rejected=2, reasons={"missing": 1, "turns": 1}, finished=True)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ListedPairs:
+    """23 records in five shards; number 7 has no picture, number 16 no caption."""
+    rows: list[tuple[str | None, str]] = list(zip(random_captions(COUNT), draw_pictures(tmp_path, COUNT), strict=True))
+    rows[7], rows[16] = ("a red circle", "gone.png"), (None, "16.png")
+    return ListedPairs(rows, tmp_path, SHARD_SIZE)
+
+
+@pytest.fixture
+def run(clip_scorer: PairScorer, tmp_path: Path) -> Callable[..., ScoreSummary]:
+    """Score a source into a folder, two images or captions a batch, and let most records be rejected."""
+
+    def call(source: ListedPairs, out: str = "out", **options: Any) -> ScoreSummary:
+        settings = {"batch_size": 2, "max_reject_share": 0.9, "workers": 0} | options
+        return score_source(source, settings.pop("scorer", clip_scorer), tmp_path / out, **settings)
+
+    return call
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_shard_has_its_part_and_the_manifest_says_what_they_are(
+    source: ListedPairs, run: Callable, clip_scorer: PairScorer, tmp_path: Path
+) -> None:
+    assert run(source) == DONE
+    names = [f"{kind}-{index:05d}.parquet" for kind in ("part", "rejects") for index in range(SHARDS)]
+    assert sorted(content(tmp_path / "out")) == sorted([MANIFEST, *names])
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["source"] == {"kind": "listed", "fingerprint": source.fingerprint()}
+    assert manifest["model_fingerprint"] == clip_scorer.fingerprint
+    assert manifest["model"].endswith("clip")
+    assert manifest["preprocessing"]["size"]
+    assert (manifest["dtype"], manifest["batch_size"], manifest["embeddings"]) == ("float32", 2, False)
+    assert manifest["score"] == "cosine similarity of image and text features, not scaled"
+    assert manifest["shards"] == SHARDS
+    assert manifest["finished"] == {"scored": 21, "rejected": 2, "reasons": {"missing": 1, "turns": 1}}
+
+
+def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(source: ListedPairs, run: Callable, tmp_path: Path) -> None:
+    run(source, "whole")
+    source.fails_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(source)
+    assert read_manifest(tmp_path / "out").finished is None
+    source.fails_at = None
+    source.was_read.clear()
+    assert run(source) == DONE
+    assert source.was_read == [3, 4]
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_job_that_is_done_is_left_as_it_is(source: ListedPairs, run: Callable, tmp_path: Path) -> None:
+    run(source)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    source.was_read.clear()
+    assert run(source) == DONE
+    assert source.was_read == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize("path", [part_path, rejects_path])
+def test_a_damaged_part_is_made_anew(path: Any, source: ListedPairs, run: Callable, tmp_path: Path) -> None:
+    run(source)
+    before = content(tmp_path / "out")
+    file = path(tmp_path / "out", 2)
+    file.write_bytes(file.read_bytes()[:200])
+    source.was_read.clear()
+    assert run(source) == DONE
+    assert source.was_read == [2]
+    assert content(tmp_path / "out") == before
+
+
+def test_processes_that_share_the_shards_make_the_files_of_one(
+    source: ListedPairs, run: Callable, tmp_path: Path
+) -> None:
+    run(source, "whole")
+    first = run(source, shard=(0, 2))
+    assert first == ScoreSummary(scored=13, rejected=0, reasons={}, finished=False)
+    assert source.was_read[SHARDS:] == [0, 2, 4]
+    with pytest.raises(ScoresError, match="out is not finished"):
+        read_scores(tmp_path / "out")
+    second = run(source, shard=(1, 2))
+    assert second == ScoreSummary(scored=8, rejected=2, reasons={"missing": 1, "turns": 1}, finished=True)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("share", [(2, 2), (-1, 2), (0, 0)])
+def test_a_share_of_the_shards_that_is_none_is_refused(
+    share: tuple[int, int], source: ListedPairs, run: Callable
+) -> None:
+    with pytest.raises(ScoresError, match=f"found {share[0]}/{share[1]}"):
+        run(source, shard=share)
+
+
+def test_leftovers_of_killed_runs_are_removed_but_not_of_others_at_work(
+    source: ListedPairs, run: Callable, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    old, young = out / f".{MANIFEST}.old", out / f".{MANIFEST}.young"
+    mine, others = out / ".part-00000.parquet.x", out / ".part-00001.parquet.x"
+    for path in (old, young, mine, others):
+        path.touch()
+    os.utime(old, (time.time() - 3600,) * 2)
+    run(source, shard=(0, 2))
+    assert [path.exists() for path in (old, young, mine, others)] == [False, True, False, True]
+
+
+def test_a_folder_of_other_scores_is_refused_and_kept(
+    source: ListedPairs, run: Callable, scorer_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run(source)
+    before = content(tmp_path / "out")
+    siglip = PairScorer.load(scorer_folder("siglip"), device="cpu", dtype="float32")
+    half = PairScorer.load(scorer_folder("clip"), device="cpu", dtype="bfloat16")
+    fewer = ListedPairs(source.rows[:-1], source.root, SHARD_SIZE)
+    recut = ListedPairs(source.rows, source.root, SHARD_SIZE + 1)
+    cases: list[tuple[ListedPairs, dict[str, Any], str]] = [
+        (source, {"scorer": siglip}, "another model and another image processor; choose"),
+        (source, {"scorer": half}, "another model and another precision; choose"),
+        (source, {"batch_size": 3}, "another batch size; choose"),
+        (source, {"embeddings": True}, "another choice whether embeddings are kept; choose"),
+        (fewer, {}, "another source of pairs and another way to cut the source into shards; choose"),
+        (recut, {}, "another number of shards and another way to cut the source into shards; choose"),
+    ]
+    for other, options, message in cases:
+        with pytest.raises(ScoresError, match=f"out holds scores of {message}"):
+            run(other, **options)
+    assert content(tmp_path / "out") == before
+
+
+def test_parts_without_a_manifest_or_with_a_damaged_one_are_refused(
+    source: ListedPairs, run: Callable, tmp_path: Path
+) -> None:
+    run(source)
+    (tmp_path / "out" / MANIFEST).write_text("{")
+    with pytest.raises(ScoresError, match=r"manifest\.json is damaged"):
+        run(source)
+    (tmp_path / "out" / MANIFEST).unlink()
+    with pytest.raises(ScoresError, match=r"holds parts of scores but no manifest\.json"):
+        run(source)
+    with pytest.raises(ScoresError, match="run `aligngpt score` first"):
+        read_scores(tmp_path / "out")
+
+
+def test_scores_are_read_in_the_order_of_the_source(source: ListedPairs, run: Callable, tmp_path: Path) -> None:
+    run(source)
+    table = read_scores(tmp_path / "out")
+    assert table.column_names == ["shard", "record", "id", "score"]
+    scored = [index for index in range(COUNT) if index not in (7, 16)]
+    assert table["id"].to_pylist() == [f"pair-{index}" for index in scored]
+    places = zip(table["shard"].to_pylist(), table["record"].to_pylist(), strict=True)
+    assert [shard * SHARD_SIZE + record for shard, record in places] == scored
+    assert sum(batch.num_rows for batch in read_parts(tmp_path / "out")) == len(scored)
+    assert next(read_parts(tmp_path / "out", ["width"])).schema.names == ["shard", "width"]
+
+
+def test_too_many_rejects_end_the_job_and_are_tried_again(
+    source: ListedPairs, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(source, "whole")
+    monkeypatch.setattr(job, "RECORDS_TO_JUDGE", 10)
+    away = tmp_path / "away"
+    away.mkdir()
+    for index in range(SHARD_SIZE, 2 * SHARD_SIZE):
+        (tmp_path / f"{index}.png").rename(away / f"{index}.png")
+    with pytest.raises(TooManyRejects, match=r"5 of 10 records cannot .* missing 5.*out/rejects-\*\.parquet name each"):
+        run(source, max_reject_share=0.3)
+    assert source.was_read[SHARDS:] == [0, 1]
+    for picture in away.iterdir():
+        picture.rename(tmp_path / picture.name)
+    assert run(source, max_reject_share=0.3) == DONE
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_few_rejects_at_the_beginning_wait_for_the_end(source: ListedPairs, run: Callable, tmp_path: Path) -> None:
+    with pytest.raises(TooManyRejects, match=r"2 of 23 records"):
+        run(source, max_reject_share=0.05)
+    assert source.was_read == list(range(SHARDS))
+    assert read_manifest(tmp_path / "out").finished is None
+    assert run(source, max_reject_share=0.1) == DONE
+    assert read_manifest(tmp_path / "out").finished == PartSummary(21, {"missing": 1, "turns": 1})
+
+
+def test_a_full_disk_ends_the_job_and_the_same_command_goes_on(
+    source: ListedPairs, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(source, "whole")
+    sync, synced = os.fsync, [0]
+
+    def full(descriptor: int) -> None:
+        synced[0] += 1
+        if synced[0] > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*goes on.*part-00001\.parquet"):
+        run(source)
+    monkeypatch.undo()
+    assert run(source) == DONE
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_the_progress_starts_at_what_was_done(
+    source: ListedPairs, run: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.fails_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(source)
+    source.fails_at = None
+    run(source)
+    assert "scoring pairs: 23/23" in capsys.readouterr().err
+
+
+def test_a_small_source_needs_no_process() -> None:
+    assert job._worker_count(100) == 0
+    assert job._worker_count(None) == job._worker_count(10**6) >= 1
+
+
+def test_a_batch_of_nothing_is_refused(source: ListedPairs, run: Callable) -> None:
+    with pytest.raises(ScoresError, match="at least 1, got 0"):
+        run(source, batch_size=0)
+
+
+def test_a_file_of_pairs_is_scored(write_pairs: Callable[..., Path], run: Callable, tmp_path: Path) -> None:
+    source = open_pairs(write_pairs(7, at_2={"image": "gone.png"}), shard_size=3)
+    assert run(source) == ScoreSummary(scored=6, rejected=1, reasons={"missing": 1}, finished=True)
+    assert read_scores(tmp_path / "out")["id"].to_pylist() == [f"pair-{index}" for index in (0, 1, 3, 4, 5, 6)]
