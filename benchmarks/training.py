@@ -1,0 +1,542 @@
+"""How fast a model trains here and in plain transformers: `python benchmarks/training.py [--sizes tiny,60m,135m]`.
+
+The same optimiser steps are done twice, by turns in one process, and each line printed compares the two:
+
+- *baseline*: transformers' `LlavaForConditionalGeneration` with the usual collator. One sample a row in random order,
+  padded to the longest of its micro-batch; the image is encoded for every row that shows it; logits and loss at every
+  position. It keeps no cache of keys and values, which would only slow it down.
+- *ours*: `AlignGPTForConditionalGeneration` through the functions a training run uses. Questions about one image
+  share a row (`rows_of`, `Collator`), rows are grouped by length as `StageTrainer` groups them, and the model computes
+  logits where a token counts.
+
+A step is forward and backward passes over the same samples in equally many micro-batches, the loss summed over all
+tokens that count and divided by their number, clipping and fused AdamW. The weights at the start, the parameters that
+train (pretrain, stage 1: projector; instruct, stage 2: projector and language model), precision and attention are the
+same. `speedup` is the baseline's median step time over ours, `memory_ratio` our memory over the baseline's, measured in
+a process each and without the model as built, and `loss_diff` the largest relative difference of the loss of a step.
+
+What it does not compare: models have `alignment: none`, since LLaVA has no gate, so the cost of the gate is not in it
+(nor, in a row of several questions, its reading them all together, which alone keeps ours from being exact); random
+weights, random tokens and random pixels; no reading or resizing of images, no tokenizer, no logging or checkpoints;
+one device. A real run has more image tokens (576 in LLaVA-1.5), which makes sharing them worth more than it is here.
+
+Samples: captions of 10 to 40 tokens, one an image, in stage 1. In stage 2 a quarter is text only; the rest are 1 to 10
+questions an image of 8 to 40 tokens; answers have 20 to 300, short ones more often.
+"""
+
+import argparse
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from aligngpt.data.collate import Collator, common_prefix
+from aligngpt.data.dataset import Example, Row, rows_of
+from aligngpt.data.samples import Sample
+from aligngpt.device import resolve_device, resolve_dtype
+from aligngpt.memory import peak_memory, reset_peak_memory
+from aligngpt.model import AlignGPTConfig, AlignGPTForConditionalGeneration
+from aligngpt.model.modeling import IGNORED
+from aligngpt.training.recipe import Part
+from aligngpt.training.stages import freeze_all_but, hold_frozen_in
+
+PAD, BOS, EOS, IMAGE, FIRST_WORD = 0, 1, 2, 3, 4
+LEARNING_RATES = {1: 1e-3, 2: 2e-5}
+TRAINED: dict[int, tuple[Part, ...]] = {1: ("projector", "level_table"), 2: ("language_model", "projector", "gate")}
+SIDES = ("baseline", "ours")
+CAPTION, QUESTION, ANSWER = (10, 40), (8, 40), (20, 300)
+QUESTIONS_AN_IMAGE = (1, 10)
+TEXT_ONLY = 0.25
+WARM_UP_STEPS = 1
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's shape and how much it trains on.
+
+    Attributes:
+        text, vision: arguments of `LlamaConfig` and `CLIPVisionConfig`.
+        samples: per optimiser step, unless the command line says otherwise.
+        micro_batch: samples per forward pass, on average for rows that hold several.
+    """
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    samples: int
+    micro_batch: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens an image takes in the text."""
+        return (self.vision["image_size"] // self.vision["patch_size"]) ** 2
+
+
+VIT_SMALL = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "image_size": 112,
+    "patch_size": 14,
+}
+SIZES = {
+    "tiny": Size(
+        text={
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "vocab_size": 512,
+        },
+        vision={
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        samples=64,
+        micro_batch=16,
+    ),
+    "60m": Size(
+        text={
+            "hidden_size": 512,
+            "intermediate_size": 1376,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "vocab_size": 32_000,
+        },
+        vision=VIT_SMALL,
+        samples=24,
+        micro_batch=8,
+    ),
+    # SmolLM2-135M, whose output layer is its embedding table.
+    "135m": Size(
+        text={
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49_152,
+            "tie_word_embeddings": True,
+        },
+        vision=VIT_SMALL,
+        samples=8,
+        micro_batch=4,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both sides are to do: the samples of an optimiser step, in the project's own form.
+
+    Attributes:
+        size: shape of the model.
+        stage: 1 or 2.
+        samples: texts left empty, images by name; they say what can share a row.
+        examples: the same samples as the model reads them.
+        questions_per_prefix: samples that ours puts in one row, at most.
+    """
+
+    size: Size
+    stage: int
+    samples: list[Sample]
+    examples: list[Example]
+    questions_per_prefix: int
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes per step, equally many on both sides."""
+        return math.ceil(len(self.examples) / self.size.micro_batch)
+
+
+def draw_work(size: Size, stage: int, count: int, questions_per_prefix: int, seed: int = 0) -> Work:
+    """Draw the `count` samples of a step."""
+    draw = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    side = size.vision["image_size"]
+
+    def words(bounds: tuple[int, int]) -> list[int]:
+        """Log-uniform in number: most answers are short, as in the mixture that LLaVA trains on."""
+        low, high = bounds
+        number = round(low * (high / low) ** draw.random())
+        return [draw.randrange(FIRST_WORD, size.text["vocab_size"]) for _ in range(number)]
+
+    samples: list[Sample] = []
+    examples: list[Example] = []
+
+    def add(image: str | None, pixels: Tensor | None) -> None:
+        question = [] if stage == 1 else words(QUESTION)
+        prompt = [BOS, *([IMAGE] * size.image_tokens if image else []), *question]
+        answer = [*words(CAPTION if stage == 1 else ANSWER), EOS]
+        labels = [IGNORED] * len(prompt) + answer
+        samples.append(Sample(id=str(len(samples)), turns=(), images=(image,) if image else ()))
+        examples.append(Example(prompt + answer, labels, pixels, None))
+
+    with_images = count if stage == 1 else count - round(TEXT_ONLY * count)
+    while len(samples) < with_images:
+        name = f"image {len(samples)}"
+        pixels = torch.randn(1, 3, side, side, generator=generator)
+        questions = 1 if stage == 1 else draw.randint(*QUESTIONS_AN_IMAGE)
+        for _ in range(min(questions, with_images - len(samples))):
+            add(name, pixels)
+    while len(samples) < count:
+        add(None, None)
+    return Work(size, stage, samples, examples, questions_per_prefix if stage == 2 else 1)
+
+
+def padded_batches(work: Work, step: int) -> Iterator[Batch]:
+    """The baseline's micro-batches: samples in random order, one a row."""
+    order = list(range(len(work.examples)))
+    random.Random(step).shuffle(order)
+    for start in range(0, len(order), work.size.micro_batch):
+        members = [work.examples[place] for place in order[start : start + work.size.micro_batch]]
+        length = max(len(one.input_ids) for one in members)
+
+        def padded(values: list[list[int]], value: int, length: int = length) -> Tensor:
+            return torch.tensor([row + [value] * (length - len(row)) for row in values])
+
+        batch = {
+            "input_ids": padded([one.input_ids for one in members], PAD),
+            "labels": padded([one.labels for one in members], IGNORED),
+            "attention_mask": padded([[1] * len(one.input_ids) for one in members], 0),
+        }
+        pixels = [one.pixel_values for one in members if one.pixel_values is not None]
+        if pixels:
+            batch["pixel_values"] = torch.cat(pixels)
+        yield batch
+
+
+def grouped_batches(work: Work, step: int) -> Iterator[Batch]:
+    """Our micro-batches: samples with the same image in one row, rows by length."""
+    rows: list[Row] = [
+        tuple(work.examples[member] for member in members)
+        for members in rows_of(work.samples, work.questions_per_prefix)
+    ]
+    generator = torch.Generator().manual_seed(step)
+    order = list(LengthGroupedSampler(len(rows), lengths=[length_of(row) for row in rows], generator=generator))
+    collate = Collator(PAD)
+    micro_batch = math.ceil(len(rows) / work.micro_batches)
+    for start in range(0, len(order), micro_batch):
+        yield collate([rows[place] for place in order[start : start + micro_batch]])
+
+
+def length_of(row: Row) -> int:
+    """Tokens of a row as the collator lays it out."""
+    shared = common_prefix(row) if len(row) > 1 else 0
+    return shared + sum(len(example.input_ids) - shared for example in row)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two ways to train, ready to take a step.
+
+    Attributes:
+        model: LLaVA's class or ours.
+        batches: makes the micro-batches of a step, by its number.
+        optimizer: over the parameters that train.
+        dtype: of the computation; what trains is held in float32.
+    """
+
+    model: nn.Module
+    batches: Callable[[int], Iterator[Batch]]
+    optimizer: torch.optim.Optimizer
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def step(self, number: int, clock: "Clock | None" = None) -> float:
+        """Do one optimiser step; returns its loss, the mean over all tokens that count."""
+        clock = clock or Clock(self.device)
+        with clock.measures("batches"):
+            batches = [
+                {name: tensor.to(self.device) for name, tensor in batch.items()} for batch in self.batches(number)
+            ]
+            counted = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        losses = []
+        for batch in batches:
+            with (
+                clock.measures("forward"),
+                torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            ):
+                output = self.model(**batch, num_items_in_batch=counted, use_cache=False)
+            with clock.measures("backward"):
+                output.loss.backward()
+            losses.append(output.loss.detach())
+            # What the output holds would otherwise live on beside the next micro-batch.
+            del output
+        with clock.measures("optimiser"):
+            nn.utils.clip_grad_norm_([one for one in self.model.parameters() if one.requires_grad], 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return float(sum(losses))
+
+
+def build_sides(
+    work: Work, device: torch.device, dtype: torch.dtype, names: tuple[str, ...] = SIDES
+) -> dict[str, Side]:
+    """Build one or both sides, with the same weights."""
+    text = LlamaConfig(
+        **work.size.text, max_position_embeddings=8192, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
+    )
+    shared: dict[str, Any] = {
+        "vision_config": CLIPVisionConfig(**work.size.vision),
+        "text_config": text,
+        "image_token_index": IMAGE,
+        "image_seq_length": work.size.image_tokens,
+        "tie_word_embeddings": text.tie_word_embeddings,
+    }
+    sides = {}
+    for name in names:
+        torch.manual_seed(0)
+        if name == "ours":
+            model: nn.Module = AlignGPTForConditionalGeneration(
+                AlignGPTConfig(**shared, alignment="none", align_token_index=-1)
+            )
+        else:
+            model = LlavaForConditionalGeneration(LlavaConfig(**shared))
+            model.lm_head.register_forward_hook(_never_answer_image)
+        sides[name] = Side(model, _batches_of(name, work), _prepare(model, work.stage, device, dtype, name), dtype)
+    if len(sides) == len(SIDES):
+        with torch.no_grad():
+            sides["baseline"].model.load_state_dict(sides["ours"].model.state_dict())
+    return sides
+
+
+def _batches_of(name: str, work: Work) -> Callable[[int], Iterator[Batch]]:
+    make = grouped_batches if name == "ours" else padded_batches
+    return lambda step: make(work, step)
+
+
+def _prepare(
+    model: nn.Module, stage: int, device: torch.device, dtype: torch.dtype, name: str
+) -> torch.optim.Optimizer:
+    """Place and freeze a model as a run does; returns the optimiser of what trains."""
+    model.to(device).train()
+    # The parts are told by the parameters' names, which are LLaVA's own.
+    freeze_all_but(model, TRAINED[stage])  # type: ignore[arg-type]
+    if name == "ours" and stage == 1 and dtype != torch.float32:
+        hold_frozen_in(model, dtype)  # type: ignore[arg-type]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=LEARNING_RATES[stage], weight_decay=0.0, fused=True)
+
+
+def _never_answer_image(module: nn.Module, inputs: object, logits: Tensor) -> None:
+    """Take `<image>` out of LLaVA's distribution, as ours does, so that the losses are the same number.
+
+    Behind autograd's back, which costs next to nothing: the gradient of a logit of minus infinity is zero anyway.
+    """
+    logits.detach()[..., IMAGE] = -torch.inf
+
+
+class Clock:
+    """Seconds by what they were spent on.
+
+    Args:
+        device: whose queued work is waited for before the time is read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def now(self) -> float:
+        """Seconds, once the device has nothing left to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def measures(self, what: str) -> Iterator[None]:
+        """Count the time spent inside under the name `what`."""
+        started = self.now()
+        yield
+        self.seconds[what] += self.now() - started
+
+    def watch(self, module: nn.Module, what: str) -> None:
+        """Count the time of a module's forward passes."""
+        started: list[float] = []
+        module.register_forward_pre_hook(lambda *_: started.append(self.now()))
+        module.register_forward_hook(lambda *_: self._add(what, started.pop()))
+
+    def _add(self, what: str, started: float) -> None:
+        self.seconds[what] += self.now() - started
+
+
+def profile(side: Side, repeats: int) -> dict[str, float]:
+    """Where a step's seconds go; the parts add up to the whole step.
+
+    `rest of forward` is the embedding table, putting the image tokens in their places and the attention masks.
+    """
+    side.step(0)
+    clock = Clock(side.device)
+    model = side.model.model
+    assert isinstance(model, nn.Module)
+    watched = {
+        "image tower": model.vision_tower,
+        "projector": model.multi_modal_projector,
+        "language model": model.language_model,
+        "inner model": model,
+    }
+    for what, module in watched.items():
+        assert isinstance(module, nn.Module)
+        clock.watch(module, what)
+    for number in range(1, repeats + 1):
+        side.step(number, clock)
+    seconds = {what: total / repeats for what, total in clock.seconds.items()}
+    inside = sum(seconds.get(what, 0.0) for what in ("image tower", "projector", "language model"))
+    parts = {
+        "making batches": seconds["batches"],
+        "image tower": seconds.get("image tower", 0.0),
+        "projector": seconds.get("projector", 0.0),
+        "language model forward": seconds["language model"],
+        "rest of forward": seconds["inner model"] - inside,
+        "head and loss": seconds["forward"] - seconds["inner model"],
+        "backward": seconds["backward"],
+        "optimiser": seconds["optimiser"],
+    }
+    return parts | {"whole step": sum(parts.values())}
+
+
+def step_memory(side: Side) -> int:
+    """Bytes that training takes beyond the model as built; the second step has the optimiser's state beside it."""
+    on_gpu = side.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(side.device)
+    else:
+        reset_peak_memory()
+    before = torch.cuda.memory_allocated(side.device) if on_gpu else peak_memory()
+    for number in range(2):
+        side.step(number)
+    return (torch.cuda.max_memory_allocated(side.device) if on_gpu else peak_memory()) - before
+
+
+def memory_in_child(name: str, size: str, stage: int, options: argparse.Namespace) -> int:
+    """`step_memory` of one side in a process of its own, so that neither sees what the other left."""
+    command = [sys.executable, __file__, "--memory-of", name, "--sizes", size, "--stages", str(stage)]
+    command += ["--device", options.device, "--precision", options.precision]
+    command += ["--questions-per-prefix", str(options.questions_per_prefix)]
+    command += ["--samples", str(options.samples)] if options.samples else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the two sides took.
+
+    Attributes:
+        seconds: per optimiser step, of each side.
+        loss_diff: the largest relative difference of a step's loss.
+    """
+
+    seconds: dict[str, list[float]]
+    loss_diff: float
+
+    @property
+    def speedup(self) -> float:
+        """The baseline's median time over ours."""
+        return statistics.median(self.seconds["baseline"]) / statistics.median(self.seconds["ours"])
+
+
+def compare(sides: dict[str, Side], repeats: int) -> Comparison:
+    """Let both sides take the same steps by turns; the first steps are not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    difference = 0.0
+    for number in range(WARM_UP_STEPS + repeats):
+        losses = {}
+        for name, side in sides.items():
+            clock = Clock(side.device)
+            with clock.measures("step"):
+                losses[name] = side.step(number)
+            if number >= WARM_UP_STEPS:
+                seconds[name].append(clock.seconds["step"])
+        if not all(math.isfinite(loss) for loss in losses.values()):
+            raise ArithmeticError(f"step {number}: a loss is not a number any more: {losses}")
+        note(f"  step {number}: loss {losses['baseline']:.6f} and {losses['ours']:.6f}")
+        difference = max(difference, abs(losses["ours"] / losses["baseline"] - 1))
+    return Comparison(seconds, difference)
+
+
+def note(text: str) -> None:
+    """Tell whoever is waiting."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--stages", default="1,2", help="1: pre-training, 2: instruction tuning")
+    parser.add_argument("--repeats", type=int, default=3, help="timed optimiser steps of each side")
+    parser.add_argument("--samples", type=int, help="per optimiser step; by the size when not given")
+    parser.add_argument("--questions-per-prefix", type=int, default=10, help="samples that ours puts in a row, at most")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="float32", help="float32, bfloat16 or auto; of both sides")
+    parser.add_argument("--profile", action="store_true", help="where the step of one size and stage spends its time")
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    """Print a line for each size and stage."""
+    transformers.logging.set_verbosity_error()
+    parser = _parser()
+    options = parser.parse_args()
+    sizes, stages = options.sizes.split(","), options.stages.split(",")
+    if not set(sizes) <= SIZES.keys() or not set(stages) <= {"1", "2"}:
+        parser.error(f"--sizes are of {', '.join(SIZES)}, --stages of 1, 2")
+    if options.profile and (len(sizes) > 1 or len(stages) > 1):
+        parser.error("--profile is for one size and stage")
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.precision, device)
+    for size, stage in [(size, int(stage)) for size in sizes for stage in stages]:
+        count = options.samples or SIZES[size].samples
+        work = draw_work(SIZES[size], stage, count, options.questions_per_prefix)
+        if options.memory_of:
+            print(step_memory(build_sides(work, device, dtype, (options.memory_of,))[options.memory_of]))
+            continue
+        note(f"size {size}, stage {stage}: {count} samples a step, {device.type}, {options.precision}")
+        if options.profile:
+            for name, side in build_sides(work, device, dtype).items():
+                spent = " ".join(
+                    f"{part.replace(' ', '_')}={seconds:.3f}"
+                    for part, seconds in profile(side, options.repeats).items()
+                )
+                print(f"profile size={size} stage={stage} side={name} {spent}")
+            continue
+        memory = {name: memory_in_child(name, size, stage, options) for name in SIDES}
+        result = compare(build_sides(work, device, dtype), options.repeats)
+        for name, seconds in result.seconds.items():
+            note(f"  {name}: {statistics.median(seconds):.3f} s a step, {memory[name] / 1e6:.0f} MB")
+        print(
+            f"training size={size} stage={stage} speedup={result.speedup:.2f} "
+            f"memory_ratio={memory['ours'] / memory['baseline']:.2f} loss_diff={result.loss_diff:.1e}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
