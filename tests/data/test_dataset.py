@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from aligngpt.data.dataset import ConversationDataset, ExampleError, row_lengths, rows_of, tokenize
@@ -196,3 +197,12 @@ def test_lengths_tell_long_rows_from_short_ones(dataset_of: Callable) -> None:
     short, long, pictured = row_lengths(dataset)
     assert short < pictured
     assert short < long
+
+
+def test_pictures_are_padded_or_cut_as_the_stage_says(dataset_of: Callable) -> None:
+    samples = [sample("look", "yes")]
+    as_the_model, padded, cut = (dataset_of(samples, pad_images=how)[0][0].pixel_values for how in (None, True, False))
+    assert torch.equal(as_the_model, padded)
+    # 40 × 30 pixels of one colour: above and below there is padding, unless the sides were cut off.
+    assert not torch.equal(padded[..., 0, 16], padded[..., 16, 16])
+    torch.testing.assert_close(cut[..., 0, 16], cut[..., 16, 16])

@@ -63,6 +63,7 @@ def test_it_carries_the_numbers_of_the_paper(name: str) -> None:
     assert (instruct.learning_rate, instruct.batch_size, instruct.group_by_length) == (2e-5, 128, True)
     assert (recipe.model.num_levels, recipe.model.alignment) == (8, "adaptive")
     assert (recipe.model.vision_feature_layer, recipe.model.pad_images) == (-2, True)
+    assert (pretrain.pad_images, instruct.pad_images) == (False, None)
 
 
 @pytest.mark.medium

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -59,6 +60,7 @@ class ConversationDataset(Dataset[Row]):
         chat_template: Jinja source; the processor's own when None. Pre-training uses the plain one.
         max_length: tokens per example; see `tokenize` for what is done with longer ones.
         questions_per_prefix: how many samples with the same images make one row, at most. See `Collator`.
+        pad_images: pad pictures to a square, or cut out the middle; as the processor does when None.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class ConversationDataset(Dataset[Row]):
         chat_template: str | None = None,
         max_length: int = 2048,
         questions_per_prefix: int = 1,
+        pad_images: bool | None = None,
     ) -> None:
         self.samples = samples
         self.rows = rows_of(samples, questions_per_prefix)
@@ -80,6 +83,7 @@ class ConversationDataset(Dataset[Row]):
         self._records = len(samples) + rejects.count
         self.chat_template = chat_template
         self.max_length = max_length
+        self._how = {} if pad_images is None else {"do_pad": pad_images}
         self._bad: set[int] = set()
 
     def __len__(self) -> int:
@@ -118,7 +122,13 @@ class ConversationDataset(Dataset[Row]):
         if not images:
             return None
         pictures = [open_image(resolve_image(name, self.image_root)) for name in images]
-        pixels: Tensor = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return self.preprocess(pictures)
+
+    def preprocess(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Pictures as the vision tower takes them, `(images, channels, height, width)`."""
+        pixels: Tensor = self.processor.image_processor(list(pictures), return_tensors="pt", **self._how)[
+            "pixel_values"
+        ]
         return pixels
 
     def _reject(self, member: int, sample: Sample, reason: str, error: AlignGPTError) -> None:

@@ -113,6 +113,7 @@ class StageRecipe(_Section):
         precision: of the computation: `bfloat16` (weights that train stay in float32), `float32`, or `auto` for
             bfloat16 where the device computes it natively.
         chat_template: the name of one in `aligngpt.model.templates`; the model's own when None.
+        pad_images: pad pictures to a square with the mean colour, or cut out the middle; `model.pad_images` when None.
         max_length: tokens per sample.
         group_by_length: batches of samples of about equal length.
         checkpoint_minutes: time between checkpoints, which is what a kill can lose.
@@ -142,6 +143,7 @@ class StageRecipe(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     chat_template: TemplateName | None = None
+    pad_images: bool | None = None
     max_length: int = Field(2048, ge=8)
     group_by_length: bool = False
     gradient_checkpointing: bool = False

@@ -147,6 +147,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             chat_template=NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None,
             max_length=stage.max_length,
             questions_per_prefix=stage.questions_per_prefix,
+            pad_images=stage.pad_images,
         )
         check_rows_can_branch(model, stage)
         if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
@@ -234,6 +235,7 @@ def _validation(stage: StageRecipe, training: ConversationDataset) -> Validation
         chat_template=training.chat_template,
         max_length=stage.max_length,
         questions_per_prefix=stage.questions_per_prefix,
+        pad_images=stage.pad_images,
     )
     collator = Collator(training.processor.tokenizer.pad_token_id)
     return Validation(dataset, collator, stage.micro_batch_size or stage.batch_size)

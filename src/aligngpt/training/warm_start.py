@@ -129,7 +129,7 @@ def _image_features(
                     continue  # Stage 1 will come to it and write down why.
                 kept.append(sample)
             if pictures:
-                pixels = dataset.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+                pixels = dataset.preprocess(pictures)
                 found.append(tower_features(model, pixels.to(model.device, model.dtype)))
             meter.advance(len(part))
     return kept, torch.cat(found) if found else torch.empty(0)
