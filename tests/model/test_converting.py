@@ -64,6 +64,8 @@ def original(
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_layer": -2,
         }
+        if scales := model.config.image_scales:
+            config |= {"use_s2": True, "s2_scales": ",".join(map(str, scales))}
         (folder / "config.json").write_text(json.dumps(config))
         for file in language_folder(language).glob("*token*"):
             shutil.copy(file, folder)
@@ -272,6 +274,16 @@ def test_what_cannot_be_converted_is_refused(original: Callable, tmp_path: Path,
     (folder / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(LayoutError, match=r"projector is 'linear'|mm_use_im_start_end"):
         convert(folder, tmp_path / "out")
+
+
+def test_several_scales_are_converted_there_and_back(original: Callable, tmp_path: Path, pictures: list) -> None:
+    folder, model, processor = original(image_scales=(32, 64))
+    convert(folder, tmp_path / "out")
+    assert_answers_alike(tmp_path / "out", model, processor, pictures)
+    to_original(tmp_path / "out", tmp_path / "back", vision_tower="clip")
+    theirs = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (theirs["use_s2"], theirs["s2_scales"]) == (True, "32,64")
+    assert theirs["mm_hidden_size"] == 2 * model.config.vision_config.hidden_size
 
 
 @pytest.mark.parametrize("files", ["safetensors", "shards"])

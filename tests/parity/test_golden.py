@@ -8,6 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from aligngpt.model.converting import convert, to_original
 
 HERE = Path(__file__)
 GOLDEN = Path(os.environ.get("ALIGNGPT_GOLDEN", HERE.parents[3] / "shared" / "golden"))
@@ -52,3 +56,15 @@ def test_the_program_says_what_it_compared() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "ok   pretrain: loss" in done.stdout
+
+
+def test_the_checkpoint_goes_back_exactly(tmp_path: Path) -> None:
+    source = GOLDEN / "original_checkpoint"
+    convert(source, tmp_path / "ours", vision_tower=GOLDEN / "vision_tower", tokenizer=GOLDEN / "text")
+    to_original(tmp_path / "ours", tmp_path / "back", vision_tower="vision_tower")
+    theirs = torch.load(source / "pytorch_model.bin", weights_only=True)
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    computed = {name for name in theirs if name.endswith(("inv_freq", "position_ids"))}
+    assert back.keys() == theirs.keys() - computed
+    # The tokenizer of these fixtures has more words than their model: what was there comes first.
+    assert all(torch.equal(tensor[: len(theirs[name])], theirs[name]) for name, tensor in back.items())
