@@ -41,7 +41,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from aligngpt.data.collate import Collator, common_prefix
 from aligngpt.data.dataset import Example, Row, rows_of
@@ -50,6 +49,8 @@ from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.memory import peak_memory, reset_peak_memory
 from aligngpt.model import AlignGPTConfig, AlignGPTForConditionalGeneration
 from aligngpt.model.modeling import IGNORED
+from aligngpt.model.packing import NAME as PACKED_ATTENTION
+from aligngpt.training.batches import balanced_parts
 from aligngpt.training.recipe import Part
 from aligngpt.training.stages import freeze_all_but, hold_frozen_in
 
@@ -227,18 +228,17 @@ def padded_batches(work: Work, step: int) -> Iterator[Batch]:
         yield batch
 
 
-def grouped_batches(work: Work, step: int) -> Iterator[Batch]:
-    """Our micro-batches: samples with the same image in one row, rows by length."""
+def packed_batches(work: Work, step: int) -> Iterator[Batch]:
+    """Our micro-batches: samples with the same image in one row, as many tokens in each, packed."""
     rows: list[Row] = [
         tuple(work.examples[member] for member in members)
         for members in rows_of(work.samples, work.questions_per_prefix)
     ]
-    generator = torch.Generator().manual_seed(step)
-    order = list(LengthGroupedSampler(len(rows), lengths=[length_of(row) for row in rows], generator=generator))
-    collate = Collator(PAD)
-    micro_batch = math.ceil(len(rows) / work.micro_batches)
-    for start in range(0, len(order), micro_batch):
-        yield collate([rows[place] for place in order[start : start + micro_batch]])
+    order = list(range(len(rows)))
+    random.Random(step).shuffle(order)
+    collate = Collator(PAD, packed=True)
+    for members in balanced_parts(order, [length_of(row) for row in rows], work.micro_batches):
+        yield collate([rows[place] for place in members])
 
 
 def length_of(row: Row) -> int:
@@ -299,18 +299,19 @@ def build_sides(
     work: Work, device: torch.device, dtype: torch.dtype, names: tuple[str, ...] = SIDES
 ) -> dict[str, Side]:
     """Build one or both sides, with the same weights."""
-    text = LlamaConfig(
-        **work.size.text, max_position_embeddings=8192, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
-    )
-    shared: dict[str, Any] = {
-        "vision_config": CLIPVisionConfig(**work.size.vision),
-        "text_config": text,
-        "image_token_index": IMAGE,
-        "image_seq_length": work.size.image_tokens,
-        "tie_word_embeddings": text.tie_word_embeddings,
-    }
     sides = {}
     for name in names:
+        # Each side its own: the kind of attention is kept in it.
+        text = LlamaConfig(
+            **work.size.text, max_position_embeddings=8192, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
+        )
+        shared: dict[str, Any] = {
+            "vision_config": CLIPVisionConfig(**work.size.vision),
+            "text_config": text,
+            "image_token_index": IMAGE,
+            "image_seq_length": work.size.image_tokens,
+            "tie_word_embeddings": text.tie_word_embeddings,
+        }
         torch.manual_seed(0)
         if name == "ours":
             model: nn.Module = AlignGPTForConditionalGeneration(
@@ -327,7 +328,7 @@ def build_sides(
 
 
 def _batches_of(name: str, work: Work) -> Callable[[int], Iterator[Batch]]:
-    make = grouped_batches if name == "ours" else padded_batches
+    make = packed_batches if name == "ours" else padded_batches
     return lambda step: make(work, step)
 
 
@@ -338,6 +339,8 @@ def _prepare(
     model.to(device).train()
     # The parts are told by the parameters' names, which are LLaVA's own.
     freeze_all_but(model, TRAINED[stage])  # type: ignore[arg-type]
+    if name == "ours":
+        model.set_attn_implementation({"text_config": PACKED_ATTENTION})  # type: ignore[operator]
     if name == "ours" and stage == 1 and dtype != torch.float32:
         hold_frozen_in(model, dtype)  # type: ignore[arg-type]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -2,7 +2,7 @@
 
 import torch
 
-from aligngpt.model.placeholders import readable_text, sample_of_image
+from aligngpt.model.placeholders import Samples, readable_text, sample_of_image
 
 A, X, P, B = -1, -2, -3, -4  # <align>, <image>, padding, BOS
 IDS = torch.tensor(
@@ -16,7 +16,7 @@ IDS = torch.tensor(
 
 
 def read(attention_mask: object = None, instruction_mask: torch.Tensor | None = None) -> list[list[int]]:
-    readable = readable_text(IDS == A, IDS == X, attention_mask, instruction_mask)
+    readable = readable_text(IDS == A, IDS == X, attention_mask, instruction_mask, Samples.of_rows(IDS))
     return [ids[kept].tolist() for ids, kept in zip(IDS, readable, strict=True)]
 
 
@@ -38,4 +38,4 @@ def test_masks_of_a_static_cache_are_passed_over() -> None:
 
 
 def test_images_belong_to_the_samples_that_hold_their_tokens() -> None:
-    assert sample_of_image(IDS == X, images=4).tolist() == [0, 1, 1, 3]
+    assert sample_of_image(IDS == X, 4, Samples.of_rows(IDS)).tolist() == [0, 1, 1, 3]

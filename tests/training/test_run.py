@@ -286,3 +286,31 @@ def test_kill_9_costs_nothing_but_time(tiny_recipe: Callable, tmp_path: Path) ->
     train(whole)
     expected, found = weights_of(whole), weights_of(recipe)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_packed_rows_train_as_padded_ones(tiny_recipe: Callable, tmp_path: Path, branches: int) -> None:
+    weights = {}
+    for packing in ("packed", "padded"):
+        # One step of all rows: the order in which they are dealt to micro-batches is then of no account.
+        recipe = tiny_recipe(
+            instruct__packing=packing,
+            instruct__questions_per_prefix=branches,
+            instruct__batch_size=26,
+            instruct__micro_batch_size=13,
+            instruct__max_steps=1,
+            pretrain=None,
+            output=str(tmp_path / packing),
+        )
+        train(recipe)
+        weights[packing] = weights_of(recipe), metrics(Path(recipe.output) / "instruct")[-1]["loss"]
+    (packed, loss), (padded, expected) = weights["packed"], weights["padded"]
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, tensor in padded.items():
+        torch.testing.assert_close(packed[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_language_model_that_cannot_be_packed_is_padded_or_refused(tiny_recipe: Callable) -> None:
+    with pytest.raises(RecipeError, match="mamba2 cannot be"):
+        train(tiny_recipe("mamba2", pretrain__packing="packed"))
+    assert train(tiny_recipe("mamba2", pretrain__max_steps=1, instruct=None))

@@ -130,15 +130,30 @@ class AlignmentModule(nn.Module):
         return f"num_levels={self.num_levels}, gate_grid={self.gate_grid}"
 
 
-def mean_text_embedding(text_embeds: Tensor, mask: Tensor) -> Tensor:
-    """t: the mean of the embeddings `mask` selects, `(batch, length, hidden)`, `(batch, length)` → `(batch, hidden)`.
+def mean_text_embedding(
+    text_embeds: Tensor, mask: Tensor, sample_of_token: Tensor | None = None, samples: int | None = None
+) -> Tensor:
+    """t: the mean of the embeddings `mask` selects, `(batch, length, hidden)`, `(batch, length)` → `(samples, hidden)`.
 
     What the mask leaves out, padding above all, cannot change the result. A sample with nothing selected gets zero.
+
+    Args:
+        text_embeds: `(batch, length, hidden)`.
+        mask: `(batch, length)`.
+        sample_of_token: which of the `samples` each token belongs to, `(batch, length)`; that of its row when None.
+        samples: how many there are.
     """
     chosen = mask.bool().unsqueeze(-1)
+    kept = torch.where(chosen, text_embeds, text_embeds.new_zeros(()))
     # In single precision: half precision cannot count beyond a few hundred tokens.
-    total = torch.where(chosen, text_embeds, text_embeds.new_zeros(())).sum(dim=1, dtype=torch.float32)
-    return (total / chosen.sum(dim=1).clamp(min=1)).to(text_embeds.dtype)
+    if sample_of_token is None or samples is None:
+        total, count = kept.sum(dim=1, dtype=torch.float32), chosen.sum(dim=1)
+    else:
+        of_token = sample_of_token.flatten()
+        total = kept.new_zeros(samples, kept.shape[-1], dtype=torch.float32)
+        total = total.index_add(0, of_token, kept.flatten(0, 1).float())
+        count = of_token.new_zeros(samples, 1).index_add(0, of_token, chosen.flatten(0, 1).long())
+    return (total / count.clamp(min=1)).to(text_embeds.dtype)
 
 
 def similarity_map(image_tokens: Tensor, text: Tensor) -> Tensor:

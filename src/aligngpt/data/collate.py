@@ -1,20 +1,22 @@
 """From rows of training examples to a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
 
 from aligngpt.data.dataset import Example, Row
 from aligngpt.model.modeling import IGNORED
+from aligngpt.model.packing import Piece
 
 PREFIX, PADDING = 0, -1
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows to a batch, padded on the right.
+    """Rows to a batch: padded on the right, or packed behind each other.
 
     A row of one example is that example. A row of several, which have the same images, begins with what they have in
     common (BOS, `<align>`, the image tokens), once; the rest of each follows as a *branch*. A branch sees the prefix
@@ -24,21 +26,31 @@ class Collator:
 
     Args:
         pad_token_id: what fills `input_ids` where a row has ended.
+        packed: put all rows into one without padding, for a model whose attention is `aligngpt_packed`.
     """
 
     pad_token_id: int
+    packed: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """`input_ids`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)` where there are
+        """The inputs of the model for these rows.
+
+        `input_ids`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)` where there are
         images; `alignment_level (batch,)` where the examples have levels.
 
         `attention_mask` is `(batch, length)`. Where a row has branches it is `(batch, 1, length, length)`, true where
         a position (first) sees another (second), and `position_ids` and `instruction_mask` `(batch, length)` are given.
 
+        Packed, there is one row `(1, length)` of all, with `position_ids`, `instruction_mask` and the table of `pieces`
+        `(pieces, 4)` in place of an `attention_mask` (see `aligngpt.model.packing`).
+
         Raises:
             ValueError: some examples with images have a level and others have none.
         """
         lines = [_Line.of(row) for row in rows]
+        return (_packed(lines) if self.packed else self._padded(lines)) | _of_images(rows)
+
+    def _padded(self, lines: Sequence["_Line"]) -> dict[str, Tensor]:
         length = max(len(line.input_ids) for line in lines)
 
         def padded(values: list[list[int]], value: int) -> Tensor:
@@ -55,16 +67,43 @@ class Collator:
             batch["instruction_mask"] = padded([line.instruction for line in lines], 0)
         else:
             batch["attention_mask"] = (branches != PADDING).long()
-        with_images = [row[0] for row in rows if row[0].pixel_values is not None]
-        if with_images:
-            batch["pixel_values"] = torch.cat([one.pixel_values for one in with_images if one.pixel_values is not None])
-            levels = [one.level for one in with_images]
-            if any(level is not None for level in levels):
-                if None in levels:
-                    raise ValueError("some samples have an alignment level and others have none")
-                # Rows without an image have no <align> token: their level is never read.
-                batch["alignment_level"] = torch.tensor([row[0].level or 1 for row in rows])
         return batch
+
+
+def _packed(lines: Sequence["_Line"]) -> dict[str, Tensor]:
+    def joined(values: Iterable[list[int]]) -> Tensor:
+        return torch.tensor([list(chain.from_iterable(values))])
+
+    pieces: list[Piece] = []
+    start = 0
+    for line in lines:
+        prefix = Piece(start, start, start, start)
+        for branch, run in groupby(line.branches):
+            own = Piece(start, start + len(list(run)), prefix.start, prefix.stop)
+            pieces.append(own)
+            prefix = own if branch == PREFIX else prefix
+            start = own.stop
+    return {
+        "input_ids": joined(line.input_ids for line in lines),
+        "labels": joined(line.labels for line in lines),
+        "position_ids": joined(line.positions for line in lines),
+        "instruction_mask": joined(line.instruction for line in lines),
+        "pieces": torch.tensor(pieces),
+    }
+
+
+def _of_images(rows: Sequence[Row]) -> dict[str, Tensor]:
+    with_images = [row[0] for row in rows if row[0].pixel_values is not None]
+    if not with_images:
+        return {}
+    batch = {"pixel_values": torch.cat([one.pixel_values for one in with_images if one.pixel_values is not None])}
+    levels = [one.level for one in with_images]
+    if any(level is not None for level in levels):
+        if None in levels:
+            raise ValueError("some samples have an alignment level and others have none")
+        # Rows without an image have no <align> token: their level is never read.
+        batch["alignment_level"] = torch.tensor([row[0].level or 1 for row in rows])
+    return batch
 
 
 @dataclass(frozen=True)

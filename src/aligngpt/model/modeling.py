@@ -25,10 +25,15 @@ from transformers.utils.generic import can_return_tuple
 from aligngpt.alignment.module import AlignmentModule, AlignmentOutput, mean_text_embedding
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.generation import AlignGPTGenerationMixin
+from aligngpt.model.loss import linear_cross_entropy
 from aligngpt.model.multiscale import AlignGPTProjector, crops_of_scales
-from aligngpt.model.placeholders import readable_text, sample_of_image
+from aligngpt.model.packing import pieces_of
+from aligngpt.model.placeholders import Samples, readable_text, sample_of_image
 
 IGNORED = -100
+LOGIT_SETTINGS = ("logit_scale", "lm_head_multiplier", "logits_scaling", "final_logit_softcapping")
+"""Settings of language models that do something to the logits; see `_logits`."""
+
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
@@ -95,6 +100,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         alignment_level: Tensor | None = None,
         alignment_weights: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        pieces: Tensor | None = None,
         **kwargs: Any,
     ) -> AlignGPTModelOutput:
         """The hidden states of a batch of samples, each with any number of images.
@@ -110,6 +116,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 configuration says `text_pooling: all`.
             alignment_level: force a level 1…N, `(batch,)`. The level of each pair in pre-training.
             alignment_weights: replace the gate's weights, `(batch, levels - 1)`.
+            pieces: `(pieces, 4)`, of a packed row, see `aligngpt.model.packing`; its samples are then what a row is to
+                the arguments above. For models whose kind of attention is `aligngpt_packed`.
             mm_encoder_outputs: what `generate` made beforehand: features of the images (`image`) and the alignment
                 embeddings (`align`), in the order of their tokens.
             **kwargs: for the language model; `cache` above all.
@@ -127,6 +135,9 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         elif not features and input_ids is not None and input_ids.shape[1] > 1:
             _check_no_images(input_ids, self.config)
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        if pieces is not None:
+            kwargs["pieces"] = pieces_of(pieces)
+        samples = Samples.of_rows(embeds) if pieces is None else Samples.of_pieces(kwargs["pieces"], embeds.device)
         weights = None
         is_align = self.align_positions(input_ids, embeds)
         if (images := features.get("image")) is not None:
@@ -143,9 +154,12 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                     instruction_mask=instruction_mask,
                     alignment_level=alignment_level,
                     alignment_weights=alignment_weights,
+                    samples=samples,
                 )
                 weights = aligned.weights
-                embedding = aligned.embedding.to(embeds.device, embeds.dtype).unsqueeze(1)
+                embedding = aligned.embedding.to(embeds.device, embeds.dtype)
+                # A row that is one sample has one embedding for all its places; in a packed row each place has its own.
+                embedding = embedding.unsqueeze(1) if pieces is None else embedding[samples.of_token]
                 embeds = torch.where(is_align.unsqueeze(-1), embedding, embeds)
             embeds = embeds.masked_scatter(is_image, image_tokens)
         if (align := features.get("align")) is not None:
@@ -183,6 +197,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         instruction_mask: Tensor | None = None,
         alignment_level: Tensor | None = None,
         alignment_weights: Tensor | None = None,
+        samples: Samples | None = None,
     ) -> AlignmentOutput:
         """The alignment embedding of each sample of a batch, from its level or from its images and its instruction.
 
@@ -190,9 +205,11 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             image_features: projected tokens of each image, `(P, hidden)` each.
             input_ids, inputs_embeds, attention_mask, instruction_mask, alignment_level, alignment_weights: see
                 `forward`.
+            samples: which sample each token belongs to; that of its row when None.
 
         Returns:
-            Embeddings `(batch, hidden)` and weights `(batch, levels - 1)`; rows without an image hold nothing to use.
+            Embeddings `(samples, hidden)` and weights `(samples, levels - 1)`; samples without an image hold nothing
+            to use.
 
         Raises:
             ValueError: a sample has images and no `<align>`, or several.
@@ -202,14 +219,17 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         is_align = self.align_positions(input_ids, embeds)
         image_tokens = torch.stack(list(image_features)).to(embeds.device, embeds.dtype)
         is_image = self.get_placeholder_mask(input_ids, embeds, image_tokens)[..., 0]
-        _check_align(is_align, is_image)
+        samples = samples or Samples.of_rows(embeds)
+        _check_align(is_align, is_image, samples)
         if self.config.text_pooling == "all":
             instruction_mask = None
-        text = mean_text_embedding(embeds, readable_text(is_align, is_image, attention_mask, instruction_mask))
+        readable = readable_text(is_align, is_image, attention_mask, instruction_mask, samples)
+        packed = samples.number != len(embeds)
+        text = mean_text_embedding(embeds, readable, *(reversed(samples) if packed else ()))
         output: AlignmentOutput = self.alignment(
             image_tokens,
             text,
-            sample_of_image(is_image, len(image_tokens)),
+            sample_of_image(is_image, len(image_tokens), samples),
             mode=self.config.alignment,
             level=alignment_level,
             weights=alignment_weights,
@@ -270,8 +290,9 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
 
         Args:
             labels: `(batch, length)`, -100 where a token is not counted. Logits are then computed only for the
-                positions that predict a counted token: `logits` is `(counted, vocabulary)`, in reading order. Unless
-                `instruction_mask` is given, the text before the first counted token of a sample is its instruction.
+                positions that predict a counted token: `logits` is `(counted, vocabulary)`, in reading order; None in
+                training, where they are not kept. Unless `instruction_mask` is given, the text before the first
+                counted token of a row is its instruction.
             logits_to_keep: without labels, how many of the last positions to compute logits for (0: all of them).
             num_items_in_batch: number of counted tokens in the whole batch when this is one part of it; the loss is
                 the sum over this part divided by it.
@@ -320,11 +341,16 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         else:
             counted = labels[:, 1:] != IGNORED
             # Two dimensions, not three: a frozen head on a sliced batch would be copied for every sample.
-            logits = self._logits(hidden[:, :-1][counted])
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][counted], reduction=reduction)
-            if num_items_in_batch is not None:
-                loss = loss / num_items_in_batch
+            hidden, expected = hidden[:, :-1][counted], labels[:, 1:][counted]
+            if self._fuses_loss():
+                logits = None
+                loss = linear_cross_entropy(
+                    hidden, self.lm_head.weight, self.lm_head.bias, expected, self._placeholders(hidden.device)
+                )
+            else:
+                logits = self._logits(hidden)
+                loss = nn.functional.cross_entropy(logits.float(), expected, reduction="sum")
+            loss = loss / (len(expected) if num_items_in_batch is None else num_items_in_batch)
         return AlignGPTOutput(
             loss=loss,
             logits=logits,
@@ -334,6 +360,19 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             image_outputs=outputs.image_outputs,
             alignment_weights=outputs.alignment_weights,
         )
+
+    def _fuses_loss(self) -> bool:
+        """Whether the loss can be computed without logits: in training, with a head that is whole and linear."""
+        head = self.lm_head
+        plain = type(head) is nn.Linear and type(head.weight.data) is Tensor and not hasattr(head.weight, "ds_id")
+        return self.training and torch.is_grad_enabled() and plain and not self._scales_logits()
+
+    def _scales_logits(self) -> bool:
+        text_config = self.config.get_text_config()
+        return any(getattr(text_config, name, None) for name in LOGIT_SETTINGS)
+
+    def _placeholders(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.config.placeholder_ids, device=device)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The head, and what some language models do to its output (Gemma 2 caps it; Cohere and Granite scale it).
@@ -350,8 +389,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             logits = logits / scaling
         if cap := getattr(text_config, "final_logit_softcapping", None):
             logits = torch.tanh(logits / cap) * cap
-        placeholders = torch.tensor(self.config.placeholder_ids, device=logits.device)
-        return logits.index_fill(-1, placeholders, -torch.inf)
+        return logits.index_fill(-1, self._placeholders(logits.device), -torch.inf)
 
 
 def _check_no_images(input_ids: Tensor, config: AlignGPTConfig) -> None:
@@ -361,15 +399,16 @@ def _check_no_images(input_ids: Tensor, config: AlignGPTConfig) -> None:
         raise ValueError("the text holds <image> tokens but no pixel_values were given; give the pictures as well")
 
 
-def _check_align(is_align: Tensor, is_image: Tensor) -> None:
-    """Every sample with an image must have one `<align>`; several samples may share a row."""
+def _check_align(is_align: Tensor, is_image: Tensor, samples: Samples) -> None:
+    """Every sample with an image must have one `<align>`."""
     if torch.compiler.is_compiling():
         return
-    missing = is_image.any(dim=-1) & (is_align.sum(dim=-1) != 1)
+    aligns = samples.sum_of(is_align.long())
+    missing = (samples.sum_of(is_image.long()) > 0) & (aligns != 1)
     if missing.any():
-        row = int(missing.nonzero()[0])
+        sample = int(missing.nonzero()[0])
         raise ValueError(
-            f"sample {row} of the batch has images and {int(is_align[row].sum())} <align> tokens, expected one right "
+            f"sample {sample} of the batch has images and {int(aligns[sample])} <align> tokens, expected one right "
             "after BOS; make the inputs with AlignGPTProcessor, which writes it"
         )
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 import aligngpt
 from aligngpt.alignment.module import AlignmentMode
 from aligngpt.errors import AlignGPTError
+from aligngpt.spelling import closest
 
 Part = Literal["vision_tower", "projector", "level_table", "gate", "language_model"]
 StageName = Literal["pretrain", "instruct"]
@@ -115,6 +117,8 @@ class StageRecipe(_Section):
         chat_template: the name of one in `aligngpt.model.templates`; the model's own when None.
         pad_images: pad pictures to a square with the mean colour, or cut out the middle; `model.pad_images` when None.
         max_length: tokens per sample.
+        packing: `packed` puts the rows of a pass behind each other without padding, `padded` pads them to the longest;
+            `auto` packs on a CPU, where the language model allows it. The losses are equal.
         group_by_length: batches of samples of about equal length.
         checkpoint_minutes: time between checkpoints, which is what a kill can lose.
         log_steps: optimiser steps between lines of metrics.jsonl.
@@ -145,6 +149,7 @@ class StageRecipe(_Section):
     chat_template: TemplateName | None = None
     pad_images: bool | None = None
     max_length: int = Field(2048, ge=8)
+    packing: Literal["auto", "packed", "padded"] = "auto"
     group_by_length: bool = False
     gradient_checkpointing: bool = False
     checkpoint_minutes: float = Field(10.0, gt=0)
@@ -257,10 +262,28 @@ def make_recipe(content: dict[str, Any], name: str = "recipe") -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'recipe'}: {problem['msg']}"
+            f"{'.'.join(str(part) for part in problem['loc']) or 'recipe'}: {_what_is_wrong(problem)}"
             for problem in error.errors()
         )
         raise RecipeError(f"{name}: {problems}") from error
+
+
+def _what_is_wrong(problem: ErrorDetails) -> str:
+    if problem["type"] != "extra_forbidden":
+        return problem["msg"]
+    *sections, name = (str(part) for part in problem["loc"])
+    known = _fields(Recipe, sections)
+    meant = closest(name, known)
+    return f"unknown; did you mean {meant}?" if meant else f"unknown; there are {', '.join(known)}"
+
+
+def _fields(section: type[BaseModel], below: Sequence[str]) -> list[str]:
+    """The names of what the section at the end of this path may hold."""
+    for name in below:
+        kind = section.model_fields[name].annotation
+        # A section that may be left out is a union with None.
+        section = next(one for one in get_args(kind) or (kind,) if isinstance(one, type) and issubclass(one, BaseModel))
+    return list(section.model_fields)
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -33,7 +33,7 @@ from aligngpt.training.stages import (
     save_pretrained_parts,
     trained_tensors,
 )
-from aligngpt.training.start import check_rows_can_branch, load_model, stage_folder
+from aligngpt.training.start import check_rows_can_branch, decide_packing, load_model, stage_folder
 from aligngpt.training.trainer import (
     StageCallback,
     StageTrainer,
@@ -155,8 +155,10 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             with atomic_write(folder / "warm_start.json") as file:
                 json.dump(moved._asdict(), file)
         clock = TrainingClock(stage.minutes)
-        validation = _validation(stage, dataset)
-        trainer = _trainer(recipe, name, stage, model, processor, dataset, clock, folder, validation)
+        packed = decide_packing(model, recipe, stage, resolve_device().type)
+        collator = Collator(processor.tokenizer.pad_token_id, packed=packed)
+        validation = _validation(stage, dataset, collator)
+        trainer = _trainer(recipe, name, stage, model, dataset, collator, clock, folder, validation)
         _go_on(trainer, clock, folder)
         steps = trainer.state.global_step
         result = StageResult(
@@ -180,8 +182,8 @@ def _trainer(
     name: StageName,
     stage: StageRecipe,
     model: AlignGPTForConditionalGeneration,
-    processor: AlignGPTProcessor,
     dataset: ConversationDataset,
+    collator: Collator,
     clock: TrainingClock,
     folder: Path,
     validation: Validation | None,
@@ -216,12 +218,12 @@ def _trainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        data_collator=collator,
         callbacks=[StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl", validation)],
     )
 
 
-def _validation(stage: StageRecipe, training: ConversationDataset) -> Validation | None:
+def _validation(stage: StageRecipe, training: ConversationDataset, collator: Collator) -> Validation | None:
     """The stage's validation data, read as its training data is; what cannot be used of it is passed over."""
     if stage.validation is None:
         return None
@@ -237,7 +239,6 @@ def _validation(stage: StageRecipe, training: ConversationDataset) -> Validation
         questions_per_prefix=stage.questions_per_prefix,
         pad_images=stage.pad_images,
     )
-    collator = Collator(training.processor.tokenizer.pad_token_id)
     return Validation(dataset, collator, stage.micro_batch_size or stage.batch_size)
 
 

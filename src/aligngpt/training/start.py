@@ -4,6 +4,8 @@ from pathlib import Path
 
 from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.packing import NAME as PACKED_ATTENTION
+from aligngpt.model.packing import can_pack
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.training.lora import add_lora
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
@@ -57,6 +59,23 @@ def check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageR
             f"questions_per_prefix is {stage.questions_per_prefix}, but the language model {config.model_type} {what};"
             " set it to 1"
         )
+
+
+def decide_packing(model: AlignGPTForConditionalGeneration, recipe: Recipe, stage: StageRecipe, device: str) -> bool:
+    """Whether the rows of a stage are packed; if so the language model is given the attention that this takes.
+
+    Raises:
+        RecipeError: the recipe asks for packed rows, and this language model cannot have them.
+    """
+    if stage.packing == "padded" or (stage.packing == "auto" and (device != "cpu" or recipe.model.attention)):
+        return False
+    possible = can_pack(model.model.language_model, stage.max_length)
+    if possible:
+        model.set_attn_implementation({"text_config": PACKED_ATTENTION})
+    elif stage.packing == "packed":
+        kind = model.config.get_text_config().model_type
+        raise RecipeError(f"packing is packed, but rows of the language model {kind} cannot be; set it to auto")
+    return possible
 
 
 def _set_attention(model: AlignGPTForConditionalGeneration, attention: str) -> None:

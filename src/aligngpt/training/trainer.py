@@ -20,6 +20,7 @@ from aligngpt.data.dataset import ConversationDataset, row_lengths
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.progress import Meter
+from aligngpt.training.batches import BalancedSampler
 from aligngpt.training.recipe import StageRecipe
 from aligngpt.training.stages import NEW_PARTS, load_tensors, part_of, trained_tensors
 from aligngpt.training.validation import Validation
@@ -124,6 +125,10 @@ class StageTrainer(Trainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if self.stage.group_by_length and isinstance(dataset, ConversationDataset):
             return LengthGroupedSampler(self.stage.batch_size, lengths=row_lengths(dataset))
+        if isinstance(dataset, ConversationDataset) and self.data_collator.packed:
+            micro_batch = self.stage.micro_batch_size or self.stage.batch_size
+            parts = self.stage.batch_size // micro_batch
+            return BalancedSampler(row_lengths(dataset), micro_batch, parts, self.args.seed)
         return super()._get_train_sampler(train_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -1,0 +1,72 @@
+"""In which order rows are trained on: at random, with micro-batches of about as many tokens each."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+
+def balanced_parts(members: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Deal the rows of an optimiser step to its micro-batches: equally many each, and about as many tokens.
+
+    Longest first, each to the part that has the fewest tokens and is not full.
+
+    Args:
+        members: the rows.
+        lengths: of all rows, by row.
+        parts: how many micro-batches.
+
+    Returns:
+        The rows of each part; the first parts have one more where the rows cannot be dealt equally.
+    """
+    most, over = divmod(len(members), parts)
+    room = [most + (part < over) for part in range(parts)]
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    fewest = [(0, part) for part in range(parts) if room[part]]
+    for member in sorted(members, key=lambda row: -lengths[row]):
+        tokens, part = heapq.heappop(fewest)
+        dealt[part].append(member)
+        if len(dealt[part]) < room[part]:
+            heapq.heappush(fewest, (tokens + lengths[member], part))
+    return dealt
+
+
+class BalancedSampler(Sampler[int]):
+    """Rows at random, arranged within each optimiser step so that its micro-batches have about as many tokens each.
+
+    What an optimiser step sees is what plain shuffling gives it; only memory and time are more even.
+
+    Args:
+        lengths: an estimate of the tokens of each row.
+        micro_batch: rows per micro-batch.
+        parts: micro-batches per optimiser step, over all devices.
+        seed: of the order, which is another one in each epoch.
+    """
+
+    def __init__(self, lengths: Sequence[int], micro_batch: int, parts: int, seed: int) -> None:
+        self.lengths = lengths
+        self.micro_batch, self.parts, self.seed = micro_batch, parts, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The number of the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        step = self.micro_batch * self.parts
+        for start in range(0, len(order), step):
+            members = order[start : start + step]
+            # A step that the data ends in has fewer micro-batches, all full but the last.
+            parts = -(-len(members) // self.micro_batch)
+            short = parts * self.micro_batch - len(members)
+            last = members[len(members) - self.micro_batch + short :] if short else []
+            whole = members[: len(members) - len(last)]
+            for part in balanced_parts(whole, self.lengths, len(whole) // self.micro_batch) if whole else []:
+                yield from part
+            yield from last
