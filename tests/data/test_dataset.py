@@ -1,6 +1,7 @@
 """From samples to rows of training examples."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,29 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(assembled: Callable) 
     template = "{{ messages | length }}{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(ExampleError, match="rewrites earlier turns"):
         tokenize(sample("is it red ?", "yes", "big ?", "no").messages(), processor, chat_template=template)
+
+
+def test_a_template_without_a_system_turn_makes_a_reject_of_a_sample_that_has_one(dataset_of: Callable) -> None:
+    """Gemma's own template raises an error there."""
+    refuses = (
+        "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
+        "{%- for m in messages -%}{{ m['role'] + ' ' + (m['content'] | map(attribute='text') | join) }}{%- endfor -%}"
+    )
+    told = replace(sample("hello", "yes", images=()), system="Be brief.")
+    dataset = dataset_of([told, sample("hello", "yes", images=(), record=1)], chat_template=refuses)
+    with pytest.raises(ExampleError, match="refuses the conversation: System role not supported") as raised:
+        tokenize(told.messages(), dataset.processor, chat_template=refuses)
+    assert raised.value.reason == "template"
+    assert dataset[0][0].input_ids == dataset[1][0].input_ids
+    assert dict(dataset.rejects.by_reason) == {"template": 1}
+
+
+def test_a_system_turn_is_read_and_does_not_count(assembled: Callable) -> None:
+    _, processor = assembled("qwen2")
+    told = replace(sample("is it red ?", "yes"), system="be brief")
+    input_ids, labels = tokenize(told.messages(), processor)
+    assert "<|im_start|>system\nbe brief<|im_end|>" in processor.tokenizer.decode(input_ids)
+    assert counted(processor, input_ids, labels) == ["yes<|im_end|>"]
 
 
 def test_samples_about_one_image_share_rows_of_about_equal_size() -> None:

@@ -1,6 +1,7 @@
 """What a record says, whatever it is written like, and what is wrong with one that says nothing."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,11 +108,149 @@ def test_messages_are_in_the_chat_format_with_a_part_for_each_image() -> None:
         llava(image=["a.jpg", "b.jpg"], conversations=spoken(("human", "<image><image>Which?"), ("gpt", "b"))),
         llava(image=None, conversations=spoken(("human", "1?"), ("gpt", "2"), ("human", "3?"), ("gpt", "4"))),
         {"image": "ü/猫.jpg", "caption": "A <b>cat</b>.\nTwo lines."},
+        llava(conversations=spoken(("system", " Be brief. "), ("human", "<image>\nWhat?"), ("gpt", "A cat."))),
     ],
 )
 def test_a_sample_survives_being_written_and_read(record: dict[str, Any]) -> None:
     sample = parse_record(record, 3)
     assert parse_record(json.loads(json.dumps(to_record(sample))), 3) == sample
+
+
+def openai(*turns: tuple[str, Any], **fields: Any) -> dict[str, Any]:
+    return fields | {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+CAT = Sample("7", (Turn("user", "What?"), Turn("assistant", "A cat.")), ("a.jpg",))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "a.jpg"},
+        {"type": "image", "path": "a.jpg"},
+        {"type": "image", "url": "a.jpg", "text": None},
+        {"type": "image_url", "image_url": {"url": "a.jpg"}},
+        {"type": "image_url", "image_url": "a.jpg"},
+    ],
+)
+def test_messages_with_their_image_in_a_part_are_a_sample(part: dict[str, Any]) -> None:
+    for question in ([part, text("What?")], [text("What?"), part], [text("Wh"), text("at?"), part]):
+        answer = [text("A cat.")]
+        assert parse_record(openai(("user", question), ("assistant", answer), id=7)) == CAT
+
+
+@pytest.mark.parametrize("question", [[{"type": "image"}, text("What?")], "<image>\nWhat?", "What?"])
+@pytest.mark.parametrize(
+    "images", [{"images": ["a.jpg"]}, {"images": "a.jpg"}, {"image": "a.jpg"}, {"image": ["a.jpg"]}]
+)
+def test_messages_with_their_image_in_a_field_are_a_sample(question: Any, images: dict[str, Any]) -> None:
+    assert parse_record(openai(("user", question), ("assistant", "A cat."), id=7, **images)) == CAT
+
+
+def test_several_parts_are_images_in_their_order() -> None:
+    paths = [{"type": "image", "path": name} for name in ("b.jpg", "a.jpg")]
+    sample = parse_record(openai(("user", [*paths, text("Which?")]), ("assistant", "b")))
+    assert sample.images == ("b.jpg", "a.jpg")
+
+
+def test_messages_of_text_alone_are_a_sample_with_what_the_system_says() -> None:
+    turns = ("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "2 + 2?"), ("assistant", "4")
+    sample = parse_record(openai(*turns, similarity=2, score=0.5, question_type="sum"))
+    assert (sample.system, len(sample.turns), sample.images) == ("Be brief.", 4, ())
+    assert (sample.level, sample.score, sample.kind) == (3, 0.5, "sum")
+    assert sample.messages()[0] == {"role": "system", "content": [text("Be brief.")]}
+    assert [message["role"] for message in sample.messages()] == [role for role, _ in turns]
+
+
+@pytest.mark.parametrize("field", ["conversations", "messages"])
+@pytest.mark.parametrize("names", [("from", "value"), ("role", "content")])
+@pytest.mark.parametrize(
+    ("user", "assistant"), [("human", "gpt"), ("user", "assistant"), ("human", "chatgpt"), ("user", "bing")]
+)
+def test_sharegpt_turns_are_a_sample_by_any_of_their_names(
+    field: str, names: tuple[str, str], user: str, assistant: str
+) -> None:
+    said = ("system", "Be brief."), (user, "<image>What?"), (assistant, "A cat.")
+    turns = [dict(zip(names, turn, strict=True)) for turn in said]
+    assert parse_record({"id": "7", field: turns, "images": ["a.jpg"]}) == replace(CAT, system="Be brief.")
+
+
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_a_system_that_says_nothing_is_none(value: str) -> None:
+    turns = spoken(("system", value), ("human", "<image>What?"), ("gpt", "A cat."))
+    assert parse_record(llava(conversations=turns)) == CAT
+
+
+def test_a_leading_turn_of_the_assistant_is_lost_after_the_system_too() -> None:
+    lost = {"type": "image", "path": "lost.jpg"}
+    turns = ("system", "Be brief."), ("assistant", [lost, text("Hello.")]), ("user", "Hi."), ("assistant", "Yes?")
+    sample = parse_record(openai(*turns))
+    assert (sample.system, sample.images) == ("Be brief.", ())
+    assert said(sample) == [("user", "Hi."), ("assistant", "Yes?")]
+
+
+@pytest.mark.parametrize("place", ["system", "assistant", "user"])
+def test_an_image_in_another_turn_than_the_first_question_is_refused(place: str) -> None:
+    image = [{"type": "image", "path": "a.jpg"}, text("See.")]
+    turns: list[tuple[str, Any]] = [
+        ("system", "a"),
+        ("user", "b"),
+        ("assistant", "c"),
+        ("user", "d"),
+        ("assistant", "e"),
+    ]
+    number = {"system": 0, "assistant": 2, "user": 3}[place]
+    turns[number] = (place, image)
+    reason, message = reason_of(openai(*turns))
+    assert reason == "later_image"
+    assert f"a turn of the {place}; images must come with the first question" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["http://a.org/a.jpg", "https://a.org/a.jpg", "data:image/png;base64,iVBORw0", "s3://a/a.jpg", "HTTPS://a"]
+)
+def test_a_picture_that_is_elsewhere_is_refused(name: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": name}}
+    for record in (llava(image=name), openai(("user", [part, text("What?")]), ("assistant", "A cat."))):
+        reason, message = reason_of(record)
+        assert reason == "remote_image"
+        assert name in message and "download the picture" in message
+
+
+@pytest.mark.parametrize("name", ["C:/a.jpg", "c:\\a.jpg", "data/a.jpg", "http/a.jpg"])
+def test_a_path_is_no_url(name: str) -> None:
+    assert parse_record(llava(image=name)).images == (name,)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason", "named"),
+    [
+        (llava(images=["b.jpg"]), "image_field", "`image` and `images` name different"),
+        (llava(image=None, images=[3]), "image_field", "the field `images` must be a path"),
+        (
+            openai(("user", [{"type": "image", "path": "a.jpg"}]), ("assistant", "b"), image="a.jpg"),
+            "image_field",
+            "once",
+        ),
+        (openai(("user", [{"type": "image"}, text("a")]), ("assistant", "b")), "image_count", "1 images and"),
+        (openai(("user", [{"type": "video"}, text("a")]), ("assistant", "b")), "message_part", "{'type': 'video'}"),
+        (openai(("user", [{"type": "text"}]), ("assistant", "b")), "message_part", "turn 1"),
+        (openai(("user", [{"type": "image_url", "image_url": {}}]), ("assistant", "b")), "message_part", "turn 1"),
+        (openai(("user", ["a"]), ("assistant", "b")), "message_part", "'a'"),
+        (openai(("tool", "a"), ("assistant", "b")), "wrong_roles", "'tool'"),
+        (openai(("user", "a"), ("assistant", [text(" ")])), "empty_text", "turn 2, the assistant's"),
+        (openai(("user", "a"), ("assistant", [text("\ud83d")])), "broken_text", "turn 2, the assistant's"),
+        (openai(("system", "\ud83d"), ("user", "a"), ("assistant", "b")), "broken_text", "the system's"),
+    ],
+)
+def test_what_other_formats_cannot_say_is_refused(record: dict[str, Any], reason: str, named: str) -> None:
+    found, message = reason_of(record)
+    assert found == reason
+    assert named in message
 
 
 def test_a_written_record_is_the_one_that_was_read() -> None:
@@ -168,8 +307,10 @@ def test_a_wrong_number_of_placeholders_is_refused(image: Any, placeholders: int
     [
         (spoken(("human", "a"), ("human", "b"), ("gpt", "c")), "turn 2 is the user's, expected the assistant's"),
         (spoken(("human", "a"), ("gpt", "b"), ("gpt", "c")), "turn 3 is the assistant's, expected the user's"),
-        (spoken(("system", "a"), ("human", "b"), ("gpt", "c")), "turn 1 is from 'system', expected one of human"),
-        (spoken(("Human", "b"), ("gpt", "c")), "turn 1 is from 'Human', expected one of human"),
+        (spoken(("sytem", "a"), ("human", "b"), ("gpt", "c")), "turn 1 is from 'sytem', expected one of system, human"),
+        (spoken(("Human", "b"), ("gpt", "c")), "turn 1 is from 'Human', expected one of system, human"),
+        (spoken(("human", "a"), ("gpt", "b"), ("system", "c"), ("gpt", "d")), "turn 3 is the system's, expected the"),
+        (spoken(("system", "a"), ("system", "b"), ("human", "c"), ("gpt", "d")), "turn 1 is the system's, expected"),
     ],
 )
 def test_wrong_roles_are_refused(turns: Any, found: str) -> None:
@@ -208,9 +349,11 @@ def test_a_text_that_was_cut_inside_an_emoji_is_refused(value: str) -> None:
         (llava(conversations={"from": "human"}), "`conversations` must be a list"),
         (llava(conversations=["Hi.", "Yes?"]), "turn 1 needs the texts `from` and `value`, found 'Hi.'"),
         (llava(conversations=spoken(("human", "a"), ("gpt", None))), "turn 2 needs the texts"),
-        (llava(conversations=[{"role": "user", "content": "a"}]), "turn 1 needs the texts"),
-        ({"image": "a.jpg"}, "`conversations`, or `caption`"),
-        ({"image": "a.jpg", "messages": []}, "`conversations`, or `caption`"),
+        (llava(conversations=[{"role": "user", "content": "a"}]), "the assistant's answer"),
+        (llava(conversations=[{"role": "user", "text": "a"}]), "or `role` and `content`, found"),
+        ({"image": "a.jpg"}, "`conversations`, or `messages`, or `caption`"),
+        ({"image": "a.jpg", "messages": []}, "the assistant's answer"),
+        ({"image": "a.jpg", "messages": "Hi."}, "`messages` must be a list"),
         ({"image": "a.jpg", "caption": ["A cat."]}, "as texts"),
         ({"image": "a.jpg", "question": 3, "answer": "A cat."}, "as texts"),
         ({"image": "a.jpg", "question": "What?"}, "`question` and `answer`"),

@@ -107,6 +107,22 @@ def test_every_problem_is_told_at_once(content: dict[str, Any]) -> None:
         make_recipe(content)
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("instruct.learning_rat=1", "instruct.learning_rat: unknown; did you mean learning_rate?"),
+        ("model.levels=4", "model.levels: unknown; did you mean num_levels?"),
+        ("instruct.lora.Rank=8", "instruct.lora.Rank: unknown; did you mean rank?"),
+        ("outputs=here", "outputs: unknown; did you mean output?"),
+        ("instruct.lora.xyz=8", "instruct.lora.xyz: unknown; there are rank, alpha, dropout"),
+    ],
+)
+def test_a_misspelt_key_is_told_what_may_have_been_meant(recipe_file: Path, setting: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file, [setting])
+    assert str(caught.value) == f"{recipe_file}: {expected}"
+
+
 def test_micro_batches_must_fill_the_batch(content: dict[str, Any]) -> None:
     content["instruct"]["micro_batch_size"] = 3
     with pytest.raises(RecipeError, match="multiple of micro_batch_size"):

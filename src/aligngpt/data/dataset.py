@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -178,8 +179,8 @@ def tokenize(
         `input_ids` and `labels` of equal length; labels are -100 where a token does not count.
 
     Raises:
-        ExampleError: images and first question leave no room for an answer, nothing counts, or the template rewrites
-            earlier turns.
+        ExampleError: images and first question leave no room for an answer, nothing counts, or the template refuses
+            the conversation (some have no system turn) or rewrites earlier turns.
     """
     messages = processor.neutral(messages)
     input_ids, labels = _encode(messages, processor, chat_template)
@@ -206,7 +207,13 @@ def _encode(
     tokenizer = processor.tokenizer
 
     def render(turns: list[dict[str, Any]], opening: bool) -> str:
-        text = processor.apply_chat_template(turns, chat_template, add_generation_prompt=opening, tokenize=False)
+        try:
+            text = processor.apply_chat_template(turns, chat_template, add_generation_prompt=opening, tokenize=False)
+        except TemplateError as error:
+            raise ExampleError(
+                "template",
+                f"the chat template refuses the conversation: {error}; change the record, or take another template",
+            ) from error
         return processor.expand(text)
 
     whole = render(messages, False)

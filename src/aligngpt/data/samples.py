@@ -1,22 +1,14 @@
 """One sample of image–text data, and the LLaVA record it is written as."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from aligngpt.errors import AlignGPTError
+from aligngpt.data.record_formats import IMAGE_PLACEHOLDER, RecordError, Said, images_beside, what_is_said
+
+__all__ = ["RecordError", "Role", "Sample", "Turn", "parse_record", "to_record"]
 
 Role = Literal["user", "assistant"]
-IMAGE_PLACEHOLDER = "<image>"
-ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-
-
-class RecordError(AlignGPTError):
-    """A record is no sample; `reason` is a short name of why."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +31,7 @@ class Sample:
         score: similarity score, where the record has one.
         kind: what kind of question it is, where the record says (`question_type`).
         record: number of the record in its file, from 0.
+        system: what the model is told before the conversation, where the record has it.
     """
 
     id: str
@@ -48,6 +41,7 @@ class Sample:
     score: float | None = None
     kind: str | None = None
     record: int = 0
+    system: str | None = None
 
     @property
     def caption(self) -> str:
@@ -56,18 +50,24 @@ class Sample:
 
     def messages(self) -> list[dict[str, Any]]:
         """The conversation in transformers' chat format, with a part `{"type": "image"}` for each image."""
-        messages = [{"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in self.turns]
+        messages: list[dict[str, Any]] = [
+            {"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in self.turns
+        ]
         messages[0]["content"] = [{"type": "image"} for _ in self.images] + [
             {"type": "text", "text": self.turns[0].text}
         ]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         return messages
 
 
 def parse_record(record: object, index: int = 0) -> Sample:
-    """A sample out of a LLaVA record, or of a pair `{"image", "caption"}` or `{"image", "question", "answer"}`.
+    """A sample out of a record as LLaVA, ShareGPT or OpenAI write it, or of a pair of image and caption.
 
-    As in LLaVA, a conversation that begins with the assistant loses its first turn. The level is read from the field
-    `similarity` (0…N-1, as the authors' files have it).
+    A pair is `{"image", "caption"}` or `{"image", "question", "answer"}`; the others are lists of turns, see
+    `what_is_said`. As in LLaVA, a conversation that begins with the assistant loses its first turn, and images of
+    placeholders in later turns are shown with the first. The level is read from the field `similarity` (0…N-1, as the
+    authors' files have it).
 
     Args:
         record: one JSON object.
@@ -78,21 +78,22 @@ def parse_record(record: object, index: int = 0) -> Sample:
     """
     if not isinstance(record, Mapping):
         raise RecordError("not_an_object", f"expected a JSON object, found {type(record).__name__}")
-    images = _images(record)
-    turns, placeholders = _turns(record)
-    if placeholders and placeholders != len(images):
-        raise RecordError(
-            "image_count",
-            f"the text has {placeholders} <image> placeholders and the field `image` {len(images)} images",
-        )
+    said = what_is_said(record)
+    system = said.pop(0) if said and said[0].speaker == "system" else None
+    if said and said[0].speaker == "assistant":
+        said = said[1:]
+    if len(said) < 2:
+        raise RecordError("no_conversation", "a user's turn and the assistant's answer are needed")
+    images = _images(record, system, said)
     return Sample(
         id=str(index if record.get("id") is None else record["id"]),
-        turns=turns,
+        turns=_turns(said, with_images=bool(images)),
         images=images,
         level=_level(record),
         score=_number(record, "score"),
         kind=None if record.get("question_type") is None else str(record["question_type"]),
         record=index,
+        system=_system(system),
     )
 
 
@@ -107,6 +108,8 @@ def to_record(sample: Sample) -> dict[str, Any]:
     record["conversations"] = [
         {"from": names[turn.role], "value": value} for turn, value in zip(sample.turns, values, strict=True)
     ]
+    if sample.system is not None:
+        record["conversations"].insert(0, {"from": "system", "value": sample.system})
     if sample.kind is not None:
         record["question_type"] = sample.kind
     if sample.level is not None:
@@ -116,79 +119,69 @@ def to_record(sample: Sample) -> dict[str, Any]:
     return record
 
 
-def _images(record: Mapping[str, Any]) -> tuple[str, ...]:
-    found = record.get("image")
-    names = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(isinstance(name, str) and name for name in names):
-        raise RecordError("image_field", f"the field `image` must be a path or a list of paths, found {found!r:.80}")
-    return tuple(names)
+def _images(record: Mapping[str, Any], system: Said | None, said: list[Said]) -> tuple[str, ...]:
+    """The record's images, of which there are as many as placeholders, or none of these."""
+    told = [] if system is None else [system]
+    for turn in [*told, *said[1:]]:
+        if turn.parts:
+            raise RecordError(
+                "later_image",
+                f"an image is part of a turn of the {turn.speaker}; images must come with the first question, so move "
+                "it there or make the turn a record of its own",
+            )
+    beside, within = images_beside(record), said[0].images
+    if beside and within:
+        raise RecordError(
+            "image_field", "images are named both in the first turn and in a field beside it; name them once"
+        )
+    images = beside or within
+    placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in [*told, *said])
+    if placeholders and placeholders != len(images):
+        counted = (
+            f"{placeholders} images and <image> placeholders and names"
+            if said[0].parts
+            else f"{placeholders} <image> placeholders and the field `image`"
+        )
+        raise RecordError("image_count", f"the text has {counted} {len(images)} images")
+    return images
 
 
-def _turns(record: Mapping[str, Any]) -> tuple[tuple[Turn, ...], int]:
-    """The turns without placeholders, and how many placeholders there were."""
-    spoken = _conversation(record)
-    if spoken and spoken[0].role == "assistant":
-        spoken = spoken[1:]
-    if len(spoken) < 2:
-        raise RecordError("no_conversation", "a user's turn and the assistant's answer are needed")
-    placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in spoken)
-    turns = []
-    for number, turn in enumerate(spoken):
-        expected = "user" if number % 2 == 0 else "assistant"
-        if turn.role != expected:
-            raise RecordError("wrong_roles", f"turn {number + 1} is the {turn.role}'s, expected the {expected}'s")
+def _turns(said: list[Said], *, with_images: bool) -> tuple[Turn, ...]:
+    """The turns, user and assistant in turn, without placeholders."""
+    turns: list[Turn] = []
+    for number, turn in enumerate(said):
+        expected: Role = "user" if number % 2 == 0 else "assistant"
+        if turn.speaker != expected:
+            raise RecordError("wrong_roles", f"turn {number + 1} is the {turn.speaker}'s, expected the {expected}'s")
         text = turn.text.replace(IMAGE_PLACEHOLDER, "")
         # As LLaVA does: what stands beside an image is stripped, other texts stay as they are.
-        if IMAGE_PLACEHOLDER in turn.text or (number == 0 and _images(record)):
+        if IMAGE_PLACEHOLDER in turn.text or (number == 0 and with_images):
             text = text.strip()
         # A pair's first turn is the picture alone.
-        if not text.strip() and not (number == 0 and _images(record)):
-            raise RecordError("empty_text", f"turn {number + 1}, the {turn.role}'s, is empty")
-        if not _is_unicode(text):
-            raise RecordError("broken_text", f"turn {number + 1}, the {turn.role}'s, holds half a character")
-        turns.append(Turn(turn.role, text))
+        if not text.strip() and not (number == 0 and with_images):
+            raise RecordError("empty_text", f"turn {number + 1}, the {expected}'s, is empty")
+        _check_unicode(text, f"turn {number + 1}, the {expected}'s")
+        turns.append(Turn(expected, text))
     if len(turns) % 2:
         turns.pop()
-    return tuple(turns), placeholders
+    return tuple(turns)
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be tokenized and stored; JSON lets a text cut inside an emoji end in half a character."""
+def _system(turn: Said | None) -> str | None:
+    """What the system says; an empty text, which some files have in every record, is none."""
+    if turn is None:
+        return None
+    text = turn.text.replace(IMAGE_PLACEHOLDER, "")
+    _check_unicode(text, "the system's turn")
+    return text if text.strip() else None
+
+
+def _check_unicode(text: str, where: str) -> None:
+    """A text must be such that it can be tokenized and stored; JSON lets one be cut in the middle of an emoji."""
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _conversation(record: Mapping[str, Any]) -> Sequence[Turn]:
-    conversation = record.get("conversations")
-    if conversation is None:
-        return _pair(record)
-    if not isinstance(conversation, list):
-        raise RecordError("no_conversation", f"`conversations` must be a list, found {conversation!r:.80}")
-    turns = []
-    for number, turn in enumerate(conversation, start=1):
-        role = turn.get("from") if isinstance(turn, Mapping) else None
-        text = turn.get("value") if isinstance(turn, Mapping) else None
-        if not isinstance(role, str) or not isinstance(text, str):
-            raise RecordError(
-                "no_conversation", f"turn {number} needs the texts `from` and `value`, found {turn!r:.80}"
-            )
-        if role not in ROLES:
-            raise RecordError("wrong_roles", f"turn {number} is from {role!r}, expected one of {', '.join(ROLES)}")
-        turns.append(Turn(ROLES[role], text))
-    return turns
-
-
-def _pair(record: Mapping[str, Any]) -> Sequence[Turn]:
-    question = record.get("question", "")
-    answer = next((record[name] for name in ("answer", "caption", "text") if name in record), None)
-    if not isinstance(question, str) or not isinstance(answer, str):
-        raise RecordError(
-            "no_conversation", "the record needs `conversations`, or `caption`, or `question` and `answer`, as texts"
-        )
-    return [Turn("user", question.strip()), Turn("assistant", answer.strip())]
+    except UnicodeEncodeError as error:
+        raise RecordError("broken_text", f"{where}, holds half a character") from error
 
 
 def _level(record: Mapping[str, Any]) -> int | None:
