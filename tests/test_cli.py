@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import transformers
 from PIL import Image
@@ -21,7 +22,9 @@ from typer.main import get_command
 import aligngpt
 from aligngpt import cli
 from aligngpt.evaluation.results import EvaluationResult, Tally
+from aligngpt.scoring.apply import LevelsSummary
 from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.job import ScoreSummary
 
 VERBS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
 
@@ -102,7 +105,7 @@ def words(text: str) -> str:
 def test_help_names_every_verb_and_what_it_does(aligngpt_command: Command) -> None:
     ended = aligngpt_command("--help")
     assert (ended.code, ended.error) == (0, "")
-    assert set(VERBS) == {"quickstart", "score", "levels", "train", "evaluate", "ask", "convert", "report"}
+    assert set(VERBS) == {"quickstart", "score", "levels", "train", "evaluate", "ask", "convert", "report", "check"}
     for verb, command in VERBS.items():
         assert f" {verb} {words(command.help).split('. ')[0]}" in words(ended.out)
     assert "score → levels → train → evaluate → ask" in words(ended.out)
@@ -139,8 +142,15 @@ def test_the_command_alone_shows_its_help(aligngpt_command: Command) -> None:
 
 
 ERRORS: dict[str, tuple[list[str], str]] = {
-    "no pairs": (["score", "none.json", "--model", "none", "--out", "s"], "none"),
-    "no scores": (["levels", "none", "--source", "none.json", "--out", "l.json"], "none"),
+    "no pairs": (["score", "none.json", "--model", "none", "--out", "s"], "none.json does not exist; expected a JSON"),
+    "no model to score with": (["score", "pairs.csv", "--model", "./none", "--out", "s"], "./none cannot be loaded"),
+    "no column of captions": (
+        ["score", "pairs.csv", "--model", "clip", "--out", "s", "--caption-column", "c"],
+        "pairs.csv",
+    ),
+    "no share of shards": (["score", "pairs.csv", "--model", "clip", "--out", "s", "--shard", "4/4"], "such as 0/4"),
+    "no scores": (["levels", "none", "--source", "none.json", "--out", "l.json"], "none cannot be read"),
+    "no column of scores": (["levels", "pairs.csv", "--out", "l.parquet"], "no column score, it has image, caption"),
     "no recipe": (["train", "none.yaml"], "recipe none.yaml cannot be read"),
     "recipe is no YAML": (["train", "broken.yaml"], "recipe broken.yaml cannot be read"),
     "recipe is no mapping": (["train", "list.yaml"], "must hold the sections"),
@@ -155,6 +165,10 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "another kind of model": (["ask", "clip", "red.png", "what ?"], "expected an AlignGPT model"),
     "unknown kind of model": (["ask", "unknown", "red.png", "what ?"], "Give a model folder"),
     "no device": (["ask", "clip", "red.png", "what ?", "--device", "quantum"], "use --device cpu or auto"),
+    "no image root to check": (["check", "questions.jsonl", "--image-root", "none"], "image root none is not a folder"),
+    "no recipe to check for": (["check", "questions.jsonl", "--recipe", "none.yaml"], "none.yaml cannot be read"),
+    "another kind of model to check for": (["check", "questions.jsonl", "--model", "clip"], "of an AlignGPT model"),
+    "no model to check for": (["check", "questions.jsonl", "--model", "./none"], "Give a model folder"),
     "no run": (["report", "none"], "give the folder of a run"),
     "nothing in the run": (["report", "clip"], "no scores, no training and no evaluation"),
 }
@@ -166,6 +180,7 @@ def test_an_error_is_one_line_and_exit_code_1(
 ) -> None:
     (tmp_path / "broken.yaml").write_text("model: [1, 2\nother: {", encoding="utf-8")
     (tmp_path / "list.yaml").write_text("- model", encoding="utf-8")
+    (tmp_path / "pairs.csv").write_text("image,caption\nred.png,red\n", encoding="utf-8")
     (tmp_path / "empty.yaml").write_text("output: here", encoding="utf-8")
     (tmp_path / "clip").symlink_to(tower_folder("clip_full"))
     (tmp_path / "unknown").mkdir()
@@ -184,12 +199,18 @@ def test_an_error_is_one_line_and_exit_code_1(
         (["score", "a.json"], "--model"),
         (["ask", "model", "picture.png"], "question"),
         (["ask", "model", "picture.png", "what ?", "--level", "0"], "--level"),
+        (["score", "a.json", "--model", "m", "--out", "o", "--precision", "int4"], "--precision"),
+        (["score", "a.json", "--model", "m", "--out", "o", "--max-reject-share", "2"], "--max-reject-share"),
         (["levels", "s", "--source", "a", "--out", "b", "--levels", "1"], "--levels"),
         (["levels", "s", "--source", "a", "--out", "b", "--method", "best"], "--method"),
         (["evaluate", "m", "q", "--out", "o", "--batch-size", "0"], "--batch-size"),
         (["train", "recipe.yaml", "--stage", "third"], "--stage"),
         (["quickstart", "--minutes", "0"], "--minutes"),
         (["report", "run", "--colour"], "--colour"),
+        (["check"], "data"),
+        (["check", "a.json", "--model", "m", "--recipe", "r.yaml"], "not both"),
+        (["check", "a.json", "--stage", "third"], "--stage"),
+        (["check", "a.json", "--stage", "pretrain"], "give --recipe too"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(aligngpt_command: Command, arguments: list[str], said: str) -> None:
@@ -213,21 +234,43 @@ def test_a_bug_is_not_taken_for_an_error_of_the_user(aligngpt_command: Command, 
 
 def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
     loaded = calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
-    scored = calls("aligngpt.scoring.score.score_file", SimpleNamespace(scored=7, rejected=2))
-    options = ["--image-root", "pictures", "--batch-size", "5", "--device", "cpu"]
-    ended = aligngpt_command("score", "pairs.json", "--model", "clip", "--out", "scores", *options)
-    assert ended == (0, "7 pairs scored, 2 rejected: scores\n", "")
-    assert loaded == [(("clip",), {"device": "cpu"})]
-    expected = {"image_root": Path("pictures"), "batch_size": 5}
-    assert scored == [((Path("pairs.json"), PairScorer, Path("scores")), expected)]
+    opened = calls("aligngpt.data.pairs.open_pairs", "the pairs")
+    scored = calls("aligngpt.scoring.job.score_source", ScoreSummary(7, 2, {"missing": 1, "empty_text": 1}, True))
+    options = ["--image-root", "pictures", "--batch-size", "5", "--device", "cpu", "--precision", "float32"]
+    options += ["--workers", "3", "--shard", "1/4", "--embeddings", "--shard-size", "9", "--max-reject-share", "0.5"]
+    options += ["--caption-column", "c", "--image-column", "i", "--id-column", "k"]
+    ended = aligngpt_command("score", "owner/name", "--model", "clip", "--out", "scores", *options)
+    assert ended == (0, "7 pairs scored, 2 rejected (missing 1, empty_text 1): scores\n", "")
+    assert loaded == [(("clip",), {"device": "cpu", "dtype": "float32"})]
+    names = {"caption_column": "c", "image_column": "i", "id_column": "k"}
+    assert opened == [(("owner/name",), {"image_root": Path("pictures"), "shard_size": 9} | names)]
+    expected = {"batch_size": 5, "workers": 3, "embeddings": True, "max_reject_share": 0.5, "shard": (1, 4)}
+    assert scored == [(("the pairs", PairScorer, Path("scores")), expected)]
+    calls("aligngpt.scoring.job.score_source", ScoreSummary(7, 0, {}, False))
+    ended = aligngpt_command("score", "pairs.json", "--model", "clip", "--out", "scores")
+    assert ended.out.splitlines() == [
+        "the shards of the other processes are still to be scored",
+        "7 pairs scored, 0 rejected: scores",
+    ]
 
-    made = calls("aligngpt.scoring.apply.make_levels", (None, [3, 4]))
-    options = ["--levels", "2", "--method", "width", "--borders", "b.json"]
-    ended = aligngpt_command("levels", "scores", "--source", "pairs.json", "--out", "levelled.json", *options)
-    assert ended.out.splitlines()[:2] == ["level 1: 3 pairs", "level 2: 4 pairs"]
-    assert "data: levelled.json" in ended.out
-    expected = {"num_levels": 2, "method": "width", "borders": Path("b.json")}
-    assert made == [((Path("scores"), Path("pairs.json"), Path("levelled.json")), expected)]
+    levels = SimpleNamespace(rank_error=0.0007)
+    made = calls("aligngpt.scoring.apply.make_levels", LevelsSummary(levels, np.array([3, 40]), 5, Path("b.json")))
+    options = ["--levels", "2", "--method", "width", "--borders", "b.json", "--score-column", "s"]
+    options += ["--source", "pairs.json", "--out", "levelled.json", "--keep", "2", "--uids", "u.npy"]
+    ended = aligngpt_command("levels", "scores", *options)
+    assert ended.out.splitlines() == [
+        "level 1: 3 pairs",
+        "level 2: 40 pairs",
+        "left out, without a score: 5 rows",
+        "too many scores to sort: borders by a sketch, with a rank error of 0.07%",
+        "borders: b.json",
+        "data: levelled.json",
+        "uids: u.npy",
+    ]
+    assert "warning: level 1: less than a quarter" in ended.error
+    paths = {"borders": Path("b.json"), "source": Path("pairs.json"), "out": Path("levelled.json")}
+    expected = {"num_levels": 2, "method": "width", "score_column": "s", "keep": "2", "uids": Path("u.npy")} | paths
+    assert made == [((Path("scores"),), expected)]
 
 
 def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
@@ -247,6 +290,37 @@ def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, c
     ran = calls("aligngpt.quickstart.pipeline.run_quickstart")
     assert aligngpt_command("quickstart", "--minutes", "2.5", "--out", "here", "--seed", "4").code == 0
     assert ran == [((Path("here"),), {"minutes": 2.5, "seed": 4})]
+
+
+def test_check_tells_by_its_exit_code_whether_records_would_be_rejected(
+    aligngpt_command: Command, questions: Path, tmp_path: Path
+) -> None:
+    ended = aligngpt_command("check", questions, "--json", "found.json")
+    assert ended.code == 0
+    assert ended.out.startswith(f"{questions}: all 300 records can be used\n") and "all of it: found.json" in ended.out
+    assert json.loads(Path("found.json").read_text(encoding="utf-8"))["files"][0]["samples"] == 300
+    (tmp_path / "red.png").rename(tmp_path / "red.PNG")
+    ended = aligngpt_command("check", questions, questions)
+    assert ended.code == 1 and "error" not in ended.error
+    assert ended.out.count(f"{questions}: 300 of 300 records would be rejected\n") == 2
+    assert "red.png does not exist, but red.PNG is there" in ended.out
+
+
+def test_check_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
+    found = [SimpleNamespace(text=lambda: "looked at", good=True)]
+    plain = calls("aligngpt.data.checking.check_files", found)
+    options = ["--image-root", "i", "--levels", "4", "--full"]
+    expected = {"image_root": Path("i"), "levels": 4, "full": True}
+    assert aligngpt_command("check", "a.json", "b.json", *options).out == "looked at\n"
+    assert plain == [(([Path("a.json"), Path("b.json")],), expected)]
+    by_model = calls("aligngpt.training.data_checks.check_for_model", found)
+    assert aligngpt_command("check", "a.json", "--model", "m", *options).code == 0
+    assert by_model == [(([Path("a.json")], "m"), expected)]
+    read = calls("aligngpt.training.recipe.load_recipe", "a recipe")
+    by_recipe = calls("aligngpt.training.data_checks.check_for_recipe", found)
+    assert aligngpt_command("check", "a.json", "--recipe", "r.yaml", "--stage", "pretrain", *options).code == 0
+    assert read == [((Path("r.yaml"),), {})]
+    assert by_recipe == [(([Path("a.json")], "a recipe", "pretrain"), expected)]
 
 
 def test_evaluate_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:

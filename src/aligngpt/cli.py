@@ -53,30 +53,89 @@ def quickstart(
 
 @app.command()
 def score(
-    source: Annotated[Path, typer.Argument(help="Image–caption pairs: LLaVA-format JSON or JSON lines.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Image–caption pairs: LLaVA-format JSON or JSON lines, CSV, Parquet or tar files or a folder of them, "
+            "a pattern {00000..00041}.tar, or a data set on the hub."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="CLIP-like model: folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the scores.")],
     image_root: Annotated[
         Path | None, typer.Option(help="Folder image paths start from.", show_default="that of SOURCE")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs encoded at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or captions encoded at once.")] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that open images; 0 for none.", show_default="what fits the machine"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/n: score only every n-th shard, from the i-th on, 0…n-1; others score the rest."),
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Also keep the features of images and captions.")
+    ] = False,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pairs a shard, which is what a kill can lose.")] = 10_000,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Field with the caption.", show_default="caption, text or TEXT")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Field with the image.", show_default="image, file_name or path")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Field with the id.", show_default="id, uid or key")] = None,
+    max_reject_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the records that may be rejected.")
+    ] = 0.05,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="What the model computes with; auto is bfloat16 where the device has it natively."),
+    ] = "auto",
 ) -> None:
-    """Give every image–caption pair the cosine similarity of its image and caption."""
-    from aligngpt.scoring.encoders import PairScorer
-    from aligngpt.scoring.score import score_file
+    """Give every image–caption pair the cosine similarity of its image and caption.
 
-    summary = score_file(
-        source, PairScorer.load(model, device=device), out, image_root=image_root, batch_size=batch_size
+    The same command goes on with a job that was stopped.
+    """
+    from aligngpt.data.pairs import open_pairs
+    from aligngpt.scoring.encoders import PairScorer
+    from aligngpt.scoring.job import parse_share, score_source
+
+    share = None if shard is None else parse_share(shard)
+    pairs = open_pairs(
+        source,
+        image_root=image_root,
+        shard_size=shard_size,
+        caption_column=caption_column,
+        image_column=image_column,
+        id_column=id_column,
     )
-    print(f"{summary.scored} pairs scored, {summary.rejected} rejected: {out}")
+    summary = score_source(
+        pairs,
+        PairScorer.load(model, device=device, dtype=precision),
+        out,
+        batch_size=batch_size,
+        workers=workers,
+        embeddings=embeddings,
+        max_reject_share=max_reject_share,
+        shard=share,
+    )
+    if not summary.finished:
+        print("the shards of the other processes are still to be scored")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.reasons.items())
+    print(f"{summary.scored} pairs scored, {summary.rejected} rejected{reasons and f' ({reasons})'}: {out}")
 
 
 @app.command()
 def levels(
-    scores: Annotated[Path, typer.Argument(help="Folder that `aligngpt score` wrote.")],
-    source: Annotated[Path, typer.Option(help="The file that was scored.")],
-    out: Annotated[Path, typer.Option(help="The same records with their level, in the field `similarity` (0…N-1).")],
+    scores: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that `aligngpt score` wrote; or a Parquet, CSV, JSON or JSON lines file, or a folder of "
+            "Parquet files, with a column of scores."
+        ),
+    ],
     levels: Annotated[int, typer.Option(min=2, help="N, the number of levels.")] = 8,
     method: Annotated[
         Literal["quantile", "width"], typer.Option(help="Levels of equal frequency, or of equal width.")
@@ -84,20 +143,50 @@ def levels(
     borders: Annotated[
         Path | None, typer.Option(help="Use the borders of this levels.json instead of fitting new ones.")
     ] = None,
+    score_column: Annotated[
+        str | None, typer.Option(help="Column of SCORES with the scores, where it is a table.", show_default="score")
+    ] = None,
+    source: Annotated[Path | None, typer.Option(help="The JSON file that was scored, for OUT in JSON.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=".json or .jsonl: the same records with their level, in the field `similarity` (0…N-1). .parquet: a "
+            "table of id, score and level (1…N)."
+        ),
+    ] = None,
+    keep: Annotated[str | None, typer.Option(help="Levels whose ids go to UIDS, as in 5-8 or 1,3.")] = None,
+    uids: Annotated[
+        Path | None, typer.Option(help=".npy: the ids to keep, sorted, as DataComp has them. .txt: one id a line.")
+    ] = None,
 ) -> None:
     """Cut scores into N levels, 1 the worst aligned and N the best, and write them into the data."""
     from aligngpt.alignment.levels import thin_levels
     from aligngpt.scoring.apply import make_levels
 
-    _, counts = make_levels(scores, source, out, num_levels=levels, method=method, borders=borders)
-    for level, count in enumerate(counts, start=1):
+    made = make_levels(
+        scores,
+        source=source,
+        out=out,
+        num_levels=levels,
+        method=method,
+        borders=borders,
+        score_column=score_column,
+        keep=keep,
+        uids=uids,
+    )
+    for level, count in enumerate(made.counts, start=1):
         print(f"level {level}: {count} pairs")
-    if thin := thin_levels(counts):
+    if made.without:
+        print(f"left out, without a score: {made.without} rows")
+    if made.levels.rank_error:
+        print(f"too many scores to sort: borders by a sketch, with a rank error of {made.levels.rank_error:.2%}")
+    if thin := thin_levels(made.counts):
         names = ", ".join(map(str, thin))
         console.print(
             f"warning: level {names}: less than a quarter of an equal share of the pairs, which trains little"
         )
-    print(f"borders: {scores / 'levels.json'}\ndata: {out}")
+    written = {"borders": made.borders, "data": out, "uids": uids}
+    print("\n".join(f"{name}: {path}" for name, path in written.items() if path is not None))
 
 
 @app.command()
@@ -131,6 +220,54 @@ def train(
         print(f"{result.stage}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
     if results[-1].stage == "instruct":
         print(f"model: {model_folder(read)}")
+
+
+@app.command()
+def check(
+    data: Annotated[list[Path], typer.Argument(help="Files of records: JSON arrays or JSON lines.")],
+    image_root: Annotated[
+        Path | None,
+        typer.Option(help="Folder image paths start from.", show_default="the recipe's, or each file's own"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Count tokens as this model reads them: folder or hub name.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Ask of the data what a stage of this recipe does; its backbones count tokens.")
+    ] = None,
+    stage: Annotated[
+        Literal["pretrain", "instruct"] | None, typer.Option(help="Stage of the recipe.", show_default="instruct")
+    ] = None,
+    levels: Annotated[int | None, typer.Option(min=2, help="N: levels outside of 1…N are wrong.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Decode every picture, not only its header.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", help="Write every problem to this file.")] = None,
+) -> None:
+    """List every problem of data files before anything runs; exit code 1 when a record would be rejected."""
+    from aligngpt.data.checking import check_files, write_checks
+
+    if model is not None and recipe is not None:
+        raise typer.BadParameter("give --model or --recipe, not both")
+    if stage is not None and recipe is None:
+        raise typer.BadParameter("--stage is one of a recipe; give --recipe too")
+    if recipe is not None:
+        from aligngpt.training.data_checks import check_for_recipe
+        from aligngpt.training.recipe import load_recipe
+
+        checks = check_for_recipe(
+            data, load_recipe(recipe), stage or "instruct", image_root=image_root, levels=levels, full=full
+        )
+    elif model is not None:
+        from aligngpt.training.data_checks import check_for_model
+
+        checks = check_for_model(data, model, image_root=image_root, levels=levels, full=full)
+    else:
+        checks = check_files(data, image_root=image_root, levels=levels, full=full)
+    print("\n\n".join(one.text() for one in checks))
+    if out is not None:
+        write_checks(out, checks)
+        print(f"\nall of it: {out}")
+    if not all(one.good for one in checks):
+        raise typer.Exit(1)
 
 
 @app.command()

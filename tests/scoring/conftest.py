@@ -1,7 +1,8 @@
 """Pair scorers that are loaded already, a text tower, and small files of pairs with their pictures."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from PIL import Image
 from tiny_scorers import CAPTION_WORDS, TOWER, build_caption_tokenizer, scattered
 
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.score import ScoreSummary, score_file
+from aligngpt.scoring.manifest import Manifest
+from aligngpt.scoring.parts import PartSummary, Reject, part_table, write_part
+
+SHARD_SIZE = 3
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +70,39 @@ def write_pairs(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def run(clip_scorer: PairScorer, tmp_path: Path) -> Callable[..., ScoreSummary]:
-    """Score a file into a folder, four records a batch, and let most of them be rejected."""
+def write_scores(tmp_path: Path) -> Callable[..., Path]:
+    """A folder as `score_source` leaves it of `count` records, three a shard; those without a score are rejected."""
 
-    def call(source: Path, out: str = "out", **options: Any) -> ScoreSummary:
-        settings = {"batch_size": 4, "max_reject_share": 0.9} | options
-        return score_file(source, settings.pop("scorer", clip_scorer), tmp_path / out, **settings)
+    def make(source: Path, scores: Mapping[int, float], count: int, name: str = "scores") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        total = PartSummary()
+        starts = range(0, count, SHARD_SIZE)
+        for shard, start in enumerate(starts):
+            records = range(min(SHARD_SIZE, count - start))
+            scored = [record for record in records if start + record in scores]
+            rows = part_table(
+                record=scored,
+                id=[f"id-{start + record}" for record in scored],
+                score=np.array([scores[start + record] for record in scored], dtype=np.float32),
+                caption_tokens=[3] * len(scored),
+                size=[(4, 4)] * len(scored),
+                image_hash=["00"] * len(scored),
+            )
+            rejects = [Reject(record, None, "missing", "gone") for record in records if record not in scored]
+            total += write_part(folder, shard, rows, rejects)
+        Manifest(
+            source={"kind": "llava", "fingerprint": hashlib.sha256(source.read_bytes()).hexdigest()},
+            shards=len(starts),
+            cut="",
+            model="model",
+            model_fingerprint="",
+            preprocessing={},
+            dtype="float32",
+            batch_size=4,
+            embeddings=False,
+            finished=total,
+        ).write(folder)
+        return folder
 
-    return call
+    return make

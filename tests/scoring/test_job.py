@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ from aligngpt.data.pairs import open_pairs
 from aligngpt.data.rejects import TooManyRejects
 from aligngpt.scoring import job
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.job import ScoreSummary, read_parts, read_scores, score_source
+from aligngpt.scoring.job import ScoreSummary, parse_share, read_parts, read_scores, score_source
 from aligngpt.scoring.manifest import MANIFEST, read_manifest
 from aligngpt.scoring.parts import PartSummary, ScoresError, part_path, rejects_path
 
@@ -156,6 +159,30 @@ def test_a_folder_of_other_scores_is_refused_and_kept(
     assert content(tmp_path / "out") == before
 
 
+DAMAGED = [
+    "",
+    "{",
+    "[]",
+    "7",
+    "{}",
+    '{"finished": null}',
+    '{"finished": 3}',
+    '{"source": {}, "finished": null, "x": 1}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_manifest_is_an_error_and_nothing_is_lost(
+    text: str, source: ListedPairs, run: Callable, tmp_path: Path
+) -> None:
+    run(source)
+    (tmp_path / "out" / MANIFEST).write_text(text)
+    before = content(tmp_path / "out")
+    with pytest.raises(ScoresError, match=r"manifest\.json is damaged"):
+        run(source)
+    assert content(tmp_path / "out") == before
+
+
 def test_parts_without_a_manifest_or_with_a_damaged_one_are_refused(
     source: ListedPairs, run: Callable, tmp_path: Path
 ) -> None:
@@ -248,6 +275,71 @@ def test_a_small_source_needs_no_process() -> None:
 def test_a_batch_of_nothing_is_refused(source: ListedPairs, run: Callable) -> None:
     with pytest.raises(ScoresError, match="at least 1, got 0"):
         run(source, batch_size=0)
+
+
+@pytest.mark.parametrize(("text", "share"), [("0/1", (0, 1)), ("3/12", (3, 12))])
+def test_a_share_of_the_shards_is_written_as_a_fraction(text: str, share: tuple[int, int]) -> None:
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize("text", ["", "1", "4/4", "1/0", "-1/2", "1/2/3", "a/b"])
+def test_other_texts_are_no_share_of_the_shards(text: str) -> None:
+    with pytest.raises(ScoresError, match="such as 0/4, found"):
+        parse_share(text)
+
+
+def test_an_array_has_the_scores_of_the_same_lines(
+    write_pairs: Callable[..., Path], run: Callable, tmp_path: Path
+) -> None:
+    lines = write_pairs(7)
+    array = tmp_path / "pairs.json"
+    array.write_text("[" + ",".join(lines.read_text(encoding="utf-8").splitlines()) + "]", encoding="utf-8")
+    for source, out in ((lines, "of_lines"), (array, "of_array")):
+        run(open_pairs(source, shard_size=3), out)
+    of_lines, of_array = (content(tmp_path / out) for out in ("of_lines", "of_array"))
+    assert of_lines.pop(MANIFEST) != of_array.pop(MANIFEST)
+    assert of_lines == of_array
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from aligngpt.data.pairs import open_pairs
+from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.job import score_source
+
+model, source, out = sys.argv[1:]
+scorer = PairScorer.load(model, device="cpu", dtype="float32")
+encode = scorer.pixel_features
+def slowly(pixels):
+    time.sleep(0.05)
+    return encode(pixels)
+scorer.pixel_features = slowly
+score_source(open_pairs(source, shard_size=10), scorer, Path(out), batch_size=2, workers=0)
+"""
+
+
+@pytest.mark.medium
+def test_a_killed_process_leaves_what_the_next_one_finishes(
+    write_pairs: Callable[..., Path], run: Callable, scorer_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pairs, out = write_pairs(100), tmp_path / "killed"
+    run(open_pairs(pairs, shard_size=10), "whole")
+    child = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, (scorer_folder("clip"), pairs, out))])
+    try:
+        give_up = time.monotonic() + 60
+        while not part_path(out, 2).exists():
+            assert child.poll() is None, "the job ended before it could be killed"
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+    finally:
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert not part_path(out, 9).exists()
+    assert read_manifest(out).finished is None
+    assert run(open_pairs(pairs, shard_size=10), "killed") == ScoreSummary(100, 0, {}, finished=True)
+    assert content(out) == content(tmp_path / "whole")
 
 
 def test_a_file_of_pairs_is_scored(write_pairs: Callable[..., Path], run: Callable, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class AlignmentLevels:
         borders: N - 1 scores in strictly rising order; a score that equals a border belongs to the level above it.
         method: how they were found: `quantile` (levels of equal frequency) or `width` (of equal width).
         statistics: of the scores they were fitted to.
+        rank_error: how far the share of scores below a border may be from the one meant, 0…1; 0 when exact.
 
     Raises:
         LevelsError: the borders are none, not finite or not rising, or the method is unknown.
@@ -51,6 +52,7 @@ class AlignmentLevels:
     borders: tuple[float, ...]
     method: LevelMethod
     statistics: ScoreStatistics
+    rank_error: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.borders or not all(map(math.isfinite, self.borders)):
@@ -95,6 +97,7 @@ class AlignmentLevels:
                 borders=tuple(_number(border) for border in content["borders"]),
                 method=content["method"],
                 statistics=_statistics(content["statistics"]),
+                rank_error=_number(content.get("rank_error", 0.0)),
             )
         except OSError as error:
             raise LevelsError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -119,15 +122,11 @@ def fit_levels(scores: ArrayLike, num_levels: int = 8, method: LevelMethod = "qu
         LevelsError: a score is NaN or infinite, or there are too few different ones for N levels.
     """
     values = np.sort(np.asarray(scores, dtype=np.float64), axis=None)
-    if num_levels < 2:
-        raise LevelsError(f"at least 2 levels are needed, got {num_levels}")
-    if method not in LEVEL_METHODS:
-        raise LevelsError(f"the method must be one of {', '.join(LEVEL_METHODS)}, got {method!r}")
     if not values.size:
         raise LevelsError("there are no scores to cut into levels; score some pairs first")
     if unusable := int(np.count_nonzero(~np.isfinite(values))):
         raise LevelsError(f"{unusable} of {values.size} scores are NaN or infinite; leave these pairs out")
-    borders = _quantile_borders(values, num_levels) if method == "quantile" else _width_borders(values, num_levels)
+    borders = find_borders(values, num_levels, method)
     statistics = ScoreStatistics(
         count=values.size,
         mean=float(values.mean()),
@@ -135,7 +134,30 @@ def fit_levels(scores: ArrayLike, num_levels: int = 8, method: LevelMethod = "qu
         minimum=float(values[0]),
         maximum=float(values[-1]),
     )
-    return AlignmentLevels(tuple(borders.tolist()), method, statistics)
+    return AlignmentLevels(borders, method, statistics)
+
+
+def find_borders(
+    ordered: NDArray[np.float64], num_levels: int, method: LevelMethod, weights: NDArray[np.int64] | None = None
+) -> tuple[float, ...]:
+    """The borders that `fit_levels` finds.
+
+    Args:
+        ordered: finite scores in rising order, `(scores,)`, at least one.
+        num_levels: N, at least 2.
+        method: see `fit_levels`.
+        weights: how many scores each one stands for, `(scores,)`; one each when None.
+
+    Raises:
+        LevelsError: there are too few different scores for N levels, or an argument makes no sense.
+    """
+    if num_levels < 2:
+        raise LevelsError(f"at least 2 levels are needed, got {num_levels}")
+    if method not in LEVEL_METHODS:
+        raise LevelsError(f"the method must be one of {', '.join(LEVEL_METHODS)}, got {method!r}")
+    if method == "width":
+        return tuple(_width_borders(ordered, num_levels).tolist())
+    return tuple(_quantile_borders(ordered, num_levels, weights).tolist())
 
 
 def level_counts(levels: ArrayLike, num_levels: int) -> NDArray[np.int64]:
@@ -182,21 +204,25 @@ def roc_auc(scores: ArrayLike, is_right: ArrayLike) -> float:
     return float((mean_rank[place[right]].sum() - rights * (rights + 1) / 2) / (rights * wrongs))
 
 
-def _quantile_borders(ordered: NDArray[np.float64], num_levels: int) -> NDArray[np.float64]:
+def _quantile_borders(
+    ordered: NDArray[np.float64], num_levels: int, weights: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
     """Borders as near to the N-quantiles of the scores as equal scores allow."""
-    # A cut at position p leaves p scores below; only between two different scores can there be one.
-    cuts = np.flatnonzero(ordered[1:] > ordered[:-1]) + 1
+    # Only between two different scores can there be a cut; it is known by how many scores it leaves below.
+    places = np.flatnonzero(ordered[1:] > ordered[:-1]) + 1
+    cuts = places if weights is None else np.cumsum(weights)[places - 1]
+    total = ordered.size if weights is None else int(weights.sum())
     if cuts.size < num_levels - 1:
         raise _too_few(cuts.size + 1, num_levels)
     inner = np.arange(num_levels - 1)
-    wanted = np.round((inner + 1) * (ordered.size / num_levels)).astype(np.int64)
+    wanted = np.round((inner + 1) * (total / num_levels)).astype(np.int64)
     above = np.searchsorted(cuts, wanted).clip(max=cuts.size - 1)
     below = (above - 1).clip(min=0)
     chosen = np.where(wanted - cuts[below] < cuts[above] - wanted, below, above)
     # Long runs of equal scores attract several quantiles to the same cut: spread these over the cuts beside it.
     chosen = np.maximum.accumulate(chosen - inner) + inner
     chosen = np.minimum(chosen, cuts.size - (num_levels - 1) + inner)
-    low, high = ordered[cuts[chosen] - 1], ordered[cuts[chosen]]
+    low, high = ordered[places[chosen] - 1], ordered[places[chosen]]
     middle = low / 2 + high / 2
     # Between neighbouring floating-point numbers the middle is rounded, perhaps to the lower one.
     return np.where((low < middle) & (middle <= high), middle, high)

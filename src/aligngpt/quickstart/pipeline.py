@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 import yaml
@@ -17,6 +18,7 @@ from rich.table import Table
 
 import aligngpt
 from aligngpt.alignment.levels import roc_auc
+from aligngpt.data.pairs import open_pairs
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources import load_samples, read_records
 from aligngpt.errors import AlignGPTError
@@ -31,10 +33,11 @@ from aligngpt.quickstart.backbones import prepare_language_model, prepare_text_t
 from aligngpt.quickstart.easy_vqa import EasyVQAFiles, prepare_easy_vqa
 from aligngpt.quickstart.photographs import prepare_photographs
 from aligngpt.reports.statistics import wilson_interval
-from aligngpt.scoring.apply import make_levels, read_scores
+from aligngpt.scoring.apply import make_levels
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.fit import train_dual_encoder
-from aligngpt.scoring.score import score_file
+from aligngpt.scoring.job import score_source
+from aligngpt.scoring.scored_pairs import ScoredPairs
 from aligngpt.training.recipe import Recipe, StageName, load_recipe, make_recipe, recipe_path
 from aligngpt.training.run import train
 
@@ -203,25 +206,24 @@ def _score(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
     if not run.done("Scores"):
         with run.step("Scores") as facts:
             scorer = PairScorer.load(encoder)
-            summary = score_file(files.captions, scorer, run.folder / "scores")
-            held_out = score_file(files.test_pairs, scorer, run.folder / "scores-test")
+            # Small pictures: a thread opens them before a process would have started.
+            summary = score_source(open_pairs(files.captions), scorer, run.folder / "scores", workers=0)
+            held_out = score_source(open_pairs(files.test_pairs), scorer, run.folder / "scores-test", workers=0)
             facts["samples"] = summary.scored + held_out.scored
             auc = _separation(files.test_pairs, run.folder / "scores-test")
             with atomic_write(run.folder / "separation.json") as file:
                 json.dump({"roc_auc": auc, "pairs": held_out.scored}, file)
     if not run.done("Levels"):
         with run.step("Levels"):
-            make_levels(run.folder / "scores", files.captions, run.folder / "captions.json")
+            make_levels(run.folder / "scores", source=files.captions, out=run.folder / "captions.json")
 
 
 def _separation(pairs: Path, scores_folder: Path) -> float:
-    scores = read_scores(scores_folder)
-    right = [
-        record["caption_quality"] == "right"
-        for index, record in read_records(pairs)
-        if index in scores and isinstance(record, dict)
-    ]
-    return roc_auc(list(scores.values()), right)
+    """How well the scores tell right captions from wrong ones: the area under the ROC curve."""
+    is_right = [isinstance(record, dict) and record["caption_quality"] == "right" for _, record in read_records(pairs)]
+    batches = list(ScoredPairs(scores_folder).batches())
+    scores = np.concatenate([batch.scores for batch in batches])
+    return roc_auc(scores, np.array(is_right)[np.concatenate([batch.numbers for batch in batches])])
 
 
 def _train(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Image–text similarity: models that give it, scoring a file of pairs, and writing levels into the file.
+"""Image–text similarity: models that give it, scoring pairs, and levels of scores written into data.
 
 Importing this room registers the dual encoder with transformers' Auto classes.
 """

@@ -1,105 +1,211 @@
-"""From scores to levels in a data file."""
+"""From scores to levels in data files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aligngpt.alignment.levels import AlignmentLevels, LevelMethod, fit_levels, level_counts
-from aligngpt.data.rejects import Rejects
-from aligngpt.data.sources import read_samples, write_records
-from aligngpt.scoring.score import SCORES, ScoresError, file_fingerprint, parse_line, read_manifest
+from aligngpt.alignment.levels import AlignmentLevels, LevelMethod, level_counts
+from aligngpt.alignment.sketch import ScoreCollector
+from aligngpt.files import sha256_of
+from aligngpt.progress import Meter
+from aligngpt.scoring.json_scores import JsonScores, starts_as
+from aligngpt.scoring.level_files import (
+    JSON_SUFFIXES,
+    TABLE_SUFFIX,
+    UIDS_SUFFIXES,
+    LevelWriter,
+    parse_levels,
+    records_writer,
+    table_writer,
+    uids_writer,
+)
+from aligngpt.scoring.manifest import MANIFEST
+from aligngpt.scoring.parts import ScoresError
+from aligngpt.scoring.score_tables import (
+    DEFAULT_COLUMN,
+    CsvScores,
+    ParquetScores,
+    ScoreBatch,
+    ScoreTable,
+)
+from aligngpt.scoring.scored_pairs import ScoredPairs
 
 LEVELS = "levels.json"
 
 
+@dataclass(frozen=True)
+class LevelsSummary:
+    """What became of scores.
+
+    Attributes:
+        levels: where one level ends and the next begins.
+        counts: how many pairs each level has, `(num_levels,)`.
+        without: rows that have no score, and so no level.
+        borders: the file that keeps `levels`.
+    """
+
+    levels: AlignmentLevels
+    counts: NDArray[np.int64]
+    without: int
+    borders: Path
+
+
 def make_levels(
     scores: Path,
-    source: Path,
-    out: Path,
     *,
+    source: Path | None = None,
+    out: Path | None = None,
     num_levels: int = 8,
     method: LevelMethod = "quantile",
     borders: Path | None = None,
-) -> tuple[AlignmentLevels, NDArray[np.int64]]:
-    """Find the levels of a folder of scores, keep them there as `levels.json`, and write them into the data.
+    score_column: str | None = None,
+    keep: str | None = None,
+    uids: Path | None = None,
+) -> LevelsSummary:
+    """Find the levels of scores, and write them into the data, a batch at a time and atomically.
+
+    The levels are kept as `levels.json` in a folder that `score` wrote; those of another table are kept beside what is
+    written, by the same name with the ending `.borders.json`.
 
     Args:
-        scores: folder that `score_file` wrote.
-        source: the file that was scored.
-        out: see `apply_levels`.
+        scores: see `open_scores`.
+        source: JSON file that was scored; for an `out` with its records.
+        out: `.json` or `.jsonl` for the records that have a score, with two more fields: `score`, and `similarity`, the
+            level less one (0…N-1), as the authors' files have it. `.parquet` for a table of `LEVEL_FIELDS`, and of all
+            columns of `scores` where that is a table.
         num_levels: N, at least 2.
         method: see `fit_levels`.
         borders: `levels.json` of other scores: use its levels, and neither `num_levels` nor `method`.
-
-    Returns:
-        The levels, and how many pairs each has, `(num_levels,)`.
+        score_column: see `open_scores`.
+        keep: levels whose ids go to `uids`, such as `5-8`.
+        uids: see `uids_writer`.
 
     Raises:
         LevelsError: there are too few different scores, or `borders` is not such a file.
-        ScoresError: see `apply_levels`.
+        ScoresError: the scores cannot be read, or the files asked for cannot be made of them.
+        SourceError: `source` cannot be read.
     """
-    found = read_scores(scores)
-    if borders is not None:
-        levels = AlignmentLevels.load(borders)
-    else:
-        levels = fit_levels(list(found.values()), num_levels, method)
-    counts = apply_levels(source, scores, out, levels)
-    levels.save(scores / LEVELS)
-    return levels, counts
+    table = open_scores(scores, score_column)
+    if out is None and uids is None and not isinstance(table, ScoredPairs):
+        raise ScoresError(f"{scores} stays as it is; say with --out or --uids where its levels are to go")
+    _check_places(table, [path for path in (source, borders, scores / LEVELS) if path is not None], out, uids)
+    records = _source_of_records(table, source, out)
+    given = AlignmentLevels.load(borders) if borders is not None else None
+    kept = _kept_levels(keep, uids, num_levels if given is None else given.num_levels)
+    levels = given or _fit(table, num_levels, method)
+    counts, without = np.zeros(levels.num_levels, dtype=np.int64), 0
+    with ExitStack() as stack:
+        writers: list[LevelWriter] = []
+        if uids is not None:
+            writers.append(stack.enter_context(uids_writer(uids, kept)))
+        if out is not None and records is not None:
+            writers.append(stack.enter_context(records_writer(out, records)))
+        elif out is not None:
+            writers.append(stack.enter_context(table_writer(out, table.schema)))
+        for batch in _metered("writing levels", table, with_columns=out is not None and records is None):
+            assigned = levels.assign(batch.scores)
+            counts += level_counts(assigned, levels.num_levels)
+            without += batch.without
+            for writer in writers:
+                writer.write(batch, assigned)
+    own = scores / LEVELS if isinstance(table, ScoredPairs) else (out or uids or scores).with_suffix(".borders.json")
+    levels.save(own)
+    return LevelsSummary(levels, counts, without, own)
 
 
-def apply_levels(source: Path, scores: Path, out: Path, levels: AlignmentLevels) -> NDArray[np.int64]:
-    """Write the scored records of a file with two more fields: `score`, and `similarity`, the level less one (0…N-1).
-
-    That is how the authors' files have it. All other fields stay as they are; records without a score are left out.
+def open_scores(path: Path, column: str | None = None) -> ScoreTable:
+    """The scores at a path.
 
     Args:
-        source: the file that was scored.
-        scores: folder that `score_file` wrote.
-        out: a JSON array when the name ends in `.json`, else JSON lines; written atomically.
-        levels: where one level ends and the next begins.
-
-    Returns:
-        How many pairs each level has, `(num_levels,)`.
+        path: folder that `aligngpt score` wrote; or a Parquet, CSV, JSON or JSON lines file, or a folder of Parquet
+            files.
+        column: name of the column of scores, for what `aligngpt score` did not write; `score` when None.
 
     Raises:
-        ScoresError: the scores are of another file or not all there, or `out` is `source`.
+        ScoresError: there are none, the job was not finished, or there is no such column.
     """
-    if out.resolve() == source.resolve():
-        raise ScoresError(f"{out} is the file that was scored; give the records with levels another name")
-    if read_manifest(scores).source != file_fingerprint(source):
-        raise ScoresError(f"{scores} holds scores of another file than {source}, or it has changed; score it again")
-    found = read_scores(scores)
-    level_of = dict(zip(found, levels.assign(list(found.values())).tolist(), strict=True))
-    records = [
-        record | {"similarity": level_of[sample.record] - 1, "score": found[sample.record]}
-        for sample, record in read_samples(source, Rejects(None))
-        if sample.record in level_of
-    ]
-    write_records(out, records)
-    return level_counts(list(level_of.values()), levels.num_levels)
+    name = column or DEFAULT_COLUMN
+    if path.is_dir():
+        if column is None and (path / MANIFEST).exists():
+            return ScoredPairs(path)
+        if files := sorted(path.rglob("*.parquet")):
+            return ParquetScores(path, files, name)
+        raise ScoresError(f"{path} holds no scores: neither a {MANIFEST} of `aligngpt score` nor Parquet files")
+    start = starts_as(path)
+    if path.suffix == ".csv":
+        return CsvScores(path, name)
+    if path.suffix == TABLE_SUFFIX:
+        return ParquetScores(path, [path], name)
+    if start and start in "[{":
+        return JsonScores(path, name)
+    raise ScoresError(
+        f"{path} holds no scores: expected a folder that `aligngpt score` wrote, a Parquet, CSV, JSON or JSON lines "
+        "file, or a folder of Parquet files"
+    )
 
 
-def read_scores(scores: Path) -> Mapping[int, float]:
-    """The score of each record that has one, by the record's number in its file, in the order of the file.
+def _check_places(table: ScoreTable, others: Sequence[Path], out: Path | None, uids: Path | None) -> None:
+    """Refuse to write over what is read, or over the levels that are kept."""
+    taken = {path.resolve() for path in others}
+    for path in (out, uids):
+        if path is not None and (table.reads(path) or path.resolve() in taken):
+            raise ScoresError(f"{path} is part of what is read or kept here; give what is written another place")
+
+
+def _kept_levels(keep: str | None, uids: Path | None, num_levels: int) -> frozenset[int]:
+    """The levels whose ids are written; none when no ids are."""
+    if (keep is None) != (uids is None):
+        raise ScoresError("--keep says which levels, --uids where their ids are to go; give both or neither")
+    if keep is None or uids is None:
+        return frozenset()
+    if uids.suffix not in UIDS_SUFFIXES:
+        raise ScoresError(f"the ids can be written as {' or '.join(UIDS_SUFFIXES)}, not as {uids.name}")
+    return parse_levels(keep, num_levels)
+
+
+def _fit(table: ScoreTable, num_levels: int, method: LevelMethod) -> AlignmentLevels:
+    collector = ScoreCollector()
+    for batch in _metered("reading scores", table):
+        collector.add(batch.scores)
+    return collector.fit(num_levels, method)
+
+
+def _metered(what: str, table: ScoreTable, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
+    with Meter(what, table.rows, unit="rows") as meter:
+        for batch in table.batches(with_columns=with_columns):
+            meter.advance(len(batch.scores) + batch.without)
+            yield batch
+
+
+def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None) -> Path | None:
+    """The JSON file whose records are written; None when none are.
 
     Raises:
-        ScoresError: the folder holds no scores, the job was not finished, or what is there is damaged.
+        ScoresError: `out` and `source` do not go together, or the scores are of another file than `source`.
     """
-    finished = read_manifest(scores).finished
-    if finished is None:
-        raise ScoresError(f"{scores} is not finished; run the same `aligngpt score` again and it goes on")
-    path = scores / SCORES
-    try:
-        with path.open("rb") as file:
-            lines = [parse_line(line) for line in file]
-    except OSError as error:
-        raise ScoresError(f"{path} cannot be read: {error.strerror or error}") from error
-    whole = [line for line in lines if line is not None]
-    if len(whole) != len(lines) or len(whole) != finished.scored:
-        raise ScoresError(
-            f"{path} has {len(whole)} whole lines, expected {finished.scored}; run the same `aligngpt score` again"
-        )
-    return dict(whole)
+    if out is None or out.suffix == TABLE_SUFFIX:
+        if source is not None:
+            raise ScoresError("--source is read for an --out that ends in .json or .jsonl; leave it out")
+        return None
+    if out.suffix not in JSON_SUFFIXES:
+        raise ScoresError(f"{out} must end in {', '.join(JSON_SUFFIXES)} or {TABLE_SUFFIX}: that says what is written")
+    if isinstance(table, JsonScores):
+        if source is not None and source.resolve() != table.path.resolve():
+            raise ScoresError(f"the scores of {table.path} are written into its own records; leave --source out")
+        return table.path
+    if not isinstance(table, ScoredPairs):
+        raise ScoresError(f"{out} would hold JSON records, which a table has none of; write {out.stem}.parquet")
+    if source is None:
+        raise ScoresError(f"give with --source the JSON file that was scored, or write {out.stem}.parquet")
+    if starts_as(source) not in ("[", "{"):
+        raise ScoresError(f"{source} is no JSON, so there are no records to write; write {out.stem}.parquet instead")
+    with source.open("rb") as file:
+        if table.manifest.source["fingerprint"] != sha256_of(file):
+            raise ScoresError(
+                f"{table.folder} holds scores of another file than {source}, or it has changed; score it again"
+            )
+    return source

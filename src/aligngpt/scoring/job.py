@@ -4,6 +4,7 @@ The work is in `aligngpt.scoring.pipeline`; what is kept of it, in `aligngpt.sco
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def score_source(
         scorer: the model.
         out: folder of the scores.
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
-        workers: processes that open pictures; 0 for a thread, None for as many as fit the machine and the source.
+        workers: processes that open pictures; 0 for a thread, None for as many as fit the machine and the source. They
+            are spawned, so a script that calls this with other than 0 needs `if __name__ == "__main__":`.
         embeddings: also keep the features of images and captions.
         max_reject_share: share of the records, 0…1, that may be rejected.
         shard: `(i, n)`: score every n-th shard only, from the i-th on, 0…n-1; other processes score the others
@@ -127,6 +129,18 @@ def score_source(
     _check_share(out, total, max_reject_share)
     finished = _finish(out, manifest, max_reject_share)
     return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished)
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """The share of the shards that `i/n` names; see `score_source`.
+
+    Raises:
+        ScoresError: it is no such text.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ScoresError(f"expected a share of the shards i/n with i in 0…n-1, such as 0/4, found {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def read_parts(out: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

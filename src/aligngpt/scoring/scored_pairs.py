@@ -1,0 +1,47 @@
+"""The scores in a folder that `aligngpt score` wrote, as a table that becomes levels."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from aligngpt.scoring.manifest import finished_manifest
+from aligngpt.scoring.parts import ScoresError, part_path, part_summary, read_batches
+from aligngpt.scoring.score_tables import ScoreBatch, ScoreTable
+
+
+class ScoredPairs(ScoreTable):
+    """The scores in a folder that `aligngpt score` wrote; a row's number is that of its record in the source.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        ScoresError: the job was not finished, or a part is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = finished_manifest(folder)
+        self._starts = np.zeros(self.manifest.shards, dtype=np.int64)
+        at = 0
+        for shard in range(self.manifest.shards):
+            self._starts[shard] = at
+            summary = part_summary(folder, shard)
+            if summary is None:
+                raise ScoresError(
+                    f"{part_path(folder, shard)} or its rejects cannot be read; run the same `aligngpt score` again: "
+                    "it makes this part anew"
+                )
+            at += summary.records
+
+    @property
+    def rows(self) -> int | None:
+        assert self.manifest.finished is not None
+        return self.manifest.finished.scored
+
+    def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
+        for batch in read_batches(self.folder, self.manifest.shards, ("record", "id", "score")):
+            numbers = self._starts[batch["shard"].to_numpy()] + batch["record"].to_numpy()
+            scores = batch["score"].to_numpy().astype(np.float64)
+            yield ScoreBatch(numbers, batch["id"], scores, None, 0)
