@@ -93,15 +93,29 @@ def score(
         Literal["auto", "float32", "bfloat16"],
         typer.Option(help="What the model computes with; auto is bfloat16 where the device has it natively."),
     ] = "auto",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or a pool of Ray actors.")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a Ray cluster; auto: that of this machine.", show_default="a Ray for this job alone"),
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Ray actors.", show_default="one a GPU, or one for 2 CPUs")
+    ] = None,
 ) -> None:
     """Give every image–caption pair the cosine similarity of its image and caption.
 
     The same command goes on with a job that was stopped.
     """
+    from functools import partial
+
     from aligngpt.data.pairs import open_pairs
     from aligngpt.scoring.encoders import PairScorer
     from aligngpt.scoring.job import parse_share, score_source
 
+    if engine == "ray" and shard is not None:
+        raise typer.BadParameter("--shard is for processes that know nothing of each other; Ray shares the shards out")
+    if engine == "local" and (address is not None or actors is not None):
+        raise typer.BadParameter("--address and --actors are for --engine ray")
     share = None if shard is None else parse_share(shard)
     pairs = open_pairs(
         source,
@@ -111,16 +125,35 @@ def score(
         image_column=image_column,
         id_column=id_column,
     )
-    summary = score_source(
-        pairs,
-        PairScorer.load(model, device=device, dtype=precision),
-        out,
-        batch_size=batch_size,
-        workers=workers,
-        embeddings=embeddings,
-        max_reject_share=max_reject_share,
-        shard=share,
-    )
+    if engine == "ray" and Path(model).is_dir():
+        # The actors work in another folder.
+        model = str(Path(model).absolute())
+    load_scorer = partial(PairScorer.load, model, device=device, dtype=precision)
+    if engine == "ray":
+        from aligngpt.scoring.ray_engine import score_on_ray
+
+        summary = score_on_ray(
+            pairs,
+            load_scorer,
+            out,
+            address=address,
+            actors=actors,
+            batch_size=batch_size,
+            workers=workers,
+            embeddings=embeddings,
+            max_reject_share=max_reject_share,
+        )
+    else:
+        summary = score_source(
+            pairs,
+            load_scorer(),
+            out,
+            batch_size=batch_size,
+            workers=workers,
+            embeddings=embeddings,
+            max_reject_share=max_reject_share,
+            shard=share,
+        )
     if not summary.finished:
         print("the shards of the other processes are still to be scored")
     reasons = ", ".join(f"{reason} {count}" for reason, count in summary.reasons.items())

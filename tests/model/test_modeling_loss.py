@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -112,3 +113,17 @@ def test_gradient_checkpointing_changes_no_gradient(assembled: Callable, batch_o
     for name, parameter in model.named_parameters():
         if name in expected:
             torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2"])
+def test_a_batch_of_text_takes_the_parts_for_images_along(assembled: Callable, tower: str) -> None:
+    model, _ = assembled("llama", tower)
+    ids = torch.randint(3, 20, (2, 6))
+    expected = model.eval()(input_ids=ids, labels=ids).loss
+    model.train()
+    loss = model(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    for part in (model.model.multi_modal_projector, model.model.alignment):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None and not parameter.grad.any(), name

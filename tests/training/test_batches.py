@@ -50,3 +50,12 @@ def test_each_epoch_has_its_own_order_and_each_seed_too() -> None:
     sampler.set_epoch(1)
     assert list(sampler) != first
     assert list(BalancedSampler(LENGTHS, 2, 2, seed=7)) != first
+
+
+def test_the_longest_row_is_in_the_first_step_of_the_first_epoch() -> None:
+    for seed in range(5):
+        sampler = BalancedSampler(LENGTHS, 2, 1, seed=seed)
+        assert 0 in list(sampler)[:2]
+    sampler.set_epoch(1)
+    orders = [list(BalancedSampler(LENGTHS, 2, 1, seed=seed)) for seed in range(8)]
+    assert len({tuple(order[2:4]) for order in orders}) > 1

@@ -233,10 +233,37 @@ def test_a_level_beyond_the_models_is_an_error(tiny_recipe: Callable) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_stage(tiny_recipe: Callable) -> None:
-    with pytest.raises(AlignGPTError, match="the loss is nan at step"):
-        train(
-            tiny_recipe(pretrain__learning_rate=1e30, pretrain__max_grad_norm=1e30, pretrain__max_steps=8), ["pretrain"]
-        )
+    recipe = tiny_recipe(pretrain__learning_rate=1e30, pretrain__max_grad_norm=1e30, pretrain__max_steps=8)
+    with pytest.raises(AlignGPTError, match=r"the loss is (nan|inf) after step"):
+        train(recipe, ["pretrain"])
+    stopped = json.loads((Path(recipe.output) / "pretrain" / "stopped.json").read_text())
+    assert len(stopped["samples"]) == 4 and set(stopped["samples"]) <= set(map(str, range(12)))
+
+
+def test_a_stage_that_learns_from_nothing_stops(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = module.load_model
+
+    def without_levels(*args: Any, **options: Any) -> Any:
+        model, processor = load(*args, **options)
+        model.model.alignment.levels.data.zero_()
+        return model, processor
+
+    monkeypatch.setattr(module, "load_model", without_levels)
+    recipe = tiny_recipe(instruct__train=["gate"], instruct__max_steps=12, pretrain=None)
+    with pytest.raises(AlignGPTError, match="all gradients were zero 3 times"):
+        train(recipe)
+
+
+def test_text_alone_trains_where_parts_for_images_train(tiny_recipe: Callable, data: Path) -> None:
+    texts = [{"question": f"what is it {number} ?", "answer": "red circle"} for number in range(6)]
+    (data / "texts.json").write_text(json.dumps(texts))
+    recipe = tiny_recipe(
+        instruct__data=str(data / "texts.json"),
+        instruct__train=["projector", "gate"],
+        instruct__max_steps=2,
+        pretrain=None,
+    )
+    assert train(recipe)[0].steps == 2
 
 
 def test_wrong_recipes_say_what_is_wrong(tiny_recipe: Callable) -> None:

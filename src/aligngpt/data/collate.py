@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class Collator:
 
     pad_token_id: int
     packed: bool = False
+
+    def with_ids(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The same, and the ids of all examples in `sample_ids`, which the model does not take."""
+        return self(rows) | {"sample_ids": [example.id for row in rows for example in row]}
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The inputs of the model for these rows.

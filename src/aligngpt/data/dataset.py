@@ -35,12 +35,14 @@ class Example:
         labels: the ids that count and -100 elsewhere, as long as `input_ids`.
         pixel_values: `(images, channels, height, width)`, or None without images.
         level: the alignment level 1…N, where the sample has one.
+        id: the sample's.
     """
 
     input_ids: list[int]
     labels: list[int]
     pixel_values: Tensor | None
     level: int | None
+    id: str = ""
 
 
 Row = tuple[Example, ...]
@@ -116,7 +118,7 @@ class ConversationDataset(Dataset[Row]):
             except ExampleError as error:
                 self._reject(member, sample, error.reason, error)
             else:
-                examples.append(Example(input_ids, labels, pixels, sample.level))
+                examples.append(Example(input_ids, labels, pixels, sample.level, sample.id))
         return tuple(examples)
 
     def _pixels(self, images: Sequence[str]) -> Tensor | None:

@@ -17,7 +17,7 @@ ROWS_AT_ONCE = 1024
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, excluded: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The sum over tokens of −log softmax(hidden · weightᵀ + bias)[label].
 
     Args:
@@ -28,27 +28,30 @@ def linear_cross_entropy(
         excluded: ids that are never an answer and have no part in the softmax, `(excluded,)`.
 
     Returns:
-        A number in float32, with gradients for `hidden`, `weight` and `bias`.
+        The sum in float32, with gradients for `hidden`, `weight` and `bias`; and each token's part of it, `(tokens,)`,
+        to look at.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         # A function of our own is not cast by autocast: the product is to be in its precision, as any linear layer.
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, excluded)  # type: ignore[no-untyped-call]
-    return loss
+    both: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, labels, excluded
+    )
+    return both
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, excluded: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         # Sums of several parts are in single precision.
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
-        loss = hidden.new_zeros((), dtype=torch.float32)
+        losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
         for part in range(0, len(hidden), ROWS_AT_ONCE):
             rows = slice(part, part + ROWS_AT_ONCE)
             logits = torch.nn.functional.linear(hidden[rows], weight, bias)
@@ -56,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             values.index_fill_(-1, excluded, -torch.inf)
             right = labels[rows].unsqueeze(-1)
             values -= values.logsumexp(dim=-1, keepdim=True)
-            loss -= values.gather(-1, right).sum()
+            losses[rows] = -values.gather(-1, right).squeeze(-1)
             if not (wants_hidden or wants_weight or wants_bias):
                 continue
             gradient = values.exp_()
@@ -70,10 +73,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 of_bias += gradient.sum(dim=0)
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
         ctx.dtype = hidden.dtype
-        return loss
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         # In place, since these tensors are of no other use; autograd refuses a second backward pass over them.
         parts = (None if part is None else part.mul_(scale.to(part.dtype)).to(ctx.dtype) for part in ctx.saved_tensors)
         return (*parts, None, None)

@@ -52,9 +52,15 @@ class AlignGPTModelOutput(LlavaModelOutputWithPast):
 
 @dataclass
 class AlignGPTOutput(LlavaCausalLMOutputWithPast):
-    """`LlavaCausalLMOutputWithPast` and the gate's `alignment_weights (batch, levels - 1)`; None where no gate ran."""
+    """`LlavaCausalLMOutputWithPast` and some more.
+
+    Attributes:
+        alignment_weights: the gate's, `(batch, levels - 1)`; None where no gate ran.
+        token_losses: of each token that counts, `(counted,)`, in reading order, without gradients; None without labels.
+    """
 
     alignment_weights: Tensor | None = None
+    token_losses: Tensor | None = None
 
 
 class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
@@ -162,6 +168,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 embedding = embedding.unsqueeze(1) if pieces is None else embedding[samples.of_token]
                 embeds = torch.where(is_align.unsqueeze(-1), embedding, embeds)
             embeds = embeds.masked_scatter(is_image, image_tokens)
+        elif self.training and torch.is_grad_enabled():
+            embeds = self._with_image_parts(embeds)
         if (align := features.get("align")) is not None:
             rows = torch.cat(list(align.pooler_output)).to(embeds.device, embeds.dtype)
             embeds = embeds.masked_scatter(is_align.unsqueeze(-1), rows)
@@ -180,6 +188,29 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             image_outputs=features.get("image"),
             alignment_weights=weights,
         )
+
+    def _with_image_parts(self, embeds: Tensor) -> Tensor:
+        """The embeddings of a batch without images, unchanged in value, on which projector and gate have a part.
+
+        Where a model trains on several devices, each must take every trained part into every step: a device whose batch
+        is text alone would otherwise leave the others waiting.
+        """
+        parts = [
+            self.vision_tower,
+            self.multi_modal_projector,
+            *([self.alignment] if self.alignment is not None else []),
+        ]
+        if not any(parameter.requires_grad for part in parts for parameter in part.parameters()):
+            return embeds
+        vision = self.config.vision_config
+        side = self.config.image_scales[-1] if self.config.image_scales else vision.image_size
+        pixels = torch.zeros(1, vision.num_channels, side, side, device=embeds.device, dtype=self.vision_tower.dtype)
+        image_tokens = torch.stack(list(self.get_image_features(pixels, return_dict=True).pooler_output))
+        nothing = 0 * image_tokens.sum()
+        if self.alignment is not None:
+            aligned = self.alignment(image_tokens, image_tokens.new_zeros(1, image_tokens.shape[-1]))
+            nothing = nothing + 0 * aligned.embedding.sum()
+        return embeds + nothing.to(embeds.device, embeds.dtype)
 
     def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As `LlavaModel.get_image_features`, at every one of the configuration's `image_scales`."""
@@ -335,7 +366,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         )
         hidden = outputs.last_hidden_state
 
-        loss = None
+        loss = losses = None
         if labels is None:
             logits = self._logits(slice_logits_to_keep(hidden, logits_to_keep))
         else:
@@ -344,12 +375,13 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             hidden, expected = hidden[:, :-1][counted], labels[:, 1:][counted]
             if self._fuses_loss():
                 logits = None
-                loss = linear_cross_entropy(
+                loss, losses = linear_cross_entropy(
                     hidden, self.lm_head.weight, self.lm_head.bias, expected, self._placeholders(hidden.device)
                 )
             else:
                 logits = self._logits(hidden)
-                loss = nn.functional.cross_entropy(logits.float(), expected, reduction="sum")
+                losses = nn.functional.cross_entropy(logits.float(), expected, reduction="none")
+                loss, losses = losses.sum(), losses.detach()
             loss = loss / (len(expected) if num_items_in_batch is None else num_items_in_batch)
         return AlignGPTOutput(
             loss=loss,
@@ -359,6 +391,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             attentions=outputs.attentions,
             image_outputs=outputs.image_outputs,
             alignment_weights=outputs.alignment_weights,
+            token_losses=losses,
         )
 
     def _fuses_loss(self) -> bool:

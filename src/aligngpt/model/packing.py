@@ -77,22 +77,31 @@ def packed_attention(
     longest = max(piece.stop - piece.start + piece.prefix_stop - piece.prefix_start for piece in pieces)
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(f"a sample of {longest} tokens is longer than the {sliding_window} that a layer sees")
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    # Split, not sliced: the gradient of a slice is a tensor as long as the row.
+    lengths = [piece.stop - piece.start for piece in pieces]
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    number = {piece.start: place for place, piece in enumerate(pieces)}
+    fewer_heads = query.shape[1] != key.shape[1]
     seen = []
-    for piece in pieces:
-        own = slice(piece.start, piece.stop)
-        keys, values, mask = key[:, :, own], value[:, :, own], None
+    for place, piece in enumerate(pieces):
+        own_keys, own_values, mask = keys[place], values[place], None
         if before := piece.prefix_stop - piece.prefix_start:
-            prefix = slice(piece.prefix_start, piece.prefix_stop)
-            keys = torch.cat([key[:, :, prefix], keys], dim=2)
-            values = torch.cat([value[:, :, prefix], values], dim=2)
-            length = piece.stop - piece.start
-            mask = torch.ones(length, before + length, dtype=torch.bool, device=query.device).tril(before)
+            prefix = number[piece.prefix_start]
+            own_keys = torch.cat([keys[prefix], own_keys], dim=2)
+            own_values = torch.cat([values[prefix], own_values], dim=2)
+            mask = torch.ones(lengths[place], before + lengths[place], dtype=torch.bool, device=query.device).tril(
+                before
+            )
         seen.append(
             F.scaled_dot_product_attention(
-                query[:, :, own], keys, values, mask, dropout, is_causal=mask is None, scale=scaling
+                queries[place],
+                own_keys,
+                own_values,
+                mask,
+                dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=fewer_heads,
             )
         )
     return torch.cat(seen, dim=2).transpose(1, 2), None

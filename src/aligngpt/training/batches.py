@@ -35,7 +35,8 @@ def balanced_parts(members: Sequence[int], lengths: Sequence[int], parts: int) -
 class BalancedSampler(Sampler[int]):
     """Rows at random, arranged within each optimiser step so that its micro-batches have about as many tokens each.
 
-    What an optimiser step sees is what plain shuffling gives it; only memory and time are more even.
+    What an optimiser step sees is what plain shuffling gives it; only memory and time are more even. In the first epoch
+    the step with the longest row comes first, so that memory that is too small shows in the first minute.
 
     Args:
         lengths: an estimate of the tokens of each row.
@@ -59,9 +60,15 @@ class BalancedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        step = self.micro_batch * self.parts
-        for start in range(0, len(order), step):
-            members = order[start : start + step]
+        size = self.micro_batch * self.parts
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        if self.epoch == 0:
+            # Among the whole steps: the last one may be short, and stays the last.
+            heaviest = max(
+                range(max(1, len(order) // size)), key=lambda one: max(map(self.lengths.__getitem__, steps[one]))
+            )
+            steps.insert(0, steps.pop(heaviest))
+        for members in steps:
             # A step that the data ends in has fewer micro-batches, all full but the last.
             parts = -(-len(members) // self.micro_batch)
             short = parts * self.micro_batch - len(members)

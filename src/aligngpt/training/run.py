@@ -218,7 +218,7 @@ def _trainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=collator,
+        data_collator=collator.with_ids,
         callbacks=[StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl", validation)],
     )
 

@@ -24,9 +24,12 @@ from aligngpt.training.batches import BalancedSampler
 from aligngpt.training.recipe import StageRecipe
 from aligngpt.training.stages import NEW_PARTS, load_tensors, part_of, trained_tensors
 from aligngpt.training.validation import Validation
+from aligngpt.training.watch import Watch
 
 WEIGHTS_FILE = "trained.safetensors"
 COMPLETE_FILE = "complete.json"
+STOPPED_FILE = "stopped.json"
+LOGS_WITHOUT_GRADIENT = 3
 
 
 @dataclass
@@ -86,10 +89,58 @@ class StageTrainer(Trainer):
         self.lr_scheduler: LambdaLR | None
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
+        self.watch = Watch(self.accelerator.unwrap_model(self.model).config)
+        self._without_gradient = 0
 
     @property
     def _folder(self) -> Path:
         return Path(self.args.output_dir or ".")
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the time it takes is time without data."""
+        started = time.monotonic()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self.watch.wait(time.monotonic() - started)
+        return batches
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As the Trainer's, and a look at what came out.
+
+        Raises:
+            AlignGPTError: the loss is not a number any more; the samples are then named in `stopped.json`.
+        """
+        ids = inputs.pop("sample_ids", [])
+        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._stop(f"the loss is {loss.item()}", ids)
+        with torch.no_grad():
+            self.watch.see(inputs, output)
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, with what was seen since the last time.
+
+        Raises:
+            AlignGPTError: several times in a row nothing was learnt from.
+        """
+        if "loss" in logs:
+            logs |= self.watch.figures()
+            self._without_gradient = self._without_gradient + 1 if logs.get("grad_norm") == 0 else 0
+            if self._without_gradient == LOGS_WITHOUT_GRADIENT:
+                self._stop(f"all gradients were zero {LOGS_WITHOUT_GRADIENT} times in a row", [])
+        super().log(logs, *args, **kwargs)
+
+    def _stop(self, what: str, ids: list[str]) -> None:
+        step = self.state.global_step
+        path = self._folder.parent / STOPPED_FILE
+        with atomic_write(path) as file:
+            json.dump({"step": step, "what": what, "samples": ids}, file, indent=2)
+        raise AlignGPTError(
+            f"{what} after step {step}; the samples are in {path}. Lower the learning rate or look at the data, then "
+            "run the same command again"
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with one group for the language model and the tower and one for what is new to them."""
@@ -123,13 +174,12 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if self.stage.group_by_length and isinstance(dataset, ConversationDataset):
-            return LengthGroupedSampler(self.stage.batch_size, lengths=row_lengths(dataset))
-        if isinstance(dataset, ConversationDataset) and self.data_collator.packed:
-            micro_batch = self.stage.micro_batch_size or self.stage.batch_size
-            parts = self.stage.batch_size // micro_batch
-            return BalancedSampler(row_lengths(dataset), micro_batch, parts, self.args.seed)
-        return super()._get_train_sampler(train_dataset)
+        assert isinstance(dataset, ConversationDataset)
+        lengths = row_lengths(dataset)
+        if self.stage.group_by_length:
+            return LengthGroupedSampler(self.stage.batch_size, lengths=lengths)
+        micro_batch = self.stage.micro_batch_size or self.stage.batch_size
+        return BalancedSampler(lengths, micro_batch, self.stage.batch_size // micro_batch, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir) if output_dir is not None else self._folder
@@ -200,22 +250,12 @@ class StageCallback(TrainerCallback):
         self.saved_at = self.clock.seconds
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Append the logged figures to the metrics file.
-
-        Raises:
-            AlignGPTError: the loss is not a number any more.
-        """
+        """Append the logged figures to the metrics file."""
         logs = kwargs["logs"]
         if "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise AlignGPTError(
-                f"{self.description}: the loss is {logs['loss']} at step {state.global_step}; lower the learning rate "
-                "or look at the data, then run the same command again"
-            )
-        self.remark = f"loss {logs['loss']:.3f}"
-        names = ("loss", "grad_norm", "learning_rate")
-        self._write(state, {name: logs[name] for name in names if name in logs})
+        self.remark = f"loss {logs['loss']:.3f} {logs['tokens_per_second']:,.0f} tokens/s"
+        self._write(state, {name: value for name, value in logs.items() if name != "epoch"})
 
     def _validate(self, state: Any, model: Any, *, in_bfloat16: bool, ends: bool) -> None:
         if self.validation is None or self.stage.validation is None or not state.is_world_process_zero:
