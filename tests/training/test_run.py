@@ -1,5 +1,6 @@
 """A training run: what each stage changes and leaves, and that a stopped one goes on to the same end."""
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCall
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.assembling import assemble
 from aligngpt.training import run as module
+from aligngpt.training import trainer as trainer_module
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import model_folder, stage_result, train
 from aligngpt.training.stages import part_of
@@ -341,3 +343,40 @@ def test_a_language_model_that_cannot_be_packed_is_padded_or_refused(tiny_recipe
     with pytest.raises(RecipeError, match="mamba2 cannot be"):
         train(tiny_recipe("mamba2", pretrain__packing="packed"))
     assert train(tiny_recipe("mamba2", pretrain__max_steps=1, instruct=None))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(pretrain__checkpoint_minutes=1e-9, instruct=None)
+    save, calls = trainer_module.save_file, []
+
+    def filling(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(trainer_module, "save_file", filling)
+    with pytest.raises(AlignGPTError, match=r"checkpoint-3 cannot be written: .*No space left.* make room"):
+        train(recipe)
+    folder = Path(recipe.output) / "pretrain" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-2"]
+    assert train(recipe)[0].steps == 4
+
+
+@pytest.mark.medium
+def test_a_stop_in_the_second_epoch_with_workers_costs_nothing(
+    tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Twelve captions, four a step: the second epoch begins after step 3.
+    options = {"pretrain__max_steps": 8, "pretrain__micro_batch_size": 2, "pretrain__workers": 2, "instruct": None}
+    whole = tiny_recipe(output=str(tmp_path / "whole"), **options)
+    train(whole)
+    recipe = tiny_recipe(pretrain__checkpoint_minutes=1e-9, **options)
+    stopped(recipe, monkeypatch, 6, "pretrain")
+    monkeypatch.undo()
+    train(recipe)
+    files = (Path(one.output) / "pretrain" / "aligned.safetensors" for one in (whole, recipe))
+    expected, found = map(load_file, files)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    losses = [[line["loss"] for line in metrics(Path(one.output) / "pretrain")] for one in (whole, recipe)]
+    assert losses[0] == losses[1] and len(losses[0]) == 8

@@ -24,6 +24,7 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.progress import console
+from aligngpt.training.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
 from aligngpt.training.lora import merge_lora
 from aligngpt.training.parts import parts_of, parts_table
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
@@ -34,15 +35,7 @@ from aligngpt.training.stages import (
     trained_tensors,
 )
 from aligngpt.training.start import check_rows_can_branch, decide_packing, load_model, stage_folder
-from aligngpt.training.trainer import (
-    StageCallback,
-    StageTrainer,
-    TrainingClock,
-    checkpoint_seconds,
-    forget_metrics_after,
-    newest_checkpoint,
-    remove_checkpoints,
-)
+from aligngpt.training.trainer import StageCallback, StageTrainer, TrainingClock, forget_metrics_after
 from aligngpt.training.validation import Validation
 from aligngpt.training.warm_start import warm_start
 
@@ -250,7 +243,7 @@ def _go_on(trainer: StageTrainer, clock: TrainingClock, folder: Path) -> None:
     step = 0
     if newest is not None:
         clock.before = checkpoint_seconds(newest)
-        step = int(newest.name.rpartition("-")[2])
+        step = step_of(newest)
         console.print(f"going on from step {step}")
     forget_metrics_after(folder / "metrics.jsonl", step)
     callback = next(one for one in trainer.callback_handler.callbacks if isinstance(one, StageCallback))

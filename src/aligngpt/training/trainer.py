@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -21,13 +21,13 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.progress import Meter
 from aligngpt.training.batches import BalancedSampler
+from aligngpt.training.checkpoints import mark_complete, remove_checkpoints
 from aligngpt.training.recipe import StageRecipe
 from aligngpt.training.stages import NEW_PARTS, load_tensors, part_of, trained_tensors
 from aligngpt.training.validation import Validation
 from aligngpt.training.watch import Watch
 
 WEIGHTS_FILE = "trained.safetensors"
-COMPLETE_FILE = "complete.json"
 STOPPED_FILE = "stopped.json"
 LOGS_WITHOUT_GRADIENT = 3
 
@@ -190,12 +190,21 @@ class StageTrainer(Trainer):
         load_tensors(Path(resume_from_checkpoint) / WEIGHTS_FILE, _trained(self.accelerator.unwrap_model(self.model)))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.is_world_process_zero():
-            folder = self._folder / f"checkpoint-{self.state.global_step}"
-            with atomic_write(folder / COMPLETE_FILE) as file:
-                json.dump({"step": self.state.global_step, "seconds": self.clock.seconds}, file)
-            remove_checkpoints(self._folder, keep=folder)
+        folder = self._folder / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            # Every process writes the state of its own random numbers.
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                mark_complete(folder, self.clock.seconds)
+                remove_checkpoints(self._folder, keep=folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch and safetensors have errors of their own for a disk that is full.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise AlignGPTError(
+                f"the checkpoint {folder} cannot be written: {error}. The one before it is intact: make room and run "
+                "the same command again"
+            ) from error
 
 
 class StageCallback(TrainerCallback):
@@ -282,24 +291,6 @@ def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`; None where there is none."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE_FILE).is_file()]
-    return max(found, key=_step_of, default=None)
-
-
-def checkpoint_seconds(checkpoint: Path) -> float:
-    """Seconds of training that went into a checkpoint."""
-    return float(json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))["seconds"])
-
-
-def remove_checkpoints(folder: Path, keep: Path | None) -> None:
-    """Remove every checkpoint but `keep`, half-written ones included."""
-    for path in folder.glob("checkpoint-*"):
-        if path != keep:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def forget_metrics_after(metrics: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again, and a line that a kill cut short."""
     if not metrics.is_file():
@@ -313,8 +304,3 @@ def forget_metrics_after(metrics: Path, step: int) -> None:
             continue
     with atomic_write(metrics) as file:
         file.writelines(line + "\n" for line in kept)
-
-
-def _step_of(checkpoint: Path) -> int:
-    found = re.search(r"(\d+)$", checkpoint.name)
-    return int(found.group(1)) if found else -1
