@@ -105,7 +105,18 @@ def words(text: str) -> str:
 def test_help_names_every_verb_and_what_it_does(aligngpt_command: Command) -> None:
     ended = aligngpt_command("--help")
     assert (ended.code, ended.error) == (0, "")
-    assert set(VERBS) == {"quickstart", "score", "levels", "train", "evaluate", "ask", "convert", "report", "check"}
+    assert set(VERBS) == {
+        "quickstart",
+        "score",
+        "levels",
+        "train",
+        "evaluate",
+        "ask",
+        "convert",
+        "merge",
+        "report",
+        "check",
+    }
     for verb, command in VERBS.items():
         assert f" {verb} {words(command.help).split('. ')[0]}" in words(ended.out)
     assert "score → levels → train → evaluate → ask" in words(ended.out)
@@ -169,6 +180,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "no recipe to check for": (["check", "questions.jsonl", "--recipe", "none.yaml"], "none.yaml cannot be read"),
     "another kind of model to check for": (["check", "questions.jsonl", "--model", "clip"], "of an AlignGPT model"),
     "no model to check for": (["check", "questions.jsonl", "--model", "./none"], "Give a model folder"),
+    "no adapter to merge": (["merge", "clip", "out"], "clip is no adapter folder"),
     "no run": (["report", "none"], "give the folder of a run"),
     "nothing in the run": (["report", "clip"], "no scores, no training and no evaluation"),
 }
@@ -273,6 +285,25 @@ def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls
     assert made == [((Path("scores"),), expected)]
 
 
+def test_levels_writes_a_page_of_what_was_scored(aligngpt_command: Command, calls: Callable) -> None:
+    looks: list[LevelsSummary] = []
+    prepared = calls("aligngpt.scoring.looking.prepare_look", SimpleNamespace(write=looks.append))
+    summary = LevelsSummary(SimpleNamespace(rank_error=0), np.array([30, 40]), 0, Path("b.json"))
+    made = calls("aligngpt.scoring.apply.make_levels", summary)
+    options = ["--image-root", "i", "--caption-column", "c", "--image-column", "p", "--score-column", "s"]
+    options += ["--source", "pairs.parquet", "--out", "out.parquet"]
+    ended = aligngpt_command("levels", "scores", "--report", "page.html", *options)
+    assert ended.out.splitlines()[-1] == "report: page.html"
+    expected = {"image_root": Path("i"), "caption_column": "c", "image_column": "p", "score_column": "s"}
+    expected |= {"source": Path("pairs.parquet"), "written": (Path("out.parquet"), None)}
+    assert prepared == [((Path("scores"), Path("page.html")), expected)]
+    assert looks == [summary]
+    assert made[0][1]["source"] is None, "a table takes no records from its source"
+    aligngpt_command("levels", "scores", "--report", "page.html", "--source", "pairs.json", "--out", "out.json")
+    assert made[1][1]["source"] == Path("pairs.json")
+    assert "are for --report" in aligngpt_command("levels", "scores", "--image-root", "i").error
+
+
 def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
     read = calls("aligngpt.training.recipe.load_recipe", SimpleNamespace(output="runs/mine"))
     done = {name: SimpleNamespace(stage=name, steps=3, loss=1.5, seconds=61.2) for name in ("pretrain", "instruct")}
@@ -321,6 +352,13 @@ def test_check_hands_its_options_on(aligngpt_command: Command, calls: Callable) 
     assert aligngpt_command("check", "a.json", "--recipe", "r.yaml", "--stage", "pretrain", *options).code == 0
     assert read == [((Path("r.yaml"),), {})]
     assert by_recipe == [(([Path("a.json")], "a recipe", "pretrain"), expected)]
+
+
+def test_merge_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
+    merged = calls("aligngpt.model.adapters.merge_adapter", 1234)
+    assert aligngpt_command("merge", "adapter", "out") == (0, "1,234 parameters: out\n", "")
+    assert aligngpt_command("merge", "adapter", "out", "--base", "owner/name").code == 0
+    assert merged == [((Path("adapter"), Path("out")), {"base": base}) for base in (None, "owner/name")]
 
 
 def test_evaluate_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:

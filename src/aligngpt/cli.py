@@ -179,7 +179,9 @@ def levels(
     score_column: Annotated[
         str | None, typer.Option(help="Column of SCORES with the scores, where it is a table.", show_default="score")
     ] = None,
-    source: Annotated[Path | None, typer.Option(help="The JSON file that was scored, for OUT in JSON.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="What was scored, for REPORT; a JSON file, for OUT in JSON.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -191,14 +193,48 @@ def levels(
     uids: Annotated[
         Path | None, typer.Option(help=".npy: the ids to keep, sorted, as DataComp has them. .txt: one id a line.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help=".html: a page to look at the levels; with SOURCE, also at their pictures and captions."),
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder image paths start from, for REPORT.", show_default="that of SOURCE")
+    ] = None,
+    caption_column: Annotated[
+        str | None,
+        typer.Option(help="Field with the caption, for REPORT.", show_default="caption, text or TEXT"),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="Field with the picture, for REPORT.", show_default="image, file_name or path"),
+    ] = None,
 ) -> None:
     """Cut scores into N levels, 1 the worst aligned and N the best, and write them into the data."""
     from aligngpt.alignment.levels import thin_levels
     from aligngpt.scoring.apply import make_levels
+    from aligngpt.scoring.level_files import JSON_SUFFIXES
 
+    look = None
+    if report is not None:
+        from aligngpt.scoring.looking import prepare_look
+
+        look = prepare_look(
+            scores,
+            report,
+            source=source,
+            image_root=image_root,
+            score_column=score_column,
+            caption_column=caption_column,
+            image_column=image_column,
+            written=(out, uids),
+        )
+    elif image_root is not None or caption_column is not None or image_column is not None:
+        raise typer.BadParameter("--image-root, --caption-column and --image-column are for --report")
+    # The page reads sources of every kind, but only JSON has records to be written.
+    records = source if look is None or (out is not None and out.suffix in JSON_SUFFIXES) else None
     made = make_levels(
         scores,
-        source=source,
+        source=records,
         out=out,
         num_levels=levels,
         method=method,
@@ -218,7 +254,9 @@ def levels(
         console.print(
             f"warning: level {names}: less than a quarter of an equal share of the pairs, which trains little"
         )
-    written = {"borders": made.borders, "data": out, "uids": uids}
+    if look is not None:
+        look.write(made)
+    written = {"borders": made.borders, "data": out, "uids": uids, "report": report}
     print("\n".join(f"{name}: {path}" for name, path in written.items() if path is not None))
 
 
@@ -240,6 +278,7 @@ def train(
     The same command goes on with a run that was stopped.
     """
     from aligngpt.training.plan import plan
+    from aligngpt.training.processes import is_main_process
     from aligngpt.training.recipe import STAGES, load_recipe
     from aligngpt.training.run import model_folder, train
 
@@ -249,6 +288,8 @@ def train(
         print("\n\n".join(one.text() for one in plan(read, stages)))
         return
     results = train(read, stages)
+    if not is_main_process():
+        return
     for result in results:
         print(f"{result.stage}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
     if results[-1].stage == "instruct":
@@ -399,6 +440,21 @@ def convert(
     print(f"{done.layout}: {done.parameters:,} parameters: {out}")
     if done.fresh:
         print(f"drawn anew, to be trained: {', '.join(done.fresh)}")
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder that a stage with lora.merge=false left.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the merged model.")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Model that the adapter belongs to: folder or hub name.", show_default="what ADAPTER names"),
+    ] = None,
+) -> None:
+    """Make one model folder of an adapter and its base."""
+    from aligngpt.model.adapters import merge_adapter
+
+    print(f"{merge_adapter(adapter, out, base=base):,} parameters: {out}")
 
 
 @app.command()

@@ -11,6 +11,10 @@ import torch
 from PIL import Image
 
 from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
+from aligngpt.model.adapters import AdapterError, merge_adapter, save_adapter
+from aligngpt.training.lora import add_lora
+from aligngpt.training.recipe import LoraRecipe
+from aligngpt.training.stages import freeze_all_but, trained_tensors
 
 QUESTION = "what colour is the circle ?"
 LONG = "how many big red shape are there on the left of this picture please ?"
@@ -251,6 +255,30 @@ def test_an_unknown_architecture_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "something_new"}))
     with pytest.raises(EngineError, match="something_new"):
         Engine.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_folder_answers_as_the_model_it_is_merged_to(
+    assembled: Callable, requests: list, tmp_path: Path, dtype: str
+) -> None:
+    model, processor = assembled()
+    base, adapter, merged = (tmp_path / name for name in ("base", "adapter", "merged"))
+    for part in (model, processor):
+        part.save_pretrained(base)
+    adapter.mkdir()
+    settings = LoraRecipe(rank=2)
+    changed, _ = assembled()
+    add_lora(changed, settings, seed=0)
+    freeze_all_but(changed, ("language_model", "projector"))
+    trained = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in trained_tensors(changed).items()}
+    save_adapter(adapter, model, processor, trained, base_folder=base, rank=2, alpha=settings.alpha, dropout=0.0)
+    merge_adapter(adapter, merged)
+    of_adapter, of_merged, of_base = (Engine.load(one, device="cpu", dtype=dtype) for one in (adapter, merged, base))
+    assert of_adapter.model.dtype == of_merged.model.dtype == getattr(torch, dtype)
+    assert of_adapter.answer(requests, SHORT) == of_merged.answer(requests, SHORT) != of_base.answer(requests, SHORT)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(AdapterError, match=r"the base .*base of the adapter .*adapter cannot be loaded"):
+        Engine.load(adapter, device="cpu")
 
 
 def test_greedy_is_greedy_whatever_the_model_would_do_by_itself(engine: Engine, requests: list) -> None:

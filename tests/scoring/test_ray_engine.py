@@ -24,7 +24,8 @@ from aligngpt.scoring.job import ScoreSummary, score_source
 from aligngpt.scoring.manifest import read_manifest
 from aligngpt.scoring.parts import PartSummary, ScoresError
 from aligngpt.scoring.picture_workers import WorkerError
-from aligngpt.scoring.ray_engine import MARKER, OBJECT_STORE, RETRIES, RayEngineError, connected, score_on_ray
+from aligngpt.scoring.ray_cluster import MARKER, OBJECT_STORE, RayEngineError, connected, room_for
+from aligngpt.scoring.ray_engine import RETRIES, score_on_ray
 
 COUNT, SHARD_SIZE, SHARDS = 23, 5, 5
 DONE = ScoreSummary(scored=COUNT - 2, rejected=2, reasons={"missing": 1, "turns": 1}, finished=True)
@@ -401,10 +402,10 @@ def test_a_batch_of_nothing_is_refused(source: DeadlyPairs, clip_scorer: PairSco
 def test_every_actor_finds_its_place(
     nodes: list[dict[str, float]], actors: int | None, gpus: float | None, expected: tuple[int, int, float]
 ) -> None:
-    assert ray_engine._room(nodes, actors, gpus) == expected
+    assert room_for(nodes, actors, gpus) == expected
 
 
 @pytest.mark.parametrize(("actors", "gpus"), [(0, None), (9, None), (None, 16), (5, 2)])
 def test_more_actors_than_there_is_room_for_are_refused(actors: int | None, gpus: float | None) -> None:
     with pytest.raises(RayEngineError, match="the nodes have room for"):
-        ray_engine._room([{"CPU": 64.0, "GPU": 8.0}], actors, gpus)
+        room_for([{"CPU": 64.0, "GPU": 8.0}], actors, gpus)

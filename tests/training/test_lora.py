@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from aligngpt.model.adapters import AdapterError, load_adapter, merge_adapter
 from aligngpt.training.lora import MARK, add_lora, merge_lora
-from aligngpt.training.recipe import LoraRecipe
-from aligngpt.training.run import model_folder, train
+from aligngpt.training.recipe import LoraRecipe, Recipe
+from aligngpt.training.run import base_folder, model_folder, train
 from aligngpt.training.stages import freeze_all_but, part_of, trained_tensors
 
 TEXTS = ["USER : <image> what colour is the circle ? ASSISTANT :", "USER : describe it ASSISTANT :"]
@@ -87,3 +90,99 @@ def test_a_stage_with_adapters_leaves_an_ordinary_model(tiny_recipe: Callable, p
     weight = "model.language_model.layers.0.self_attn.q_proj.weight"
     difference = found[weight] - start[weight]
     assert torch.linalg.matrix_rank(difference.double(), rtol=1e-3) <= 4
+
+
+def adapter_run(tiny_recipe: Callable, language: str = "qwen2", **changes: Any) -> Recipe:
+    recipe = tiny_recipe(language, instruct__lora={"rank": 4, "dropout": 0.1, "merge": False}, **changes)
+    train(recipe)
+    return recipe
+
+
+def random_images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return batch | {
+        "pixel_values": torch.randn(batch["pixel_values"].shape, generator=torch.Generator().manual_seed(0))
+    }
+
+
+@pytest.mark.parametrize(
+    ("language", "changes"),
+    [
+        ("qwen2", {"instruct__precision": "bfloat16", "pretrain__packing": "packed", "instruct__packing": "packed"}),
+        ("llama_tied", {"model__alignment": "none", "model__chat_template": "plain"}),
+        ("gpt2", {"model__chat_template": "plain", "instruct__train": ["vision_tower", "language_model", "gate"]}),
+        ("mamba2", {"model__chat_template": "plain", "pretrain": None}),
+    ],
+)
+def test_an_adapter_folder_is_the_model_that_was_merged(
+    tiny_recipe: Callable, batch_of: Callable, tmp_path: Path, language: str, changes: dict[str, Any]
+) -> None:
+    recipe = adapter_run(tiny_recipe, language, **changes)
+    merged = tiny_recipe(
+        language, instruct__lora={"rank": 4, "dropout": 0.1}, output=str(tmp_path / "whole"), **changes
+    )
+    train(merged)
+    folder, base = model_folder(recipe), base_folder(recipe)
+    assert not (folder / "model.safetensors").exists() and not (folder / "config.json").exists()
+    model = AutoModelForImageTextToText.from_pretrained(model_folder(merged))
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.chat_template == AutoProcessor.from_pretrained(base).chat_template
+    batch = random_images(batch_of(processor, TEXTS))
+    with torch.no_grad():
+        expected = model(**batch).logits
+        assert not torch.allclose(
+            AutoModelForImageTextToText.from_pretrained(base)(**batch).logits, expected, atol=1e-2
+        )
+        by_auto = AutoModelForImageTextToText.from_pretrained(folder)
+        by_peft = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), folder)
+        ours, _ = load_adapter(folder)
+        for one in (by_auto, by_peft, ours):
+            torch.testing.assert_close(one.eval()(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not any("lora" in name or "modules_to_save" in name for name in ours.state_dict())
+    assert ours.generation_config.to_dict() == model.generation_config.to_dict()
+
+
+def test_what_merge_writes_needs_neither_adapter_nor_base(
+    tiny_recipe: Callable, batch_of: Callable, tmp_path: Path
+) -> None:
+    recipe = adapter_run(tiny_recipe)
+    folder, out = model_folder(recipe), tmp_path / "merged"
+    adapter = AutoModelForImageTextToText.from_pretrained(folder)
+    ours, _ = load_adapter(folder)
+    assert merge_adapter(folder, out) == ours.num_parameters()
+    base_folder(recipe).rename(tmp_path / "moved")
+    merged = AutoModelForImageTextToText.from_pretrained(out)
+    batch = random_images(batch_of(AutoProcessor.from_pretrained(out), TEXTS))
+    with torch.no_grad():
+        found = merged(**batch).logits
+        assert torch.equal(found, ours(**batch).logits)
+        # Adapters that stand beside the weights are summed in another order: in float64 that is of no account.
+        pixels = batch["pixel_values"].double()
+        found, expected = (one.double().eval()(**batch | {"pixel_values": pixels}).logits for one in (merged, adapter))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert "merged from the adapter `model` and its base `base`" in (out / "README.md").read_text()
+    for name in ("model.safetensors", "config.json", "generation_config.json", "processor_config.json"):
+        assert (out / name).is_file()
+    with pytest.raises(AdapterError, match=rf"{base_folder(recipe)} of the adapter .*--base FOLDER"):
+        load_adapter(folder)
+    again = tmp_path / "again"
+    merge_adapter(folder, again, base=tmp_path / "moved")
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_wrong_adapters_and_bases_say_what_is_wrong(tiny_recipe: Callable, tmp_path: Path) -> None:
+    recipe = adapter_run(tiny_recipe, pretrain=None, instruct__max_steps=1)
+    folder, base = model_folder(recipe), base_folder(recipe)
+    with pytest.raises(AdapterError, match="is no adapter folder"):
+        merge_adapter(base, tmp_path / "out")
+    for out in (folder, base):
+        with pytest.raises(AdapterError, match="choose another folder"):
+            merge_adapter(folder, out)
+    with pytest.raises(AdapterError, match="is a 'qwen2'"):
+        merge_adapter(folder, tmp_path / "out", base=recipe.model.language_model)
+    (folder / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(AdapterError, match="cannot be put on its base"):
+        merge_adapter(folder, tmp_path / "out")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterError, match="does not name a base"):
+        load_adapter(folder)
+    assert not (tmp_path / "out").exists()

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from aligngpt.training.lora import add_lora
 from aligngpt.training.parts import parts_of, parts_table
-from aligngpt.training.recipe import LoraRecipe, StageRecipe
+from aligngpt.training.recipe import LoraRecipe, RecipeError, StageRecipe
 from aligngpt.training.stages import freeze_all_but
 
 
@@ -28,6 +30,23 @@ def test_parts_are_counted_and_have_their_own_learning_rate(assembled: Callable)
         "gate": 5e-4,
         "language_model": 1e-3,
     }
+
+
+def test_a_rate_of_a_single_part_takes_the_place_of_both(assembled: Callable) -> None:
+    model, _ = assembled("llama")
+    settings = stage(
+        train=["language_model", "projector", "gate"],
+        projector_learning_rate=5e-4,
+        learning_rates={"gate": 1e-2, "language_model": 1e-5},
+    )
+    freeze_all_but(model, settings.train)
+    rates = {row.part: row.learning_rate for row in parts_of(model, settings) if row.trained}
+    assert rates == {"projector": 5e-4, "gate": 1e-2, "language_model": 1e-5}
+
+
+def test_a_rate_of_a_part_that_is_frozen_is_refused(tiny_recipe: Callable) -> None:
+    with pytest.raises(RecipeError, match=r"instruct: .*learning_rates: level_table does not train"):
+        tiny_recipe(instruct__learning_rates={"level_table": 1e-3, "gate": 1e-3})
 
 
 def test_of_a_language_model_with_adapters_only_these_train(assembled: Callable) -> None:

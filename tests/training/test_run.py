@@ -57,16 +57,16 @@ class Stop(TrainerCallback):
 
 def stopped(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, step: int, stage: str) -> None:
     """Run a recipe and stop it after a step of a stage."""
-    make = module._trainer
+    make = module.StageTrainer
 
-    def make_stopping(recipe: Recipe, name: str, *args: Any) -> Any:
-        trainer = make(recipe, name, *args)
-        if name == stage:
+    def make_stopping(settings: Any, *args: Any, **kwargs: Any) -> Any:
+        trainer = make(settings, *args, **kwargs)
+        if settings == recipe.stage(stage):
             trainer.add_callback(Stop(step))
         return trainer
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "_trainer", make_stopping)
+        patch.setattr(module, "StageTrainer", make_stopping)
         train(recipe)
 
 
@@ -380,3 +380,57 @@ def test_a_stop_in_the_second_epoch_with_workers_costs_nothing(
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     losses = [[line["loss"] for line in metrics(Path(one.output) / "pretrain")] for one in (whole, recipe)]
     assert losses[0] == losses[1] and len(losses[0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        ({"instruct__optimizer": "muon", "instruct__learning_rates": {"gate": 0.02}}, "model.safetensors"),
+        ({"instruct__optimizer": "adafactor"}, "model.safetensors"),
+        ({"instruct__lora": {"rank": 4, "dropout": 0.2, "merge": False}}, "adapter_model.safetensors"),
+    ],
+    ids=["muon", "adafactor", "adapter folder"],
+)
+def test_other_optimisers_and_adapters_go_on_as_if_nothing_had_stopped_them(
+    tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, Any], file: str
+) -> None:
+    whole = tiny_recipe(output=str(tmp_path / "whole"), pretrain=None, **options)
+    train(whole)
+    recipe = tiny_recipe(pretrain=None, instruct__checkpoint_minutes=1e-9, **options)
+    stopped(recipe, monkeypatch, 3, "instruct")
+    assert list((Path(recipe.output) / "instruct" / "checkpoints").glob("checkpoint-2"))
+    train(recipe)
+    expected, found = (load_file(model_folder(one) / file) for one in (whole, recipe))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.medium
+def test_a_tracker_gets_the_metrics(tiny_recipe: Callable, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    recipe = tiny_recipe(report_to=["tensorboard"], instruct=None)
+    train(recipe)
+    assert list(Path(recipe.output).rglob("events.out.tfevents.*"))
+
+
+def test_a_tracker_that_is_not_there_is_named(tiny_recipe: Callable) -> None:
+    with pytest.raises(RecipeError, match="report_to nonesuch cannot be used"):
+        train(tiny_recipe(report_to=["nonesuch"], instruct=None))
+
+
+def test_only_the_last_blocks_of_the_tower_change(tiny_recipe: Callable) -> None:
+    recipe = tiny_recipe(instruct__train=["vision_tower", "gate"], instruct__vision_blocks=1, pretrain=None)
+    before = start_of(recipe)
+    train(recipe)
+    changed = {name for name, tensor in weights_of(recipe).items() if not torch.equal(tensor, before[name])}
+    tower = {name for name in changed if part_of(name) == "vision_tower"}
+    # Three blocks, of which the last is behind the feature layer.
+    assert tower and all(".layers.1." in name for name in tower)
+    assert {part_of(name) for name in changed} == {"vision_tower", "gate"}
+
+
+def test_more_or_idle_blocks_of_the_tower_are_refused(tiny_recipe: Callable) -> None:
+    with pytest.raises(RecipeError, match="vision_blocks is 3, but 2 blocks"):
+        train(tiny_recipe(instruct__train=["vision_tower"], instruct__vision_blocks=3, pretrain=None))
+    with pytest.raises(RecipeError, match="name vision_tower in train"):
+        tiny_recipe(instruct__vision_blocks=1)

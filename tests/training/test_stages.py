@@ -1,5 +1,6 @@
 """What trains in a stage, and the file that pre-training leaves."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.training.recipe import RecipeError
 from aligngpt.training.stages import (
     PRETRAINED_FILE,
     freeze_all_but,
@@ -43,6 +45,32 @@ def test_only_the_named_parts_train(assembled: Callable, parts: tuple) -> None:
     assert trained_parts(model) == set(parts)
     freeze_all_but(model, ("gate",))
     assert trained_parts(model) == {"gate"}
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2"])
+@pytest.mark.parametrize(
+    ("layer", "count", "blocks"), [(-2, 1, {1}), (-2, 2, {0, 1}), (-1, 1, {2}), (1, 1, {0}), ([-2, -3], 1, {1})]
+)
+def test_the_last_blocks_that_are_used_train(
+    assembled: Callable, batch_of: Callable, tower: str, layer: int | list[int], count: int, blocks: set[int]
+) -> None:
+    model, processor = assembled(tower=tower)
+    model.config.vision_feature_layer = layer
+    freeze_all_but(model, ("vision_tower", "gate"), vision_blocks=count)
+    assert trained_parts(model) == {"vision_tower", "gate"}
+    names = {name for name, parameter in model.model.vision_tower.named_parameters() if parameter.requires_grad}
+    assert {int(re.search(r"\.(\d+)\.", name).group(1)) for name in names} == blocks
+    if isinstance(layer, int):
+        model(**batch_of(processor, ["USER : <image> what ? ASSISTANT :"])).logits[:, -1, :5].sum().backward()
+        assert all(model.model.vision_tower.get_parameter(name).grad is not None for name in names)
+
+
+def test_more_blocks_than_are_used_are_an_error(assembled: Callable) -> None:
+    model, _ = assembled()
+    with pytest.raises(RecipeError, match="vision_blocks is 3, but 2 blocks of the vision tower are used"):
+        freeze_all_but(model, ("vision_tower",), vision_blocks=3)
+    freeze_all_but(model, ("projector",), vision_blocks=2)
+    assert trained_parts(model) == {"projector"}
 
 
 def test_a_part_that_a_model_lacks_is_passed_over(assembled: Callable) -> None:

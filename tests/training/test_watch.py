@@ -60,10 +60,11 @@ def test_tokens_and_padding_are_counted(seen: Callable) -> None:
 def test_the_gate_is_that_of_samples_with_an_image(seen: Callable) -> None:
     _, _, output, figures = seen(False)
     weights = output.alignment_weights[:2].detach()
-    torch.testing.assert_close(torch.tensor(figures["gate"]), weights.mean(dim=0), rtol=0, atol=1e-4)
+    found = torch.tensor([figures[f"gate_{level}"] for level in range(1, 8)])
+    torch.testing.assert_close(found, weights.mean(dim=0), rtol=0, atol=1e-4)
     entropy = -(weights * weights.log()).sum(dim=-1).mean()
     assert figures["gate_entropy"] == pytest.approx(entropy.item(), abs=1e-4)
-    assert "loss_by_level" not in figures
+    assert not any(name.startswith("loss_level") for name in figures)
 
 
 def test_the_loss_of_each_level_is_the_mean_over_its_tokens(seen: Callable) -> None:
@@ -77,10 +78,10 @@ def test_the_loss_of_each_level_is_the_mean_over_its_tokens(seen: Callable) -> N
             logits, torch.tensor([one for one in row[0].labels if one != IGNORED]), reduction="none"
         )
         expected.setdefault(str(row[0].level), []).extend(losses.tolist())
-    assert figures["loss_by_level"].keys() == expected.keys() == {"2", "5"}
+    assert {name for name in figures if name.startswith("loss_level")} == {"loss_level_2", "loss_level_5"}
     for level, losses in expected.items():
-        assert figures["loss_by_level"][level] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
-    assert "gate" not in figures
+        assert figures[f"loss_level_{level}"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+    assert "gate_1" not in figures
 
 
 def test_figures_begin_anew_each_time(assembled: Callable) -> None:

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
+from aligngpt.model.adapters import is_adapter, load_adapter
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
@@ -115,19 +116,23 @@ class Engine:
 
     @classmethod
     def load(cls, source: str | Path, *, device: str = "auto", dtype: str = "auto") -> "Engine":
-        """Load a model folder or hub name.
+        """Load a model folder or hub name, or an adapter folder, which is merged with its base in memory.
 
         Args:
-            source: what `save_pretrained` of model and processor left, or its name on the hub.
+            source: what `save_pretrained` of model and processor left, or its name on the hub; or an adapter folder.
             device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
             dtype: `float32`, `bfloat16`, or `auto` for bfloat16 where the device computes it natively.
 
         Raises:
             EngineError: there is no such model, or it is of another kind.
+            AdapterError: an adapter folder or its base cannot be used.
             DeviceError: the device is not there.
         """
         target = resolve_device(device)
         precision = resolve_dtype(dtype, target)
+        if is_adapter(source):
+            adapted, own_processor = load_adapter(Path(source), dtype=precision)
+            return cls(adapted.to(target), own_processor)
         try:
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -24,6 +24,9 @@ INK = "#7f7f80"
 ACCENT = "#3578b5"
 LONGEST_LABEL = 28
 MOST_LEVEL_TICKS = 16
+# Letters that fit under an axis side by side.
+LETTERS_UNDER_AXIS = 40
+FEW_PAIRS = 30
 # Points (1/72 inch) of a figure to CSS pixels of the page.
 PIXELS_PER_POINT = 1.36
 THUMBNAIL_PIXELS = 160
@@ -76,24 +79,69 @@ def score_histogram(scores: Sequence[float], borders: Sequence[float]) -> Figure
     """
     values = np.asarray(scores, dtype=np.float64)
     values = values[np.isfinite(values)]
+    if not len(values):
+        return counted_histogram([], [], borders)
+    edges = np.histogram_bin_edges(values, bins=int(np.clip(np.sqrt(len(values)), 8, 56)))
+    counts, _ = np.histogram(values, edges)
+    return counted_histogram(counts.tolist(), edges.tolist(), borders)
+
+
+def counted_histogram(counts: Sequence[int], edges: Sequence[float], borders: Sequence[float]) -> Figure:
+    """Draw a histogram that is made already, and where the levels are cut.
+
+    Args:
+        counts: scores in each bin, `(bins,)`; may be none.
+        edges: ascending ends of the bins, `(bins + 1,)`.
+        borders: the N-1 ascending scores between the N levels.
+    """
+    heights, ends = np.asarray(counts), np.asarray(edges, dtype=np.float64)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
-        if len(values):
-            edges = np.histogram_bin_edges(values, bins=int(np.clip(np.sqrt(len(values)), 8, 56)))
-            counts, _ = np.histogram(values, edges)
-            ends = [-np.inf, *borders, np.inf]
+        if len(heights):
+            limits = [-np.inf, *borders, np.inf]
             for level, colour in enumerate(level_colours(len(borders) + 1)):
                 # A bin that a border crosses is drawn in two parts, one a level.
-                lefts, rights = np.maximum(edges[:-1], ends[level]), np.minimum(edges[1:], ends[level + 1])
-                drawn = (counts > 0) & (lefts < rights)
+                lefts, rights = np.maximum(ends[:-1], limits[level]), np.minimum(ends[1:], limits[level + 1])
+                drawn = (heights > 0) & (lefts < rights)
                 widths = rights[drawn] - lefts[drawn]
-                axes.bar(lefts[drawn], counts[drawn], widths, align="edge", color=colour, linewidth=0)
-            axes.set_ylim(0, counts.max() * 1.06)
+                axes.bar(lefts[drawn], heights[drawn], widths, align="edge", color=colour, linewidth=0)
+            axes.set_ylim(0, heights.max() * 1.06)
         for border in borders:
             axes.axvline(border, color=INK, linewidth=0.7, linestyle=(0, (3, 2)))
         axes.set(xlabel="similarity of image and caption", ylabel="pairs")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(axis="y")
+    return figure
+
+
+def mean_scores(
+    bins: Sequence[str], counts: Sequence[int], means: Sequence[float], deviations: Sequence[float], what: str
+) -> Figure:
+    """Draw the mean score in each bin of something else, with a standard deviation to either side.
+
+    The mean of fewer than `FEW_PAIRS` pairs is drawn hollow.
+
+    Args:
+        bins: names of the bins that hold pairs, in order.
+        counts: how many pairs each has.
+        means: mean score in each.
+        deviations: standard deviation of the scores in each.
+        what: the bins are bins of this.
+    """
+    places = np.arange(len(bins))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        axes.errorbar(places, means, yerr=deviations, color=INK, linestyle="", linewidth=0.9, capsize=2.5, alpha=0.7)
+        axes.plot(places, means, color=ACCENT, linewidth=1.7)
+        for place, count, mean in zip(places, counts, means, strict=True):
+            axes.plot(place, mean, color=ACCENT, marker="o", markersize=4.5, fillstyle=_filled(count))
+        axes.set_xticks(places, list(bins))
+        if sum(map(len, bins)) > LETTERS_UNDER_AXIS:
+            axes.tick_params(axis="x", labelrotation=35)
+        axes.set(xlabel=what, ylabel="mean score", xlim=(-0.5, max(len(bins), 1) - 0.5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y")
     return figure
 
@@ -253,6 +301,11 @@ def thumbnail(path: Path) -> Thumbnail:
     # Decoders of damaged files raise nearly anything, and one picture must not end a report.
     except Exception as error:
         return Thumbnail(problem=f"unreadable ({type(error).__name__})")
+    return shrunk(image)
+
+
+def shrunk(image: Image.Image) -> Thumbnail:
+    """A thumbnail of an RGB image, at most 160 × 160 pixels; the image itself becomes as small."""
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     encoded = {}
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
@@ -279,6 +332,10 @@ def _render(figure: Figure, kind: str, **options: Any) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
+
+
+def _filled(count: int) -> Literal["none", "full"]:
+    return "none" if count < FEW_PAIRS else "full"
 
 
 def _running_mean(values: Sequence[float], window: int) -> np.ndarray:

@@ -6,15 +6,11 @@ that cannot be opened ends a report.
 """
 
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from aligngpt.errors import AlignGPTError
@@ -29,51 +25,25 @@ from aligngpt.reports.figures import (
     to_svg,
     wrong_share_bars,
 )
+from aligngpt.reports.pages import (
+    Count,
+    Counts,
+    Number,
+    Numbers,
+    PathText,
+    Text,
+    page_config,
+    page_environment,
+    require,
+)
 from aligngpt.reports.statistics import wilson_interval
-
-# What neither XML nor a reader can use.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
 class ReportError(AlignGPTError):
     """A saved report cannot be read."""
 
 
-def _readable(value: object) -> object:
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str):
-        # Half a surrogate pair is a legal JSON string and no legal UTF-8.
-        return _UNPRINTABLE.sub("\ufffd", value.encode("utf-8", "replace").decode("utf-8"))
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Turn numpy's arrays and scalars into Python's own numbers."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return [_plain(item) for item in value]
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_readable)]
-PathText = Annotated[str | Path, BeforeValidator(_readable)]
-Number = Annotated[float, BeforeValidator(_plain)]
-Count = Annotated[int, BeforeValidator(_plain)]
-Numbers = Annotated[list[float], BeforeValidator(_plain)]
-Counts = Annotated[list[int], BeforeValidator(_plain)]
-
-# A loss may be NaN, which JSON can only say as a string.
-_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class LevelExample:
     """One pair; `level` is 1…N, `image_path` is absolute or relative to the report's image root."""
 
@@ -84,7 +54,7 @@ class LevelExample:
     note: Text = ""
 
 
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class LevelsSection:
     """How scores became levels.
 
@@ -107,15 +77,15 @@ class LevelsSection:
     def __post_init__(self) -> None:
         levels = len(self.borders) + 1
         found = len(self.counts_per_level)
-        _require(found == levels, f"expected {levels} counts_per_level for {levels - 1} borders, found {found}")
+        require(found == levels, f"expected {levels} counts_per_level for {levels - 1} borders, found {found}")
         if self.wrong_share is not None:
             found = len(self.wrong_share)
-            _require(found == levels, f"expected {levels} values of wrong_share, found {found}")
+            require(found == levels, f"expected {levels} values of wrong_share, found {found}")
         for example in self.examples:
-            _require(1 <= example.level <= levels, f"expected a level in 1…{levels}, found {example.level}")
+            require(1 <= example.level <= levels, f"expected a level in 1…{levels}, found {example.level}")
 
 
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class LossCurve:
     """The training loss (nats per token) of one stage at each logged step."""
 
@@ -125,10 +95,10 @@ class LossCurve:
 
     def __post_init__(self) -> None:
         steps, losses = len(self.steps), len(self.losses)
-        _require(steps == losses, f"expected a loss for each of {steps} steps, found {losses}")
+        require(steps == losses, f"expected a loss for each of {steps} steps, found {losses}")
 
 
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class AccuracyCurve:
     """The share (0…1) of validation questions answered right after so many minutes of training."""
 
@@ -138,10 +108,10 @@ class AccuracyCurve:
 
     def __post_init__(self) -> None:
         minutes, accuracies = len(self.minutes), len(self.accuracies)
-        _require(minutes == accuracies, f"expected an accuracy for each of {minutes} times, found {accuracies}")
+        require(minutes == accuracies, f"expected an accuracy for each of {minutes} times, found {accuracies}")
 
 
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class GateSection:
     """The gate's mean weights `(kinds, N-1)` by kind of question, and over how many questions each is."""
 
@@ -151,20 +121,20 @@ class GateSection:
 
     def __post_init__(self) -> None:
         rows = len(self.kinds)
-        _require(rows > 0, "expected at least one kind of question, found none")
+        require(rows > 0, "expected at least one kind of question, found none")
         found = (len(self.weights), len(self.counts))
-        _require(
+        require(
             found == (rows, rows),
             f"expected {rows} rows of weights and counts, found {found[0]} and {found[1]}",
         )
         widths = {len(row) for row in self.weights}
-        _require(
+        require(
             len(widths) == 1 and 0 not in widths,
             f"expected rows of one length, found lengths {sorted(widths)}",
         )
 
 
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class AnswerExample:
     """One question of the test set with what was expected and what the model said."""
 
@@ -176,7 +146,7 @@ class AnswerExample:
     kind: Text | None = None
 
 
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class AccuracyRow:
     """How often one system answered right.
 
@@ -195,7 +165,7 @@ class AccuracyRow:
 
     def __post_init__(self) -> None:
         shares = (0.0, self.low, self.accuracy, self.high, 1.0)
-        _require(list(shares) == sorted(shares), f"expected 0 ≤ low ≤ accuracy ≤ high ≤ 1, found {shares[1:4]}")
+        require(list(shares) == sorted(shares), f"expected 0 ≤ low ≤ accuracy ≤ high ≤ 1, found {shares[1:4]}")
 
     @classmethod
     def from_counts(
@@ -206,7 +176,7 @@ class AccuracyRow:
         return cls(name, correct / total, correct, total, low, high, note, baseline)
 
 
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class TimingRow:
     """What one stage cost."""
 
@@ -216,7 +186,7 @@ class TimingRow:
     peak_memory_gib: Number | None = None
 
 
-@dataclass(frozen=True, config=_config)
+@dataclass(frozen=True, config=page_config)
 class ReportData:
     """All a report shows; every section may be left out.
 
@@ -283,14 +253,7 @@ def build_report(report: ReportData, out: str | Path, *, image_root: str | Path 
     Raises:
         OSError: `out` cannot be written.
     """
-    # Everything is escaped but the figures, whose text matplotlib and ElementTree have escaped.
-    environment = Environment(
-        loader=PackageLoader("aligngpt.reports", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     environment.filters["duration"] = _duration
     root = Path(image_root)

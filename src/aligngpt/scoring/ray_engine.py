@@ -4,14 +4,12 @@ What is done is what has its part in the folder; nothing else is kept of a job. 
 given to another, and either engine can go on with what the other left.
 """
 
-import logging
 import os
 import platform
 import signal
-import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,6 @@ import torch
 
 from aligngpt.data.pairs import PairSource, Shard
 from aligngpt.data.rejects import Rejects, TooManyRejects
-from aligngpt.errors import AlignGPTError
 from aligngpt.progress import Meter, console
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import FEW_RECORDS, MAX_WORKERS, RECORDS_TO_JUDGE, ScoreSummary
@@ -28,24 +25,13 @@ from aligngpt.scoring.manifest import Manifest, claim, finish
 from aligngpt.scoring.parts import REJECTS_PATTERN, PartSummary, ScoresError, part_summary, remove_leftovers
 from aligngpt.scoring.picture_workers import PictureWorkers, WorkerError
 from aligngpt.scoring.pipeline import score_shard
+from aligngpt.scoring.ray_cluster import RayEngineError, Room, connected, last_line, room_for, shared_marker
 
 RETRIES = 3
 """How often a shard is given to another actor after it was lost with one, and a model loaded again likewise."""
 
-CPUS_PER_ACTOR = 2
-"""Where there is no GPU."""
-
 SECONDS_BETWEEN_SIGNS = 10.0
 """How long nothing may end before the progress is shown again all the same."""
-
-OBJECT_STORE = 256 * 2**20
-"""Bytes of shared memory for a Ray of our own: nothing but the description of the job goes through it."""
-
-MARKER = ".shared-with-ray-"
-
-
-class RayEngineError(AlignGPTError):
-    """Ray cannot be used, or what it runs does not stay alive."""
 
 
 def score_on_ray(
@@ -91,8 +77,8 @@ def score_on_ray(
     # Actors have another working directory.
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    with connected(address) as ray, _marker(out) as marker:
-        room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], actors, gpus_per_actor)
+    with connected(address) as ray, shared_marker(out) as marker:
+        room = room_for([node["Resources"] for node in ray.nodes() if node["Alive"]], actors, gpus_per_actor)
         task = _Task(
             source=source,
             load_scorer=load_scorer,
@@ -110,39 +96,6 @@ def score_on_ray(
     if manifest.finished != total:
         finish(out, manifest, total)
     return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished=True)
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[Any]:
-    """The module `ray`, connected: see `score_on_ray`. It is disconnected again unless it was connected before.
-
-    Raises:
-        RayEngineError: Ray is missing, or the cluster cannot be reached.
-    """
-    # Ray would send them over the network.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise RayEngineError("the engine ray needs the package ray; run: pip install 'aligngpt[ray]'") from error
-    if ray.is_initialized():
-        yield ray
-        return
-    options: dict[str, Any] = {"address": address}
-    if address is None:
-        options = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        place = "on this machine" if address is None else f"at {address}"
-        raise RayEngineError(
-            f"no Ray {place}: {error}. Start a cluster with `ray start --head` and `ray start --address HEAD:6379` on "
-            "the other nodes, or leave out the address to use this machine alone"
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -204,14 +157,6 @@ class _Actor:
         )
 
 
-class _Room(NamedTuple):
-    """How many actors there are to be, and what Ray reserves for each."""
-
-    actors: int
-    cpus: int
-    gpus: float
-
-
 class _Ended(NamedTuple):
     """A shard that an actor is done with; `summary` is None when the actor died, and `reason` says how."""
 
@@ -229,7 +174,7 @@ class _Pool:
         scoring: how many are at one.
     """
 
-    def __init__(self, ray: Any, task: _Task, room: _Room) -> None:
+    def __init__(self, ray: Any, task: _Task, room: Room) -> None:
         self.room = room
         self._ray = ray
         self._task = ray.put(task)
@@ -287,7 +232,7 @@ class _Pool:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             raise RayEngineError(
-                f"the first actor was lost ({_last_line(error)}); run the same command again"
+                f"the first actor was lost ({last_line(error)}); run the same command again"
             ) from error
 
     def wait(self) -> list[_Ended]:
@@ -310,7 +255,7 @@ class _Pool:
                 if shard is None:
                     self._count_lost_start(error)
                 else:
-                    ended.append(_Ended(shard, None, _last_line(error)))
+                    ended.append(_Ended(shard, None, last_line(error)))
                 continue
             self._idle.append(actor)
             if shard is None:
@@ -329,7 +274,7 @@ class _Pool:
         self._lost_starting += 1
         if self._lost_starting > RETRIES:
             raise RayEngineError(
-                f"{self._lost_starting} actors ended while they loaded the model ({_last_line(error)}); most often the "
+                f"{self._lost_starting} actors ended while they loaded the model ({last_line(error)}); most often the "
                 "node ran out of memory: use fewer actors, or a smaller model"
             ) from error
 
@@ -416,53 +361,3 @@ def _worker_count(shards: Sequence[Shard], cpus: int) -> int:
     """How many processes open an actor's pictures when nobody says; a thread is enough for a small source."""
     records = _records(shards)
     return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, cpus)
-
-
-def _room(nodes: Sequence[Mapping[str, float]], actors: int | None, gpus: float | None) -> _Room:
-    """How many actors there are to be and what each gets, so that all of them find their place.
-
-    Args:
-        nodes: what each node has in all, as Ray counts it: `CPU`, `GPU`.
-        actors: how many are wanted.
-        gpus: how many each is to have.
-
-    Raises:
-        RayEngineError: there is not so much.
-    """
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    places = [int(node.get("GPU", 0) / gpus) for node in nodes] if gpus > 0 else cpus
-    most = sum(places)
-    usual = most if gpus > 0 else max(1, sum(have // CPUS_PER_ACTOR for have in cpus))
-    count = usual if actors is None else actors
-    if not 1 <= count <= most:
-        each = f"{gpus:g} GPUs" if gpus > 0 else "a CPU"
-        raise RayEngineError(
-            f"{count} actors with {each} each were asked for, and the nodes have room for {most}; ask for at least 1 "
-            "and no more than there is room for, or for a smaller share of a GPU each"
-        )
-    if gpus > 0:
-        share = min(have // place for have, place in zip(cpus, places, strict=True) if place)
-    else:
-        share = next(share for share in range(most // count, 0, -1) if sum(have // share for have in cpus) >= count)
-    return _Room(count, share, gpus)
-
-
-@contextmanager
-def _marker(out: Path) -> Iterator[Path]:
-    """A file in `out` by which an actor can tell that it sees the same folder."""
-    for leftover in out.glob(f"{MARKER}*"):
-        leftover.unlink(missing_ok=True)
-    path = out / f"{MARKER}{uuid.uuid4().hex}"
-    path.touch()
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _last_line(error: Exception) -> str:
-    """The one sentence of Ray's page about a dead actor that says why."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].partition(". ")[0].rstrip(".")

@@ -1,6 +1,7 @@
 """Low-rank adapters (arXiv 2106.09685) in the language model: fewer numbers to train, and to keep in a checkpoint.
 
-The adapters are peft's. They are merged into the weights when the stage ends: what a stage leaves is an ordinary model.
+The adapters are peft's. When the stage ends they are merged into the weights, and what it leaves is an ordinary model;
+or they are left in a folder of their own, see `aligngpt.model.adapters`.
 """
 
 import torch

@@ -43,6 +43,8 @@ def parts_of(model: nn.Module, stage: StageRecipe) -> list[PartRow]:
 
 def learning_rate(part: Part, stage: StageRecipe) -> float:
     """The peak learning rate of a part that trains."""
+    if part in stage.learning_rates:
+        return stage.learning_rates[part]
     if part in NEW_PARTS and stage.projector_learning_rate is not None:
         return stage.projector_learning_rate
     return stage.learning_rate

@@ -29,7 +29,9 @@ LOOKED_AT = 200
 CAPTION_TOKENS = 64
 """A long caption, where there is no data to look at."""
 
-ADAM_MOMENTS = 2
+STATE_BYTES = {"adamw": 2 * FLOAT32, "adamw_8bit": 2, "muon": FLOAT32, "adafactor": 0, "sgd": FLOAT32}
+"""What an optimiser keeps of a parameter, nearly: Muon has two moments of what is no matrix, Adafactor keeps sums."""
+
 ATTAINABLE = 0.5
 """The share of a matrix product's rate that training may reach; the best of this class reach 30 to 50 %."""
 
@@ -128,7 +130,7 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         precision = "bfloat16" if supports_bfloat16(device) else "float32"
     in_bfloat16 = precision == "bfloat16"
     model, processor = load_model(recipe, name, weights=False)
-    freeze_all_but(model, stage.train)
+    freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks)
     notes = []
     data = None
     if Path(stage.data).is_file():
@@ -244,7 +246,7 @@ def _memory(
     kept += counted * head_bytes(config.vocab_size, in_bfloat16=in_bfloat16)
     return MemoryPlan(
         weights=FLOAT32 * trained + frozen_bytes * frozen,
-        training=(1 + ADAM_MOMENTS) * FLOAT32 * trained + copies,
+        training=(FLOAT32 + STATE_BYTES[stage.optimizer]) * trained + copies,
         activations=round(rows * kept),
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -73,11 +73,14 @@ class LoraRecipe(_Section):
         rank: of the two matrices that are added to each weight.
         alpha: the product counts `alpha / rank`.
         dropout: of the adapters' input.
+        merge: add the adapters to the weights when the stage ends, so that it leaves an ordinary model; or leave them
+            in a folder of their own, beside the model they belong to.
     """
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    merge: bool = True
 
 
 class ValidationRecipe(_Section):
@@ -101,6 +104,8 @@ class StageRecipe(_Section):
         data: LLaVA-format JSON or JSON lines.
         image_root: folder its image paths start from; the file's own folder when None.
         train: the parts that train; everything else is frozen.
+        vision_blocks: of a vision tower that trains, only so many of its blocks do, the last ones that are used; all of
+            it when None.
         lora: train low-rank adapters in place of the language model's weights; the weights themselves when None.
         epochs: passes over the data; `max_steps` takes its place where given.
         minutes: end after this much training time: the learning rate then falls with the time used, or with the
@@ -111,6 +116,10 @@ class StageRecipe(_Section):
         batch_size: rows per optimiser step, over all devices; a row is a sample, or several that share their images.
         micro_batch_size: rows per forward pass and device; `batch_size` when None.
         learning_rate: peak; `projector_learning_rate` takes its place for projector, level table and gate.
+        learning_rates: peaks of single parts, which take the place of both.
+        optimizer: `adamw`; `adamw_8bit`, its moments in 8 bits (bitsandbytes, on a GPU); `muon` for the matrices of
+            language model and projector, AdamW for all else; `adafactor`; or `sgd`, whose momentum is the first of
+            `adam_betas`.
         warmup_ratio: share of the run in which the learning rate rises.
         precision: of the computation: `bfloat16` (weights that train stay in float32), `float32`, or `auto` for
             bfloat16 where the device computes it natively.
@@ -130,6 +139,7 @@ class StageRecipe(_Section):
     data: str
     image_root: str | None = None
     train: tuple[Part, ...]
+    vision_blocks: int | None = Field(None, ge=1)
     lora: LoraRecipe | None = None
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
@@ -140,6 +150,8 @@ class StageRecipe(_Section):
     micro_batch_size: int | None = Field(None, ge=1)
     learning_rate: float = Field(gt=0)
     projector_learning_rate: float | None = Field(None, gt=0)
+    learning_rates: dict[Part, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    optimizer: Literal["adamw", "adamw_8bit", "muon", "adafactor", "sgd"] = "adamw"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
@@ -172,6 +184,18 @@ class StageRecipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _vision_blocks_where_they_train(self) -> "StageRecipe":
+        if self.vision_blocks is not None and "vision_tower" not in self.train:
+            raise ValueError("vision_blocks is for a vision tower that trains; name vision_tower in train")
+        return self
+
+    @model_validator(mode="after")
+    def _learning_rates_of_what_trains(self) -> "StageRecipe":
+        if frozen := [part for part in self.learning_rates if part not in self.train]:
+            raise ValueError(f"learning_rates: {', '.join(frozen)} does not train; name it in train, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _whole_micro_batches(self) -> "StageRecipe":
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError("batch_size must be a multiple of micro_batch_size")
@@ -181,7 +205,9 @@ class StageRecipe(_Section):
 class Recipe(_Section):
     """A training run: the model, its two stages and where the results go.
 
-    Relative paths of data, image roots and the output start from the folder the command runs in.
+    Relative paths of data, image roots and the output start from the folder the command runs in. `report_to` names
+    trackers that get the metrics besides the file `metrics.jsonl`, as transformers calls them (`tensorboard`, `wandb`,
+    `trackio`, …).
     """
 
     model: ModelRecipe
@@ -189,6 +215,7 @@ class Recipe(_Section):
     instruct: StageRecipe | None = None
     output: str
     seed: int = 0
+    report_to: list[str] = []
 
     @model_validator(mode="after")
     def _warm_start_comes_first(self) -> "Recipe":

@@ -20,6 +20,7 @@ from aligngpt.device import resolve_device, supports_bfloat16
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_folder, atomic_write, sha256_of
 from aligngpt.memory import peak_memory, reset_peak_memory
+from aligngpt.model.adapters import save_adapter
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
@@ -27,14 +28,15 @@ from aligngpt.progress import console
 from aligngpt.training.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
 from aligngpt.training.lora import merge_lora
 from aligngpt.training.parts import parts_of, parts_table
-from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
+from aligngpt.training.processes import is_main_process, launched, main_process_first, rank
+from aligngpt.training.recipe import STAGES, LoraRecipe, Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.stages import (
     freeze_all_but,
     hold_frozen_in,
     save_pretrained_parts,
     trained_tensors,
 )
-from aligngpt.training.start import check_rows_can_branch, decide_packing, load_model, stage_folder
+from aligngpt.training.start import check_rows_can_branch, decide_packing, load_model, stage_folder, usable_length
 from aligngpt.training.trainer import StageCallback, StageTrainer, TrainingClock, forget_metrics_after
 from aligngpt.training.validation import Validation
 from aligngpt.training.warm_start import warm_start
@@ -73,6 +75,11 @@ def model_folder(recipe: Recipe) -> Path:
     return Path(recipe.output) / "model"
 
 
+def base_folder(recipe: Recipe) -> Path:
+    """Where instruction tuning leaves the model as it found it, where it leaves adapters beside it."""
+    return Path(recipe.output) / "base"
+
+
 def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageResult]:
     """Run the stages of a recipe that are not done yet; a stage that was stopped goes on from its last checkpoint.
 
@@ -101,7 +108,8 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
         if done is None:
             done = _run_stage(recipe, name, stage, fingerprint)
         else:
-            console.print(f"{DESCRIPTIONS[name]}: done before ({done.steps} steps, loss {done.loss:.3f})")
+            if is_main_process():
+                console.print(f"{DESCRIPTIONS[name]}: done before ({done.steps} steps, loss {done.loss:.3f})")
         results.append(done)
     return results
 
@@ -120,25 +128,30 @@ def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
 def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: str) -> StageResult:
     folder = stage_folder(recipe, name)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, fingerprint)
+    device = resolve_device()
+    with main_process_first(cpu=device.type == "cpu"):
+        _claim(folder, fingerprint)
+        in_bfloat16 = _precision(stage, device, folder) == "bfloat16"
     reset_peak_memory()
     set_seed(recipe.seed)
     image_root = Path(stage.image_root) if stage.image_root else None
-    with Rejects(folder / "rejects.jsonl", max_share=stage.max_reject_share) as rejects:
+    name_of_rejects = "rejects.jsonl" if is_main_process() else f"rejects-{rank()}.jsonl"
+    with Rejects(folder / name_of_rejects, max_share=stage.max_reject_share) as rejects:
         samples = load_samples(
             Path(stage.data), image_root=image_root, require_level=_needs_level(recipe, name), rejects=rejects
         )
         _check_levels(samples, recipe, name)
         model, processor = load_model(recipe, name)
-        freeze_all_but(model, stage.train)
-        console.print(f"{DESCRIPTIONS[name]}\n{parts_table(parts_of(model, stage))}", highlight=False)
+        freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks)
+        if is_main_process():
+            console.print(f"{DESCRIPTIONS[name]}\n{parts_table(parts_of(model, stage))}", highlight=False)
         dataset = ConversationDataset(
             samples,
             processor,
             image_root or Path(stage.data).parent,
             rejects,
             chat_template=NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None,
-            max_length=stage.max_length,
+            max_length=usable_length(model, stage),
             questions_per_prefix=stage.questions_per_prefix,
             pad_images=stage.pad_images,
         )
@@ -148,10 +161,26 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             with atomic_write(folder / "warm_start.json") as file:
                 json.dump(moved._asdict(), file)
         clock = TrainingClock(stage.minutes)
-        packed = decide_packing(model, recipe, stage, resolve_device().type)
+        packed = decide_packing(model, recipe, stage, device.type)
         collator = Collator(processor.tokenizer.pad_token_id, packed=packed)
         validation = _validation(stage, dataset, collator)
-        trainer = _trainer(recipe, name, stage, model, dataset, collator, clock, folder, validation)
+        if in_bfloat16 and (name == "pretrain" or stage.lora is not None):
+            hold_frozen_in(model, torch.bfloat16)
+        arguments = _arguments(recipe, stage, device, folder, in_bfloat16=in_bfloat16)
+        try:
+            trainer = StageTrainer(
+                stage,
+                clock,
+                model=model,
+                args=arguments,
+                train_dataset=dataset,
+                data_collator=collator.with_ids,
+                callbacks=[StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl", validation)],
+            )
+        except (ValueError, RuntimeError, ImportError) as error:
+            if not recipe.report_to:
+                raise
+            raise RecipeError(f"report_to {', '.join(recipe.report_to)} cannot be used: {error}") from error
         _go_on(trainer, clock, folder)
         steps = trainer.state.global_step
         result = StageResult(
@@ -170,19 +199,9 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     return result
 
 
-def _trainer(
-    recipe: Recipe,
-    name: StageName,
-    stage: StageRecipe,
-    model: AlignGPTForConditionalGeneration,
-    dataset: ConversationDataset,
-    collator: Collator,
-    clock: TrainingClock,
-    folder: Path,
-    validation: Validation | None,
-) -> StageTrainer:
-    device = resolve_device()
-    in_bfloat16 = _precision(stage, device, folder) == "bfloat16"
+def _arguments(
+    recipe: Recipe, stage: StageRecipe, device: torch.device, folder: Path, *, in_bfloat16: bool
+) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=stage.micro_batch_size or stage.batch_size,
@@ -199,21 +218,12 @@ def _trainer(
         data_seed=recipe.seed,
         dataloader_num_workers=stage.workers,
         remove_unused_columns=False,
-        report_to="none",
+        ddp_backend="gloo" if device.type == "cpu" and launched() else None,
+        report_to=recipe.report_to or "none",
         disable_tqdm=True,
     )
     arguments.gradient_accumulation_steps = _accumulation(stage, arguments.world_size * max(1, arguments.n_gpu))
-    if in_bfloat16 and (name == "pretrain" or stage.lora is not None):
-        hold_frozen_in(model, torch.bfloat16)
-    return StageTrainer(
-        stage,
-        clock,
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=collator.with_ids,
-        callbacks=[StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl", validation)],
-    )
+    return arguments
 
 
 def _validation(stage: StageRecipe, training: ConversationDataset, collator: Collator) -> Validation | None:
@@ -228,7 +238,7 @@ def _validation(stage: StageRecipe, training: ConversationDataset, collator: Col
         training.image_root,
         rejects,
         chat_template=training.chat_template,
-        max_length=stage.max_length,
+        max_length=training.max_length,
         questions_per_prefix=stage.questions_per_prefix,
         pad_images=stage.pad_images,
     )
@@ -244,7 +254,8 @@ def _go_on(trainer: StageTrainer, clock: TrainingClock, folder: Path) -> None:
     if newest is not None:
         clock.before = checkpoint_seconds(newest)
         step = step_of(newest)
-        console.print(f"going on from step {step}")
+        if is_main_process():
+            console.print(f"going on from step {step}")
     forget_metrics_after(folder / "metrics.jsonl", step)
     callback = next(one for one in trainer.callback_handler.callbacks if isinstance(one, StageCallback))
     try:
@@ -263,11 +274,14 @@ def _leave(
     folder: Path,
     result: StageResult,
 ) -> None:
+    stage = recipe.stage(name)
+    lora = None if stage is None else stage.lora
     if name == "pretrain":
         save_pretrained_parts(model, folder)
+    elif lora is not None and not lora.merge:
+        _leave_adapter(recipe, lora, trained_tensors(model))
     else:
-        stage = recipe.stage(name)
-        if stage is not None and stage.lora is not None:
+        if lora is not None:
             # The frozen weights were held in less precision than they came in: back to those, and the adapters on top.
             trained = trained_tensors(model)
             model, processor = load_model(recipe, name)
@@ -279,6 +293,27 @@ def _leave(
     with atomic_write(folder / "stage.json") as file:
         json.dump(asdict(result), file, indent=2)
     remove_checkpoints(folder / "checkpoints", keep=None)
+
+
+def _leave_adapter(recipe: Recipe, lora: LoraRecipe, trained: dict[str, torch.Tensor]) -> None:
+    """Leave what instruction tuning trained as an adapter folder, and beside it the model that this belongs to."""
+    assert recipe.instruct is not None
+    instruct = recipe.instruct.model_copy(update={"lora": None})
+    base, processor = load_model(recipe.model_copy(update={"instruct": instruct}), "instruct")
+    with atomic_folder(base_folder(recipe)) as temporary:
+        base.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+    with atomic_folder(model_folder(recipe)) as temporary:
+        save_adapter(
+            temporary,
+            base,
+            processor,
+            trained,
+            base_folder=base_folder(recipe),
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+        )
 
 
 def _precision(stage: StageRecipe, device: torch.device, folder: Path) -> str:

@@ -12,7 +12,7 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.lora import MARK
-from aligngpt.training.recipe import Part
+from aligngpt.training.recipe import Part, RecipeError
 
 PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
 PRETRAINED_FILE = "aligned.safetensors"
@@ -33,17 +33,49 @@ def part_of(name: str) -> Part:
     return "language_model"
 
 
-def freeze_all_but(model: AlignGPTForConditionalGeneration, parts: Iterable[Part]) -> None:
+def freeze_all_but(
+    model: AlignGPTForConditionalGeneration, parts: Iterable[Part], *, vision_blocks: int | None = None
+) -> None:
     """Let `parts` train and nothing else. Parts that the model does not have (no alignment module) are passed over.
 
     Of a language model with adapters, the adapters train.
+
+    Args:
+        model: whose parameters are frozen or not.
+        parts: that train.
+        vision_blocks: of a vision tower that trains, only so many blocks do, the last ones that are used; all of it
+            when None.
+
+    Raises:
+        RecipeError: the tower has fewer blocks that are used.
     """
     wanted = set(parts)
     has_adapters = any(MARK in name for name, _ in model.named_parameters())
+    last_blocks = None if vision_blocks is None else _last_blocks(model, vision_blocks)
     for name, parameter in model.named_parameters():
         part = part_of(name)
         trains = part != "language_model" or not has_adapters or MARK in name
+        if part == "vision_tower" and last_blocks is not None:
+            trains = id(parameter) in last_blocks
         parameter.requires_grad_(part in wanted and trains)
+
+
+def _last_blocks(model: AlignGPTForConditionalGeneration, count: int) -> set[int]:
+    """The `id` of each parameter in the last `count` blocks of the tower that the projector reads something of.
+
+    Blocks behind the feature layer get no gradient; those do not count.
+    """
+    tower = model.model.vision_tower
+    depth = tower.config.num_hidden_layers
+    blocks = next((one for one in tower.modules() if isinstance(one, nn.ModuleList) and len(one) == depth), None)
+    if blocks is None:
+        raise RecipeError(f"vision_blocks: {type(tower).__name__} has no list of {depth} blocks; leave it out")
+    layers = model.config.vision_feature_layer
+    # Hidden states are numbered from 0, what goes into the first block, to `depth`.
+    used = max(range(depth + 1)[layer] for layer in ([layers] if isinstance(layers, int) else layers))
+    if count > used:
+        raise RecipeError(f"vision_blocks is {count}, but {used} blocks of the vision tower are used; set it to less")
+    return {id(parameter) for block in blocks[used - count : used] for parameter in block.parameters()}
 
 
 def hold_frozen_in(model: AlignGPTForConditionalGeneration, dtype: torch.dtype) -> None:

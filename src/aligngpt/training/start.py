@@ -61,6 +61,24 @@ def check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageR
         )
 
 
+def usable_length(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> int:
+    """Tokens a sample may have: what the stage allows, and no more than the language model can read.
+
+    Raises:
+        RecipeError: an image alone takes all of that.
+    """
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or stage.max_length
+    length = min(stage.max_length, int(context))
+    if model.config.image_seq_length >= length:
+        raise RecipeError(
+            f"an image takes {model.config.image_seq_length} tokens, and a sample may have {length} (max_length "
+            f"{stage.max_length}, and the language model {config.model_type} reads {context} at most); raise "
+            "max_length, or take a vision tower with fewer patches or a smaller model.image_size"
+        )
+    return length
+
+
 def decide_packing(model: AlignGPTForConditionalGeneration, recipe: Recipe, stage: StageRecipe, device: str) -> bool:
     """Whether the rows of a stage are packed; if so the language model is given the attention that this takes.
 

@@ -22,8 +22,10 @@ from aligngpt.files import atomic_write
 from aligngpt.progress import Meter
 from aligngpt.training.batches import BalancedSampler
 from aligngpt.training.checkpoints import mark_complete, remove_checkpoints
+from aligngpt.training.optimizers import make_optimizer
+from aligngpt.training.processes import of_main_process
 from aligngpt.training.recipe import StageRecipe
-from aligngpt.training.stages import NEW_PARTS, load_tensors, part_of, trained_tensors
+from aligngpt.training.stages import load_tensors, trained_tensors
 from aligngpt.training.validation import Validation
 from aligngpt.training.watch import Watch
 
@@ -39,15 +41,22 @@ class TrainingClock:
     Attributes:
         minutes: the time budget, None without one.
         before: seconds of training in earlier runs.
+        agreed: seconds of training at the last step, the same for all processes; what is decided by time follows it.
     """
 
     minutes: float | None = None
     before: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    agreed: float = 0.0
 
     def start(self) -> None:
         """Begin counting this run."""
         self.started = time.monotonic()
+        self.agreed = self.before
+
+    def agree(self, device: torch.device) -> None:
+        """Take the main process's time for that of all."""
+        self.agreed = of_main_process(self.seconds, device)
 
     @property
     def seconds(self) -> float:
@@ -57,7 +66,7 @@ class TrainingClock:
     def progress(self, step: int, steps: int) -> float:
         """0…1: the share of the steps done, or of the time used where that is further on."""
         of_steps = step / steps
-        return min(1.0, max(of_steps, self.seconds / (60 * self.minutes)) if self.minutes else of_steps)
+        return min(1.0, max(of_steps, self.agreed / (60 * self.minutes)) if self.minutes else of_steps)
 
 
 def learning_rate_factor(schedule: str, warmup_ratio: float, progress: float) -> float:
@@ -143,22 +152,9 @@ class StageTrainer(Trainer):
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with one group for the language model and the tower and one for what is new to them."""
+        """The stage's optimiser, with a group of parameters for each learning rate."""
         if self.optimizer is None:
-            parameters = _trained(self.accelerator.unwrap_model(self.model))
-            old = [parameter for name, parameter in parameters.items() if part_of(name) not in NEW_PARTS]
-            new = [parameter for name, parameter in parameters.items() if part_of(name) in NEW_PARTS]
-            rate = self.stage.learning_rate
-            groups = [
-                {"params": old, "lr": rate},
-                {"params": new, "lr": self.stage.projector_learning_rate or rate},
-            ]
-            self.optimizer = torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                betas=self.stage.adam_betas,
-                weight_decay=self.stage.weight_decay,
-                fused=True,
-            )
+            self.optimizer = make_optimizer(self.accelerator.unwrap_model(self.model), self.stage)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
@@ -236,18 +232,19 @@ class StageCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the progress bar and the clock."""
         self.clock.start()
-        self.saved_at = self.validated_at = self.clock.seconds
+        self.saved_at = self.validated_at = self.clock.agreed
         if state.is_world_process_zero:
             self.meter = Meter(self.description, state.max_steps, initial=state.global_step, unit="steps")
             self.meter.__enter__()
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step; ask for a checkpoint, a line of metrics or the end where it is time."""
+        self.clock.agree(args.device)
         progress = self.clock.progress(state.global_step, state.max_steps)
         if self.meter is not None:
             self.meter.total = max(state.global_step, round(state.global_step / progress))
             self.meter.advance(remark=self.remark)
-        if self.clock.seconds - self.saved_at >= 60 * self.stage.checkpoint_minutes:
+        if self.clock.agreed - self.saved_at >= 60 * self.stage.checkpoint_minutes:
             control.should_save = True
         if progress >= 1:
             control.should_training_stop = True
@@ -256,7 +253,7 @@ class StageCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """The time to the next checkpoint begins when this one is written."""
-        self.saved_at = self.clock.seconds
+        self.saved_at = self.clock.agreed
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Append the logged figures to the metrics file."""
@@ -269,10 +266,10 @@ class StageCallback(TrainerCallback):
     def _validate(self, state: Any, model: Any, *, in_bfloat16: bool, ends: bool) -> None:
         if self.validation is None or self.stage.validation is None or not state.is_world_process_zero:
             return
-        if ends or self.clock.seconds - self.validated_at >= 60 * self.stage.validation.minutes:
+        if ends or self.clock.agreed - self.validated_at >= 60 * self.stage.validation.minutes:
             measured = self.validation.measure(model, in_bfloat16=in_bfloat16)
             self._write(state, {"validation_loss": measured.loss, "validation_accuracy": measured.accuracy})
-            self.validated_at = self.clock.seconds
+            self.validated_at = self.clock.agreed
 
     def _write(self, state: Any, figures: dict[str, float]) -> None:
         if state.is_world_process_zero:

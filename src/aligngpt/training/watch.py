@@ -11,7 +11,7 @@ from aligngpt.model.modeling import IGNORED, AlignGPTOutput
 from aligngpt.model.packing import pieces_of
 from aligngpt.model.placeholders import Samples
 
-Figures = dict[str, Any]
+Figures = dict[str, float]
 
 
 class Watch:
@@ -57,8 +57,8 @@ class Watch:
 
         Returns:
             `tokens_per_second`; `padding`, the share of places that hold no token; `waiting`, the share of the time
-            without data; where a gate ran, `gate` (mean weight of levels 1…N-1) and `gate_entropy` (mean, in nats);
-            where levels were given, `loss_by_level`.
+            without data; where a gate ran, `gate_1` … (mean weights of levels 1…N-1) and `gate_entropy` (mean, in
+            nats); where levels were given, `loss_level_1` … of those that occurred. Each a number, as trackers want.
         """
         seconds = max(time.monotonic() - self.started, 1e-9)
         found: Figures = {
@@ -67,10 +67,11 @@ class Watch:
             "waiting": round(min(1.0, self.waited / seconds), 4),
         }
         if self.gate and len(weights := torch.cat(self.gate)):
-            found["gate"] = [round(value, 4) for value in weights.mean(dim=0).tolist()]
+            means = weights.mean(dim=0).tolist()
+            found |= {f"gate_{level}": round(value, 4) for level, value in enumerate(means, start=1)}
             found["gate_entropy"] = round(torch.special.entr(weights).sum(dim=-1).mean().item(), 4)
         if self.levels:
-            found["loss_by_level"] = _means(torch.cat(self.levels), torch.cat(self.losses))
+            found |= _means(torch.cat(self.levels), torch.cat(self.losses))
         self._begin()
         return found
 
@@ -86,7 +87,8 @@ def _tokens(batch: dict[str, Any]) -> int:
     return int(mask[:, 0, :, 0].sum())
 
 
-def _means(levels: Tensor, losses: Tensor) -> dict[str, float]:
+def _means(levels: Tensor, losses: Tensor) -> Figures:
     count = torch.bincount(levels)
     total = torch.zeros(len(count), device=losses.device).index_add(0, levels, losses.float())
-    return {str(level): round((total[level] / count[level]).item(), 4) for level in count.nonzero().flatten().tolist()}
+    found = count.nonzero().flatten().tolist()
+    return {f"loss_level_{level}": round((total[level] / count[level]).item(), 4) for level in found}

@@ -1,0 +1,282 @@
+"""What can be known of any number of scored pairs in one pass, in memory that does not grow with their number."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = TypeVar("Row")
+
+HISTOGRAM_BINS = 8192
+FINEST_BIN = -40
+"""As a power of two; finer scores than this nobody has."""
+
+MOST_HASHES = 5_000_000
+"""Distinct hashes that are counted: 120 MB, and thrice that for a moment while more are added."""
+
+HASHES_AT_ONCE = 500_000
+
+
+class ScoreHistogram:
+    """Counts scores in bins of equal width, and knows their mean, deviation, ends and quantiles.
+
+    The width is a power of two and doubles when a score would lie outside of `HISTOGRAM_BINS` bins: bins then merge two
+    by two, and no count is lost.
+
+    Attributes:
+        count: scores taken so far.
+        mean: of these.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self._squares = 0.0
+        self._minimum, self._maximum = math.inf, -math.inf
+        self._exponent = FINEST_BIN
+        self._first = 0
+        self._counts = np.zeros(0, dtype=np.int64)
+
+    def add(self, scores: NDArray[np.float64]) -> None:
+        """Take more finite scores, `(scores,)`."""
+        if not scores.size:
+            return
+        self._measure(scores)
+        exponent = self._exponent
+        while not self._fits(exponent):
+            exponent += 1
+        if exponent > self._exponent and len(self._counts):
+            self._first, self._counts = _merged(self._first, self._counts, exponent - self._exponent)
+        self._exponent = exponent
+        low, high = _bin(self._minimum, exponent), _bin(self._maximum, exponent)
+        places = np.floor(np.ldexp(scores, -exponent)).astype(np.int64) - low
+        counts = np.bincount(places, minlength=high - low + 1).astype(np.int64)
+        start = self._first - low if len(self._counts) else 0
+        counts[start : start + len(self._counts)] += self._counts
+        self._first, self._counts = low, counts
+
+    @property
+    def standard_deviation(self) -> float:
+        """The population's."""
+        return math.sqrt(self._squares / self.count) if self.count else 0.0
+
+    def quantile(self, share: float) -> float:
+        """The score that a share (0…1) of the scores is below; between the ends it is exact to the width of a bin."""
+        if not self.count or share <= 0:
+            return self._minimum if self.count else math.nan
+        if share >= 1:
+            return self._maximum
+        up_to = np.cumsum(self._counts)
+        wanted = share * self.count
+        place = int(np.searchsorted(up_to, wanted))
+        inside = (wanted - (up_to[place] - self._counts[place])) / self._counts[place]
+        score = math.ldexp(self._first + place + inside, self._exponent)
+        return min(max(score, self._minimum), self._maximum)
+
+    def drawn(self, most: int) -> tuple[list[int], list[float]]:
+        """Counts `(bins,)` and edges `(bins + 1,)` of a histogram of at most so many (2 or more) wider bins."""
+        shift = 0
+        first, counts = self._first, self._counts
+        while len(counts) > most:
+            shift += 1
+            first, counts = _merged(self._first, self._counts, shift)
+        edges = [math.ldexp(first + place, self._exponent + shift) for place in range(len(counts) + 1)]
+        return counts.tolist(), edges
+
+    def _fits(self, exponent: int) -> bool:
+        # Beyond 2^52 not every whole number is a float.
+        far = max(abs(self._minimum), abs(self._maximum))
+        return far < math.ldexp(1.0, exponent + 52) and (
+            _bin(self._maximum, exponent) - _bin(self._minimum, exponent) < HISTOGRAM_BINS
+        )
+
+    def _measure(self, scores: NDArray[np.float64]) -> None:
+        """Mean and squares of two sets joined: Chan, Golub and LeVeque, 1979."""
+        mean, before = float(scores.mean()), self.count
+        self.count += scores.size
+        shift = mean - self.mean
+        self.mean += shift * scores.size / self.count
+        self._squares += float(((scores - mean) ** 2).sum()) + shift**2 * before * scores.size / self.count
+        self._minimum = min(self._minimum, float(scores.min()))
+        self._maximum = max(self._maximum, float(scores.max()))
+
+
+class Smallest(Generic[Row]):
+    """Keeps the rows with the smallest keys; of equal keys, the first. With random keys: a random sample.
+
+    Args:
+        size: how many rows, at least 1.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept: list[tuple[float, Row]] = []
+
+    def add(self, keys: NDArray[np.float64], row: Callable[[int], Row]) -> None:
+        """Take more rows.
+
+        Args:
+            keys: `(rows,)`.
+            row: makes the row of a place in `keys`; called only for those that may be kept.
+        """
+        bound = self._kept[-1][0] if len(self._kept) == self._size else math.inf
+        places = np.flatnonzero(keys < bound)
+        places = places[np.argsort(keys[places], kind="stable")][: self._size]
+        self._kept += [(float(keys[place]), row(int(place))) for place in places]
+        self._kept.sort(key=lambda kept: kept[0])
+        del self._kept[self._size :]
+
+    def rows(self) -> list[Row]:
+        """The rows, that with the smallest key first."""
+        return [row for _, row in self._kept]
+
+
+class Repeated(NamedTuple):
+    """A hash that came several times: how often, and where it came first."""
+
+    times: int
+    place: int
+
+
+class HashCounter:
+    """Counts how often each hash comes.
+
+    All of them, up to `most` distinct ones; beyond that only those whose lowest bit is 0, then whose two lowest bits
+    are, and so on. What is counted is always counted in full.
+
+    Args:
+        most: distinct hashes that are kept.
+
+    Attributes:
+        added: hashes taken so far.
+    """
+
+    def __init__(self, most: int = MOST_HASHES) -> None:
+        self.added = 0
+        self._most = most
+        self._bits = 0
+        self._waiting: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+        self._hashes = np.zeros(0, dtype=np.uint64)
+        self._counts = np.zeros(0, dtype=np.int64)
+        self._places = np.zeros(0, dtype=np.int64)
+
+    def add(self, hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
+        """Take more hashes, evenly spread numbers, and where each one was found, `(hashes,)`."""
+        self.added += len(hashes)
+        counted = self._is_counted(hashes)
+        self._waiting.append((hashes[counted], places[counted]))
+        if sum(len(waiting) for waiting, _ in self._waiting) >= HASHES_AT_ONCE:
+            self._merge()
+
+    @property
+    def share(self) -> float:
+        """Share (0…1) of the distinct hashes that is counted, about."""
+        self._merge()
+        return math.ldexp(1.0, -self._bits)
+
+    def repeats(self) -> tuple[int, int]:
+        """How many hashes came more than once, and how often these together; estimates where `share` is below 1."""
+        self._merge()
+        several = self._counts[self._counts > 1]
+        return len(several) << self._bits, int(several.sum()) << self._bits
+
+    def largest(self, count: int) -> list[Repeated]:
+        """The hashes that came most often, and more than once; the most frequent first."""
+        self._merge()
+        several = np.flatnonzero(self._counts > 1)
+        order = several[np.lexsort((self._places[several], -self._counts[several]))][:count]
+        return [Repeated(int(self._counts[at]), int(self._places[at])) for at in order]
+
+    def _is_counted(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        return (hashes & np.uint64((1 << self._bits) - 1)) == 0
+
+    def _merge(self) -> None:
+        if not self._waiting:
+            return
+        hashes = np.concatenate([self._hashes, *(hashes for hashes, _ in self._waiting)])
+        places = np.concatenate([self._places, *(places for _, places in self._waiting)])
+        counts = np.concatenate([self._counts, np.ones(len(hashes) - len(self._counts), dtype=np.int64)])
+        self._waiting.clear()
+        order = np.argsort(hashes, kind="stable")
+        hashes = hashes[order]
+        starts = np.flatnonzero(np.r_[True, hashes[1:] != hashes[:-1]]) if len(hashes) else np.zeros(0, dtype=np.int64)
+        self._hashes = hashes[starts]
+        if len(starts):
+            self._counts = np.add.reduceat(counts[order], starts)
+            self._places = np.minimum.reduceat(places[order], starts)
+        while len(self._hashes) > self._most:
+            self._bits += 1
+            kept = self._is_counted(self._hashes)
+            self._hashes, self._counts, self._places = self._hashes[kept], self._counts[kept], self._places[kept]
+
+
+class Bin(NamedTuple):
+    """Scores of the pairs in one bin."""
+
+    name: str
+    pairs: int
+    mean: float
+    deviation: float
+
+
+class BinnedScores:
+    """Mean scores by a positive whole number, such as the length of the caption.
+
+    Args:
+        edges: the bins' lower ends, rising from 1; the last bin has no upper end.
+    """
+
+    def __init__(self, edges: Sequence[int]) -> None:
+        self._edges = np.asarray(edges, dtype=np.int64)
+        # Of each bin: number, sum of scores, sum of their squares.
+        self._sums = np.zeros((3, len(edges)))
+        # Of all pairs: sums of the logarithm, of its square, and of its product with the score.
+        self._logs = np.zeros(3)
+
+    def add(self, values: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        """Take more pairs, `(pairs,)`."""
+        bins = (np.searchsorted(self._edges, values, side="right") - 1).clip(min=0)
+        for sums, weights in zip(self._sums, (np.ones(len(scores)), scores, scores**2), strict=True):
+            sums += np.bincount(bins, weights, minlength=len(self._edges))
+        logs = np.log2(np.maximum(values, 1))
+        self._logs += (logs.sum(), (logs**2).sum(), (logs * scores).sum())
+
+    def bins(self) -> list[Bin]:
+        """The bins that hold pairs."""
+        found = []
+        for index, (count, total, squares) in enumerate(self._sums.T):
+            if count:
+                mean = total / count
+                deviation = math.sqrt(max(0.0, squares / count - mean**2))
+                found.append(Bin(self._name(index), int(count), float(mean), deviation))
+        return found
+
+    def correlation(self) -> float | None:
+        """Pearson's correlation of score and logarithm; None where either is the same for all pairs."""
+        count, total, squares = self._sums.sum(axis=1)
+        if not count:
+            return None
+        mean, log = total / count, self._logs[0] / count
+        spread = max(0.0, squares / count - mean**2) * max(0.0, self._logs[1] / count - log**2)
+        return float((self._logs[2] / count - mean * log) / math.sqrt(spread)) if spread > 1e-18 else None
+
+    def _name(self, index: int) -> str:
+        low = int(self._edges[index])
+        if index + 1 == len(self._edges):
+            return f"{low}+"
+        high = int(self._edges[index + 1]) - 1
+        return str(low) if low == high else f"{low}–{high}"
+
+
+def _bin(score: float, exponent: int) -> int:
+    return math.floor(math.ldexp(score, -exponent))
+
+
+def _merged(first: int, counts: NDArray[np.int64], shift: int) -> tuple[int, NDArray[np.int64]]:
+    """The counts of bins 2^shift times as wide, and the number of the first of them."""
+    places = (first + np.arange(len(counts))) >> shift
+    start = int(places[0])
+    starts = np.flatnonzero(np.r_[True, places[1:] != places[:-1]])
+    return start, np.add.reduceat(counts, starts)

@@ -1,0 +1,42 @@
+"""Several processes that train one model: which of them does what is done once, and what they must agree on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import PartialState
+
+
+def launched() -> bool:
+    """Whether `torchrun` or `accelerate launch` started this process, as one of some."""
+    return "RANK" in os.environ
+
+
+def rank() -> int:
+    """The number of this process among those that train together, as `torchrun` and `accelerate launch` set it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main_process() -> bool:
+    """Whether this process prints, and writes what is written once."""
+    return rank() == 0
+
+
+@contextmanager
+def main_process_first(*, cpu: bool) -> Iterator[None]:
+    """Let the main process go through the body before the others do."""
+    if not launched():
+        yield
+        return
+    with PartialState(cpu=cpu).main_process_first():
+        yield
+
+
+def of_main_process(value: float, device: torch.device) -> float:
+    """The value that the main process has: processes that decide by their own clocks would part."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.broadcast(shared, src=0)
+    return float(shared.item())
