@@ -68,7 +68,9 @@ def score(
     batch_size: Annotated[int, typer.Option(min=1, help="Images or captions encoded at once.")] = 64,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that open images; 0 for none.", show_default="what fits the machine"),
+        typer.Option(
+            min=0, help="Threads or processes that open images; 0 for one thread.", show_default="what fits the machine"
+        ),
     ] = None,
     shard: Annotated[
         str | None,

@@ -202,6 +202,20 @@ def test_a_name_inside_the_root_is_resolved(tmp_path: Path) -> None:
     assert resolve_image("near.jpg", tmp_path / "real") == tmp_path / "real" / "near.jpg"
 
 
+def test_a_root_that_is_linked_anew_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        root.unlink(missing_ok=True)
+        root.symlink_to(tmp_path / name)
+        assert resolve_image("a.jpg", root).resolve() == tmp_path / name / "a.jpg"
+    for name in ("old", "new"):
+        monkeypatch.chdir(tmp_path / name)
+        (tmp_path / name / "here").mkdir()
+        assert resolve_image("a.jpg", Path("here")).resolve() == tmp_path / name / "here" / "a.jpg"
+        assert reason_of(lambda: resolve_image("../a.jpg", Path("here")))[0] == "outside_root"
+
+
 @pytest.mark.parametrize(
     "name", ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "out.jpg", "out/x.jpg", "a\0.jpg", "\ud83d.jpg"]
 )

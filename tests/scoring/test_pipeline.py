@@ -2,7 +2,9 @@
 
 import multiprocessing
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from aligngpt.data.pictures import Picture
 from aligngpt.scoring.encoders import PairScorer, ScorerError
 from aligngpt.scoring.parts import PartSummary, part_path, rejects_path
 from aligngpt.scoring.picture_workers import PICTURES_PER_TASK, PictureWorkers, WorkerError
-from aligngpt.scoring.pipeline import score_shard
+from aligngpt.scoring.pipeline import BatchThreads, score_shard
 
 COUNT = 35
 SHARD = Shard(0, "all", COUNT)
@@ -93,7 +95,7 @@ def test_processes_and_a_thread_give_the_same_bytes(
 ) -> None:
     rows = [*pairs, ("a red circle", "gone.png"), *pairs[:3]]
     run(rows, "thread", embeddings=True)
-    with PictureWorkers(clip_scorer, 2) as workers:
+    with PictureWorkers(clip_scorer, 2, processes=True) as workers:
         for out in ("processes", "again"):
             run(rows, out, workers, embeddings=True)
     for out in ("processes", "again"):
@@ -122,7 +124,8 @@ def test_batches_are_full_and_each_image_and_caption_is_encoded_once(
     monkeypatch.setattr(clip_scorer, "pixel_features", lambda p: images.append(len(p)) or encode_images(p))
     monkeypatch.setattr(clip_scorer, "text_features", lambda t: texts.append(list(t)) or encode_texts(t))
     run(rows)
-    assert images == [4, 2]
+    # Two threads may begin in either order.
+    assert sorted(images) == [2, 4]
     assert [len(batch) for batch in texts] == [4, 3]
     flat = [text for batch in texts for text in batch]
     assert sorted(flat) == sorted({caption for caption, name in rows if name != "gone.png"})
@@ -132,6 +135,40 @@ def test_batches_are_full_and_each_image_and_caption_is_encoded_once(
     assert found["score"][6] == found["score"][7]
     assert found["image_hash"][6] == found["image_hash"][7] == found["image_hash"][1]
     assert len(set(found["image_hash"])) == 6
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_scores_do_not_depend_on_the_number_of_threads_which_is_left_as_it_was(
+    pairs: Rows, run: Callable, tmp_path: Path, threads: int
+) -> None:
+    run(pairs, "as it is", embeddings=True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        run(pairs, "other", embeddings=True)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert part(tmp_path / "as it is")["image_embedding"] == part(tmp_path / "other")["image_embedding"]
+
+
+def test_batches_come_back_in_order_and_few_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    running: list[int] = []
+    submitted = 0
+
+    def encode(number: int) -> np.ndarray:
+        running.append(submitted - number)
+        time.sleep(0.02 if number % 2 else 0.001)
+        return np.full((1, 1), number, np.float32)
+
+    with BatchThreads(torch.device("cpu")) as threads:
+        for number in range(20):
+            submitted = number
+            threads.submit(partial(encode, number))
+        assert [int(features[0, 0]) for features in threads.results()] == list(range(20))
+    assert max(running) <= 3
 
 
 def test_captions_are_measured_before_they_are_cut(pairs: Rows, run: Callable, tmp_path: Path) -> None:
@@ -236,7 +273,7 @@ def test_a_worker_that_dies_ends_the_shard_with_an_error(pairs: Rows, clip_score
 
     source = Deadly(pairs, tmp_path, COUNT)
     with (
-        PictureWorkers(clip_scorer, 1) as workers,
+        PictureWorkers(clip_scorer, 1, processes=True) as workers,
         pytest.raises(WorkerError, match=r"ran out of memory\. Run the same command again"),
     ):
         score_shard(source, SHARD, clip_scorer, tmp_path / "out", batch_size=4, workers=workers)

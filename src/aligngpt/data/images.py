@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
@@ -42,13 +43,24 @@ def resolve_image(name: str, root: Path) -> Path:
     """
     path = root / name
     try:
-        inside = not Path(name).is_absolute() and path.resolve().is_relative_to(root.resolve())
+        inside = not Path(name).is_absolute() and _is_inside(path.resolve(), root.absolute())
     except (ValueError, RuntimeError, OSError):
         # A name no file can have, or a loop of symbolic links.
         inside = False
     if not inside:
         raise ImageError("outside_root", f"the image {name!r} is not inside {root}; name the right image root")
     return path
+
+
+def _is_inside(real: Path, root: Path) -> bool:
+    """Whether a resolved path is in a folder; a folder that is linked anew meanwhile is found."""
+    return real.is_relative_to(_resolved(root)) or real.is_relative_to(root.resolve())
+
+
+@lru_cache(maxsize=64)
+def _resolved(folder: Path) -> Path:
+    """Where a folder is, asked of the file system once: every record of a source names the same one."""
+    return folder.resolve()
 
 
 def open_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -78,8 +78,9 @@ def score_source(
         scorer: the model.
         out: folder of the scores.
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
-        workers: processes that open pictures; 0 for a thread, None for as many as fit the machine and the source. They
-            are spawned, so a script that calls this with other than 0 needs `if __name__ == "__main__":`.
+        workers: threads or processes that open pictures (see `PictureWorkers`); 0 for one thread, None for as many as fit
+            the machine and the source. Processes are spawned, so a script that calls this with other than 0 needs
+            `if __name__ == "__main__":`.
         embeddings: also keep the features of images and captions.
         max_reject_share: share of the records, 0…1, that may be rejected.
         shard: `(i, n)`: score every n-th shard only, from the i-th on, 0…n-1; other processes score the others
@@ -125,8 +126,8 @@ def score_source(
                     advance=meter.advance,
                 )
                 if total.records >= RECORDS_TO_JUDGE:
-                    _check_share(out, total, max_reject_share)
-    _check_share(out, total, max_reject_share)
+                    check_share(out, total, max_reject_share)
+    check_share(out, total, max_reject_share)
     finished = _finish(out, manifest, max_reject_share)
     return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished)
 
@@ -188,7 +189,12 @@ def _share(summary: PartSummary) -> float:
     return summary.rejected / max(1, summary.records)
 
 
-def _check_share(out: Path, summary: PartSummary, max_share: float) -> None:
+def check_share(out: Path, summary: PartSummary, max_share: float) -> None:
+    """End a job of whose records too large a share was rejected.
+
+    Raises:
+        TooManyRejects: with the reasons, and where each record is named.
+    """
     rejects = Rejects(None, max_share)
     rejects.by_reason.update(summary.reasons)
     try:
@@ -212,7 +218,7 @@ def _finish(out: Path, manifest: Manifest, max_share: float) -> bool:
         if summary is None:
             return False
         total += summary
-    _check_share(out, total, max_share)
+    check_share(out, total, max_share)
     if manifest.finished != total:
         finish(out, manifest, total)
     return True

@@ -5,20 +5,25 @@ short ones first so that little is padded. So they, and with them the last digit
 alone: not on how many processes open pictures, nor on where an earlier run was stopped.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
 from aligngpt.data.pictures import Picture
 from aligngpt.scoring.encoders import Features, PairScorer, ScorerError
 from aligngpt.scoring.parts import PartSummary, Reject, part_table, write_part
 from aligngpt.scoring.picture_workers import PictureWorkers, Refused
+
+MAX_MODEL_THREADS = 8
+"""Each holds the activations of a batch."""
 
 CAPTIONS_AT_ONCE = 1000
 """Captions tokenised together to learn their length."""
@@ -85,6 +90,53 @@ def score_shard(
         embeddings=features if embeddings else None,
     )
     return write_part(out, shard.index, table, sorted(rejects, key=lambda reject: reject.record))
+
+
+class BatchThreads:
+    """Threads that each put a whole batch through a model; a context manager.
+
+    On a CPU, torch's own threads share every operation of one batch and wait for the last of them at its end. Beside
+    workers that open pictures, one is always late: two threads on two busy cores then take longer than one would. A
+    thread a batch waits for nobody. With more cores than `MAX_MODEL_THREADS`, a batch has several. Elsewhere the device
+    has one queue, and one thread fills it.
+
+    Args:
+        device: where the model is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._torch_threads = torch.get_num_threads()
+        self._on_cpu = device.type == "cpu"
+        self._count = min(MAX_MODEL_THREADS, self._torch_threads) if self._on_cpu else 1
+        self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="model", initializer=self._start)
+        self._running: deque[Future[Features]] = deque()
+        self._features: list[Features] = []
+
+    def __enter__(self) -> "BatchThreads":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        if self._on_cpu:
+            torch.set_num_threads(self._torch_threads)
+
+    def submit(self, encode: Callable[[], Features]) -> None:
+        """Encode a batch when a thread is free; waits while one batch more than there are threads is under way."""
+        self._running.append(self._pool.submit(encode))
+        if len(self._running) > self._count + 1:
+            self._features.append(self._running.popleft().result())
+
+    def results(self) -> list[Features]:
+        """The features of all batches, in the order they were submitted."""
+        self._features += [future.result() for future in self._running]
+        self._running.clear()
+        return self._features
+
+    def _start(self) -> None:
+        if self._on_cpu:
+            torch.set_num_threads(self._torch_threads // self._count)
 
 
 class _Row(NamedTuple):
@@ -164,23 +216,29 @@ def _encode_images(
     found: list[_Image | Refused] = []
     rows: dict[str, int] = {}
     waiting: list[NDArray[Any]] = []
-    features: list[Features] = []
-    told = 0
-    for result in workers.prepare(reading.pictures()):
-        if isinstance(result, Refused):
-            found.append(result)
-        else:
-            row = rows.setdefault(result.hash, len(rows))
-            found.append(_Image(result.hash, result.width, result.height, row))
-            if row == len(features) * batch_size + len(waiting):
-                waiting.append(result.pixels)
-        if len(waiting) == batch_size:
-            features.append(scorer.pixel_features(_pixels(waiting, scorer.dtype)))
-            waiting.clear()
-        advance(reading.records - told)
-        told = reading.records
-    if waiting:
-        features.append(scorer.pixel_features(_pixels(waiting, scorer.dtype)))
+    taken = told = 0
+
+    def encoding(pictures: list[NDArray[Any]]) -> Callable[[], Features]:
+        return lambda: scorer.pixel_features(workers.pixel_values(pictures))
+
+    with BatchThreads(scorer.device) as threads:
+        for result in workers.prepare(reading.pictures()):
+            if isinstance(result, Refused):
+                found.append(result)
+            else:
+                row = rows.setdefault(result.hash, len(rows))
+                found.append(_Image(result.hash, result.width, result.height, row))
+                if len(rows) > taken + len(waiting):
+                    waiting.append(result.pixels)
+            if len(waiting) == batch_size:
+                threads.submit(encoding(waiting))
+                taken += batch_size
+                waiting = []
+            advance(reading.records - told)
+            told = reading.records
+        if waiting:
+            threads.submit(encoding(waiting))
+        features = threads.results()
     advance(reading.records - told)
     return _Images(found, _joined(features, scorer))
 
@@ -205,12 +263,6 @@ def _token_counts(captions: list[str], tokenizer: Any) -> dict[str, int]:
         encoded = tokenizer(some, truncation=False, padding=False, return_attention_mask=False, verbose=False)
         counts.update(zip(some, map(len, encoded["input_ids"]), strict=True))
     return counts
-
-
-def _pixels(pictures: list[NDArray[Any]], dtype: torch.dtype) -> Tensor:
-    """The tensor that prepared pictures were: `(pictures, 3, height, width)`."""
-    tensor = torch.from_numpy(np.stack(pictures))
-    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
 
 def _joined(features: list[Features], scorer: PairScorer) -> Features:

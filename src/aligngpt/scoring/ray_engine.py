@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 import torch
 
 from aligngpt.data.pairs import PairSource, Shard
-from aligngpt.data.rejects import Rejects, TooManyRejects
 from aligngpt.progress import Meter, console
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.job import FEW_RECORDS, MAX_WORKERS, RECORDS_TO_JUDGE, ScoreSummary
+from aligngpt.scoring.job import FEW_RECORDS, MAX_WORKERS, RECORDS_TO_JUDGE, ScoreSummary, check_share
 from aligngpt.scoring.manifest import Manifest, claim, finish
-from aligngpt.scoring.parts import REJECTS_PATTERN, PartSummary, ScoresError, part_summary, remove_leftovers
+from aligngpt.scoring.parts import PartSummary, ScoresError, part_summary, remove_leftovers
 from aligngpt.scoring.picture_workers import PictureWorkers, WorkerError
 from aligngpt.scoring.pipeline import score_shard
 from aligngpt.scoring.ray_cluster import RayEngineError, Room, connected, last_line, room_for, shared_marker
@@ -320,10 +319,10 @@ def _score(pool: _Pool, shards: Sequence[Shard], out: Path, manifest: Manifest, 
                         # Behind the others, which it must not keep from being done.
                         todo.append(shard)
                 if total.records >= RECORDS_TO_JUDGE:
-                    _check_share(out, total, max_share)
+                    check_share(out, total, max_share)
                 meter.advance(total.records - before, f"{pool.scoring} of {pool.room.actors} actors at work")
     _check_lost({shard: reasons[shard] for shard, times in lost.items() if times > RETRIES})
-    _check_share(out, total, max_share)
+    check_share(out, total, max_share)
     return total
 
 
@@ -335,15 +334,6 @@ def _check_lost(reasons: Mapping[Shard, str]) -> None:
             f"({next(iter(reasons.values()))}). Most often a node ran out of memory: use fewer workers, a smaller "
             "batch size or smaller shards. All other parts are there; run the same command again and it goes on"
         )
-
-
-def _check_share(out: Path, summary: PartSummary, max_share: float) -> None:
-    rejects = Rejects(None, max_share)
-    rejects.by_reason.update(summary.reasons)
-    try:
-        rejects.check(summary.records)
-    except TooManyRejects as error:
-        raise TooManyRejects(f"{error}. {out / REJECTS_PATTERN} name each record") from error
 
 
 def _is_usable(summary: PartSummary, max_share: float) -> bool:
