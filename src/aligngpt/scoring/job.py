@@ -78,8 +78,8 @@ def score_source(
         scorer: the model.
         out: folder of the scores.
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
-        workers: threads or processes that open pictures (see `PictureWorkers`); 0 for one thread, None for as many as fit
-            the machine and the source. Processes are spawned, so a script that calls this with other than 0 needs
+        workers: threads or processes that open pictures (see `PictureWorkers`); 0 for one thread, None for as many as
+            fit the machine and the source. Processes are spawned, so a script that calls this with other than 0 needs
             `if __name__ == "__main__":`.
         embeddings: also keep the features of images and captions.
         max_reject_share: share of the records, 0…1, that may be rejected.
