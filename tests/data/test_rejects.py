@@ -98,3 +98,19 @@ def test_the_error_names_shares_reasons_and_the_file(tmp_path: Path) -> None:
     assert message.startswith("10 of 40 records cannot be used (25.0%, at most 5.0% are passed over)")
     assert f"level 4, empty 3, truncated 2; {path} names each" in message
     assert "image root" in message and "missing 1" not in message
+
+
+def test_rejects_can_be_kept_elsewhere_later(tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text("from another job\n")
+    with Rejects(tmp_path / "new.jsonl") as rejects:
+        rejects.add(0, "a", "missing", "gone")
+        rejects.move(tmp_path / "old.jsonl")
+        rejects.add(1, "b", "missing", "gone")
+    assert [json.loads(line)["id"] for line in (tmp_path / "old.jsonl").read_text().splitlines()] == ["a", "b"]
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_moved_without_any_an_older_file_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text("from another job\n")
+    Rejects(tmp_path / "new.jsonl").move(tmp_path / "old.jsonl")
+    assert not (tmp_path / "old.jsonl").exists()

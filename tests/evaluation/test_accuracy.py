@@ -221,9 +221,10 @@ def test_the_evaluation_of_something_else_is_refused(
 ) -> None:
     for part in assembled():
         part.save_pretrained(tmp_path / "other")
-    questions, more = write_questions(8), write_questions(9, "more.jsonl")
-    evaluate(questions)
+    questions, more = write_questions(8, at_1={"image": "gone.png"}), write_questions(9, "more.jsonl")
+    evaluate(questions, max_reject_share=0.5)
     before = content(tmp_path / "out")
+    assert any("rejects" in str(name) for name in before)
     others: list[tuple[Path, dict[str, Any]]] = [
         (questions, {"model": tmp_path / "other"}),
         (more, {}),
@@ -232,7 +233,7 @@ def test_the_evaluation_of_something_else_is_refused(
     ]
     for file, options in others:
         with pytest.raises(EvaluationError, match="holds an evaluation of another model, other questions"):
-            evaluate(file, **options)
+            evaluate(file, max_reject_share=0.5, **options)
     write_questions(8, at_3={"answer": "4"})
     with pytest.raises(EvaluationError, match="choose another folder with --out"):
         evaluate(questions)

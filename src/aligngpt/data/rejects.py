@@ -35,6 +35,14 @@ class Rejects:
     ) -> None:
         """Nothing is held open: each reject is on disk when it was added."""
 
+    def move(self, path: Path) -> None:
+        """Keep the rejects at `path` from now on, those so far included; an older file there is replaced."""
+        if self.path is not None and self.path.is_file():
+            self.path.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+        self.path = path
+
     @property
     def count(self) -> int:
         """How many records were rejected."""

@@ -63,14 +63,20 @@ def evaluate_file(
         AlignGPTError: the model or the file cannot be used, or `out` holds another evaluation.
     """
     root = questions.parent if image_root is None else image_root
-    with Rejects(out / "rejects.jsonl", max_share=max_reject_share) as rejects:
+    # Beside those of an evaluation that may be there, until the folder is known to be this one's.
+    with Rejects(out / "rejects.new.jsonl", max_share=max_reject_share) as rejects:
         samples = load_samples(questions, image_root=root, rejects=rejects)
         # What the rejects are a share of: those of the whole file are among them.
         looked_at = len(samples) + rejects.count
         if limit is not None and limit < len(samples):
             samples = sorted(random.Random(seed).sample(samples, limit), key=lambda sample: sample.record)
         shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
-        _claim(out, _fingerprint(model, questions, samples, shown))
+        try:
+            _claim(out, _fingerprint(model, questions, samples, shown))
+        except EvaluationError:
+            (out / "rejects.new.jsonl").unlink(missing_ok=True)
+            raise
+        rejects.move(out / "rejects.jsonl")
         done = read_predictions(out / PREDICTIONS_FILE)
         started = time.monotonic()
         open_questions = [sample for sample in samples if sample.record not in done]
