@@ -50,6 +50,7 @@ def test_a_changed_weight_is_noticed(checker: ModuleType, monkeypatch: pytest.Mo
     assert any(not one.holds for one in checker.compare(GOLDEN))
 
 
+@pytest.mark.medium
 def test_the_program_says_what_it_compared() -> None:
     done = subprocess.run(
         [sys.executable, HERE.with_name("check_golden.py"), GOLDEN], capture_output=True, text=True, check=False

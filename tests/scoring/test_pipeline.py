@@ -90,6 +90,7 @@ def test_siglip_scores_are_cosines(pairs: Rows, run: Callable, scorer_folder: Ca
     np.testing.assert_allclose(part(tmp_path / "out")["score"], expected, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_processes_and_a_thread_give_the_same_bytes(
     pairs: Rows, run: Callable, clip_scorer: PairScorer, tmp_path: Path
 ) -> None:

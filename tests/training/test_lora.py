@@ -104,6 +104,7 @@ def random_images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("language", "changes"),
     [
