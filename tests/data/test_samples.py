@@ -265,11 +265,17 @@ def test_similarity_is_the_level_counted_from_zero(level: int) -> None:
     assert parse_record(llava(similarity=level)).level == level + 1
 
 
-@pytest.mark.parametrize("level", [-1, True, 3.0, 0.31, "3", [3]])
+@pytest.mark.parametrize("level", [-1, True, "3", [3]])
 def test_a_similarity_that_is_no_level_is_refused(level: Any) -> None:
     reason, message = reason_of(llava(similarity=level))
     assert reason == "level"
     assert "`similarity`" in message and repr(level) in message
+
+
+def test_a_similarity_with_a_point_is_a_score() -> None:
+    sample = parse_record(llava(similarity=0.31))
+    assert (sample.level, sample.score) == (None, 0.31)
+    assert parse_record(llava(similarity=0.31, score=0.2)).score == 0.2
 
 
 @pytest.mark.parametrize("score", ["0.3", True, [0.3]])

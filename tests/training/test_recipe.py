@@ -235,3 +235,10 @@ def test_a_base_that_is_no_other_recipe_is_an_error(tmp_path: Path, base: str) -
     path.write_text(f"base: {base}\n")
     with pytest.raises(RecipeError, match=r"above|nowhere"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "language_model", "gate"])
+def test_what_pretraining_would_lose_is_refused(recipe_file: Path, part: str) -> None:
+    with pytest.raises(RecipeError, match=rf"go on to instruction tuning; name {part} in instruct.train"):
+        stage = f"{{data: x.json, batch_size: 4, learning_rate: 0.1, train: [projector, {part}]}}"
+        load_recipe(recipe_file, [f"pretrain={stage}"])

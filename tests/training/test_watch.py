@@ -25,7 +25,8 @@ def rows_of(model: Any, levels: bool) -> list[tuple[Example, ...]]:
         return (Example(prompt + answer, [IGNORED] * len(prompt) + answer, picture, level or None),)
 
     if levels:
-        return [row(3, [6, 7], 2), row(1, [8, 9, 10], 5), row(6, [4], 2)]
+        # The last one has no image, and so no level.
+        return [row(3, [6, 7], 2), row(1, [8, 9, 10], 5), row(6, [4], 2), row(2, [5, 6], 0)]
     return [row(3, [6, 7], None), row(1, [8, 9, 10], None), row(9, [4], 0)]
 
 
@@ -71,7 +72,7 @@ def test_the_loss_of_each_level_is_the_mean_over_its_tokens(seen: Callable) -> N
     model, rows, _, figures = seen(True)
     expected: dict[str, list[float]] = {}
     model.set_attn_implementation({"text_config": "sdpa"})
-    for row in rows:
+    for row in rows[:3]:
         batch = Collator(0)([row])
         logits = model.eval()(**batch).logits
         losses = F.cross_entropy(

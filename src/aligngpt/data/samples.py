@@ -66,8 +66,8 @@ def parse_record(record: object, index: int = 0) -> Sample:
 
     A pair is `{"image", "caption"}` or `{"image", "question", "answer"}`; the others are lists of turns, see
     `what_is_said`. As in LLaVA, a conversation that begins with the assistant loses its first turn, and images of
-    placeholders in later turns are shown with the first. The level is read from the field `similarity` (0…N-1, as the
-    authors' files have it).
+    placeholders in later turns are shown with the first. The level is read from the field `similarity` (an integer
+    0…N-1, as the authors' files have it; a float there is a score).
 
     Args:
         record: one JSON object.
@@ -90,7 +90,7 @@ def parse_record(record: object, index: int = 0) -> Sample:
         turns=_turns(said, with_images=bool(images)),
         images=images,
         level=_level(record),
-        score=_number(record, "score"),
+        score=_score(record),
         kind=None if record.get("question_type") is None else str(record["question_type"]),
         record=index,
         system=_system(system),
@@ -185,12 +185,18 @@ def _check_unicode(text: str, where: str) -> None:
 
 
 def _level(record: Mapping[str, Any]) -> int | None:
+    """An integer in `similarity` is a level, 0…N-1; a float there is a score, as in LAION's files."""
     found = record.get("similarity")
-    if found is None:
+    if found is None or isinstance(found, float):
         return None
     if isinstance(found, bool) or not isinstance(found, int) or found < 0:
         raise RecordError("level", f"`similarity` must be a level 0…N-1, found {found!r}")
     return found + 1
+
+
+def _score(record: Mapping[str, Any]) -> float | None:
+    similarity = record.get("similarity")
+    return similarity if "score" not in record and isinstance(similarity, float) else _number(record, "score")
 
 
 def _number(record: Mapping[str, Any], name: str) -> float | None:

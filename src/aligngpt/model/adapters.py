@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_folder
+from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
@@ -158,7 +159,8 @@ def merge_adapter(folder: Path, out: Path, *, base: str | Path | None = None) ->
     with atomic_folder(out) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        _write_card(temporary, out.name, folder, source, model.config)
+        made_from = f"merged from the adapter `{folder.name}` and its base `{source.name}`."
+        write_card(temporary, out.name, model.config, made_from)
     return model.num_parameters()
 
 
@@ -171,14 +173,3 @@ def _named_base(folder: Path) -> str:
     if not named:
         raise AdapterError(f"{path} does not name a base; give one: aligngpt merge {folder} OUT --base FOLDER")
     return str(named)
-
-
-def _write_card(folder: Path, name: str, adapter: Path, base: Path, config: AlignGPTConfig) -> None:
-    (folder / "README.md").write_text(
-        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [aligngpt, llava]\n---\n\n"
-        f"# {name}\n\n"
-        f"An AlignGPT (arXiv 2405.14129) with {config.num_alignment_levels} alignment levels, merged from the adapter "
-        f"`{adapter.name}` and its base `{base.name}`. Its licences are those of what it was merged from.\n\n"
-        "```python\nimport aligngpt\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n```\n",
-        encoding="utf-8",
-    )

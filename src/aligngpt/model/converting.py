@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from aligngpt.files import atomic_folder
 from aligngpt.model.assembling import PUBLISHED_GATE_GRID, assemble, build_processor, end_tokens, fresh_alignment
 from aligngpt.model.backbones import BackboneError, VisionTower, load_tokenizer, load_vision_tower, new_rows
+from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.layouts import BY_TOKEN, EMBEDDINGS, HEAD, TABLE, Layout, LayoutError, OriginalLayout, layout_of
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -89,7 +90,9 @@ def convert(
         config.save_pretrained(folder)
         build_processor(tower, words, words.chat_template or VICUNA, with_align=True).save_pretrained(folder)
         _generation(config, words).save_pretrained(folder)
-        _write_card(folder, source, layout, config)
+        tower_words = layout.vision_tower or "the one it came with"
+        made_from = f"converted from `{source.name}`. Vision tower: {tower_words}."
+        write_card(folder, out.name, config, made_from)
     return Conversion(layout.words, parameters, fresh)
 
 
@@ -258,18 +261,6 @@ def _generation(config: AlignGPTConfig, tokenizer: Any) -> GenerationConfig:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=end_tokens(tokenizer, template, config.get_text_config().eos_token_id),
         suppress_tokens=config.placeholder_ids,
-    )
-
-
-def _write_card(folder: Path, source: Path, layout: Layout, config: AlignGPTConfig) -> None:
-    tower = layout.vision_tower or "the one it came with"
-    (folder / "README.md").write_text(
-        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [aligngpt, llava]\n---\n\n"
-        f"# {folder.name if not folder.name.startswith('.') else source.name}\n\n"
-        f"An AlignGPT (arXiv 2405.14129) with {config.num_alignment_levels} alignment levels, converted from "
-        f"`{source.name}`. Vision tower: {tower}. Its licences are those of what it was converted from.\n\n"
-        "```python\nimport aligngpt\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n```\n",
-        encoding="utf-8",
     )
 
 

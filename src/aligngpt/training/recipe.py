@@ -218,6 +218,15 @@ class Recipe(_Section):
     report_to: list[str] = []
 
     @model_validator(mode="after")
+    def _pretraining_trains_what_it_leaves(self) -> "Recipe":
+        if self.pretrain is not None and (lost := set(self.pretrain.train) - {"projector", "level_table"}):
+            raise ValueError(
+                f"pretrain.train: only projector and level_table go on to instruction tuning; name {', '.join(lost)} "
+                "in instruct.train"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warm_start_comes_first(self) -> "Recipe":
         if self.instruct is not None and self.instruct.warm_start is not None:
             raise ValueError("instruct.warm_start: only pretrain can have a warm start")

@@ -44,13 +44,15 @@ class Watch:
         self.tokens += _tokens(batch)
         pieces = batch.get("pieces")
         samples = Samples.of_rows(ids) if pieces is None else Samples.of_pieces(pieces_of(pieces), ids.device)
+        with_image = samples.sum_of((ids == self.config.align_token_index).long()) > 0
         if output.alignment_weights is not None:
-            with_image = samples.sum_of((ids == self.config.align_token_index).long()) > 0
             self.gate.append(output.alignment_weights.detach()[with_image].float())
         if output.token_losses is not None and (level := batch.get("alignment_level")) is not None:
-            counted = batch["labels"][:, 1:] != IGNORED
-            self.levels.append(level[samples.of_token[:, 1:][counted]])
-            self.losses.append(output.token_losses)
+            of_counted = samples.of_token[:, 1:][batch["labels"][:, 1:] != IGNORED]
+            # What stands for the level of a sample without an image is none.
+            levelled = with_image[of_counted]
+            self.levels.append(level[of_counted][levelled])
+            self.losses.append(output.token_losses[levelled])
 
     def figures(self) -> Figures:
         """Numbers since the last call.
