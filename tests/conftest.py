@@ -1,4 +1,4 @@
-"""What every test relies on: no network, one thread a process, the same random numbers in any order."""
+"""What every test relies on: no network, one thread a process, the same random numbers in any order, an own cache."""
 
 import os
 
@@ -35,6 +35,14 @@ def no_network() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect_locally)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests and the programs they start keep for later is not kept in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNGPT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

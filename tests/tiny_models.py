@@ -103,6 +103,12 @@ def build_tokenizer(kind: str) -> PreTrainedTokenizerFast:
 FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}, "llama"),
     "llama_tied": ("LlamaConfig", {"tie_word_embeddings": True}, "smol"),
+    # Wide enough for the blocks of 64 weights that quantisation makes.
+    "llama_wide": (
+        "LlamaConfig",
+        {"hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": False, "initializer_range": 0.1},
+        "llama",
+    ),
     # A window shorter than an image's tokens, which two layers together see past.
     "mistral": ("MistralConfig", {"sliding_window": 12}, "llama"),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}, "chatml"),

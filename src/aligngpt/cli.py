@@ -279,10 +279,11 @@ def train(
 
     The same command goes on with a run that was stopped.
     """
+    from aligngpt.training.leaving import model_folder
     from aligngpt.training.plan import plan
     from aligngpt.training.processes import is_main_process
     from aligngpt.training.recipe import STAGES, load_recipe
-    from aligngpt.training.run import model_folder, train
+    from aligngpt.training.run import train
 
     read = load_recipe(recipe, settings or [])
     stages = STAGES if stage == "all" else (stage,)
@@ -463,11 +464,15 @@ def merge(
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `aligngpt quickstart` or `aligngpt train`.")],
     out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="report.html in RUN")] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Folder of another run, or file of curves, to draw behind the curves of this one."),
+    ] = None,
 ) -> None:
     """Write the page of a run: levels, loss curves, accuracies, the gate's weights, right and wrong answers."""
     from aligngpt.evaluation.reporting import write_report
 
-    print(write_report(run, out))
+    print(write_report(run, out, reference=reference))
 
 
 def main() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from aligngpt.data.dataset import ConversationDataset, ExampleError, row_lengths, rows_of, tokenize
+from aligngpt.data.dataset import ConversationDataset, ExampleError, row_lengths, tokenize
 from aligngpt.data.rejects import Rejects, TooManyRejects
+from aligngpt.data.rows import rows_of
 from aligngpt.data.samples import Sample, Turn
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import IGNORED

@@ -11,6 +11,8 @@ from aligngpt.alignment.levels import fit_levels
 from aligngpt.evaluation.reporting import EXAMPLES_PER_LEVEL, ReportingError, write_report
 from aligngpt.evaluation.results import EvaluationError, summarise
 from aligngpt.evaluation.results import Prediction as Answered
+from aligngpt.reports.curves import CurveError
+from aligngpt.training.run_card import RESULTS_BEGIN, RESULTS_END
 
 LEVELS = 4
 
@@ -137,6 +139,29 @@ def test_the_page_goes_where_it_is_wanted(run: Path, tmp_path: Path, monkeypatch
     assert elsewhere.read_text(encoding="utf-8") == (run / "report.html").read_text(encoding="utf-8")
     monkeypatch.chdir(run)
     assert "AlignGPT: mine" in write_report(Path(".")).read_text(encoding="utf-8")
+
+
+def test_curves_of_another_run_are_behind_those_of_this_one(run: Path, tmp_path: Path) -> None:
+    write_training(run)
+    assert "reference" not in write_report(run).read_text(encoding="utf-8")
+    page = write_report(run, tmp_path / "page.html", reference=run).read_text(encoding="utf-8")
+    assert page.count("Dashed: the reference, the run mine.") == 2
+    with pytest.raises(CurveError, match="cannot be read"):
+        write_report(run, reference=tmp_path / "gone")
+    dump(run / "run.json", {"facts": {}, "steps": {}})
+    assert "the reference, one quickstart of 12 minutes" in write_report(run).read_text(encoding="utf-8")
+
+
+def test_accuracies_go_into_the_card_of_the_model(run: Path) -> None:
+    write_training(run)
+    card = run / "model" / "README.md"
+    card.parent.mkdir()
+    card.write_text(f"mine\n{RESULTS_BEGIN}\n{RESULTS_END}\n", encoding="utf-8")
+    write_report(run)
+    assert "%" not in card.read_text(encoding="utf-8")
+    write_evaluation(run)
+    write_report(run)
+    assert "| AlignGPT | 75.0% |" in card.read_text(encoding="utf-8")
 
 
 def test_the_same_run_gives_the_same_page(run: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from aligngpt.alignment.module import AlignmentModule
+from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import IGNORED
 
 ONE = "USER : <image> what colour is the circle ? ASSISTANT :"
@@ -325,3 +326,34 @@ def test_half_precision_runs_in_half_precision(assembled: Callable, batch_of: Ca
 def test_the_alignment_module_is_never_split_across_devices(assembled: Callable) -> None:
     model, _ = assembled()
     assert {"AlignmentModule", "LlamaDecoderLayer"} <= set(model._no_split_modules)
+
+
+@pytest.mark.parametrize(
+    ("tower", "options"),
+    [
+        ("clip", {}),
+        ("clip", {"vision_feature_layer": [-2, -1]}),
+        ("siglip", {}),
+        ("dinov2", {"image_scales": [32, 64]}),
+    ],
+)
+def test_features_made_beforehand_are_as_good_as_pixels(
+    language_folder: Callable,
+    tower_folder: Callable,
+    batch_of: Callable[..., Batch],
+    tower: str,
+    options: dict[str, Any],
+) -> None:
+    model, processor = assemble(tower_folder(tower), language_folder("llama"), **options)
+    batch = batch_of(processor, TEXTS)
+    pixels = batch["pixel_values"]
+    with torch.no_grad():
+        expected = model(**batch)
+        del batch["pixel_values"]
+        features = model.model.tower_features(pixels)
+        found = model(**batch, vision_features=features)
+    assert features.shape[:2] == (len(pixels), model.config.image_seq_length)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.alignment_weights, expected.alignment_weights)
+    with pytest.raises(ValueError, match="give only one of pixel_values, vision_features"):
+        model(**batch, pixel_values=pixels, vision_features=features)

@@ -15,6 +15,8 @@ from PIL import Image
 from aligngpt.reports.figures import (
     INK,
     THUMBNAIL_PIXELS,
+    Line,
+    accuracy_curve,
     gate_heat_map,
     level_colours,
     loss_curve,
@@ -68,6 +70,19 @@ def test_loss_curve_smooths_long_runs_only_and_passes_over_gaps() -> None:
     losses[40] = float("nan")
     _, smooth = loss_curve(list(range(90)), losses).axes[0].lines
     assert np.asarray(smooth.get_ydata()) == pytest.approx([2.0] * 90)
+
+
+def test_a_reference_is_dashed_behind_and_named() -> None:
+    for axes in (
+        loss_curve([1, 2], [3.0, 2.0], Line([1, 2, 3], [3.5, 2.5, 1.5])).axes[0],
+        accuracy_curve([1, 2], [0.3, 0.4], Line([1, 2, 3], [0.2, 0.5, 0.9])).axes[0],
+    ):
+        behind, own = axes.lines
+        assert np.asarray(behind.get_xdata()).tolist() == [1, 2, 3]
+        assert (behind.get_linestyle(), own.get_linestyle()) == ("--", "-")
+        legend = axes.get_legend()
+        assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["reference", "this run"]
+    assert loss_curve([1, 2], [3.0, 2.0]).axes[0].get_legend() is None
 
 
 def test_heat_map_shows_every_weight_and_a_dash_where_there_is_none() -> None:

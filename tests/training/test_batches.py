@@ -1,8 +1,14 @@
 """The order of rows: at random, and even within each optimiser step."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
 
-from aligngpt.training.batches import BalancedSampler, balanced_parts
+from aligngpt.data.mixtures import Mixture
+from aligngpt.data.rows import rows_of
+from aligngpt.data.samples import Sample, Turn
+from aligngpt.training.batches import BalancedSampler, Share, balanced_parts, rows_of_epoch, shares_of
 
 LENGTHS = [100, 90, 10, 12, 50, 55, 8, 70, 20, 30, 61, 44]
 
@@ -59,3 +65,41 @@ def test_the_longest_row_is_in_the_first_step_of_the_first_epoch() -> None:
     sampler.set_epoch(1)
     orders = [list(BalancedSampler(LENGTHS, 2, 1, seed=seed)) for seed in range(8)]
     assert len({tuple(order[2:4]) for order in orders}) > 1
+
+
+def test_a_weight_says_how_often_an_epoch_has_a_sources_rows() -> None:
+    shares = [Share(np.arange(5), 0.5), Share(np.arange(5, 9), 2.0), Share(np.arange(9, 12), 1.5)]
+    sampler = BalancedSampler(LENGTHS, 2, 2, seed=4, shares=shares)
+    totals: Counter[int] = Counter()
+    for epoch in range(10):
+        sampler.set_epoch(epoch)
+        rows = Counter(sampler)
+        assert rows == Counter(list(sampler)) and rows.total() == len(sampler) == 2 + 8 + 4
+        # What is left of a weight is drawn without repeats.
+        assert max(rows[row] for row in range(5)) == 1
+        assert all(rows[row] == 2 for row in range(5, 9))
+        assert sorted(rows[row] for row in range(9, 12)) == [1, 1, 2]
+        totals += rows
+    assert all(totals[row] == 4 for row in range(5))
+    assert {totals[row] for row in range(9, 12)} == {13, 14}
+
+
+def test_a_half_is_another_one_in_each_epoch_and_for_each_seed() -> None:
+    def half(seed: int, epoch: int) -> set[int]:
+        return set(rows_of_epoch([Share(np.arange(100), 0.5)], seed, epoch).tolist())
+
+    assert half(0, 0) | half(0, 1) == set(range(100))
+    assert half(0, 0) not in (set(range(50)), half(1, 0))
+
+
+def test_rows_belong_to_the_source_of_their_samples() -> None:
+    def sample(image: str) -> Sample:
+        return Sample("", (Turn("user", "q"), Turn("assistant", "a")), (image,))
+
+    mixture = Mixture([[sample("a"), sample("b"), sample("a")], [sample("a"), sample("a")]])
+    rows = rows_of(mixture, 2)
+    # An image of the same name is another one in the other source.
+    assert rows == [(0, 2), (1,), (3, 4)]
+    shares = shares_of(mixture, rows, [1.0, 3.0])
+    assert [(share.rows.tolist(), share.drawn) for share in shares] == [([0, 1], 2), ([2], 3)]
+    assert shares_of(mixture, rows, [1.0, 1.0]) == []

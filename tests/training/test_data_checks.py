@@ -50,6 +50,16 @@ def test_image_paths_start_from_the_image_root_of_the_stage(tiny_recipe: Callabl
     assert check.good
 
 
+def test_each_file_of_a_mixture_is_looked_at_from_its_own_root(
+    tiny_recipe: Callable, data: Path, tmp_path: Path
+) -> None:
+    elsewhere = (data / "captions.json").rename(tmp_path / "captions.json")
+    sources = [{"data": str(data / "questions.json")}, {"data": str(elsewhere), "image_root": str(data)}]
+    paths = [elsewhere, data / "questions.json"]
+    checks = check_for_recipe(paths, tiny_recipe(instruct__data=sources), "instruct")
+    assert [(check.path, check.image_root, check.good) for check in checks] == [(path, data, True) for path in paths]
+
+
 def test_a_recipe_without_the_stage_says_so(tiny_recipe: Callable, data: Path) -> None:
     with pytest.raises(RecipeError, match="no section pretrain"):
         check_for_recipe([data / "captions.json"], tiny_recipe(pretrain=None), "pretrain")

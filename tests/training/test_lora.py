@@ -10,9 +10,10 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from aligngpt.model.adapters import AdapterError, load_adapter, merge_adapter
+from aligngpt.training.leaving import base_folder, model_folder
 from aligngpt.training.lora import MARK, add_lora, merge_lora
 from aligngpt.training.recipe import LoraRecipe, Recipe
-from aligngpt.training.run import base_folder, model_folder, train
+from aligngpt.training.run import train
 from aligngpt.training.stages import freeze_all_but, part_of, trained_tensors
 
 TEXTS = ["USER : <image> what colour is the circle ? ASSISTANT :", "USER : describe it ASSISTANT :"]

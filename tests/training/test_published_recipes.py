@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from full_size import LANGUAGE_MODELS
 
+from aligngpt.training.leaving import model_folder
 from aligngpt.training.plan import plan
 from aligngpt.training.recipe import Recipe, load_recipe, recipe_path
-from aligngpt.training.run import model_folder, train
+from aligngpt.training.run import train
 
 CLIP, SIGLIP = 303_507_456, 428_225_600
 """Parameters of the two vision towers."""

@@ -114,7 +114,7 @@ def test_every_problem_is_told_at_once(content: dict[str, Any]) -> None:
         ("model.levels=4", "model.levels: unknown; did you mean num_levels?"),
         ("instruct.lora.Rank=8", "instruct.lora.Rank: unknown; did you mean rank?"),
         ("outputs=here", "outputs: unknown; did you mean output?"),
-        ("instruct.lora.xyz=8", "instruct.lora.xyz: unknown; there are rank, alpha, dropout, merge"),
+        ("instruct.lora.xyz=8", "instruct.lora.xyz: unknown; there are rank, alpha, dropout, bits, merge"),
     ],
 )
 def test_a_misspelt_key_is_told_what_may_have_been_meant(recipe_file: Path, setting: str, expected: str) -> None:

@@ -19,10 +19,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCall
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.assembling import assemble
+from aligngpt.training import identity
 from aligngpt.training import run as module
 from aligngpt.training import trainer as trainer_module
+from aligngpt.training.leaving import model_folder
 from aligngpt.training.recipe import Recipe, RecipeError
-from aligngpt.training.run import model_folder, stage_result, train
+from aligngpt.training.run import stage_result, train
 from aligngpt.training.stages import part_of
 
 
@@ -283,7 +285,7 @@ def test_wrong_recipes_say_what_is_wrong(tiny_recipe: Callable) -> None:
 
 def test_the_precision_is_chosen_once(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    monkeypatch.setattr(module, "supports_bfloat16", lambda device: asked.append(device) or len(asked) == 1)
+    monkeypatch.setattr(identity, "supports_bfloat16", lambda device: asked.append(device) or len(asked) == 1)
     recipe = tiny_recipe(pretrain__precision="auto")
     stopped(recipe, monkeypatch, 2, "pretrain")
     train(recipe, ["pretrain"])
@@ -387,9 +389,11 @@ def test_a_stop_in_the_second_epoch_with_workers_costs_nothing(
     [
         ({"instruct__optimizer": "muon", "instruct__learning_rates": {"gate": 0.02}}, "model.safetensors"),
         ({"instruct__optimizer": "adafactor"}, "model.safetensors"),
+        ({"instruct__optimizer": "adamw_8bit", "language": "llama_wide"}, "model.safetensors"),
+        ({"instruct__lora": {"rank": 4, "bits": 4}, "language": "llama_wide"}, "model.safetensors"),
         ({"instruct__lora": {"rank": 4, "dropout": 0.2, "merge": False}}, "adapter_model.safetensors"),
     ],
-    ids=["muon", "adafactor", "adapter folder"],
+    ids=["muon", "adafactor", "8 bits", "4 bits", "adapter folder"],
 )
 def test_other_optimisers_and_adapters_go_on_as_if_nothing_had_stopped_them(
     tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, Any], file: str
@@ -434,3 +438,25 @@ def test_more_or_idle_blocks_of_the_tower_are_refused(tiny_recipe: Callable) -> 
         train(tiny_recipe(instruct__train=["vision_tower"], instruct__vision_blocks=3, pretrain=None))
     with pytest.raises(RecipeError, match="name vision_tower in train"):
         tiny_recipe(instruct__vision_blocks=1)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("packing", ["packed", "padded"])
+def test_compiled_layers_train_alike(tiny_recipe: Callable, packing: str) -> None:
+    options = {"pretrain": None, "instruct__packing": packing, "instruct__gradient_checkpointing": packing == "padded"}
+    plain, compiled = (
+        tiny_recipe(output=f"{tiny_recipe().output}-{name}", instruct__compile=name == "compiled", **options)
+        for name in ("plain", "compiled")
+    )
+    train(plain)
+    train(compiled)
+    losses = [[line["loss"] for line in metrics(Path(one.output) / "instruct")] for one in (compiled, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    found, expected = (load_file(model_folder(one) / "model.safetensors") for one in (compiled, plain))
+    assert set(found) == set(expected)
+
+
+def test_compiling_without_a_compiler_says_what_to_do(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RecipeError, match="compile needs a C"):
+        train(tiny_recipe(pretrain=None, instruct__compile=True))

@@ -14,7 +14,8 @@ from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources import load_samples
 from aligngpt.inference.engine import Engine, Request, Sampling
 from aligngpt.model.modeling import IGNORED
-from aligngpt.training.run import model_folder, train
+from aligngpt.training.leaving import model_folder
+from aligngpt.training.run import train
 from aligngpt.training.validation import Validation, right_answers
 
 
@@ -88,4 +89,4 @@ def test_a_stage_is_looked_at_while_it_trains_and_at_its_end(tiny_recipe: Callab
 def _pictures(validation: Validation, sample: Any) -> list:
     from aligngpt.data.images import open_image
 
-    return [open_image(validation.dataset.image_root / name) for name in sample.images]
+    return [open_image(validation.dataset.root_of(0) / name) for name in sample.images]

@@ -34,14 +34,26 @@ class Collator:
     packed: bool = False
 
     def with_ids(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The same, and the ids of all examples in `sample_ids`, which the model does not take."""
-        return self(rows) | {"sample_ids": [example.id for row in rows for example in row]}
+        """The same, and what the model does not take.
+
+        `sample_ids` has the ids of all examples. `feature_keys`, where vision features are kept, has for each image, in
+        reading order, the key of what is to be computed, or "" where `vision_features` has it. `pixel_values` then has
+        each picture that is to be computed once, in the order in which the keys first stand.
+        """
+        batch: dict[str, Any] = self(rows)
+        keys = list(chain.from_iterable(_feature_keys(row[0]) for row in rows))
+        if any(keys):
+            batch["feature_keys"] = keys
+            computed = [key for key in keys if key]
+            batch["pixel_values"] = batch["pixel_values"][[computed.index(key) for key in dict.fromkeys(computed)]]
+        return batch | {"sample_ids": [example.id for row in rows for example in row]}
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The inputs of the model for these rows.
 
         `input_ids`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)` where there are
-        images; `alignment_level (batch,)` where the examples have levels.
+        images, and `vision_features (images, P, scales · tower hidden)` of those whose features are known;
+        `alignment_level (batch,)` where the examples have levels.
 
         `attention_mask` is `(batch, length)`. Where a row has branches it is `(batch, 1, length, length)`, true where
         a position (first) sees another (second), and `position_ids` and `instruction_mask` `(batch, length)` are given.
@@ -98,10 +110,14 @@ def _packed(lines: Sequence["_Line"]) -> dict[str, Tensor]:
 
 
 def _of_images(rows: Sequence[Row]) -> dict[str, Tensor]:
-    with_images = [row[0] for row in rows if row[0].pixel_values is not None]
+    with_images = [row[0] for row in rows if row[0].has_images]
     if not with_images:
         return {}
-    batch = {"pixel_values": torch.cat([one.pixel_values for one in with_images if one.pixel_values is not None])}
+    batch = {}
+    if pixels := [one.pixel_values for one in with_images if one.pixel_values is not None]:
+        batch["pixel_values"] = torch.cat(pixels)
+    if features := [one.features for one in with_images if one.features is not None]:
+        batch["vision_features"] = torch.cat(features)
     levels = [one.level for one in with_images]
     if any(level is not None for level in levels):
         if None in levels:
@@ -109,6 +125,10 @@ def _of_images(rows: Sequence[Row]) -> dict[str, Tensor]:
         # Rows without an image have no <align> token: their level is never read.
         batch["alignment_level"] = torch.tensor([row[0].level or 1 for row in rows])
     return batch
+
+
+def _feature_keys(example: Example) -> tuple[str, ...]:
+    return example.feature_keys if example.features is None else ("",) * len(example.features)
 
 
 @dataclass(frozen=True)

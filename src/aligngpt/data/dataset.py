@@ -1,10 +1,13 @@
 """From samples to training examples: token ids, which of them count, pixels and level."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from jinja2.exceptions import TemplateError
 from PIL import Image
 from torch import Tensor
@@ -12,6 +15,7 @@ from torch.utils.data import Dataset
 
 from aligngpt.data.images import ImageError, open_image, resolve_image
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.rows import columns_of, rows_of
 from aligngpt.data.samples import Sample
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import IGNORED
@@ -36,6 +40,9 @@ class Example:
         pixel_values: `(images, channels, height, width)`, or None without images.
         level: the alignment level 1…N, where the sample has one.
         id: the sample's.
+        features: what the vision tower made of the images, `(images, P, scales · tower hidden)`, where that is known;
+            there are no `pixel_values` then.
+        feature_keys: of each image whose features are to be computed and kept.
     """
 
     input_ids: list[int]
@@ -43,6 +50,37 @@ class Example:
     pixel_values: Tensor | None
     level: int | None
     id: str = ""
+    features: Tensor | None = None
+    feature_keys: tuple[str, ...] = ()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is an image, as pixels or as features."""
+        return self.pixel_values is not None or self.features is not None
+
+
+class KnownFeatures(Protocol):
+    """Where the vision tower's features of pictures may be found; asked by loader workers, so it is pickled."""
+
+    def key(self, path: Path) -> str:
+        """What the features of a picture are kept under.
+
+        Raises:
+            OSError: the picture cannot be read.
+        """
+        ...
+
+    def read(self, key: str) -> Tensor | None:
+        """The features, `(P, scales · tower hidden)`; None where there are none."""
+        ...
+
+
+class _Images(NamedTuple):
+    """The images of a row; see `Example`."""
+
+    pixel_values: Tensor | None = None
+    features: Tensor | None = None
+    feature_keys: tuple[str, ...] = ()
 
 
 Row = tuple[Example, ...]
@@ -58,19 +96,25 @@ class ConversationDataset(Dataset[Row]):
     Args:
         samples: what `load_samples` gave.
         processor: of the model to be trained.
-        image_root: folder the samples' image paths start from.
+        image_root: folder the samples' image paths start from; of samples of several sources (`Columns.sources`), one
+            for each source.
         rejects: where samples that cannot be used go.
         chat_template: Jinja source; the processor's own when None. Pre-training uses the plain one.
         max_length: tokens per example; see `tokenize` for what is done with longer ones.
         questions_per_prefix: how many samples with the same images make one row, at most. See `Collator`.
         pad_images: pad pictures to a square, or cut out the middle; as the processor does when None.
+
+    Attributes:
+        known_features: where the vision tower's features may be found, so that a picture need not be decoded.
     """
+
+    known_features: KnownFeatures | None = None
 
     def __init__(
         self,
         samples: Sequence[Sample],
         processor: AlignGPTProcessor,
-        image_root: Path,
+        image_root: Path | Sequence[Path],
         rejects: Rejects,
         *,
         chat_template: str | None = None,
@@ -81,7 +125,8 @@ class ConversationDataset(Dataset[Row]):
         self.samples = samples
         self.rows = rows_of(samples, questions_per_prefix)
         self.processor = processor
-        self.image_root = image_root
+        self._roots = [image_root] if isinstance(image_root, Path) else list(image_root)
+        self._sources = columns_of(samples).sources if len(self._roots) > 1 else None
         self.rejects = rejects
         self._records = len(samples) + rejects.count
         self.chat_template = chat_template
@@ -105,7 +150,7 @@ class ConversationDataset(Dataset[Row]):
             return ()
         examples: list[Example] = []
         try:
-            pixels = self._pixels(samples[0][1].images)
+            images = self._images(samples[0][1].images, self.root_of(samples[0][0]))
         except ImageError as error:
             for member, sample in samples:
                 self._reject(member, sample, error.reason, error)
@@ -118,14 +163,34 @@ class ConversationDataset(Dataset[Row]):
             except ExampleError as error:
                 self._reject(member, sample, error.reason, error)
             else:
-                examples.append(Example(input_ids, labels, pixels, sample.level, sample.id))
+                of_sample = (sample.level, sample.id, images.features, images.feature_keys)
+                examples.append(Example(input_ids, labels, images.pixel_values, *of_sample))
         return tuple(examples)
 
-    def _pixels(self, images: Sequence[str]) -> Tensor | None:
-        if not images:
-            return None
-        pictures = [open_image(resolve_image(name, self.image_root)) for name in images]
-        return self.preprocess(pictures)
+    def root_of(self, member: int) -> Path:
+        """The folder that the image paths of a sample start from, by the sample's place."""
+        return self._roots[0 if self._sources is None else self._sources[member]]
+
+    def _images(self, names: Sequence[str], root: Path) -> _Images:
+        """The pixels of all images of a row, or the features of all, where all are known."""
+        if not names:
+            return _Images()
+        paths = [resolve_image(name, root) for name in names]
+        keys: tuple[str, ...] = ()
+        if self.known_features is not None:
+            # What cannot be read is left to `open_image`, which says what is wrong with it.
+            with suppress(OSError):
+                keys = tuple(self.known_features.key(path) for path in paths)
+            found = [features for key in keys if (features := self.known_features.read(key)) is not None]
+            if found and len(found) == len(paths):
+                return _Images(features=torch.stack(found))
+        return _Images(self.preprocess([open_image(path) for path in paths]), feature_keys=keys)
+
+    @property
+    def picture_settings(self) -> dict[str, Any]:
+        """What decides how a picture becomes pixels, as plain data."""
+        settings: dict[str, Any] = json.loads(self.processor.image_processor.to_json_string())
+        return settings | self._how
 
     def preprocess(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures as the vision tower takes them, `(images, channels, height, width)`."""
@@ -138,24 +203,6 @@ class ConversationDataset(Dataset[Row]):
         self._bad.add(member)
         self.rejects.add(sample.record, sample.id, reason, str(error))
         self.rejects.check(self._records)
-
-
-def rows_of(samples: Sequence[Sample], questions_per_prefix: int) -> list[tuple[int, ...]]:
-    """Which samples share a row, by their places in `samples`.
-
-    Samples with the same images and level are cut into as few rows of at most `questions_per_prefix` as will do, of
-    about equal size. Samples without an image get a row each: they have no prefix to share.
-    """
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for place, sample in enumerate(samples):
-        alone = questions_per_prefix == 1 or not sample.images
-        groups.setdefault((place,) if alone else (sample.images, sample.level), []).append(place)
-    rows = []
-    for members in groups.values():
-        count = -(-len(members) // questions_per_prefix)
-        # Every count-th one, so that neighbours in the file, which are often alike, are told apart.
-        rows += [tuple(members[start::count]) for start in range(count)]
-    return rows
 
 
 def tokenize(
@@ -249,10 +296,7 @@ def _counted(answer: str, tokenizer: Any) -> str:
 
 def row_lengths(dataset: ConversationDataset) -> list[int]:
     """A cheap estimate of each row's length in characters, image tokens counted fourfold; for grouping batches."""
-    per_image = 4 * dataset.processor.image_seq_length
-    lengths = []
-    for row in dataset.rows:
-        samples = [dataset.samples[member] for member in row]
-        text = sum(len(turn.text) for sample in samples for turn in sample.turns)
-        lengths.append(text + per_image * len(samples[0].images))
+    columns = columns_of(dataset.samples)
+    images = 4 * dataset.processor.image_seq_length * columns.images
+    lengths: list[int] = (dataset.rows.sums(columns.characters) + images[dataset.rows.first]).tolist()
     return lengths

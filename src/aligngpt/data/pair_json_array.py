@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aligngpt.data.pair_ranges import MAX_RECORD, text_start
-from aligngpt.data.sources import SourceError
+from aligngpt.data.source_error import SourceError
 
 CHUNK = 1 << 16
 

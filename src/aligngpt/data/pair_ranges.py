@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aligngpt.data.pairs import Shard
-from aligngpt.data.sources import SourceError
+from aligngpt.data.source_error import SourceError
 
 MAX_RECORD = 64 << 20
 """Longest record read, in bytes. A longer one is a file that is not what its name says."""

@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from aligngpt.data.images import ImageError, check_image, resolve_image
+from aligngpt.data.pair_json_array import read_array
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples import RecordError, Sample, parse_record, to_record
-from aligngpt.errors import AlignGPTError
+from aligngpt.data.source_error import SourceError
 from aligngpt.files import atomic_write
 
-
-class SourceError(AlignGPTError):
-    """A file of records cannot be read at all."""
+__all__ = [
+    "BrokenLine",
+    "SourceError",
+    "load_samples",
+    "read_records",
+    "read_samples",
+    "root_of",
+    "trouble_with",
+    "write_records",
+    "write_samples",
+]
 
 
 @dataclass(frozen=True)
@@ -26,27 +35,22 @@ class BrokenLine:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, object]]:
-    """The records of a file, numbered from 0.
+    """The records of a file, numbered from 0, one in memory at a time.
 
-    JSON lines are read one at a time; an array is read as a whole. A line that is no JSON comes as a `BrokenLine`.
+    A line of JSON lines that is no JSON comes as a `BrokenLine`; an array that is broken ends with an error there.
 
     Raises:
         SourceError: the file cannot be read, is empty, is not UTF-8, or is neither an array nor JSON lines.
     """
     try:
-        if not _is_array(path):
+        if _is_array(path):
+            yield from ((index, element.value) for index, element in enumerate(read_array(path)))
+        else:
             yield from _read_lines(path)
-            return
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not UTF-8 in line {_first_broken_line(path)}; save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{path} is no whole JSON array: line {error.lineno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is JSON that cannot be read: {error}") from error
-    yield from enumerate(content)
 
 
 def read_samples(path: Path, rejects: Rejects) -> Iterator[tuple[Sample, dict[str, Any]]]:
@@ -90,33 +94,45 @@ def load_samples(
         SourceError: the file cannot be read, or holds nothing that can be used.
         TooManyRejects: too large a share of the records cannot be used.
     """
-    root = path.parent if image_root is None else image_root
-    if root != path.parent and not root.is_dir():
-        raise SourceError(f"the image root {root} is not a folder")
+    root = root_of(path, image_root)
     before = rejects.count
     samples = []
     for sample, _ in read_samples(path, rejects):
-        if require_level and sample.images and sample.level is None:
-            rejects.add(
-                sample.record,
-                sample.id,
-                "no_level",
-                "no alignment level (field `similarity`); run `aligngpt levels` first",
-            )
-            continue
-        try:
-            for name in sample.images:
-                image = resolve_image(name, root)
-                if check_images:
-                    check_image(image)
-        except ImageError as error:
-            rejects.add(sample.record, sample.id, error.reason, str(error))
-            continue
-        samples.append(sample)
+        if trouble := trouble_with(sample, root, require_level=require_level, check_images=check_images):
+            rejects.add(sample.record, sample.id, *trouble)
+        else:
+            samples.append(sample)
     rejects.check(len(samples) + rejects.count - before)
     if not samples:
         raise SourceError(f"{path} holds no record that can be used")
     return samples
+
+
+def root_of(path: Path, image_root: Path | None) -> Path:
+    """The folder that the image paths of a file start from; the file's own when `image_root` is None.
+
+    Raises:
+        SourceError: it is not a folder.
+    """
+    root = path.parent if image_root is None else image_root
+    # A folder that the file is not in either is an error about the file.
+    if root != path.parent and not root.is_dir():
+        raise SourceError(f"the image root {root} is not a folder")
+    return root
+
+
+def trouble_with(sample: Sample, root: Path, *, require_level: bool, check_images: bool) -> tuple[str, str] | None:
+    """Why a sample cannot be used, a short name and the whole story; None when it can. See `load_samples`."""
+    if require_level and sample.images and sample.level is None:
+        return "no_level", "no alignment level (field `similarity`); run `aligngpt levels` first"
+    try:
+        for name in sample.images:
+            image = resolve_image(name, root)
+            if check_images:
+                check_image(image)
+    except ImageError as error:
+        return error.reason, str(error)
+    return None
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:

@@ -4,13 +4,13 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aligngpt.alignment.levels import AlignmentLevels, level_counts
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE, EvaluationResult, Prediction, read_predictions
+from aligngpt.reports.curves import METRICS_FILE, ReferenceRun, accuracy_curve_of, logged, loss_curve_of, read_reference
 from aligngpt.reports.report import (
     AccuracyCurve,
     AccuracyRow,
@@ -23,6 +23,8 @@ from aligngpt.reports.report import (
     TimingRow,
     build_report,
 )
+from aligngpt.training.recipe import recipe_path
+from aligngpt.training.run_card import add_results
 
 STAGES = {"pretrain": "Stage 1: pre-training", "instruct": "Stage 2: instruction tuning"}
 EXAMPLES_PER_LEVEL = 4
@@ -34,30 +36,39 @@ class ReportingError(AlignGPTError):
     """A folder holds nothing a report could be made of."""
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
+def write_report(run: Path, out: Path | None = None, *, reference: Path | None = None) -> Path:
     """Write the page of a run folder, as `aligngpt quickstart` and `aligngpt train` leave it.
+
+    The accuracies also go into the card of the run's model, where it has a place for them.
 
     Args:
         run: the folder; read are `captions.json` and `scores/`, `pretrain/` and `instruct/`, `evaluation/*/`,
             `separation.json`, `baselines.json` and `run.json`, as far as they are there.
         out: the HTML file; `report.html` in `run` when None.
+        reference: folder of a run, or file of curves, to draw behind this run's curves; when None, the curves that
+            come with the quickstart's recipe behind those of a quickstart, and nothing behind others.
 
     Returns:
         Where the page is.
 
     Raises:
         ReportingError: the folder is not there or holds none of these.
+        CurveError: there is no such reference.
     """
     if not run.is_dir():
         raise ReportingError(f"{run} is not a folder; give the folder of a run")
+    if reference is None:
+        reference = _packaged_curves(run)
+    behind = None if reference is None else read_reference(reference)
     evaluations = _evaluations(run)
     tested = evaluations.get("test")
+    accuracies = _accuracies(run, evaluations)
     report = ReportData(
         title=f"AlignGPT: {run.resolve().name}",
-        accuracies=_accuracies(run, evaluations),
+        accuracies=accuracies,
         levels=_levels(run),
-        curves=_curves(run),
-        growth=_growth(run),
+        curves=_curves(run, behind),
+        growth=_growth(run, behind),
         warm_start=_warm_start(run),
         gate=_gate(tested),
         answers=_answers(run),
@@ -68,6 +79,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         raise ReportingError(f"{run} holds no scores, no training and no evaluation; give the folder of a run")
     target = out or run / "report.html"
     build_report(report, target, image_root=run)
+    if accuracies:
+        add_results(run / "model", accuracies)
     return target
 
 
@@ -145,23 +158,25 @@ def _levels(run: Path) -> LevelsSection | None:
     )
 
 
-def _curves(run: Path) -> list[LossCurve]:
+def _packaged_curves(run: Path) -> Path | None:
+    """The curves that come with the recipe of this run; only the quickstart leaves `run.json`, and so its name."""
+    path = recipe_path("curves/quickstart").with_suffix(".jsonl")
+    return path if (run / "run.json").is_file() and path.is_file() else None
+
+
+def _curves(run: Path, reference: ReferenceRun | None) -> list[LossCurve]:
     curves = []
     for stage, name in STAGES.items():
-        path = run / stage / "metrics.jsonl"
+        path = run / stage / METRICS_FILE
         if path.is_file():
-            lines = [line for line in _logged(path) if "loss" in line]
-            curves.append(LossCurve(name, [line["step"] for line in lines], [line["loss"] for line in lines]))
+            curves.append(loss_curve_of(stage, name, logged(path), reference))
     return [curve for curve in curves if curve.steps]
 
 
-def _growth(run: Path) -> AccuracyCurve | None:
-    path = run / "instruct" / "metrics.jsonl"
-    lines = [line for line in _logged(path) if "validation_accuracy" in line] if path.is_file() else []
-    if not lines:
-        return None
-    minutes = [line["seconds"] / 60 for line in lines]
-    return AccuracyCurve("validation questions", minutes, [line["validation_accuracy"] for line in lines])
+def _growth(run: Path, reference: ReferenceRun | None) -> AccuracyCurve | None:
+    path = run / "instruct" / METRICS_FILE
+    lines = logged(path) if path.is_file() else []
+    return accuracy_curve_of("instruct", "validation questions", lines, reference)
 
 
 def _warm_start(run: Path) -> str | None:
@@ -173,15 +188,6 @@ def _warm_start(run: Path) -> str | None:
         f"moved image tokens towards their captions' words (mean squared distance {found['before']:.4f} before, "
         f"{found['after']:.4f} after)."
     )
-
-
-def _logged(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that a kill cut short is passed over."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
 
 
 def _gate(tested: EvaluationResult | None) -> GateSection | None:

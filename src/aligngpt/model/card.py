@@ -1,12 +1,80 @@
 """The model card of a folder: what the model is, what it was made of, and how to load it."""
 
+import json
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from aligngpt.files import atomic_write
 from aligngpt.model.configuration import AlignGPTConfig
+
+CARD_FILE = "README.md"
+PAPER = "2405.14129"
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+
+_USE = """\
+## How to use it
+
+From inside this folder; elsewhere `.` becomes its path, or its name on the hub.
+
+```python
+import aligngpt  # registers the model with transformers
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(".")
+processor = AutoProcessor.from_pretrained(".")
+image = {"type": "image", "image": Image.open("photo.jpg").convert("RGB")}
+question = {"type": "text", "text": "What is in the picture?"}
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": [image, question]}],
+    add_generation_prompt=True,
+    tokenize=True,
+    return_dict=True,
+    return_tensors="pt",
+)
+answer = model.generate(**inputs, max_new_tokens=128)
+print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+```bash
+aligngpt ask . photo.jpg "What is in the picture?" --show-alignment
+```
+"""
+
+
+def card_text(
+    name: str,
+    introduction: str,
+    *,
+    base_models: Sequence[str] = (),
+    sections: Sequence[str] = (),
+) -> str:
+    """A model card: front matter as the Hugging Face hub reads it, what the model is, how to use it, and the rest.
+
+    It names no licence in the front matter: of a model made of others and of data, people decide.
+
+    Args:
+        name: what the model is called.
+        introduction: a sentence or more in Markdown.
+        base_models: hub names of what it was made of.
+        sections: Markdown, each with its heading.
+    """
+    facts: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    if base_models:
+        facts["base_model"] = list(base_models)
+    facts["tags"] = ["aligngpt", "llava", f"arxiv:{PAPER}"]
+    front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    return "\n\n".join([f"---\n{front}---", f"# {name}", introduction, _USE.strip(), *map(str.strip, sections)]) + "\n"
 
 
 def write_card(folder: Path, name: str, config: AlignGPTConfig, made_from: str) -> None:
-    """Write `README.md` into a model folder.
+    """Write the card of a folder that was made from others.
 
     Args:
         folder: of the model.
@@ -14,11 +82,58 @@ def write_card(folder: Path, name: str, config: AlignGPTConfig, made_from: str) 
         config: its configuration.
         made_from: goes on "An AlignGPT with so many levels, …", a sentence or more with their full stops.
     """
-    (folder / "README.md").write_text(
-        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [aligngpt, llava]\n---\n\n"
-        f"# {name}\n\n"
-        f"An AlignGPT (arXiv 2405.14129) with {config.num_alignment_levels} alignment levels, {made_from} Its licences "
-        "are those of what it was made of.\n\n"
-        "```python\nimport aligngpt\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n```\n",
-        encoding="utf-8",
+    introduction = (
+        f"An AlignGPT ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})) with {config.num_alignment_levels} alignment "
+        f"levels, {made_from} Its licences are those of what it was made of."
     )
+    with atomic_write(folder / CARD_FILE) as file:
+        file.write(card_text(name, introduction))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this looks like `owner/name` on the Hugging Face hub, and no file or folder is called so."""
+    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def licence_of(backbone: str) -> str | None:
+    """The licence that a backbone's folder states, in its card, configuration or manifest; None where none does."""
+    folder = Path(backbone)
+    if not folder.is_dir():
+        return None
+    card = _FRONT_MATTER.match(_text(folder / CARD_FILE))
+    for facts, name in (
+        (_mapping(yaml.safe_load, card[1] if card else ""), "license"),
+        (_mapping(json.loads, _text(folder / "config.json")), "license"),
+        # As the quickstart prepares its backbones.
+        (_mapping(json.loads, _text(folder / "manifest.json")).get("made_from"), "licence"),
+    ):
+        if isinstance(facts, dict) and isinstance(facts.get(name), str):
+            return str(facts[name])
+    return None
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, all but its first column flush right; what is in the rows is shown as it is."""
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *([escaped(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """A text of others in one line, in which nothing is read as Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|&])", r"\\\1", " ".join(text.split()))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _mapping(parse: Callable[[str], Any], text: str) -> dict[str, Any]:
+    """What a text of YAML or JSON holds; empty where it is neither, or no mapping."""
+    try:
+        content = parse(text)
+    except (ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -26,7 +26,7 @@ from aligngpt.alignment.module import AlignmentModule, AlignmentOutput, mean_tex
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.generation import AlignGPTGenerationMixin
 from aligngpt.model.loss import linear_cross_entropy
-from aligngpt.model.multiscale import AlignGPTProjector, crops_of_scales
+from aligngpt.model.multiscale import AlignGPTProjector, crops_of_scales, merge_scales
 from aligngpt.model.packing import pieces_of
 from aligngpt.model.placeholders import Samples, readable_text, sample_of_image
 
@@ -107,6 +107,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         alignment_weights: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         pieces: Tensor | None = None,
+        vision_features: Tensor | None = None,
         **kwargs: Any,
     ) -> AlignGPTModelOutput:
         """The hidden states of a batch of samples, each with any number of images.
@@ -126,6 +127,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 the arguments above. For models whose kind of attention is `aligngpt_packed`.
             mm_encoder_outputs: what `generate` made beforehand: features of the images (`image`) and the alignment
                 embeddings (`align`), in the order of their tokens.
+            vision_features: what `tower_features` gave, `(images, P, scales · tower hidden)`, in place of
+                `pixel_values`.
             **kwargs: for the language model; `cache` above all.
 
         Raises:
@@ -134,10 +137,17 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         features = dict(mm_encoder_outputs or {})
+        has_images = pixel_values is not None or vision_features is not None
+        if has_images and (features or (pixel_values is not None and vision_features is not None)):
+            raise ValueError(
+                "give only one of pixel_values, vision_features and mm_encoder_outputs: the last two have been made of "
+                "the first"
+            )
         if pixel_values is not None:
-            if features:
-                raise ValueError("give either pixel_values or mm_encoder_outputs, which has their features, not both")
             features["image"] = self.get_image_features(pixel_values, return_dict=True)
+        elif vision_features is not None:
+            projected = self.multi_modal_projector.project(vision_features)
+            features["image"] = BaseModelOutputWithPooling(pooler_output=list(projected))
         elif not features and input_ids is not None and input_ids.shape[1] > 1:
             _check_no_images(input_ids, self.config)
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
@@ -150,7 +160,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             image_tokens = torch.cat(list(images.pooler_output)).to(embeds.device, embeds.dtype)
             is_image = self.get_placeholder_mask(input_ids, embeds, image_tokens)
             # A later part of a prompt that is read in parts has image tokens, but its <align> was dealt with.
-            begins = pixel_values is not None or ("align" not in features and bool(is_align.any()))
+            begins = has_images or ("align" not in features and bool(is_align.any()))
             if self.alignment is not None and begins:
                 aligned = self.alignment_embeddings(
                     input_ids,
@@ -217,6 +227,25 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         if self.config.image_scales:
             pixel_values = crops_of_scales(pixel_values, self.config.image_scales)
         return super().get_image_features(pixel_values, *args, **kwargs)
+
+    def tower_features(self, pixel_values: Tensor) -> Tensor:
+        """The part of `get_image_features` before the projection, at every one of the configuration's `image_scales`.
+
+        Args:
+            pixel_values: `(images, channels, height, width)`.
+
+        Returns:
+            What `forward` takes as `vision_features`, `(images, P, scales · tower hidden)`; of several
+            `vision_feature_layer`, the hidden states stand beside each other.
+        """
+        scales = self.config.image_scales
+        pictures = crops_of_scales(pixel_values, scales) if scales else pixel_values
+        layers = self.config.vision_feature_layer
+        states = self.vision_tower(pictures, output_hidden_states=layers, return_dict=True).hidden_states
+        features = torch.cat([states[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
+        if self.config.vision_feature_select_strategy == "default":
+            features = features[:, 1:]
+        return merge_scales(features, scales) if scales else features
 
     def alignment_embeddings(
         self,
@@ -315,6 +344,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         alignment_weights: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        vision_features: Tensor | None = None,
         **kwargs: Any,
     ) -> AlignGPTOutput:
         """Next-token logits, and the loss where `labels` are given.
@@ -361,6 +391,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             alignment_level=alignment_level,
             alignment_weights=alignment_weights,
             mm_encoder_outputs=mm_encoder_outputs,
+            vision_features=vision_features,
             return_dict=True,
             **kwargs,
         )

@@ -107,7 +107,8 @@ def packed_attention(
     return torch.cat(seen, dim=2).transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, packed_attention)
+# How a row is cut is another one in every batch: where layers are compiled, this part of them is not.
+AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
 
 
 def can_pack(language_model: PreTrainedModel, length: int) -> bool:

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -62,6 +63,13 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
 }
 _SIZE = (4.6, 2.7)
+
+
+class Line(NamedTuple):
+    """A curve: ascending places on the axis below, and the value at each."""
+
+    places: Sequence[float]
+    values: Sequence[float] | np.ndarray
 
 
 def level_colours(num_levels: int) -> list[str]:
@@ -162,38 +170,58 @@ def wrong_share_bars(shares: Sequence[float]) -> Figure:
     return figure
 
 
-def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
+def loss_curve(steps: Sequence[int], losses: Sequence[float], reference: Line | None = None) -> Figure:
     """Draw a training loss: every logged value, and the running mean over about a thirtieth of the run.
 
     Args:
         steps: optimiser steps, ascending.
         losses: mean loss a token in nats at each step; a NaN leaves a gap.
+        reference: steps and losses of a run to compare with, drawn dashed behind.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
-        window = len(losses) // 30
+        window, label = len(losses) // 30, "this run"
+        if reference is not None:
+            window_behind = len(reference.values) // 30
+            smooth = _running_mean(reference.values, window_behind) if window_behind > 1 else reference.values
+            _draw_behind(axes, Line(reference.places, smooth))
         if window > 1:
             axes.plot(steps, losses, color=ACCENT, alpha=0.35, linewidth=0.8)
-            axes.plot(steps, _running_mean(losses, window), color=ACCENT, linewidth=1.7)
+            axes.plot(steps, _running_mean(losses, window), color=ACCENT, linewidth=1.7, label=label)
         else:
-            axes.plot(steps, losses, color=ACCENT, linewidth=1.7, marker="o" if len(losses) < 3 else None)
+            marker = "o" if len(losses) < 3 else None
+            axes.plot(steps, losses, color=ACCENT, linewidth=1.7, marker=marker, label=label)
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
+        if reference is not None:
+            axes.legend(frameon=False, loc="upper right")
     return figure
 
 
-def accuracy_curve(minutes: Sequence[float], accuracies: Sequence[float]) -> Figure:
-    """Draw how the share (0…1) of right answers grows with minutes of training."""
+def accuracy_curve(minutes: Sequence[float], accuracies: Sequence[float], reference: Line | None = None) -> Figure:
+    """Draw how the share (0…1) of right answers grows with minutes of training.
+
+    `reference` has the minutes and shares of a run to compare with, drawn dashed behind.
+    """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
-        axes.plot(minutes, accuracies, color=ACCENT, linewidth=1.7, marker="o", markersize=3.5)
+        if reference is not None:
+            _draw_behind(axes, reference)
+        axes.plot(minutes, accuracies, color=ACCENT, linewidth=1.7, marker="o", markersize=3.5, label="this run")
         axes.set(xlabel="minutes of training", ylabel="right answers", ylim=(0, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(axis="y")
+        if reference is not None:
+            axes.legend(frameon=False, loc="lower right")
     return figure
+
+
+def _draw_behind(axes: Axes, line: Line) -> None:
+    """Dashed and grey: it is told from the run's own curve without its colour."""
+    axes.plot(line.places, line.values, color=INK, alpha=0.75, linewidth=1.1, linestyle=(0, (4, 2)), label="reference")
 
 
 def gate_heat_map(kinds: Sequence[str], weights: Sequence[Sequence[float]], counts: Sequence[int]) -> Figure:
@@ -338,7 +366,7 @@ def _filled(count: int) -> Literal["none", "full"]:
     return "none" if count < FEW_PAIRS else "full"
 
 
-def _running_mean(values: Sequence[float], window: int) -> np.ndarray:
+def _running_mean(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(array)
     ones = np.ones(window)

@@ -6,6 +6,7 @@ that cannot be opened ends a report.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.reports.figures import (
+    Line,
     accuracy_curve,
     gate_heat_map,
     level_colours,
@@ -86,12 +88,30 @@ class LevelsSection:
 
 
 @dataclass(frozen=True, config=page_config)
+class Reference:
+    """The same curve of a run to compare with; `places` are steps or minutes, `about` says whose run it is."""
+
+    about: Text
+    places: Numbers
+    values: Numbers
+
+    def __post_init__(self) -> None:
+        places, values = len(self.places), len(self.values)
+        require(places == values, f"expected a value for each of {places} places of the reference, found {values}")
+
+    def line(self) -> Line:
+        """As the figures take it."""
+        return Line(self.places, self.values)
+
+
+@dataclass(frozen=True, config=page_config)
 class LossCurve:
     """The training loss (nats per token) of one stage at each logged step."""
 
     name: Text
     steps: Counts
     losses: Numbers
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         steps, losses = len(self.steps), len(self.losses)
@@ -105,6 +125,7 @@ class AccuracyCurve:
     name: Text
     minutes: Numbers
     accuracies: Numbers
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         minutes, accuracies = len(self.minutes), len(self.accuracies)
@@ -285,16 +306,23 @@ def _figures(report: ReportData) -> dict[str, Markup]:
                 wrong_share_bars(levels.wrong_share), "wrong", f"Share of wrong captions. {shares}."
             )
     for index, curve in enumerate(report.curves):
-        finite = [loss for loss in curve.losses if math.isfinite(loss)]
-        course = f" It goes from {finite[0]:.2f} to {finite[-1]:.2f}." if finite else ""
+        behind = None if curve.reference is None else curve.reference.line()
+        course = _course(curve.losses, " It goes from {:.2f} to {:.2f}.")
+        compared = _course(behind.values, " The reference goes from {:.2f} to {:.2f}.") if behind else ""
         drawn[f"curve{index}"] = to_svg(
-            loss_curve(curve.steps, curve.losses), f"curve{index}", f"Training loss of {curve.name}.{course}"
+            loss_curve(curve.steps, curve.losses, behind),
+            f"curve{index}",
+            f"Training loss of {curve.name}.{course}{compared}",
         )
     if report.growth is not None:
         growth = report.growth
-        course = f"From {growth.accuracies[0]:.0%} to {growth.accuracies[-1]:.0%}." if growth.accuracies else ""
+        behind = None if growth.reference is None else growth.reference.line()
+        course = _course(growth.accuracies, " From {:.0%} to {:.0%}.")
+        compared = _course(behind.values, " The reference: from {:.0%} to {:.0%}.") if behind else ""
         drawn["growth"] = to_svg(
-            accuracy_curve(growth.minutes, growth.accuracies), "growth", f"Right answers of {growth.name}. {course}"
+            accuracy_curve(growth.minutes, growth.accuracies, behind),
+            "growth",
+            f"Right answers of {growth.name}.{course}{compared}",
         )
     if report.gate is not None:
         gate = report.gate
@@ -308,6 +336,12 @@ def _figures(report: ReportData) -> dict[str, Markup]:
             f"Heat map of the gate's mean weights. Strongest level by kind of question: {strongest}.",
         )
     return {name: Markup(svg) for name, svg in drawn.items()}
+
+
+def _course(values: Iterable[float], words: str) -> str:
+    """Where a curve begins and ends, in words with two places for numbers; nothing where it has no number."""
+    finite = [value for value in values if math.isfinite(value)]
+    return words.format(finite[0], finite[-1]) if finite else ""
 
 
 def _duration(seconds: float) -> str:

@@ -2,9 +2,15 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from aligngpt.data.rows import Rows, columns_of
+from aligngpt.data.samples import Sample
 
 
 def balanced_parts(members: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
@@ -32,6 +38,43 @@ def balanced_parts(members: Sequence[int], lengths: Sequence[int], parts: int) -
     return dealt
 
 
+class Share(NamedTuple):
+    """The rows of a source, `(rows,)`, and how often an epoch has them: 0.5 is a half of them, 2 all of them twice."""
+
+    rows: NDArray[np.int64]
+    weight: float
+
+    @property
+    def drawn(self) -> int:
+        """How many rows of the source an epoch has, the same in every epoch."""
+        return max(1, round(self.weight * len(self.rows)))
+
+
+def shares_of(samples: Sequence[Sample], rows: Rows, weights: Sequence[float]) -> list[Share]:
+    """The rows of each source, which must be in the order of the `weights`; none where every row comes once."""
+    if all(weight == 1 for weight in weights):
+        return []
+    sources = columns_of(samples).sources[rows.first]
+    shares = [Share(np.flatnonzero(sources == number), weight) for number, weight in enumerate(weights)]
+    return [share for share in shares if len(share.rows)]
+
+
+def rows_of_epoch(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
+    """The rows of an epoch, in no order that matters.
+
+    What a weight has beyond a whole number is drawn without repeats, and goes on in the next epoch where it ended: no
+    row comes twice more often than another.
+    """
+    chosen = []
+    for number, share in enumerate(shares):
+        size = len(share.rows)
+        times, rest = divmod(share.drawn, size)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed + number)).numpy()
+        places = order[(epoch * rest + np.arange(rest)) % size]
+        chosen += [np.tile(share.rows, times), share.rows[places]]
+    return np.concatenate(chosen)
+
+
 class BalancedSampler(Sampler[int]):
     """Rows at random, arranged within each optimiser step so that its micro-batches have about as many tokens each.
 
@@ -43,10 +86,13 @@ class BalancedSampler(Sampler[int]):
         micro_batch: rows per micro-batch.
         parts: micro-batches per optimiser step, over all devices.
         seed: of the order, which is another one in each epoch.
+        shares: how often the rows of each source come; every row once where there are none.
     """
 
-    def __init__(self, lengths: Sequence[int], micro_batch: int, parts: int, seed: int) -> None:
-        self.lengths = lengths
+    def __init__(
+        self, lengths: Sequence[int], micro_batch: int, parts: int, seed: int, shares: Sequence[Share] = ()
+    ) -> None:
+        self.lengths, self.shares = lengths, shares
         self.micro_batch, self.parts, self.seed = micro_batch, parts, seed
         self.epoch = 0
 
@@ -55,11 +101,13 @@ class BalancedSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return sum(share.drawn for share in self.shares) if self.shares else len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = torch.randperm(len(self), generator=generator).tolist()
+        if self.shares:
+            order = rows_of_epoch(self.shares, self.seed, self.epoch)[order].tolist()
         size = self.micro_batch * self.parts
         steps = [order[start : start + size] for start in range(0, len(order), size)]
         if self.epoch == 0:

@@ -55,7 +55,7 @@ def check_for_recipe(
         paths, full: see `check_files`.
         recipe: names the backbones, whose weights are not read.
         name: of the stage.
-        image_root: that of the stage when None.
+        image_root: that of the stage, or of the source that a file is in the recipe, when None.
         levels: those of the recipe when None.
 
     Raises:
@@ -68,13 +68,23 @@ def check_for_recipe(
     _, processor = load_model(recipe, name, weights=False)
     template = NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None
     in_levels = name == "pretrain" and recipe.model.alignment != "none"
-    if image_root is None and stage.image_root is not None:
-        image_root = Path(stage.image_root)
-    return check_files(
-        paths,
-        image_root=image_root,
-        levels=levels or (recipe.model.num_levels if in_levels else None),
-        needs_level=in_levels,
-        reading=Reading(processor, template, stage.max_length),
-        full=full,
-    )
+    # Files that start from the same folder are looked at together: they are often about the same pictures.
+    roots = {Path(source.data): source.image_root for source in stage.sources}
+    by_root: dict[Path | None, list[Path]] = {}
+    for path in paths:
+        named = roots.get(path, stage.image_root)
+        root = image_root if image_root is not None else Path(named) if named is not None else None
+        by_root.setdefault(root, []).append(path)
+    checks = {
+        check.path: check
+        for root, files in by_root.items()
+        for check in check_files(
+            files,
+            image_root=root,
+            levels=levels or (recipe.model.num_levels if in_levels else None),
+            needs_level=in_levels,
+            reading=Reading(processor, template, stage.max_length),
+            full=full,
+        )
+    }
+    return [checks[path] for path in paths]

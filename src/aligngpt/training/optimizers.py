@@ -8,8 +8,8 @@ from torch import nn
 from transformers import Adafactor, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from aligngpt.errors import AlignGPTError
 from aligngpt.training.parts import learning_rate
+from aligngpt.training.quantizing import bitsandbytes_for
 from aligngpt.training.recipe import Part, StageRecipe
 from aligngpt.training.stages import part_of
 
@@ -69,12 +69,14 @@ def make_optimizer(model: PreTrainedModel, stage: StageRecipe) -> torch.optim.Op
     `weight_decay` is that of all of them; `adam_betas` are those of AdamW, and the first is the momentum of SGD.
 
     Raises:
-        AlignGPTError: the optimiser is not installed, or does not run on this machine.
+        AlignGPTError: the optimiser is not installed.
     """
     groups = parameter_groups(model, stage)
     decay, betas = stage.weight_decay, stage.adam_betas
     if stage.optimizer == "adamw_8bit":
-        optimizer: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(groups, betas=betas, weight_decay=decay)
+        optimizer: torch.optim.Optimizer = bitsandbytes_for("optimizer adamw_8bit", "set it to adamw").optim.AdamW8bit(
+            groups, betas=betas, weight_decay=decay
+        )
         return optimizer
     if stage.optimizer == "adafactor":
         return Adafactor(groups, scale_parameter=False, relative_step=False, weight_decay=decay)
@@ -120,15 +122,3 @@ def hidden_matrices(model: PreTrainedModel) -> set[int]:
 def _only(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
     chosen = [group | {"params": [one for one in group["params"] if wanted(one)]} for group in groups]
     return [group for group in chosen if group["params"]]
-
-
-def _bitsandbytes() -> Any:
-    if not torch.cuda.is_available():
-        raise AlignGPTError("optimizer adamw_8bit needs a CUDA GPU, and there is none; set it to adamw")
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise AlignGPTError(
-            "optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes; or set it to adamw"
-        ) from error
-    return bitsandbytes

@@ -5,6 +5,7 @@ from typing import NamedTuple, get_args
 
 from torch import nn
 
+from aligngpt.training.quantizing import number_of
 from aligngpt.training.recipe import Part, StageRecipe
 from aligngpt.training.stages import NEW_PARTS, part_of
 
@@ -32,7 +33,7 @@ def parts_of(model: nn.Module, stage: StageRecipe) -> list[PartRow]:
     counts: dict[Part, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         all_of_it, trained = counts.get(part_of(name), (0, 0))
-        size = parameter.numel()
+        size = number_of(parameter)
         counts[part_of(name)] = all_of_it + size, trained + size * parameter.requires_grad
     return [
         PartRow(part, *counts[part], learning_rate(part, stage) if counts[part][1] else None)

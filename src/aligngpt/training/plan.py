@@ -9,17 +9,19 @@ from typing import NamedTuple
 
 import torch
 
-from aligngpt.data.dataset import ExampleError, rows_of, tokenize
+from aligngpt.data.dataset import ExampleError, tokenize
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.rows import rows_of
 from aligngpt.data.samples import Sample
-from aligngpt.data.sources import load_samples
 from aligngpt.device import matrix_product_rate, resolve_device, supports_bfloat16
 from aligngpt.model.modeling import IGNORED, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.activations import BFLOAT16, FLOAT32, activation_bytes, head_bytes
+from aligngpt.training.batches import shares_of
 from aligngpt.training.parts import PartRow, parts_of, parts_table
-from aligngpt.training.recipe import STAGES, Recipe, StageName, StageRecipe
+from aligngpt.training.recipe import STAGES, Recipe, SourceRecipe, StageName, StageRecipe
+from aligngpt.training.stage_data import open_sources, training_part
 from aligngpt.training.stages import freeze_all_but
 from aligngpt.training.start import load_model
 
@@ -28,6 +30,9 @@ LOOKED_AT = 200
 
 CAPTION_TOKENS = 64
 """A long caption, where there is no data to look at."""
+
+DEVICES = 8
+"""For which memory is worked out where the model is shared out."""
 
 STATE_BYTES = {"adamw": 2 * FLOAT32, "adamw_8bit": 2, "muon": FLOAT32, "adafactor": 0, "sgd": FLOAT32}
 """What an optimiser keeps of a parameter, nearly: Muon has two moments of what is no matrix, Adafactor keeps sums."""
@@ -41,6 +46,7 @@ class DataPlan(NamedTuple):
 
     Attributes:
         samples, rows: how many; the images were not looked at.
+        epoch_rows: the rows of an epoch: not each one once where sources have weights.
         tokens, counted: in a row, on average of those looked at: all of them, and those that the loss counts.
         longest: the longest row looked at.
         images: in a row, on average.
@@ -48,6 +54,7 @@ class DataPlan(NamedTuple):
 
     samples: int
     rows: int
+    epoch_rows: int
     tokens: float
     counted: float
     longest: int
@@ -133,34 +140,50 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
     freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks)
     notes = []
     data = None
-    if Path(stage.data).is_file():
+    missing = [source.data for source in stage.sources if not Path(source.data).is_file()]
+    if not missing:
         data = _data_plan(stage, processor, recipe.seed)
     else:
         length, _ = _supposed(name, stage, processor)
-        notes.append(f"{stage.data} is not there: rows of {length:,} tokens are supposed, steps are not known")
+        notes.append(f"{', '.join(missing)} is not there: rows of {length:,} tokens are supposed, steps are not known")
     if stage.minutes is not None:
         notes.append(f"ends after {stage.minutes:g} minutes where the steps are not done by then")
     parts = parts_of(model, stage)
     steps = _steps(stage, data)
     work = _work(model, parts, stage, data) * steps * stage.batch_size if data and steps else None
     rate = matrix_product_rate(device, torch.bfloat16 if in_bfloat16 else torch.float32) if work else 1.0
+    memory = _memory(
+        model,
+        parts,
+        name,
+        stage,
+        (data.longest, data.counted) if data else _supposed(name, stage, processor),
+        in_bfloat16=in_bfloat16,
+    )
+    if stage.sharding != "none":
+        notes.append(_shared_out(memory, stage, parts))
     return StagePlan(
         stage=name,
         parts=parts,
         data=data,
         steps=steps,
-        memory=_memory(
-            model,
-            parts,
-            name,
-            stage,
-            (data.longest, data.counted) if data else _supposed(name, stage, processor),
-            in_bfloat16=in_bfloat16,
-        ),
+        memory=memory,
         work=work,
         seconds=work / (ATTAINABLE * rate) if work else None,
         precision=precision,
         notes=tuple(notes),
+    )
+
+
+def _shared_out(memory: MemoryPlan, stage: StageRecipe, parts: Sequence[PartRow]) -> str:
+    """The memory of one of eight devices that share out the model; a frozen vision tower is whole on each."""
+    everywhere = sum(FLOAT32 * row.parameters for row in parts if row.part == "vision_tower" and not row.trained)
+    gathered = stage.sharding == "gradients"
+    weights = memory.weights if gathered else everywhere + (memory.weights - everywhere) / DEVICES
+    held = (weights + memory.training / DEVICES) / 1e9
+    return (
+        f"sharding {stage.sharding}: each of {DEVICES} devices holds {held:.1f} GB of weights and training, "
+        f"{held + memory.activations / 1e9:.1f} GB with activations"
     )
 
 
@@ -175,20 +198,23 @@ def _steps(stage: StageRecipe, data: DataPlan | None) -> int | None:
     if stage.max_steps is not None or data is None:
         return stage.max_steps
     # The last batch of an epoch may be a smaller one.
-    return math.ceil(stage.epochs * math.ceil(data.rows / stage.batch_size))
+    return math.ceil(stage.epochs * math.ceil(data.epoch_rows / stage.batch_size))
 
 
 def _data_plan(stage: StageRecipe, processor: AlignGPTProcessor, seed: int) -> DataPlan:
-    path = Path(stage.data)
     rejects = Rejects(None, max_share=stage.max_reject_share)
-    samples = load_samples(path, image_root=_root(stage), rejects=rejects, check_images=False)
+    samples = open_sources([_without_missing_root(one) for one in stage.sources], rejects, check_images=False)
+    if stage.validation is not None and stage.validation.share is not None:
+        samples = training_part(samples, stage.validation.share)
     rows = rows_of(samples, stage.questions_per_prefix)
+    shares = shares_of(samples, rows, [source.weight for source in stage.sources])
     looked_at = random.Random(seed).sample(rows, min(LOOKED_AT, len(rows)))
     figures = [_row_figures([samples[place] for place in row], stage, processor) for row in looked_at]
     count = len(figures)
     return DataPlan(
         samples=len(samples),
         rows=len(rows),
+        epoch_rows=sum(share.drawn for share in shares) if shares else len(rows),
         tokens=sum(one.tokens for one in figures) / count,
         counted=sum(one.counted for one in figures) / count,
         longest=max(one.tokens for one in figures),
@@ -268,10 +294,10 @@ def _work(
     return of_language + tower_tokens * 2 * tower.parameters * (3 if tower.trained else 1)
 
 
-def _root(stage: StageRecipe) -> Path | None:
-    root = Path(stage.image_root) if stage.image_root else None
-    # Images are not looked at, so a folder that is not there yet is no error.
-    return root if root is not None and root.is_dir() else None
+def _without_missing_root(source: SourceRecipe) -> SourceRecipe:
+    """Images are not looked at, so a folder that is not there yet is no error."""
+    there = source.image_root is not None and Path(source.image_root).is_dir()
+    return source if there else source.model_copy(update={"image_root": None})
 
 
 def _duration(seconds: float) -> str:

@@ -1,11 +1,20 @@
 """A recipe: everything that decides a training run, as a YAML file that anyone can compare with another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 import aligngpt
@@ -73,6 +82,8 @@ class LoraRecipe(_Section):
         rank: of the two matrices that are added to each weight.
         alpha: the product counts `alpha / rank`.
         dropout: of the adapters' input.
+        bits: hold the weights that the adapters stand beside in so many bits while they train (bitsandbytes' NF4;
+            QLoRA, arXiv 2305.14314); as they are when None. What the stage leaves is in full precision either way.
         merge: add the adapters to the weights when the stage ends, so that it leaves an ordinary model; or leave them
             in a folder of their own, beside the model they belong to.
     """
@@ -80,28 +91,75 @@ class LoraRecipe(_Section):
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    bits: Literal[4] | None = None
     merge: bool = True
 
 
-class ValidationRecipe(_Section):
-    """Data that does not train, and how often to look at it. Image paths start from the stage's image root.
+class SourceRecipe(_Section):
+    """One of several files of samples.
 
     Attributes:
         data: LLaVA-format JSON or JSON lines.
-        samples: at most this many of them, the first ones.
-        minutes: training time between two looks.
+        image_root: folder its image paths start from; that of the stage, or the file's own folder, when None.
+        weight: how often an epoch has its samples: 0.5 is a half of them, another one in the next epoch, and 2 is all
+            of them twice.
     """
 
     data: str
+    image_root: str | None = None
+    weight: float = Field(1.0, gt=0)
+
+
+def _kind_of_data(value: object) -> str:
+    return "sources" if isinstance(value, list) else "file"
+
+
+# Told apart beforehand, so that an error is about the one that was meant.
+DataRecipe = Annotated[
+    Annotated[str, Tag("file")] | Annotated[list[SourceRecipe], Field(min_length=1), Tag("sources")],
+    Discriminator(_kind_of_data),
+]
+"""A file of samples, or a list of sources that are mixed."""
+
+
+def _sources(data: str | list[SourceRecipe], image_root: str | None) -> list[SourceRecipe]:
+    if isinstance(data, str):
+        return [SourceRecipe(data=data, image_root=image_root, weight=1.0)]
+    return [one if one.image_root is not None else one.model_copy(update={"image_root": image_root}) for one in data]
+
+
+class ValidationRecipe(_Section):
+    """Samples that do not train, and how often to look at them. Name `data`, or a `share` of the training data.
+
+    Attributes:
+        data: LLaVA-format JSON or JSON lines, or a list of sources (whose weights do not count here). Image paths
+            start from the stage's image root where a source has none of its own.
+        share: of the training samples, which then do not train; no image is on both sides.
+        samples: at most this many of them: the first ones of a file, evenly spaced ones of several files or a share.
+        minutes: training time between two looks.
+    """
+
+    data: DataRecipe | None = None
+    share: float | None = Field(None, gt=0, lt=1)
     samples: int = Field(256, ge=1)
     minutes: float = Field(10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "ValidationRecipe":
+        if (self.data is None) == (self.share is None):
+            raise ValueError("name data or share, one of the two")
+        return self
+
+    def sources(self, image_root: str | None) -> list[SourceRecipe]:
+        """The files of `data`, none without; `image_root` is for those that have none."""
+        return [] if self.data is None else _sources(self.data, image_root)
 
 
 class StageRecipe(_Section):
     """One stage of training.
 
     Attributes:
-        data: LLaVA-format JSON or JSON lines.
+        data: LLaVA-format JSON or JSON lines; or a list of such files that are mixed, each with a weight.
         image_root: folder its image paths start from; the file's own folder when None.
         train: the parts that train; everything else is frozen.
         vision_blocks: of a vision tower that trains, only so many of its blocks do, the last ones that are used; all of
@@ -111,13 +169,15 @@ class StageRecipe(_Section):
         minutes: end after this much training time: the learning rate then falls with the time used, or with the
             steps done where they are further on.
         warm_start: a start for the projector that is not in the paper, before pre-training; none when None.
+        cache_features: keep what the frozen vision tower makes of each picture on disk, so that later epochs and runs
+            do not compute it again. See `aligngpt.training.feature_cache`.
         questions_per_prefix: samples with the same images that share one row of a batch, at most. The image is then
             read once for all of them, and one alignment embedding serves them all.
         batch_size: rows per optimiser step, over all devices; a row is a sample, or several that share their images.
         micro_batch_size: rows per forward pass and device; `batch_size` when None.
         learning_rate: peak; `projector_learning_rate` takes its place for projector, level table and gate.
         learning_rates: peaks of single parts, which take the place of both.
-        optimizer: `adamw`; `adamw_8bit`, its moments in 8 bits (bitsandbytes, on a GPU); `muon` for the matrices of
+        optimizer: `adamw`; `adamw_8bit`, its moments in 8 bits (bitsandbytes); `muon` for the matrices of
             language model and projector, AdamW for all else; `adafactor`; or `sgd`, whose momentum is the first of
             `adam_betas`.
         warmup_ratio: share of the run in which the learning rate rises.
@@ -129,6 +189,11 @@ class StageRecipe(_Section):
         packing: `packed` puts the rows of a pass behind each other without padding, `padded` pads them to the longest;
             `auto` packs on a CPU, where the language model allows it. The losses are equal.
         group_by_length: batches of samples of about equal length.
+        compile: let torch compile the layers of the language model (the first steps then take minutes).
+        sharding: with several processes, what each holds of the model: `none`, all of it; `full`, a part of parameters,
+            gradients and optimiser state (FSDP2, as ZeRO-3); `gradients`, as `full`, but the parameters stay gathered
+            between forward and backward pass (as ZeRO-2: faster, more memory); `hybrid`, parts within each machine, and
+            every machine holds the same.
         checkpoint_minutes: time between checkpoints, which is what a kill can lose.
         log_steps: optimiser steps between lines of metrics.jsonl.
         workers: processes that read and resize images ahead of the model.
@@ -136,7 +201,7 @@ class StageRecipe(_Section):
         validation: questions that do not train, answered now and then; none when None.
     """
 
-    data: str
+    data: DataRecipe
     image_root: str | None = None
     train: tuple[Part, ...]
     vision_blocks: int | None = Field(None, ge=1)
@@ -145,6 +210,7 @@ class StageRecipe(_Section):
     max_steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     warm_start: WarmStartRecipe | None = None
+    cache_features: bool = False
     questions_per_prefix: int = Field(1, ge=1)
     batch_size: int = Field(ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
@@ -164,6 +230,8 @@ class StageRecipe(_Section):
     packing: Literal["auto", "packed", "padded"] = "auto"
     group_by_length: bool = False
     gradient_checkpointing: bool = False
+    compile: bool = False
+    sharding: Literal["none", "full", "gradients", "hybrid"] = "none"
     checkpoint_minutes: float = Field(10.0, gt=0)
     log_steps: int = Field(10, ge=1)
     workers: int = Field(0, ge=0)
@@ -184,6 +252,15 @@ class StageRecipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _cached_features_of_a_frozen_tower(self) -> "StageRecipe":
+        if self.cache_features and "vision_tower" in self.train:
+            raise ValueError(
+                "cache_features is for a vision tower that stays as it is; take vision_tower out of train, or leave "
+                "cache_features out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _vision_blocks_where_they_train(self) -> "StageRecipe":
         if self.vision_blocks is not None and "vision_tower" not in self.train:
             raise ValueError("vision_blocks is for a vision tower that trains; name vision_tower in train")
@@ -193,6 +270,17 @@ class StageRecipe(_Section):
     def _learning_rates_of_what_trains(self) -> "StageRecipe":
         if frozen := [part for part in self.learning_rates if part not in self.train]:
             raise ValueError(f"learning_rates: {', '.join(frozen)} does not train; name it in train, or leave it out")
+        return self
+
+    @property
+    def sources(self) -> list[SourceRecipe]:
+        """The files of `data`, with their image roots."""
+        return _sources(self.data, self.image_root)
+
+    @model_validator(mode="after")
+    def _weights_in_the_usual_order(self) -> "StageRecipe":
+        if self.group_by_length and any(source.weight != 1 for source in self.sources):
+            raise ValueError("group_by_length is for data without weights; leave one of the two out")
         return self
 
     @model_validator(mode="after")
@@ -316,10 +404,18 @@ def _what_is_wrong(problem: ErrorDetails) -> str:
 def _fields(section: type[BaseModel], below: Sequence[str]) -> list[str]:
     """The names of what the section at the end of this path may hold."""
     for name in below:
-        kind = section.model_fields[name].annotation
-        # A section that may be left out is a union with None.
-        section = next(one for one in get_args(kind) or (kind,) if isinstance(one, type) and issubclass(one, BaseModel))
+        # Below a list of sections are numbers and the kind of data.
+        if name in section.model_fields:
+            section = next(_sections(section.model_fields[name].annotation))
     return list(section.model_fields)
+
+
+def _sections(kind: Any) -> Iterator[type[BaseModel]]:
+    """The sections in a type: one that may be left out is a union with None, and there are lists of them."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _sections(part)
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -1,6 +1,8 @@
 """What trains in a stage, what stays frozen, and the small file that pre-training leaves."""
 
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -84,8 +86,36 @@ def hold_frozen_in(model: AlignGPTForConditionalGeneration, dtype: torch.dtype) 
     Only for stages that do not save them. Buffers (rotary frequencies) keep their precision.
     """
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        # What is held in 4 bits is bytes, and stays so.
+        if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+
+
+def layers_of(model: AlignGPTForConditionalGeneration) -> list[nn.Module]:
+    """The layers of the language model: the modules of the longest list in it.
+
+    Raises:
+        RecipeError: it has no list of layers.
+    """
+    lists = [one for one in model.model.language_model.modules() if isinstance(one, nn.ModuleList)]
+    layers = max(lists, key=len, default=None)
+    if not layers:
+        kind = model.config.get_text_config().model_type
+        raise RecipeError(f"the language model {kind} has no list of layers; set compile to false and sharding to none")
+    return list(layers)
+
+
+def compile_layers(model: AlignGPTForConditionalGeneration) -> None:
+    """Let torch compile each layer of the language model, once for all lengths; names of parameters stay.
+
+    Raises:
+        RecipeError: the device is a CPU and there is no C++ compiler, or the model has no list of layers.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if model.device.type == "cpu" and shutil.which(compiler) is None:
+        raise RecipeError(f"compile needs a C++ compiler, and {compiler} is not there; install one, or set it to false")
+    for layer in layers_of(model):
+        layer.compile(dynamic=True)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -97,15 +127,21 @@ def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def save_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path) -> None:
-    """Leave what pre-training made: projector and level table, in `folder/aligned.safetensors`."""
-    tensors = {
-        name: parameter.detach().float().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if part_of(name) in PRETRAINED_PARTS
-    }
+def is_pretrained(name: str) -> bool:
+    """Whether a parameter of this name is left by pre-training."""
+    return part_of(name) in PRETRAINED_PARTS
+
+
+def save_pretrained_parts(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Leave what pre-training made: projector and level table, in `folder/aligned.safetensors`.
+
+    Args:
+        tensors: by name, those that `is_pretrained`.
+        folder: of the stage.
+    """
+    exact = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(folder / PRETRAINED_FILE, "wb") as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
+        file.write(save(exact, metadata={"format": "pt"}))
 
 
 def load_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path) -> None:
@@ -115,7 +151,7 @@ def load_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path)
         AlignGPTError: the file is missing, or its tensors do not fit this model.
     """
     path = folder / PRETRAINED_FILE
-    expected = {name: tensor for name, tensor in model.named_parameters() if part_of(name) in PRETRAINED_PARTS}
+    expected = {name: tensor for name, tensor in model.named_parameters() if is_pretrained(name)}
     load_tensors(path, expected)
 
 

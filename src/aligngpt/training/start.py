@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import torch
+
+from aligngpt.device import resolve_device
 from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.packing import NAME as PACKED_ATTENTION
 from aligngpt.model.packing import can_pack
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.training.lora import add_lora
+from aligngpt.training.quantizing import quantize_language_model
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.stages import load_pretrained_parts
 
@@ -18,7 +22,7 @@ def stage_folder(recipe: Recipe, name: StageName) -> Path:
 
 
 def load_model(
-    recipe: Recipe, name: StageName, *, weights: bool = True
+    recipe: Recipe, name: StageName, *, weights: bool = True, bits_in: torch.dtype | None = None
 ) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
     """The model of a stage and its processor.
 
@@ -26,6 +30,8 @@ def load_model(
         recipe: names the backbones.
         name: of the stage.
         weights: False for parameters that have shapes but no values, see `assemble`.
+        bits_in: what is computed in where the recipe's `lora.bits` holds the language model in 4 bits; when None it is
+            held as it came, whatever the recipe says.
 
     Raises:
         BackboneError: a backbone cannot be loaded.
@@ -43,6 +49,8 @@ def load_model(
         load_pretrained_parts(model, stage_folder(recipe, "pretrain"))
     stage = recipe.stage(name)
     if stage is not None and stage.lora is not None:
+        if stage.lora.bits is not None and bits_in is not None:
+            quantize_language_model(model, resolve_device(), bits_in)
         add_lora(model, stage.lora, seed=recipe.seed)
     return model, processor
 

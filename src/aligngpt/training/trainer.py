@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from aligngpt.data.dataset import ConversationDataset, row_lengths
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.progress import Meter
-from aligngpt.training.batches import BalancedSampler
+from aligngpt.training.batches import BalancedSampler, shares_of
 from aligngpt.training.checkpoints import mark_complete, remove_checkpoints
+from aligngpt.training.feature_cache import FeatureCache
 from aligngpt.training.optimizers import make_optimizer
 from aligngpt.training.processes import of_main_process
 from aligngpt.training.recipe import StageRecipe
+from aligngpt.training.sharding import gradients_later, has_shards, is_sharded, load_shards, save_shards
 from aligngpt.training.stages import load_tensors, trained_tensors
 from aligngpt.training.validation import Validation
 from aligngpt.training.watch import Watch
@@ -98,6 +102,7 @@ class StageTrainer(Trainer):
         self.lr_scheduler: LambdaLR | None
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
+        self.is_sharded = is_sharded(self.model)
         self.watch = Watch(self.accelerator.unwrap_model(self.model).config)
         self._without_gradient = 0
 
@@ -121,12 +126,21 @@ class StageTrainer(Trainer):
             AlignGPTError: the loss is not a number any more; the samples are then named in `stopped.json`.
         """
         ids = inputs.pop("sample_ids", [])
+        inputs = self._with_kept_features(inputs)
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
             self._stop(f"the loss is {loss.item()}", ids)
         with torch.no_grad():
             self.watch.see(inputs, output)
         return (loss, output) if return_outputs else loss
+
+    def _with_kept_features(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        assert isinstance(self.train_dataset, ConversationDataset)
+        cache = self.train_dataset.known_features
+        if not isinstance(cache, FeatureCache):
+            return inputs
+        model = self.accelerator.unwrap_model(self.model)
+        return cache.complete(model, inputs, in_bfloat16=self.args.bf16)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's, with what was seen since the last time.
@@ -175,15 +189,46 @@ class StageTrainer(Trainer):
         if self.stage.group_by_length:
             return LengthGroupedSampler(self.stage.batch_size, lengths=lengths)
         micro_batch = self.stage.micro_batch_size or self.stage.batch_size
-        return BalancedSampler(lengths, micro_batch, self.stage.batch_size // micro_batch, self.args.seed)
+        shares = shares_of(dataset.samples, dataset.rows, [source.weight for source in self.stage.sources])
+        return BalancedSampler(lengths, micro_batch, self.stage.batch_size // micro_batch, self.args.seed, shares)
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        return gradients_later(self.model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir) if output_dir is not None else self._folder
+        if not self.args.should_save or self.is_sharded:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained_tensors(self.accelerator.unwrap_model(self.model)), folder / WEIGHTS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_tensors(Path(resume_from_checkpoint) / WEIGHTS_FILE, _trained(self.accelerator.unwrap_model(self.model)))
+        folder = Path(resume_from_checkpoint)
+        if has_shards(folder):
+            return
+        if self.is_sharded:
+            raise AlignGPTError(
+                f"the checkpoint {folder} was written by one process that held the whole model; go on with one, or "
+                f"remove {folder.parent} to begin the stage anew"
+            )
+        load_tensors(folder / WEIGHTS_FILE, _trained(self.accelerator.unwrap_model(self.model)))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.lr_scheduler is not None
+        save_shards(self.model, _inner(self.optimizer), Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not has_shards(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.lr_scheduler is not None
+        load_shards(self.model, _inner(self.optimizer), Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self._folder / f"checkpoint-{self.state.global_step}"
@@ -264,11 +309,16 @@ class StageCallback(TrainerCallback):
         self._write(state, {name: value for name, value in logs.items() if name != "epoch"})
 
     def _validate(self, state: Any, model: Any, *, in_bfloat16: bool, ends: bool) -> None:
-        if self.validation is None or self.stage.validation is None or not state.is_world_process_zero:
+        if self.validation is None or self.stage.validation is None:
+            return
+        # Of a model that is shared out every process has a part, and takes part.
+        if not (state.is_world_process_zero or is_sharded(model)):
             return
         if ends or self.clock.agreed - self.validated_at >= 60 * self.stage.validation.minutes:
             measured = self.validation.measure(model, in_bfloat16=in_bfloat16)
-            self._write(state, {"validation_loss": measured.loss, "validation_accuracy": measured.accuracy})
+            losses = {f"validation_loss_{name}": loss for name, loss in measured.losses.items()}
+            figures = {"validation_loss": measured.loss, "validation_accuracy": measured.accuracy}
+            self._write(state, figures | losses)
             self.validated_at = self.clock.agreed
 
     def _write(self, state: Any, figures: dict[str, float]) -> None:
@@ -282,6 +332,12 @@ class StageCallback(TrainerCallback):
         if self.meter is not None:
             self.meter.__exit__(type(error) if error else None)
             self.meter = None
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser within what accelerate makes of it."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
 
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -1,5 +1,7 @@
 """How well a model answers questions that do not train, looked at while it trains."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,15 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aligngpt.data.collate import Collator
-from aligngpt.data.dataset import ConversationDataset
+from aligngpt.data.dataset import ConversationDataset, Row
+from aligngpt.data.rows import columns_of
 from aligngpt.model.modeling import IGNORED, AlignGPTForConditionalGeneration
+
+ALL = ""
 
 
 class ValidationResult(NamedTuple):
-    """Mean loss over the tokens that count, and the share of answers that are right to the last token."""
+    """Mean loss over the tokens that count, and the share of answers that are right to the last token.
+
+    `losses` has the loss of each level (`level_1`…) and, of several sources, that of each, by name.
+    """
 
     loss: float
     accuracy: float
+    losses: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -30,17 +39,19 @@ class Validation:
         dataset: what is asked.
         collator: makes batches of its rows.
         batch_size: rows per forward pass.
+        sources: what the sources of the samples are called.
     """
 
     dataset: ConversationDataset
     collator: Collator
     batch_size: int
+    sources: tuple[str, ...] = ()
 
     def measure(self, model: AlignGPTForConditionalGeneration, *, in_bfloat16: bool = False) -> ValidationResult:
         """Ask everything once, computing as training does; the model's mode and gradients are left as they were."""
         trains = model.training
         model.eval()
-        loss, tokens = 0.0, 0
+        loss, tokens = Counter[str](), Counter[str]()
         right: list[Tensor] = []
         try:
             with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16):
@@ -51,12 +62,41 @@ class Validation:
                     labels = batch["labels"]
                     logits = model(**batch).logits.float()
                     expected = labels[:, 1:][labels[:, 1:] != IGNORED]
-                    loss += F.cross_entropy(logits, expected, reduction="sum").item()
-                    tokens += len(expected)
+                    losses = F.cross_entropy(logits, expected, reduction="none").split(_counted(rows, labels))
+                    for place, row, of_row in zip(range(start, stop), rows, losses, strict=True):
+                        for name in self._groups(place, row):
+                            loss[name] += of_row.sum().item()
+                            tokens[name] += len(of_row)
                     right.append(right_answers(logits.argmax(dim=-1) == expected, labels).cpu())
         finally:
             model.train(trains)
-        return ValidationResult(loss / tokens, torch.cat(right).float().mean().item())
+        means = {name: loss[name] / tokens[name] for name in sorted(tokens)}
+        return ValidationResult(means.pop(ALL), torch.cat(right).float().mean().item(), means)
+
+    def _groups(self, place: int, row: Row) -> list[str]:
+        """What the loss of a row is part of."""
+        groups = [ALL]
+        if row[0].level is not None:
+            groups.append(f"level_{row[0].level}")
+        if len(self.sources) > 1:
+            groups.append(self.sources[columns_of(self.dataset.samples).sources[self.dataset.rows.first[place]]])
+        return groups
+
+
+def _counted(rows: Sequence[Row], labels: Tensor) -> list[int]:
+    """How many tokens of each row count.
+
+    Args:
+        rows: those of the batch.
+        labels: what the collator made of them, a line each or all in one, `(batch, length)`.
+    """
+    if len(labels) == len(rows):
+        counts: list[int] = (labels[:, 1:] != IGNORED).sum(dim=1).tolist()
+        return counts
+    counts = [sum(label != IGNORED for example in row for label in example.labels) for row in rows]
+    # Nothing predicts the first token of a line.
+    counts[0] -= int(labels[0, 0].item() != IGNORED)
+    return counts
 
 
 def right_answers(right_tokens: Tensor, labels: Tensor) -> Tensor:

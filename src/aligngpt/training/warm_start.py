@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from math import log
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from aligngpt.data.dataset import ConversationDataset
 from aligngpt.data.images import ImageError, open_image, resolve_image
+from aligngpt.data.rows import columns_of
 from aligngpt.data.samples import Sample
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -63,10 +65,13 @@ def warm_start(
     """
     started = time.monotonic()
     rng = random.Random(seed)
-    pairs = [sample for sample in dataset.samples if len(sample.images) == 1 and _is_chosen(sample, settings)]
-    if len(pairs) > settings.max_pairs:
-        pairs = rng.sample(pairs, settings.max_pairs)
-    pairs, features = _image_features(model, dataset, pairs)
+    columns = columns_of(dataset.samples)
+    # A sample without a level has level 0 there.
+    has_level = columns.levels >= (settings.from_level if settings.from_level > 1 else 0)
+    places: list[int] = np.flatnonzero((columns.images == 1) & has_level).tolist()
+    if len(places) > settings.max_pairs:
+        places = rng.sample(places, settings.max_pairs)
+    pairs, features = _image_features(model, dataset, places)
     if len(pairs) < 2:
         raise AlignGPTError(
             f"the warm start found {len(pairs)} pairs of level {settings.from_level} or above with a readable image, "
@@ -110,21 +115,18 @@ def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _is_chosen(sample: Sample, settings: WarmStartRecipe) -> bool:
-    return settings.from_level == 1 or (sample.level is not None and sample.level >= settings.from_level)
-
-
 def _image_features(
-    model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, pairs: Sequence[Sample]
+    model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, places: Sequence[int]
 ) -> tuple[list[Sample], Tensor]:
     """What the tower makes of the pairs' images, `(pairs, P, tower hidden)`, and the pairs whose image can be read."""
     kept, found = [], []
-    with torch.no_grad(), Meter("warm start: images", len(pairs), unit="images") as meter:
-        for start in range(0, len(pairs), IMAGES_AT_ONCE):
-            pictures, part = [], pairs[start : start + IMAGES_AT_ONCE]
-            for sample in part:
+    with torch.no_grad(), Meter("warm start: images", len(places), unit="images") as meter:
+        for start in range(0, len(places), IMAGES_AT_ONCE):
+            pictures, part = [], places[start : start + IMAGES_AT_ONCE]
+            for place in part:
+                sample = dataset.samples[place]
                 try:
-                    pictures.append(open_image(resolve_image(sample.images[0], dataset.image_root)))
+                    pictures.append(open_image(resolve_image(sample.images[0], dataset.root_of(place))))
                 except ImageError:
                     continue  # Stage 1 will come to it and write down why.
                 kept.append(sample)

@@ -1,0 +1,84 @@
+"""A sample as a row of an Arrow table, with what is asked of all samples at once in columns of numbers."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from aligngpt.data.samples import Role, Sample, Turn
+
+# Bytes, not strings: a file name may hold what is no Unicode.
+SCHEMA = pa.schema(
+    [
+        ("id", pa.binary()),
+        ("turns", pa.list_(pa.binary())),
+        ("images", pa.list_(pa.binary())),
+        ("level", pa.int64()),
+        ("score", pa.float64()),
+        ("kind", pa.binary()),
+        ("record", pa.int64()),
+        ("system", pa.binary()),
+        ("characters", pa.int64()),
+        ("image_count", pa.int64()),
+        ("key", pa.int64()),
+    ]
+)
+
+SAMPLE_COLUMNS = range(8)
+"""The columns that a sample is made of; the others are worked out from it."""
+
+_ROLES: tuple[Role, Role] = ("user", "assistant")
+
+
+def image_key(images: Sequence[str]) -> int:
+    """A number, 64 bits with sign, that is equal where the names of the images are."""
+    text = "\0".join(images).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
+
+
+def row_of(sample: Sample) -> dict[str, Any]:
+    """The row of a sample.
+
+    Raises:
+        OverflowError: a number is too large for its column.
+    """
+
+    def encoded(text: str) -> bytes:
+        return text.encode(errors="surrogatepass")
+
+    level = sample.level or 0
+    if level >= 1 << 31:
+        raise OverflowError
+    return {
+        "id": encoded(sample.id),
+        "turns": [encoded(turn.text) for turn in sample.turns],
+        "images": [encoded(name) for name in sample.images],
+        "level": level,
+        "score": None if sample.score is None else float(sample.score),
+        "kind": None if sample.kind is None else encoded(sample.kind),
+        "record": sample.record,
+        "system": None if sample.system is None else encoded(sample.system),
+        "characters": sum(len(turn.text) for turn in sample.turns),
+        "image_count": len(sample.images),
+        # Of samples without an image the id tells which they are.
+        "key": image_key(sample.images or ("", sample.id)),
+    }
+
+
+def sample_of(row: dict[str, Any]) -> Sample:
+    """The sample of a row."""
+
+    def decoded(text: bytes) -> str:
+        return text.decode(errors="surrogatepass")
+
+    return Sample(
+        id=decoded(row["id"]),
+        turns=tuple(Turn(_ROLES[number % 2], decoded(text)) for number, text in enumerate(row["turns"])),
+        images=tuple(decoded(name) for name in row["images"]),
+        level=row["level"] or None,
+        score=row["score"],
+        kind=None if row["kind"] is None else decoded(row["kind"]),
+        record=row["record"],
+        system=None if row["system"] is None else decoded(row["system"]),
+    )

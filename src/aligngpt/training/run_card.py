@@ -1,0 +1,272 @@
+"""The model card of a training run: what was trained on what, by which recipe, and what came of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import yaml
+
+from aligngpt.data.prepared import content_of
+from aligngpt.data.rows import columns_of
+from aligngpt.data.samples import Sample
+from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write
+from aligngpt.model.card import CARD_FILE, PAPER, card_text, escaped, is_hub_name, licence_of, table
+from aligngpt.training.recipe import Recipe, StageName
+from aligngpt.training.start import stage_folder
+
+if TYPE_CHECKING:
+    from aligngpt.reports.report import AccuracyRow
+    from aligngpt.training.run import StageResult
+
+DATA_FILE = "data.json"
+"""In a stage's folder: the facts of the data it trained on."""
+
+STAGE_WORDS: dict[StageName, str] = {"pretrain": "1: pre-training", "instruct": "2: instruction tuning"}
+RESULTS_BEGIN, RESULTS_END = "<!-- results of aligngpt -->", "<!-- end of results -->"
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a stage was trained on.
+
+    Attributes:
+        files: SHA-256 of each data file, by its name without its folder.
+        samples: that could be used.
+        levels: samples of each level, by the level 1…N.
+        without_level: samples that have none.
+        with_images: samples that have at least one image; the others are text alone.
+    """
+
+    files: Mapping[str, str]
+    samples: int
+    levels: Mapping[int, int]
+    without_level: int
+    with_images: int
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], samples: Sequence[Sample]) -> "DataFacts":
+        """Count the samples that were read from some files.
+
+        Raises:
+            SourceError: a file cannot be read.
+        """
+        columns = columns_of(samples)
+        counts = np.bincount(columns.levels)
+        return cls(
+            files={path.name: content_of(path) for path in paths},
+            samples=len(samples),
+            levels={level: int(count) for level, count in enumerate(counts) if level and count},
+            without_level=int(counts[0]) if len(counts) else 0,
+            with_images=int((columns.images > 0).sum()),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write them into the folder of a stage."""
+        with atomic_write(folder / DATA_FILE) as file:
+            json.dump(asdict(self), file, indent=2)
+
+    @classmethod
+    def load(cls, folder: Path) -> "DataFacts | None":
+        """Read what `save` wrote; None where there is nothing.
+
+        Raises:
+            AlignGPTError: the file is damaged.
+        """
+        path = folder / DATA_FILE
+        if not path.is_file():
+            return None
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            # JSON has texts for keys.
+            levels = {int(level): int(count) for level, count in facts.pop("levels").items()}
+            return cls(**facts, levels=levels)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise AlignGPTError(f"{path} is damaged ({error}); remove it, and the card does without") from error
+
+
+def run_card(
+    recipe: Recipe,
+    results: Sequence["StageResult"],
+    samples: Mapping[StageName, DataFacts],
+    evaluations: Sequence["AccuracyRow"] = (),
+) -> str:
+    """The card of the model that a run leaves.
+
+    Args:
+        recipe: of the run.
+        results: what each stage took.
+        samples: what each was trained on, where that is known.
+        evaluations: how often the model answered right; `with_results` can add them later.
+    """
+    backbones = dict.fromkeys((recipe.model.language_model, recipe.model.vision_tower))
+    licences = {name: licence_of(name) for name in backbones}
+    adapters = recipe.instruct is not None and recipe.instruct.lora is not None and not recipe.instruct.lora.merge
+    text = card_text(
+        Path(recipe.output).resolve().name,
+        _introduction(recipe),
+        base_models=[name for name in licences if is_hub_name(name)],
+        sections=[
+            *([_adapters(recipe)] if adapters else []),
+            f"## Results\n\n{RESULTS_BEGIN}\n{RESULTS_END}",
+            _training(results),
+            _data([result.stage for result in results], samples, recipe.model.num_levels),
+            _recipe(recipe),
+            _licences(licences),
+        ],
+    )
+    return with_results(text, evaluations) or text
+
+
+def write_run_card(folder: Path, recipe: Recipe, results: Sequence["StageResult"]) -> None:
+    """Write the card into a model folder, unless it has one, which may hold results or be a person's.
+
+    What the stages were trained on is read from their folders under the recipe's output. Results of a stage that the
+    recipe does not have, and a folder that is not there, are passed over.
+
+    Raises:
+        AlignGPTError: facts of the data are damaged.
+    """
+    if not folder.is_dir() or (folder / CARD_FILE).is_file():
+        return
+    results = [result for result in results if recipe.stage(result.stage) is not None]
+    found = {result.stage: DataFacts.load(stage_folder(recipe, result.stage)) for result in results}
+    samples = {stage: facts for stage, facts in found.items() if facts is not None}
+    with atomic_write(folder / CARD_FILE) as file:
+        file.write(run_card(recipe, results, samples))
+
+
+def with_results(card: str, evaluations: Sequence["AccuracyRow"]) -> str | None:
+    """The card with these evaluations in place of those it had; None where its place for them is gone."""
+    before, begin, rest = card.partition(RESULTS_BEGIN)
+    _, end, after = rest.partition(RESULTS_END)
+    if not begin or not end:
+        return None
+    return f"{before}{RESULTS_BEGIN}\n{_results(evaluations)}\n{RESULTS_END}{after}"
+
+
+def add_results(folder: Path, evaluations: Sequence["AccuracyRow"]) -> bool:
+    """Write evaluations into the card of a model folder.
+
+    Returns:
+        Whether it has a card with a place for them; one that a person wrote is left alone.
+    """
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return False
+    card = path.read_text(encoding="utf-8")
+    changed = with_results(card, evaluations)
+    if changed is None:
+        return False
+    if changed != card:
+        with atomic_write(path) as file:
+            file.write(changed)
+    return True
+
+
+def _introduction(recipe: Recipe) -> str:
+    model = recipe.model
+    levels = f"{model.num_levels} alignment levels" if model.alignment != "none" else "no alignment levels"
+    return (
+        f"An AlignGPT ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})): a LLaVA that models how well an image and "
+        f"its text belong together. It has {levels} (alignment: `{model.alignment}`), the language model "
+        f"`{_shown(model.language_model)}` and the vision tower `{_shown(model.vision_tower)}`."
+    )
+
+
+def _adapters(recipe: Recipe) -> str:
+    assert recipe.instruct is not None and recipe.instruct.lora is not None
+    lora = recipe.instruct.lora
+    base = (Path(recipe.output) / "base").absolute()
+    return (
+        f"## Adapters\n\nThis folder holds low-rank adapters (rank {lora.rank}, alpha {lora.alpha}, dropout "
+        f"{lora.dropout:g}), with projector and alignment module in full. They belong to the base model "
+        f"`{_code(str(base))}`, which `adapter_config.json` names and which must be there to use them. "
+        "`aligngpt merge . OUT` makes one model of both."
+    )
+
+
+def _training(results: Sequence["StageResult"]) -> str:
+    rows = [
+        [
+            STAGE_WORDS[result.stage],
+            f"{result.steps:,}",
+            f"{result.samples:,}",
+            f"{result.seconds:,.0f}",
+            f"{result.loss:.3f}",
+            f"{result.rejects:,}",
+            f"{result.peak_memory / GIBIBYTE:.1f} GiB",
+        ]
+        for result in results
+    ]
+    heads = ["stage", "steps", "samples seen", "seconds", "final loss", "rejects", "peak memory"]
+    return f"## Training\n\n{table(heads, rows)}"
+
+
+def _data(stages: Sequence[StageName], samples: Mapping[StageName, DataFacts], num_levels: int) -> str:
+    parts = []
+    for stage in stages:
+        facts = samples.get(stage)
+        lines = ["- not recorded"] if facts is None else _data_lines(facts, num_levels)
+        parts.append("\n".join([f"### Stage {STAGE_WORDS[stage]}\n", *lines]))
+    return "\n\n".join(["## Data", *parts])
+
+
+def _data_lines(facts: DataFacts, num_levels: int) -> list[str]:
+    levels = "none has one"
+    if facts.levels:
+        counts = [f"{level}: {facts.levels.get(level, 0):,}" for level in range(1, max(num_levels, *facts.levels) + 1)]
+        levels = f"{', '.join(counts)}; without a level: {facts.without_level:,}"
+    return [
+        *(f"- file: `{_code(name)}`, SHA-256 `{digest}`" for name, digest in facts.files.items()),
+        f"- samples: {facts.samples:,}; {facts.with_images:,} with images, "
+        f"{facts.samples - facts.with_images:,} text alone",
+        f"- samples of each level: {levels}",
+    ]
+
+
+def _recipe(recipe: Recipe) -> str:
+    content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return (
+        "## Recipe\n\nSaved as `recipe.yaml`, `aligngpt train recipe.yaml` trains this model again.\n\n"
+        f"<details>\n<summary>recipe.yaml</summary>\n\n```yaml\n{content}```\n\n</details>"
+    )
+
+
+def _licences(licences: Mapping[str, str | None]) -> str:
+    lines = [
+        f"- `{_shown(name)}`: {escaped(licence)}"
+        if licence
+        else f"- not stated by `{_shown(name)}`: look before you publish"
+        for name, licence in licences.items()
+    ]
+    return "\n".join(["## Licences\n\nOf what the model is made of; those of the training data come on top.\n", *lines])
+
+
+def _results(evaluations: Sequence["AccuracyRow"]) -> str:
+    if not evaluations:
+        return "\nNot evaluated yet.\n"
+    rows = [
+        [
+            row.name + (f" ({row.note})" if row.note else ""),
+            f"{row.accuracy:.1%}",
+            f"{row.low:.1%}–{row.high:.1%}",
+            f"{row.correct:,} of {row.total:,}",
+        ]
+        for row in evaluations
+    ]
+    return f"\n{table(['', 'right answers', '95 % interval', 'count'], rows)}\n"
+
+
+def _code(text: str) -> str:
+    """A text to stand between backticks."""
+    return " ".join(text.split()).replace("`", "'")
+
+
+def _shown(backbone: str) -> str:
+    """A hub name in full, and of a folder its last name."""
+    return _code(backbone if is_hub_name(backbone) else Path(backbone).name)
