@@ -238,6 +238,12 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(aligngpt_command: Command
     assert ended.error.strip() == "stopped; the same command goes on where it was"
 
 
+def test_ctrl_c_promises_nothing_of_a_verb_that_keeps_nothing(aligngpt_command: Command, calls: Callable) -> None:
+    calls("aligngpt.data.checking.check_files", KeyboardInterrupt())
+    ended = aligngpt_command("check", "questions.json")
+    assert (ended.code, ended.out, ended.error.strip()) == (130, "", "stopped; the same command starts over")
+
+
 def test_a_bug_is_not_taken_for_an_error_of_the_user(aligngpt_command: Command, calls: Callable) -> None:
     calls("aligngpt.evaluation.reporting.write_report", RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
@@ -364,10 +370,20 @@ def test_merge_hands_its_options_on(aligngpt_command: Command, calls: Callable) 
 def test_evaluate_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
     asked = calls("aligngpt.evaluation.accuracy.evaluate_file", EvaluationResult(Tally(3, 4)))
     options = ["--limit", "4", "--shuffle-images", "--batch-size", "2", "--seed", "9", "--device", "cpu"]
+    options += ["--base", "b", "--precision", "float32"]
     ended = aligngpt_command("evaluate", "m", "q.json", "--out", "o", "--image-root", "i", *options)
     assert "75.0%  (3/4" in ended.out and f"results: {Path('o/results.json')}" in ended.out
     expected = {"limit": 4, "shuffle_images": True, "batch_size": 2, "seed": 9, "device": "cpu"}
+    expected |= {"base": "b", "precision": "float32"}
     assert asked == [(("m", Path("q.json")), expected | {"out": Path("o"), "image_root": Path("i")})]
+
+
+def test_ask_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
+    asked = calls("aligngpt.inference.asking.ask", iter(["re", "d"]))
+    options = ["--base", "b", "--show-alignment", "--level", "2", "--max-new-tokens", "5", "--device", "cpu"]
+    assert aligngpt_command("ask", "m", "p.png", "what ?", *options) == (0, "red\n", "")
+    expected = {"base": "b", "show_alignment": True, "level": 2, "max_new_tokens": 5, "device": "cpu"}
+    assert asked == [(("m", Path("p.png"), "what ?"), expected)]
 
 
 def test_a_model_is_asked_evaluated_and_reported(

@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+RESUMABLE = ("quickstart", "score", "train", "evaluate")
+"""Verbs that go on where Ctrl-C stopped them; the others leave nothing half done and start over."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -349,9 +351,16 @@ def check(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model: folder or hub name.")],
+    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
     questions: Annotated[Path, typer.Argument(help="Questions with answers: LLaVA-format JSON or JSON lines.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions and results.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Where MODEL is an adapter folder: the model that it belongs to, folder or hub name.",
+            show_default="what the adapter names",
+        ),
+    ] = None,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder image paths start from.", show_default="that of QUESTIONS")
     ] = None,
@@ -362,20 +371,29 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the draw and the shuffle.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="What the model computes with; auto is bfloat16 where it is faster."),
+    ] = "auto",
 ) -> None:
-    """Answer the questions of a file and count how many answers are right."""
+    """Answer the questions of a file and count how many answers are right.
+
+    The same command goes on with an evaluation that was stopped.
+    """
     from aligngpt.evaluation.accuracy import evaluate_file
 
     result = evaluate_file(
         model,
         questions,
         out=out,
+        base=base,
         image_root=image_root,
         limit=limit,
         shuffle_images=shuffle_images,
         batch_size=batch_size,
         seed=seed,
         device=device,
+        precision=precision,
     )
     print(result.table())
     print(f"predictions: {out / 'predictions.jsonl'}\nresults: {out / 'results.json'}")
@@ -383,9 +401,16 @@ def evaluate(
 
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="Model: folder or hub name.")],
+    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
     image: Annotated[Path, typer.Argument(help="Picture: PNG, JPEG, WebP, GIF, BMP or TIFF.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Where MODEL is an adapter folder: the model that it belongs to, folder or hub name.",
+            show_default="what the adapter names",
+        ),
+    ] = None,
     show_alignment: Annotated[
         bool, typer.Option("--show-alignment", help="Print the gate's weights of the levels.")
     ] = False,
@@ -402,6 +427,7 @@ def ask(
         model,
         image,
         question,
+        base=base,
         show_alignment=show_alignment,
         level=level,
         max_new_tokens=max_new_tokens,
@@ -492,5 +518,6 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            console.print("\nstopped; the same command goes on where it was")
+            goes_on = next(iter(sys.argv[1:]), None) in RESUMABLE
+            console.print(f"\nstopped; the same command {'goes on where it was' if goes_on else 'starts over'}")
         raise

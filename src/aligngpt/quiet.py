@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from logging import ERROR, getLogger
 
 
 def quiet_libraries() -> None:
@@ -12,4 +13,6 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # peft imports it where it is installed, and it says which of its kernels a machine has no use of.
+    getLogger("bitsandbytes").setLevel(ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")

@@ -182,7 +182,7 @@ def test_an_example_has_the_pictures_and_the_level(dataset_of: Callable) -> None
 
 
 def test_a_row_opens_its_picture_once(dataset_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    import aligngpt.data.dataset as module
+    import aligngpt.data.pictures as module
 
     opened: list[Path] = []
     open_image = module.open_image

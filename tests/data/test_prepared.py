@@ -11,7 +11,8 @@ from PIL import Image
 
 from aligngpt.cache import CacheError
 from aligngpt.data import prepared
-from aligngpt.data.prepared import SAMPLES_FILE, PreparedSamples, prepare_samples
+from aligngpt.data.prepared import prepare_samples
+from aligngpt.data.prepared_samples import SAMPLES_FILE, PreparedSamples
 from aligngpt.data.rejects import Rejects, TooManyRejects
 from aligngpt.data.rows import columns_of, rows_of
 from aligngpt.data.sources import SourceError, load_samples, write_records

@@ -17,7 +17,8 @@ STEP = 20
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors differ in what `auto` is to them, and in bfloat16 an answer depends on its batch."""
-    monkeypatch.setattr("aligngpt.inference.engine.resolve_dtype", lambda *_: torch.float32)
+    for module in ("inference.engine", "evaluation.accuracy"):
+        monkeypatch.setattr(f"aligngpt.{module}.resolve_dtype", lambda *_: torch.float32)
 
 
 @pytest.fixture(scope="session")

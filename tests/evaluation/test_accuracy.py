@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from aligngpt.evaluation.results import (
     read_predictions,
     summarise,
 )
-from aligngpt.inference.engine import Engine, Request, Sampling
+from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
 
 Questions = Callable[..., Path]
 Evaluate = Callable[..., EvaluationResult]
@@ -225,11 +226,17 @@ def test_the_evaluation_of_something_else_is_refused(
     evaluate(questions, max_reject_share=0.5)
     before = content(tmp_path / "out")
     assert any("rejects" in str(name) for name in before)
+    (tmp_path / "elsewhere").mkdir()
+    for picture in tmp_path.glob("*.png"):
+        shutil.copy(picture, tmp_path / "elsewhere")
     others: list[tuple[Path, dict[str, Any]]] = [
         (questions, {"model": tmp_path / "other"}),
         (more, {}),
         (questions, {"limit": 3}),
         (questions, {"shuffle_images": True}),
+        (questions, {"image_root": tmp_path / "elsewhere"}),
+        (questions, {"precision": "bfloat16"}),
+        (questions, {"base": "someone/base"}),
     ]
     for file, options in others:
         with pytest.raises(EvaluationError, match="holds an evaluation of another model, other questions"):
@@ -238,6 +245,40 @@ def test_the_evaluation_of_something_else_is_refused(
     with pytest.raises(EvaluationError, match="choose another folder with --out"):
         evaluate(questions)
     assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(("begun", "asked"), [("bfloat16", "auto"), ("auto", "float32")])
+def test_an_evaluation_goes_on_in_the_precision_it_began_in(
+    write_questions: Questions,
+    evaluate: Evaluate,
+    watching: list,
+    tmp_path: Path,
+    monkeypatch: Any,
+    begun: str,
+    asked: str,
+) -> None:
+    questions, load = write_questions(4), Engine.load
+    computed: list[str] = []
+
+    def noting(*args: Any, dtype: str, **options: Any) -> Engine:
+        computed.append(dtype)
+        return load(*args, dtype=dtype, **options)
+
+    monkeypatch.setattr(Engine, "load", noting)
+    evaluate(questions, precision=begun)
+    (tmp_path / "out" / "predictions.jsonl").unlink()
+    evaluate(questions, precision=asked)
+    assert len(computed) == 2 and computed[0] == computed[1] == ("float32" if begun == "auto" else begun)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_folder_to_others(
+    write_questions: Questions, evaluate: Evaluate, watching: list, tmp_path: Path
+) -> None:
+    questions = write_questions(4, at_1={"image": "gone.png"})
+    with pytest.raises(EngineError, match="Give a model folder"):
+        evaluate(questions, model=tmp_path / "typo", max_reject_share=0.5)
+    assert not (tmp_path / "out").exists() or not content(tmp_path / "out")
+    assert evaluate(questions).overall == Tally(3, 3)
 
 
 def test_models_of_the_hub_are_told_apart_by_name(

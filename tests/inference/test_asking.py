@@ -86,6 +86,20 @@ def test_a_wrong_picture_path_says_so_before_the_model_is_loaded(tmp_path: Path,
         list(ask("model", tmp_path / "nowhere.png", QUESTION))
 
 
+@pytest.mark.parametrize(
+    ("image", "question", "said"),
+    [
+        ("https://example.com/red.png", QUESTION, "red.png is on the web; download the picture"),
+        ("red.png", " ", "the question is empty"),
+    ],
+)
+def test_what_cannot_be_asked_says_so_before_the_model_is_loaded(
+    no_model: None, image: str, question: str, said: str
+) -> None:
+    with pytest.raises(EngineError, match=said):
+        list(ask("model", Path(image), question))
+
+
 def test_a_file_that_is_no_picture_says_so_before_the_model_is_loaded(tmp_path: Path, no_model: None) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ImageError, match=r"text.png is no picture"):

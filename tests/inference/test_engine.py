@@ -232,6 +232,13 @@ def test_where_there_is_no_model_the_error_says_what_to_give(tmp_path: Path, sou
         Engine.load(tmp_path / source if "/" not in source else source, device="cpu")
 
 
+def test_the_hub_is_not_asked_for_a_name_without_an_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aligngpt.inference.engine.AutoConfig.from_pretrained", lambda *_: pytest.fail("it was asked"))
+    with pytest.raises(EngineError, match="the model quikstart cannot be loaded: there is no such folder here"):
+        Engine.load("quikstart", device="cpu")
+
+
 def test_a_model_of_another_kind_is_refused(tower_folder: Callable, language_folder: Callable) -> None:
     for other, kind in ((tower_folder("clip_full"), "clip"), (language_folder("llama"), "llama")):
         with pytest.raises(EngineError, match=f"is a '{kind}' model, expected an AlignGPT model"):
@@ -279,6 +286,10 @@ def test_an_adapter_folder_answers_as_the_model_it_is_merged_to(
     base.rename(tmp_path / "moved")
     with pytest.raises(AdapterError, match=r"the base .*base of the adapter .*adapter cannot be loaded"):
         Engine.load(adapter, device="cpu")
+    named = Engine.load(adapter, base=tmp_path / "moved", device="cpu", dtype=dtype)
+    assert named.answer(requests, SHORT) == of_merged.answer(requests, SHORT)
+    with pytest.raises(EngineError, match="merged is no adapter folder and has no base; leave --base out"):
+        Engine.load(merged, base=tmp_path / "moved", device="cpu")
 
 
 def test_greedy_is_greedy_whatever_the_model_would_do_by_itself(engine: Engine, requests: list) -> None:

@@ -31,7 +31,7 @@ LANGUAGES = [
     "falcon_h1",
     "mamba2",
 ]
-TOWERS = ["clip", "clip_full", "siglip", "siglip_full", "dinov2"]
+TOWERS = ["clip", "clip_full", "siglip", "siglip_full", "dinov2", "dinov2_registers"]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -73,10 +73,9 @@ def test_image_tokens_are_the_projected_patches_of_every_tower(
     vision = whole.vision_model if tower.endswith("_full") else whole
     with torch.no_grad():
         features = vision(batch["pixel_values"], output_hidden_states=True).hidden_states[-2]
-        if not tower.startswith("siglip"):
-            features = features[:, 1:]  # the class token
         found = torch.stack(model(**batch).image_outputs.pooler_output)
-        expected = model.model.multi_modal_projector(features)
+        # Class token and registers come first.
+        expected = model.model.multi_modal_projector.project(features[:, -16:])
     assert found.shape == (1, 16, 32)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert model.config.gate_grid == 4

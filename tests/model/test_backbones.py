@@ -22,12 +22,16 @@ from aligngpt.model.backbones import (
 PIXELS = torch.linspace(-2, 2, 3 * 32 * 32).reshape(1, 3, 32, 32)
 
 
-@pytest.mark.parametrize(("kind", "select_strategy"), [("clip", "default"), ("siglip", "full"), ("dinov2", "default")])
+@pytest.mark.parametrize(
+    ("kind", "select_strategy", "registers"),
+    [("clip", "default", 0), ("siglip", "full", 0), ("dinov2", "default", 0), ("dinov2_registers", "default", 4)],
+)
 def test_a_tower_of_its_own_is_loaded_as_it_is(
-    tower_folder: Callable[[str], Path], kind: str, select_strategy: str
+    tower_folder: Callable[[str], Path], kind: str, select_strategy: str, registers: int
 ) -> None:
     tower = load_vision_tower(tower_folder(kind))
     assert (tower.patch_size, tower.image_tokens, tower.select_strategy) == (8, 16, select_strategy)
+    assert tower.register_tokens == registers
     assert not tower.model.training
     expected = AutoModel.from_pretrained(tower_folder(kind))(PIXELS, output_hidden_states=True).hidden_states
     found = tower.model(PIXELS, output_hidden_states=True).hidden_states
@@ -67,8 +71,19 @@ def test_a_size_the_tower_cannot_read_is_an_error(tower_folder: Callable[[str], 
         load_vision_tower(tower_folder("clip"), image_size=48)
 
 
-def test_a_tower_with_registers_is_an_error(tower_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(BackboneError, match=r"dinov2_registers: 21 tokens .* expected 16 patches .* register"):
+@pytest.mark.parametrize(("named", "expected"), [(0, "expected 16 patches of 8 px,"), (7, "and 7 registers,")])
+def test_tokens_that_the_configuration_does_not_explain_are_an_error(
+    tower_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, named: int, expected: str
+) -> None:
+    def with_another_number(config: Any) -> Any:
+        model = transformers.AutoModel.from_config(config)
+        config.num_register_tokens = named
+        return model
+
+    monkeypatch.setattr(
+        "aligngpt.model.backbones._load", lambda _, __, config, *___, **____: with_another_number(config)
+    )
+    with pytest.raises(BackboneError, match=f"dinov2_registers: 21 tokens for a picture of 32 px, .*{expected}"):
         load_vision_tower(tower_folder("dinov2_registers"))
 
 

@@ -1,5 +1,6 @@
 """The configuration: what it accepts, and that it survives being saved."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
         gate_hidden_size=9,
         text_pooling="all",
         lm_head_bias=True,
+        vision_register_tokens=4,
     )
     config.save_pretrained(tmp_path)
     loaded = AlignGPTConfig.from_pretrained(tmp_path)
@@ -37,6 +39,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     assert (loaded.num_alignment_levels, loaded.gate_grid, loaded.gate_hidden_size) == (4, 7, 9)
     assert (loaded.align_token_index, loaded.image_token_id) == (76, 75)
     assert loaded.get_text_config().vocab_size == 77
+    assert (loaded.vision_register_tokens, loaded.leading_tokens) == (4, 5)
     assert loaded.model_type == "aligngpt"
 
 
@@ -55,3 +58,14 @@ def test_an_unknown_choice_is_an_error(field: str) -> None:
 def test_fewer_than_two_levels_are_an_error(levels: int) -> None:
     with pytest.raises(ValueError, match=f"num_alignment_levels must be at least 2, got {levels}"):
         AlignGPTConfig(num_alignment_levels=levels)
+
+
+def test_a_checkpoint_that_says_nothing_of_registers_has_none(tmp_path: Path) -> None:
+    AlignGPTConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved.pop("vision_register_tokens", None)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loaded = AlignGPTConfig.from_pretrained(tmp_path)
+    assert (loaded.vision_register_tokens, loaded.leading_tokens) == (0, 1)
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        AlignGPTConfig(vision_register_tokens=-1)

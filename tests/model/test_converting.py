@@ -315,3 +315,22 @@ def test_only_our_models_go_back(original: Callable, tmp_path: Path, assembled: 
     processor.save_pretrained(tmp_path / "global")
     with pytest.raises(LayoutError, match="alignment 'global'"):
         to_original(tmp_path / "global", tmp_path / "back", vision_tower="tower")
+
+
+def test_a_tower_with_registers_goes_neither_way(
+    original: Callable, tmp_path: Path, assembled: Callable, tower_folder: Callable, language_folder: Callable
+) -> None:
+    model, processor = assembled("llama", "dinov2_registers")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "ours")
+    with pytest.raises(LayoutError, match="ours has 4 register tokens"):
+        to_original(tmp_path / "ours", tmp_path / "out", vision_tower="tower")
+    folder, other, _ = original()
+    with pytest.raises(LayoutError, match="4 register tokens"):
+        convert(folder, tmp_path / "out", vision_tower=tower_folder("dinov2_registers"))
+    left = {"align_indicators.indicator_embs": other.state_dict()["model.alignment.levels"]}
+    torch.save(left, tmp_path / STAGE_ONE_FILE)
+    backbones = {"vision_tower": tower_folder("dinov2_registers"), "language_model": language_folder("llama")}
+    with pytest.raises(LayoutError, match="4 register tokens"):
+        convert(tmp_path / STAGE_ONE_FILE, tmp_path / "out", **backbones)
+    assert not (tmp_path / "out").exists()

@@ -335,6 +335,8 @@ def test_the_alignment_module_is_never_split_across_devices(assembled: Callable)
         ("clip", {"vision_feature_layer": [-2, -1]}),
         ("siglip", {}),
         ("dinov2", {"image_scales": [32, 64]}),
+        ("dinov2_registers", {"vision_feature_layer": [-2, -1]}),
+        ("dinov2_registers", {"image_scales": [32, 64]}),
     ],
 )
 def test_features_made_beforehand_are_as_good_as_pixels(

@@ -11,7 +11,9 @@ from aligngpt.model.backbones import BackboneError
 from aligngpt.model.multiscale import crops_of_scales, crops_per_image, merge_scales
 
 SCALES = (32, 64, 96)
-TOWERS = ["clip", "siglip", "dinov2"]
+TOWERS = ["clip", "siglip", "dinov2", "dinov2_registers"]
+LEADING = {"clip": 1, "siglip": 0, "dinov2": 1, "dinov2_registers": 5}
+"""Tokens before the patches: class token and registers."""
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -22,7 +24,7 @@ def test_features_are_those_of_the_squares_put_together_and_averaged(assembled: 
     model.model.multi_modal_projector.linear_1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     model.model.get_image_features(pixels)
 
-    first = 1 if tower != "siglip" else 0
+    first = LEADING[tower]
     for image, found in zip(pixels, seen[0], strict=True):
         channels = []
         for scale in SCALES:

@@ -44,6 +44,11 @@ def test_plain_is_image_caption_newline() -> None:
     assert render(PLAIN, [say("user", "", 1)], add_generation_prompt=True) == "<s><image>"
 
 
+def test_plain_leaves_the_system_turn_out() -> None:
+    caption = [say("user", "", 1), say("assistant", "A dog.")]
+    assert render(PLAIN, [say("system", "Be brief."), *caption]) == render(PLAIN, caption)
+
+
 def test_bare_is_image_question_answer_end() -> None:
     talk = [say("user", "What?", 1), say("assistant", "Red."), say("user", "Why?")]
     assert render(BARE, talk[:2]) == "<s><image>What? Red.</s>"

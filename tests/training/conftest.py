@@ -52,3 +52,17 @@ def tiny_recipe(tmp_path: Path, data: Path, language_folder: Callable, tower_fol
         return make_recipe({name: value for name, value in content.items() if value is not None})
 
     return make
+
+
+@pytest.fixture
+def recipe_of(tiny_recipe: Callable[..., Recipe], tmp_path: Path, data: Path) -> Callable[..., Recipe]:
+    """Half of the instructions are text only: at some steps one process has pictures and the other has none."""
+    records = json.loads((data / "questions.json").read_text())
+    texts = [{"question": f"is it red {number} ?", "answer": "no"} for number in range(len(records) // 2)]
+    (data / "questions.json").write_text(json.dumps(records + texts))
+
+    def make(name: str, **changes: Any) -> Recipe:
+        micro = {"pretrain__micro_batch_size": 2, "instruct__micro_batch_size": 2}
+        return tiny_recipe(output=str(tmp_path / name), **micro | changes)
+
+    return make

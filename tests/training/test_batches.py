@@ -33,6 +33,33 @@ def test_every_row_comes_once_an_epoch(rows: int) -> None:
     assert sorted(sampler) == list(range(rows))
 
 
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("rows", range(1, 13))
+def test_several_processes_take_the_steps_of_one(rows: int, processes: int) -> None:
+    """Each has equally many full micro-batches; what fills them counts for nothing."""
+    alone = list(BalancedSampler(LENGTHS[:rows], micro_batch=4, parts=1, seed=0))
+    sampler = BalancedSampler(LENGTHS[:rows], micro_batch=1, parts=4, seed=0, processes=processes)
+    together = list(sampler)
+    assert len(together) == len(sampler) and len(together) % processes == 0
+    for start in range(0, len(together), 4):
+        counted = [row for row in together[start : start + 4] if row >= 0]
+        assert sorted(counted) == sorted(alone[start : start + 4])
+    assert all(LENGTHS[-1 - row] == min(LENGTHS[:rows]) for row in together if row < 0)
+
+
+def test_grouped_steps_have_rows_of_about_equal_length() -> None:
+    lengths = [10 * (row % 97) for row in range(1001)]
+    sampler = BalancedSampler(lengths, micro_batch=5, parts=2, seed=0, grouped=True)
+    order = list(sampler)
+    assert sorted(order) == list(range(1001))
+    steps = [[lengths[row] for row in order[start : start + 10]] for start in range(0, 1000, 10)]
+    assert max(max(step) - min(step) for step in steps) <= 60
+    assert steps[0] and max(steps[0]) == max(lengths), "the longest comes first"
+    assert [max(step) for step in steps[1:]] != sorted((max(step) for step in steps[1:]), reverse=True)
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+
+
 def test_a_step_sees_the_rows_that_plain_shuffling_gives_it() -> None:
     even, plain = BalancedSampler(LENGTHS, 2, 2, seed=3), BalancedSampler(LENGTHS, 4, 1, seed=3)
     first, second = list(even), list(plain)

@@ -16,6 +16,7 @@ from aligngpt.training import quantizing
 from aligngpt.training.leaving import base_folder, model_folder
 from aligngpt.training.lora import MARK, add_lora
 from aligngpt.training.parts import parts_of
+from aligngpt.training.plan import plan
 from aligngpt.training.quantizing import quantize_language_model
 from aligngpt.training.recipe import LoraRecipe, Recipe, RecipeError
 from aligngpt.training.run import train
@@ -45,6 +46,16 @@ def test_the_table_of_parts_counts_numbers_not_bytes(tiny_recipe: Callable[..., 
     expected = parts_of(model, stage)
     quantize_language_model(model, CPU, torch.float32)
     assert [row.parameters for row in parts_of(model, stage)] == [row.parameters for row in expected]
+
+
+def test_a_plan_counts_half_a_byte_a_weight(tiny_recipe: Callable[..., Recipe]) -> None:
+    memory = {}
+    for bits in (None, 4):
+        recipe = tiny_recipe("llama_wide", pretrain=None, instruct__lora={"rank": 4, "bits": bits})
+        memory[bits] = plan(recipe)[0].memory.weights
+    # Two layers of four attention matrices (keys and values half as wide) and three of the MLP, in single precision.
+    weights = 2 * (3 * 64 * 64 + 3 * 64 * 128)
+    assert memory[None] - memory[4] == round((4 - (0.5 + (1 + 4 / 256) / 64)) * weights)
 
 
 def test_its_adapters_are_those_for_four_bits(assembled: Callable) -> None:

@@ -146,7 +146,6 @@ def test_losses_by_level_and_source_are_those_of_their_samples(
         ({"data": 3}, "data.file: Input should be a valid string"),
         ({"validation": {"share": 0.1, "data": "a.json"}}, "name data or share"),
         ({"validation": {"samples": 3}}, "name data or share"),
-        ({"data": [{"data": "a.json", "weight": 2}], "group_by_length": True}, "group_by_length"),
     ],
 )
 def test_wrong_data_is_named(tiny_recipe: Callable, changes: dict[str, Any], message: str) -> None:

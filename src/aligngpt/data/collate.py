@@ -188,4 +188,5 @@ def branch_mask(branches: Tensor) -> Tensor:
 
 
 def _first_counted(example: Example) -> int:
-    return next(place for place, label in enumerate(example.labels) if label != IGNORED)
+    """Where the answer begins; the end of an example in which nothing counts."""
+    return next((place for place, label in enumerate(example.labels) if label != IGNORED), len(example.labels))

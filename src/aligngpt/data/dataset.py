@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from aligngpt.data.images import ImageError, open_image, resolve_image
+from aligngpt.data.archives import picture_of
+from aligngpt.data.images import ImageError
+from aligngpt.data.pictures import Picture
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.rows import columns_of, rows_of
 from aligngpt.data.samples import Sample
@@ -62,8 +64,8 @@ class Example:
 class KnownFeatures(Protocol):
     """Where the vision tower's features of pictures may be found; asked by loader workers, so it is pickled."""
 
-    def key(self, path: Path) -> str:
-        """What the features of a picture are kept under.
+    def key(self, picture: Path | bytes) -> str:
+        """What the features of a picture are kept under, which is a file or given with its content.
 
         Raises:
             OSError: the picture cannot be read.
@@ -138,6 +140,9 @@ class ConversationDataset(Dataset[Row]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
+        if index < 0:
+            # A row that fills a batch, `-1 - row`: it is read, and nothing of it counts.
+            return tuple(replace(example, labels=[IGNORED] * len(example.labels)) for example in self[-1 - index])
         for offset in range(len(self.rows)):
             if row := self._row(self.rows[(index + offset) % len(self.rows)]):
                 return row
@@ -150,7 +155,7 @@ class ConversationDataset(Dataset[Row]):
             return ()
         examples: list[Example] = []
         try:
-            images = self._images(samples[0][1].images, self.root_of(samples[0][0]))
+            images = self._images(samples[0][0], len(samples[0][1].images))
         except ImageError as error:
             for member, sample in samples:
                 self._reject(member, sample, error.reason, error)
@@ -171,20 +176,29 @@ class ConversationDataset(Dataset[Row]):
         """The folder that the image paths of a sample start from, by the sample's place."""
         return self._roots[0 if self._sources is None else self._sources[member]]
 
-    def _images(self, names: Sequence[str], root: Path) -> _Images:
+    def picture(self, member: int, number: int) -> Picture:
+        """A picture of a sample, by the sample's place and the picture's number in it; not decoded yet.
+
+        Raises:
+            ImageError: its path leaves the image root, or its archive cannot be read any more.
+        """
+        return picture_of(self.samples, member, number, self.root_of(member))
+
+    def _images(self, member: int, count: int) -> _Images:
         """The pixels of all images of a row, or the features of all, where all are known."""
-        if not names:
+        if not count:
             return _Images()
-        paths = [resolve_image(name, root) for name in names]
+        pictures = [self.picture(member, number) for number in range(count)]
         keys: tuple[str, ...] = ()
         if self.known_features is not None:
             # What cannot be read is left to `open_image`, which says what is wrong with it.
             with suppress(OSError):
-                keys = tuple(self.known_features.key(path) for path in paths)
+                pictures = [_at_hand(picture) for picture in pictures]
+                keys = tuple(self.known_features.key(_content(picture)) for picture in pictures)
             found = [features for key in keys if (features := self.known_features.read(key)) is not None]
-            if found and len(found) == len(paths):
+            if found and len(found) == len(pictures):
                 return _Images(features=torch.stack(found))
-        return _Images(self.preprocess([open_image(path) for path in paths]), feature_keys=keys)
+        return _Images(self.preprocess([picture.open() for picture in pictures]), feature_keys=keys)
 
     @property
     def picture_settings(self) -> dict[str, Any]:
@@ -203,6 +217,18 @@ class ConversationDataset(Dataset[Row]):
         self._bad.add(member)
         self.rejects.add(sample.record, sample.id, reason, str(error))
         self.rejects.check(self._records)
+
+
+def _at_hand(picture: Picture) -> Picture:
+    """A picture that is a part of a file, with its content: it is read once, for its key and to be decoded."""
+    return picture if picture.length is None else Picture(picture.name, content=picture.read())
+
+
+def _content(picture: Picture) -> Path | bytes:
+    if picture.content is not None:
+        return picture.content
+    assert picture.path is not None
+    return picture.path
 
 
 def tokenize(

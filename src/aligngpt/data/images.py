@@ -86,7 +86,7 @@ def open_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS)
         raise ImageError("unreadable", f"{name} cannot be decoded: {error}") from error
 
 
-def check_image(source: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+def check_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> None:
     """Look at a picture's header only: is it there, of a known format, and of a size that can be opened?
 
     Raises:

@@ -1,4 +1,4 @@
-"""Samples of several files as one sequence, and some of the samples of a sequence; neither copies a sample."""
+"""Samples of several sources as one sequence, and some of the samples of a sequence; neither copies a sample."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from aligngpt.data.archives import stored_picture
+from aligngpt.data.pictures import Picture
 from aligngpt.data.rows import Columns, columns_of
 from aligngpt.data.sample_table import image_key
 from aligngpt.data.samples import Sample
@@ -44,8 +46,21 @@ class Mixture(_Lazy):
         return chain.from_iterable(self.sources)
 
     def _at(self, place: int) -> Sample:
+        source, within = self._within(place)
+        return source[within]
+
+    def picture(self, place: int, number: int) -> Picture | None:
+        """A picture that is in an archive; None where it is a file below the source's image root.
+
+        Raises:
+            ImageError: the archive cannot be read any more.
+        """
+        return stored_picture(*self._within(place), number)
+
+    def _within(self, place: int) -> tuple[Sequence[Sample], int]:
+        """The source of a sample, and its place there."""
         number = bisect_right(self._stops, place)
-        return self.sources[number][place - (self._stops[number - 1] if number else 0)]
+        return self.sources[number], place - (self._stops[number - 1] if number else 0)
 
     @cached_property
     def columns(self) -> Columns:
@@ -57,6 +72,8 @@ class Mixture(_Lazy):
             images=np.concatenate([part.images for part in parts]),
             keys=np.concatenate([part.keys for part in parts]),
             sources=np.repeat(np.arange(len(parts)), [len(source) for source in self.sources]),
+            blocks=np.concatenate([part.blocks for part in parts]),
+            block_bytes=np.concatenate([part.block_bytes for part in parts]),
         )
 
 
@@ -76,6 +93,14 @@ class Chosen(_Lazy):
 
     def _at(self, place: int) -> Sample:
         return self.samples[int(self.places[place])]
+
+    def picture(self, place: int, number: int) -> Picture | None:
+        """A picture that is in an archive; None where it is a file below the image root.
+
+        Raises:
+            ImageError: the archive cannot be read any more.
+        """
+        return stored_picture(self.samples, int(self.places[place]), number)
 
     @cached_property
     def columns(self) -> Columns:

@@ -50,10 +50,10 @@ class ParquetPairs(PairSource):
     def read(self, shard: Shard) -> Iterator[Pair | Unusable]:
         assert shard.path is not None
         record = 0
-        with _opened(shard.path) as file:
+        with open_parquet(shard.path) as file:
             columns = self.names.found_in(file.schema_arrow.names, str(shard.path))
             try:
-                for row in _rows(file, shard, columns.all()):
+                for row in read_rows(file, shard, columns.all()):
                     number = shard.first + record
                     place = f"row {number} of {shard.path.name}"
                     if isinstance(row, UnicodeDecodeError):
@@ -72,7 +72,7 @@ class ParquetPairs(PairSource):
         index = first = 0
         for path in self.files:
             name = path.relative_to(self.folder).as_posix()
-            with _opened(path) as file:
+            with open_parquet(path) as file:
                 self.names.found_in(file.schema_arrow.names, str(path))
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             begin = 0
@@ -85,7 +85,12 @@ class ParquetPairs(PairSource):
                 begin += rows
 
 
-def _opened(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
+    """A Parquet file of which a batch is in memory at a time.
+
+    Raises:
+        SourceError: it is none that can be read.
+    """
     try:
         # Otherwise the columns of a whole row group, pictures and all, are in memory at once.
         return pyarrow.parquet.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False)
@@ -93,7 +98,7 @@ def _opened(path: Path) -> Any:
         raise SourceError(f"{path} is no Parquet file that can be read: {error}") from error
 
 
-def _rows(file: Any, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+def read_rows(file: Any, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
     """The shard's rows; rows of the row group that stand before it are read past."""
     at = 0
     # Threads would read ahead, past what a batch needs.

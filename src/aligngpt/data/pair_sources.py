@@ -3,9 +3,10 @@
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from aligngpt.data.pair_columns import ColumnNames
 from aligngpt.data.pair_csv import CsvPairs
@@ -16,17 +17,23 @@ from aligngpt.data.pair_tars import TarPairs
 from aligngpt.data.pairs import PairSource
 from aligngpt.data.sources import SourceError
 
+if TYPE_CHECKING:
+    from aligngpt.data.pair_parquet import ParquetPairs
+
 ACCEPTED = (
     "a JSON array or JSON lines of LLaVA records, a CSV file, Parquet or tar files or a folder of them, a pattern such "
-    "as {00000..00041}.tar, a folder of pictures with captions.csv, metadata.csv or metadata.jsonl, a data set saved "
-    "by `save_to_disk`, or the name owner/name of one on the Hugging Face hub"
+    "as {00000..00041}.tar or *.parquet, a folder of pictures with captions.csv, metadata.csv or metadata.jsonl, a "
+    "data set saved by `save_to_disk`, or the name owner/name of one on the Hugging Face hub"
 )
 TABLES = ("captions.csv", "metadata.csv", "metadata.jsonl")
+
+ARCHIVES = (".parquet", ".tar")
 
 LOOK_AT = 100
 """Records among which the first JSON object of a file is looked for."""
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_WILD = re.compile(r"[*?\[]")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".tar"}
 
@@ -48,7 +55,9 @@ def choose_source(source: str | Path, *, image_root: Path | None, shard_size: in
         if path.exists():
             return _in_file(path, image_root or path.parent, shard_size, names)
         if _RANGE.search(path.name):
-            return TarPairs(path.parent, tuple(_expanded(path)), names)
+            return _of_files(path.parent, tuple(_expanded(path)), image_root or path.parent, shard_size, names)
+        if files := _matching(path):
+            return _of_files(path.parent, files, image_root or path.parent, shard_size, names)
     except (OSError, ValueError) as error:
         raise SourceError(f"{str(source)!r} cannot be read: {error}") from error
     if _HUB_NAME.fullmatch(str(source)) and path.suffix not in _FILE_SUFFIXES and not path.parent.exists():
@@ -56,6 +65,33 @@ def choose_source(source: str | Path, *, image_root: Path | None, shard_size: in
 
         return DatasetPairs(str(source), image_root or Path.cwd(), shard_size, names)
     raise SourceError(f"{source} does not exist; expected {ACCEPTED}")
+
+
+def find_archive(path: Path, *, image_root: Path | None) -> "ParquetPairs | TarPairs | None":
+    """The Parquet or tar files at `path`: a file, a folder or a pattern; None where there is another file or nothing.
+
+    Raises:
+        SourceError: a folder or a pattern has none, or a file of a pattern is not there.
+    """
+    if path.is_file():
+        try:
+            with path.open("rb") as file:
+                kind = _archive_kind(path, file.read(4))
+        except OSError:
+            return None  # Whoever reads it as something else says why it cannot be read.
+        if kind is None:
+            return None
+    elif not path.is_dir() and not is_pattern(path):
+        return None
+    found = choose_source(path, image_root=image_root, shard_size=1, names=ColumnNames())
+    if found.kind not in ("parquet", "webdataset"):
+        raise SourceError(f"{path} is a source of the kind {found.kind}; name a JSON file, or Parquet or tar files")
+    return cast("ParquetPairs | TarPairs", found)
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a name stands for several files, as `{00000..00041}.tar` and `*.parquet` do."""
+    return not path.exists() and (_RANGE.search(path.name) or _WILD.search(path.name)) is not None
 
 
 def _in_folder(folder: Path, root: Path, shard_size: int, names: ColumnNames) -> PairSource:
@@ -84,16 +120,40 @@ def _in_file(path: Path, root: Path, shard_size: int, names: ColumnNames, *, is_
         raise SourceError(f"{path} is empty")
     if path.suffix == ".csv":
         return CsvPairs(path, root, shard_size, names)
-    if path.suffix == ".parquet" or head.startswith(b"PAR1"):
-        from aligngpt.data.pair_parquet import ParquetPairs
-
-        return ParquetPairs(path.parent, (path,), root, shard_size, names)
-    if path.suffix == ".tar" or tarfile.is_tarfile(path):
-        return TarPairs(path.parent, (path,), names)
+    if kind := _archive_kind(path, head):
+        return _of_files(path.parent, (path,), root, shard_size, names, kind)
     start = head.removeprefix(BOM).lstrip()[:1]
     if start in (b"[", b"{"):
         return _json(path, root, shard_size, names, is_array=start == b"[", is_table=is_table)
     raise SourceError(f"{path} is no source of pairs: expected {ACCEPTED}; found a file that begins {head[:20]!r}")
+
+
+def _archive_kind(path: Path, head: bytes) -> str | None:
+    """The suffix of the kind of archive that a file is; None where it is none."""
+    if path.suffix == ".parquet" or head.startswith(b"PAR1"):
+        return ".parquet"
+    return ".tar" if path.suffix == ".tar" or tarfile.is_tarfile(path) else None
+
+
+def _of_files(
+    folder: Path, files: Sequence[Path], root: Path, shard_size: int, names: ColumnNames, kind: str = ""
+) -> "ParquetPairs | TarPairs":
+    """The archive that files of a pattern are together; its first file says of which kind."""
+    if (kind or "".join(path.suffix for path in files[:1])) == ".parquet":
+        from aligngpt.data.pair_parquet import ParquetPairs
+
+        return ParquetPairs(folder, files, root, shard_size, names)
+    return TarPairs(folder, files, names)
+
+
+def _matching(pattern: Path) -> tuple[Path, ...]:
+    """The Parquet and tar files that a pattern with `*`, `?` or `[…]` in its name fits, all of one kind."""
+    if not _WILD.search(pattern.name) or not pattern.parent.is_dir():
+        return ()
+    files = sorted(path for path in pattern.parent.glob(pattern.name) if path.suffix in ARCHIVES and path.is_file())
+    if len(kinds := {path.suffix for path in files}) > 1:
+        raise SourceError(f"{pattern} fits {' and '.join(sorted(kinds))} files; name those of one kind")
+    return tuple(files)
 
 
 def _json(path: Path, root: Path, shard_size: int, names: ColumnNames, *, is_array: bool, is_table: bool) -> JsonPairs:

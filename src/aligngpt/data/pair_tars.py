@@ -49,7 +49,7 @@ class TarPairs(PairSource):
 
     def read(self, shard: Shard) -> Iterator[Pair | Unusable]:
         assert shard.path is not None
-        for record, sample in enumerate(_samples(shard.path)):
+        for record, sample in enumerate(tar_samples(shard.path)):
             if isinstance(sample, BrokenTar):
                 yield Unusable(record, None, "broken_tar", sample.reason)
                 continue
@@ -67,7 +67,7 @@ class TarPairs(PairSource):
 
 
 @dataclass(slots=True)
-class _Sample:
+class TarSample:
     """The members with one key."""
 
     key: str
@@ -120,9 +120,9 @@ class _Sample:
         return checked_caption(values.get(name), name)
 
 
-def _samples(path: Path) -> Iterator[_Sample | BrokenTar]:
+def tar_samples(path: Path) -> Iterator[TarSample | BrokenTar]:
     """The samples of a tar file; of one that breaks off, those that are whole."""
-    sample: _Sample | None = None
+    sample: TarSample | None = None
     for member in read_members(path):
         if isinstance(member, BrokenTar):
             if sample is not None and sample.pictures and sample.has_caption:
@@ -135,7 +135,7 @@ def _samples(path: Path) -> Iterator[_Sample | BrokenTar]:
         if sample is None or parts["key"] != sample.key:
             if sample is not None and (sample.pictures or sample.has_caption):
                 yield sample
-            sample = _Sample(parts["key"])
+            sample = TarSample(parts["key"])
         sample.add(parts["extension"].lower(), member, path)
     if sample is not None and (sample.pictures or sample.has_caption):
         yield sample

@@ -116,8 +116,8 @@ def open_pairs(
 
     Args:
         source: a JSON, JSON lines, CSV, Parquet or tar file; a folder of Parquet or tar files, or of pictures with a
-            table of captions; a pattern `{00000..00041}.tar`; a folder written by `Dataset.save_to_disk`; or the
-            name of a data set on the Hugging Face hub.
+            table of captions; a pattern, as `{00000..00041}.tar` or `*.parquet`; a folder written by
+            `Dataset.save_to_disk`; or the name of a data set on the Hugging Face hub.
         image_root: folder that paths of pictures start from; the source's own folder when None.
         shard_size: at most so many records a shard, where a source can be cut (a tar cannot).
         caption_column: name of the field with the caption; `caption`, `text` or `TEXT` when None.

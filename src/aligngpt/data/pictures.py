@@ -1,12 +1,16 @@
 """Where a picture is, said so that another process or machine can open it later."""
 
 import io
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from aligngpt.data.images import ImageError, open_image
+from aligngpt.data.images import ImageError, check_image, open_image
+
+HEADER = 1 << 16
+"""Bytes among which the header of most pictures is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,20 @@ class Picture:
         if self.path is not None and self.length is None and self.content is None:
             return open_image(self.path)
         return open_image(_NamedStream(self.read(), self.name))
+
+    def check(self) -> None:
+        """Look at its header only, as `check_image` does.
+
+        Raises:
+            ImageError: see `check_image`.
+        """
+        if self.path is not None and self.length is not None and self.length > HEADER:
+            # Of what is read from a tar file, the beginning mostly does.
+            with suppress(ImageError):
+                check_image(replace(self, length=HEADER).read())
+                return
+        whole_file = self.path is not None and self.length is None and self.content is None
+        check_image(self.path if whole_file and self.path else _NamedStream(self.read(), self.name))
 
     def _stored(self) -> bytes:
         if self.content is not None:

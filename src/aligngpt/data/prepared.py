@@ -6,26 +6,33 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from aligngpt.cache import CacheError, cache_entry, cache_folder
-from aligngpt.data.images import IMAGE_REASONS
+from aligngpt.data.archive_records import Found, Unread, archive_samples
+from aligngpt.data.archives import (
+    Archive,
+    ArchivePictures,
+    archive_at,
+    content_of_archive,
+    root_of_data,
+    state_of_archive,
+)
+from aligngpt.data.images import IMAGE_REASONS, ImageError
+from aligngpt.data.prepared_samples import ARCHIVE_FILE, SAMPLES_FILE, PreparedSamples
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.rows import Columns
-from aligngpt.data.sample_table import SAMPLE_COLUMNS, SCHEMA, row_of, sample_of
+from aligngpt.data.sample_table import SCHEMA, row_of
 from aligngpt.data.samples import Sample
 from aligngpt.data.sources import SourceError, read_samples, root_of, trouble_with
 from aligngpt.files import sha256_of
 from aligngpt.progress import Meter
 
-FORMAT = 1
+FORMAT = 2
 """Of an entry; another number makes all entries anew."""
 
 BATCH = 4096
@@ -37,62 +44,7 @@ PART = 1024
 WORKERS = min(16, 4 + (os.cpu_count() or 1))
 """Threads that look at pictures."""
 
-SAMPLES_FILE, REJECTS_FILE = "samples.arrow", "rejects.jsonl"
-
-
-class PreparedSamples(Sequence[Sample]):
-    """The samples of an entry. A sample is made when it is asked for, so memory stays flat; pickled, it is a path.
-
-    Args:
-        folder: of the entry.
-        image_root: folder the samples' image paths start from.
-
-    Raises:
-        OSError, pyarrow.ArrowInvalid: there is no whole entry.
-    """
-
-    def __init__(self, folder: Path, image_root: Path) -> None:
-        self.folder, self.image_root = folder, image_root
-        with pa.memory_map(str(folder / SAMPLES_FILE)) as file, pa.ipc.open_file(file) as reader:
-            # Batches are views of the map and keep it.
-            self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        self._count = sum(batch.num_rows for batch in self._batches)
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(self._count))]
-        batch, place = divmod(range(self._count)[index], BATCH)
-        columns = self._batches[batch]
-        return sample_of({SCHEMA.names[number]: columns.column(number)[place].as_py() for number in SAMPLE_COLUMNS})
-
-    def __iter__(self) -> Iterator[Sample]:
-        for batch in self._batches:
-            yield from map(sample_of, batch.select(SAMPLE_COLUMNS).to_pylist())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedSamples, (self.folder, self.image_root)
-
-    @cached_property
-    def columns(self) -> Columns:
-        """What is asked of all samples at once."""
-        return Columns(
-            levels=self._column("level"),
-            characters=self._column("characters"),
-            images=self._column("image_count"),
-            keys=self._column("key"),
-            sources=np.zeros(self._count, dtype=np.int64),
-        )
-
-    def _column(self, name: str) -> NDArray[np.int64]:
-        parts = [batch.column(name).to_numpy() for batch in self._batches]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+REJECTS_FILE = "rejects.jsonl"
 
 
 def prepare_samples(
@@ -104,14 +56,17 @@ def prepare_samples(
     check_images: bool = True,
     among_others: bool = False,
 ) -> PreparedSamples:
-    """As `load_samples`, of which the work is done once and kept in `cache_folder("samples")`.
+    """As `load_samples`, of which the work is done once and kept in `cache_folder("samples")`; of archives as well.
 
-    What is kept is found again by the file's content, so a file that changed is read anew. Pictures that could not be
+    What is kept is found again by the file's content, so a file that changed is read anew; that of archives by names,
+    sizes, times of change and a part of the content of their files (see `state_of_archive`). Pictures that could not be
     used are looked at each time; where one of them now can be, all is read anew. One that goes missing later is found
     when it is opened.
 
     Args:
-        path, image_root, require_level, rejects, check_images: see `load_samples`.
+        path: JSON array or JSON lines of records; or Parquet or tar files, a folder of them or a pattern (see
+            `find_archive`), of whose pictures the places are kept and not the content.
+        image_root, require_level, rejects, check_images: see `load_samples`.
         among_others: this is one of several files. Rejects then name it, and their share is left to the caller.
 
     Raises:
@@ -119,14 +74,18 @@ def prepare_samples(
         TooManyRejects: too large a share of the records cannot be used.
         CacheError: the cache cannot be written.
     """
-    root = root_of(path, image_root)
+    archive = archive_at(path, image_root)
+    root = root_of(path, image_root) if archive is None else root_of_data(path, image_root)
     demands = {"require_level": require_level, "check_images": check_images}
-    key = json.dumps([FORMAT, content_of(path), str(root.resolve()), demands])
+    state = _state_of(path, archive)
+    # An archive's files are opened again where they are now.
+    where = str(root.resolve()) if archive is None else [str(root.resolve()), str(archive.folder.resolve())]
+    key = json.dumps([FORMAT, state, where, demands])
     folder = cache_folder("samples") / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     found = _opened(folder, root, demands)
     if found is None:
         try:
-            _build(folder, path, root, demands)
+            _build(folder, path, archive, root, demands)
         except CacheError:
             # Another process may have made it meanwhile.
             if (found := _opened(folder, root, demands)) is None:
@@ -144,16 +103,23 @@ def prepare_samples(
 
 
 def content_of(path: Path) -> str:
-    """The SHA-256 of a file, worked out once in a process while the file stays as it is.
+    """The SHA-256 of a file, worked out once in a process while the file stays as it is; of an archive one of its
+    names, sizes and a part of its content (see `content_of_archive`).
 
     Raises:
-        SourceError: the file cannot be read.
+        SourceError: a file cannot be read.
     """
+    if (archive := archive_at(path)) is not None:
+        return content_of_archive(archive)
     try:
         state = path.stat()
         return _content(path.absolute(), state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _state_of(path: Path, archive: Archive | None) -> str:
+    return content_of(path) if archive is None else state_of_archive(archive)
 
 
 @lru_cache(maxsize=64)
@@ -186,7 +152,9 @@ def _opened(folder: Path, root: Path, demands: dict[str, bool]) -> _Entry | None
     with suppress(OSError, ValueError, TypeError):
         entry = _Entry.of(folder, root)
         for reject in entry.rejects:
-            if reject.reason in IMAGE_REASONS and trouble_with(_shown(reject), root, **demands) is None:
+            # What is wrong with a picture in an archive stays so; the archive would be another one.
+            looked_for = reject.reason in IMAGE_REASONS and reject.images
+            if looked_for and trouble_with(_shown(reject), root, **demands) is None:
                 return None
         return entry
     return None
@@ -221,8 +189,8 @@ class _Kept(Rejects):
         self._file.close()
 
 
-def _build(folder: Path, path: Path, root: Path, demands: dict[str, bool]) -> None:
-    content = content_of(path)
+def _build(folder: Path, path: Path, archive: Archive | None, root: Path, demands: dict[str, bool]) -> None:
+    state = _state_of(path, archive)
     with (
         cache_entry(folder) as made,
         _Kept(made / REJECTS_FILE) as rejects,
@@ -232,13 +200,16 @@ def _build(folder: Path, path: Path, root: Path, demands: dict[str, bool]) -> No
         ThreadPoolExecutor(WORKERS, thread_name_prefix="pictures") as pool,
     ):
         rows: list[dict[str, Any]] = []
-        for part in _parts(sample for sample, _ in read_samples(path, rejects)):
-            for sample, trouble in zip(part, _troubles(pool, part, root, demands), strict=True):
+        if archive is not None:
+            ArchivePictures.of(archive).save(made / ARCHIVE_FILE)
+        for part in _parts(_found_in(path, archive, rejects, demands)):
+            for found, trouble in zip(part, _troubles(pool, part, root, demands), strict=True):
+                sample = found.sample
                 if trouble is not None:
-                    rejects.add(sample.record, sample.id, *trouble, sample.images)
+                    rejects.add(sample.record, sample.id, *trouble, () if found.stored else sample.images)
                     continue
                 try:
-                    rows.append(row_of(sample))
+                    rows.append(row_of(sample, found.stored, found.key))
                 except OverflowError:
                     rejects.add(sample.record, sample.id, "level", "`similarity` or `score` is no number of this size")
             rejects.flush()
@@ -249,22 +220,43 @@ def _build(folder: Path, path: Path, root: Path, demands: dict[str, bool]) -> No
         rejects.flush()
         if rows:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
-        if content_of(path) != content:
+        if _state_of(path, archive) != state:
             raise SourceError(f"{path} changed while it was read; run the command again when it is written")
 
 
-def _parts(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+def _found_in(path: Path, archive: Archive | None, rejects: Rejects, demands: dict[str, bool]) -> Iterator[Found]:
+    """The samples of a file or of an archive; what is none goes to `rejects`."""
+    if archive is None:
+        yield from (Found(sample) for sample, _ in read_samples(path, rejects))
+        return
+    for one in archive_samples(archive, check_images=demands["check_images"]):
+        if isinstance(one, Unread):
+            rejects.add(*one)
+        else:
+            yield one
+
+
+def _parts(samples: Iterator[Found]) -> Iterator[list[Found]]:
     while part := list(islice(samples, PART)):
         yield part
 
 
 def _troubles(
-    pool: ThreadPoolExecutor, samples: Sequence[Sample], root: Path, demands: dict[str, bool]
+    pool: ThreadPoolExecutor, found: Sequence[Found], root: Path, demands: dict[str, bool]
 ) -> Iterable[tuple[str, str] | None]:
     """What is wrong with each sample; pictures are looked at by several threads, since most of it is waiting."""
 
-    def look(sample: Sample) -> tuple[str, str] | None:
-        return trouble_with(sample, root, **demands)
+    def look(one: Found) -> tuple[str, str] | None:
+        if one.stored is None:
+            return trouble_with(one.sample, root, **demands)
+        if demands["require_level"] and one.sample.level is None:
+            return "no_level", "no alignment level (`level` or `similarity`); run `aligngpt levels` first"
+        if one.picture is not None and demands["check_images"]:
+            try:
+                one.picture.check()
+            except ImageError as error:
+                return error.reason, str(error)
+        return one.trouble
 
-    with_images = pool.map(look, [sample for sample in samples if sample.images])
-    return [next(with_images) if sample.images else None for sample in samples]
+    with_images = pool.map(look, [one for one in found if one.sample.images])
+    return [next(with_images) if one.sample.images else None for one in found]

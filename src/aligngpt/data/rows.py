@@ -1,7 +1,7 @@
 """Which samples share a row of a batch, worked out on columns: hundreds of thousands of samples take a moment."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -19,7 +19,10 @@ class Columns:
         characters: of all turns together.
         images: how many.
         keys: equal for two samples of one source exactly where their images are; without images it says nothing.
-        sources: which of several files the sample is of.
+        sources: which of several sources the sample is of.
+        blocks: what has to be read as a whole to get the sample's image, by a number in its source; -1 where it can be
+            read alone.
+        block_bytes: how much that is; 0 where it can be read alone.
     """
 
     levels: NDArray[np.int64]
@@ -27,12 +30,12 @@ class Columns:
     images: NDArray[np.int64]
     keys: NDArray[np.int64]
     sources: NDArray[np.int64]
+    blocks: NDArray[np.int64]
+    block_bytes: NDArray[np.int64]
 
     def take(self, places: NDArray[np.int64]) -> "Columns":
         """The columns of some of the samples."""
-        return Columns(
-            self.levels[places], self.characters[places], self.images[places], self.keys[places], self.sources[places]
-        )
+        return Columns(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
 
 
 @runtime_checkable
@@ -59,6 +62,8 @@ def columns_of(samples: Sequence[Sample]) -> Columns:
         images=column(len(sample.images) for sample in samples),
         keys=column(known.setdefault(sample.images, len(known)) for sample in samples),
         sources=np.zeros(len(samples), dtype=np.int64),
+        blocks=np.full(len(samples), -1),
+        block_bytes=np.zeros(len(samples), dtype=np.int64),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from aligngpt.data.archive_records import StoredAt
 from aligngpt.data.samples import Role, Sample, Turn
 
 # Bytes, not strings: a file name may hold what is no Unicode.
@@ -22,11 +23,18 @@ SCHEMA = pa.schema(
         ("characters", pa.int64()),
         ("image_count", pa.int64()),
         ("key", pa.int64()),
+        # Where the picture is in an archive (see `StoredAt`); no file where it is one below the image root.
+        ("file", pa.int64()),
+        ("group", pa.int64()),
+        ("start", pa.int64()),
+        ("length", pa.int64()),
     ]
 )
 
 SAMPLE_COLUMNS = range(8)
-"""The columns that a sample is made of; the others are worked out from it."""
+"""The columns that a sample is made of; the others are worked out from it, or say where its picture is."""
+
+NOWHERE = StoredAt(-1, -1, 0, 0)
 
 _ROLES: tuple[Role, Role] = ("user", "assistant")
 
@@ -37,8 +45,13 @@ def image_key(images: Sequence[str]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
-def row_of(sample: Sample) -> dict[str, Any]:
+def row_of(sample: Sample, stored: StoredAt | None = None, key: int | None = None) -> dict[str, Any]:
     """The row of a sample.
+
+    Args:
+        sample: to be kept.
+        stored: where its picture is in an archive.
+        key: a number that is equal where the images are; that of their names when None.
 
     Raises:
         OverflowError: a number is too large for its column.
@@ -62,8 +75,8 @@ def row_of(sample: Sample) -> dict[str, Any]:
         "characters": sum(len(turn.text) for turn in sample.turns),
         "image_count": len(sample.images),
         # Of samples without an image the id tells which they are.
-        "key": image_key(sample.images or ("", sample.id)),
-    }
+        "key": image_key(sample.images or ("", sample.id)) if key is None else key,
+    } | (stored or NOWHERE)._asdict()
 
 
 def sample_of(row: dict[str, Any]) -> Sample:

@@ -12,6 +12,8 @@ from aligngpt.data.images import ImageError, open_image, resolve_image
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples import Sample
 from aligngpt.data.sources import load_samples
+from aligngpt.device import resolve_device, resolve_dtype
+from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.matching import matches
 from aligngpt.evaluation.results import (
     PREDICTIONS_FILE,
@@ -27,6 +29,7 @@ from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Samp
 from aligngpt.progress import Meter
 
 EXTRA_TOKENS = 4
+FINGERPRINT_FILE = "fingerprint"
 
 
 def evaluate_file(
@@ -34,12 +37,14 @@ def evaluate_file(
     questions: Path,
     *,
     out: Path,
+    base: str | Path | None = None,
     image_root: Path | None = None,
     limit: int | None = None,
     shuffle_images: bool = False,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "auto",
+    precision: str = "auto",
     max_reject_share: float = 0.05,
 ) -> EvaluationResult:
     """Answer the questions of a LLaVA-format file with a model; the same call goes on with a stopped evaluation.
@@ -51,12 +56,15 @@ def evaluate_file(
         model: folder or hub name.
         questions: JSON array or JSON lines.
         out: folder for the results.
+        base: of an adapter folder, see `Engine.load`.
         image_root: folder that image paths start from; the file's own when None.
         limit: ask only this many questions, drawn with `seed`.
         shuffle_images: show each question the picture of another one.
         batch_size: questions answered at once.
         seed: of the draw and the shuffle.
         device: see `Engine.load`.
+        precision: `float32`, `bfloat16`, or `auto` for bfloat16 where it is faster; an evaluation that goes on with
+            `auto` computes as it began.
         max_reject_share: share of the questions that may be unusable, 0…1.
 
     Raises:
@@ -70,23 +78,27 @@ def evaluate_file(
         looked_at = len(samples) + rejects.count
         if limit is not None and limit < len(samples):
             samples = sorted(random.Random(seed).sample(samples, limit), key=lambda sample: sample.record)
-        shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
+        started = time.monotonic()
         try:
-            _claim(out, _fingerprint(model, questions, samples, shown))
-        except EvaluationError:
+            shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
+            fingerprint = _fingerprint(model, base, questions, root, samples, shown)
+            precision = _decide_precision(out, fingerprint, precision, device)
+            done = read_predictions(out / PREDICTIONS_FILE)
+            open_questions = [sample for sample in samples if sample.record not in done]
+            # Before the folder is claimed: a model that cannot be loaded must not keep the right one out.
+            engine = Engine.load(model, base=base, device=device, dtype=precision) if open_questions else None
+        except AlignGPTError:
             (out / "rejects.new.jsonl").unlink(missing_ok=True)
             raise
+        with atomic_write(out / FINGERPRINT_FILE) as file:
+            file.write(f"{fingerprint} {precision}")
         rejects.move(out / "rejects.jsonl")
-        done = read_predictions(out / PREDICTIONS_FILE)
-        started = time.monotonic()
-        open_questions = [sample for sample in samples if sample.record not in done]
-        if open_questions:
-            engine = Engine.load(model, device=device)
+        if engine is not None:
             pairs = list(zip(samples, shown, strict=True))
             for prediction in _answer_all(engine, pairs, done.keys(), root, out, batch_size, rejects, looked_at):
                 done[prediction.record] = prediction
         result = summarise(list(done.values()), time.monotonic() - started, rejects.count)
-    if open_questions or not (out / RESULTS_FILE).is_file():
+    if engine is not None or not (out / RESULTS_FILE).is_file():
         result.save(out / RESULTS_FILE)
     return result
 
@@ -204,21 +216,36 @@ def _request(sample: Sample, images: Sequence[str], root: Path, rejects: Rejects
     return Request(replace(sample, images=tuple(images)).messages()[:-1], pictures)
 
 
-def _claim(out: Path, fingerprint: str) -> None:
-    path = out / "fingerprint"
-    if path.is_file() and path.read_text() != fingerprint:
+def _decide_precision(out: Path, fingerprint: str, asked: str, device: str) -> str:
+    """What the evaluation computes in: as it began, where the folder holds it.
+
+    Raises:
+        EvaluationError: the folder holds another evaluation.
+        DeviceError: there is no such device.
+    """
+    path = out / FINGERPRINT_FILE
+    if not path.is_file():
+        return asked if asked != "auto" else str(resolve_dtype("auto", resolve_device(device))).removeprefix("torch.")
+    held, _, begun = path.read_text(encoding="utf-8").partition(" ")
+    if held != fingerprint or asked not in ("auto", begun):
         raise EvaluationError(
-            f"{out} holds an evaluation of another model, other questions or another draw; choose another folder with "
-            "--out, or remove that one"
+            f"{out} holds an evaluation of another model, other questions, another image root, another draw or in "
+            "another precision; choose another folder with --out, or remove that one"
         )
-    with atomic_write(path) as file:
-        file.write(fingerprint)
+    return begun
 
 
 def _fingerprint(
-    model: str | Path, questions: Path, samples: Sequence[Sample], shown: Sequence[tuple[str, ...]]
+    model: str | Path,
+    base: str | Path | None,
+    questions: Path,
+    root: Path,
+    samples: Sequence[Sample],
+    shown: Sequence[tuple[str, ...]],
 ) -> str:
-    digest = hashlib.sha256(json.dumps([str(model), *_weights_state(Path(model)), str(questions.resolve())]).encode())
+    """A SHA-256 of all that decides the answers but the precision."""
+    loaded = [[str(source), *_weights_state(Path(source))] for source in (model, base) if source is not None]
+    digest = hashlib.sha256(json.dumps([*loaded, str(questions.resolve()), str(root.resolve())]).encode())
     for sample, images in zip(samples, shown, strict=True):
         digest.update(repr((sample.record, sample.turns, images)).encode())
     return digest.hexdigest()

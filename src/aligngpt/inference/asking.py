@@ -1,12 +1,15 @@
 """One question about one picture, as the command line asks it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from aligngpt.data.images import open_image
-from aligngpt.inference.engine import Engine, Request, Sampling
+from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
 
 BAR_WIDTH = 40
+WEB_ADDRESS = re.compile("(https?|ftp):/")
+"""A path writes two slashes as one."""
 
 
 def ask(
@@ -14,6 +17,7 @@ def ask(
     image: Path,
     question: str,
     *,
+    base: str | Path | None = None,
     show_alignment: bool = False,
     level: int | None = None,
     max_new_tokens: int = 256,
@@ -23,6 +27,7 @@ def ask(
 
     Args:
         model: folder or hub name.
+        base: of an adapter folder, see `Engine.load`.
         image: the picture.
         question: what to ask about it.
         show_alignment: write the gate's weights first, one line a level.
@@ -31,11 +36,15 @@ def ask(
         device: see `Engine.load`.
 
     Raises:
-        AlignGPTError: the picture or the model cannot be used, or there is no such level.
+        AlignGPTError: the picture or the model cannot be used, the question is blank, or there is no such level.
     """
+    if not question.strip():
+        raise EngineError("the question is empty; say what you want to know about the picture")
+    if WEB_ADDRESS.match(str(image)):
+        raise EngineError(f"{image.name} is on the web; download the picture and give its path")
     # Before the model, which takes longer: a wrong path should say so at once.
     picture = open_image(image)
-    engine = Engine.load(model, device=device)
+    engine = Engine.load(model, base=base, device=device)
     request = Request.ask(question, picture, level=level)
     if show_alignment:
         yield describe_alignment(engine, request) + "\n"

@@ -115,24 +115,35 @@ class Engine:
         self.processor = processor
 
     @classmethod
-    def load(cls, source: str | Path, *, device: str = "auto", dtype: str = "auto") -> "Engine":
+    def load(
+        cls, source: str | Path, *, base: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+    ) -> "Engine":
         """Load a model folder or hub name, or an adapter folder, which is merged with its base in memory.
 
         Args:
             source: what `save_pretrained` of model and processor left, or its name on the hub; or an adapter folder.
+            base: folder or hub name of the base of an adapter folder; what the adapter names when None.
             device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
             dtype: `float32`, `bfloat16`, or `auto` for bfloat16 where the device computes it natively.
 
         Raises:
-            EngineError: there is no such model, or it is of another kind.
+            EngineError: there is no such model, or it is of another kind, or it has no base.
             AdapterError: an adapter folder or its base cannot be used.
             DeviceError: the device is not there.
         """
         target = resolve_device(device)
         precision = resolve_dtype(dtype, target)
         if is_adapter(source):
-            adapted, own_processor = load_adapter(Path(source), dtype=precision)
+            adapted, own_processor = load_adapter(Path(source), base=base, dtype=precision)
             return cls(adapted.to(target), own_processor)
+        if base is not None:
+            raise EngineError(f"{source} is no adapter folder and has no base; leave --base out")
+        if "/" not in str(source) and not Path(source).is_dir():
+            # The hub would be asked, several times over: but there such a model has an owner, owner/name.
+            raise EngineError(
+                f"the model {source} cannot be loaded: there is no such folder here. Give a model folder (with "
+                "config.json) or a hub name, owner/name"
+            )
         try:
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:

@@ -47,7 +47,8 @@ def assemble(
     """Build an AlignGPT from a vision tower and a causal language model, with a fresh projector and alignment module.
 
     Args:
-        vision_tower: folder or hub name of CLIP, SigLIP, DINOv2 or another patch transformer.
+        vision_tower: folder or hub name of CLIP, SigLIP, DINOv2 (with or without registers) or another patch
+            transformer.
         language_model: folder or hub name of a causal language model with its tokenizer.
         alignment, num_levels, vision_feature_layer, gate_grid, text_pooling: see `AlignGPTConfig`; `gate_grid` is the
             tower's own grid when None, at most 24 on a side.
@@ -94,6 +95,7 @@ def assemble(
         text_pooling=text_pooling,
         lm_head_bias=language.get_output_embeddings().bias is not None,
         image_scales=list(image_scales) if image_scales else None,
+        vision_register_tokens=tower.register_tokens,
         tie_word_embeddings=bool(language.config.tie_word_embeddings),
         dtype=dtype,
     )

@@ -42,6 +42,7 @@ class VisionTower:
         patch_size: side of a patch, in pixels.
         select_strategy: `default` when the first token is a class token to be dropped, `full` when all are patches.
         image_tokens: P, patch tokens per image.
+        register_tokens: how many tokens stand between the class token, if any, and the patches.
     """
 
     model: PreTrainedModel
@@ -49,6 +50,7 @@ class VisionTower:
     patch_size: int
     select_strategy: Literal["default", "full"]
     image_tokens: int
+    register_tokens: int
 
 
 def load_vision_tower(
@@ -72,7 +74,8 @@ def load_vision_tower(
         weights: False reads the configurations only; the parameters then have shapes but no values.
 
     Raises:
-        BackboneError: the source cannot be loaded, or its tokens are not one per patch (and a class token).
+        BackboneError: the source cannot be loaded, or its tokens are not one per patch, with class and
+            register tokens before them.
     """
     if image_scales:
         try:
@@ -87,7 +90,7 @@ def load_vision_tower(
     if type(config) not in MODEL_MAPPING or not hasattr(config, "patch_size"):
         raise BackboneError(
             f"{source}: {config.model_type} is not a vision transformer that cuts pictures into patches; CLIP, SigLIP "
-            "and DINOv2 are known to work"
+            "and DINOv2 (with or without registers) are known to work"
         )
     try:
         own_processor = AutoImageProcessor.from_pretrained(source)
@@ -97,17 +100,21 @@ def load_vision_tower(
     size = image_size or _side(own_processor, config)
     tokens = _count_tokens(model.eval(), source, size)
     patches = (size // config.patch_size) ** 2
-    if tokens not in (patches, patches + 1):
+    registers = getattr(config, "num_register_tokens", None) or 0
+    if tokens - registers not in (patches, patches + 1):
+        named = f" and {registers} registers" if registers else ""
         raise BackboneError(
             f"{source}: {tokens} tokens for a picture of {size} px, expected {patches} patches of {config.patch_size} "
-            "px with or without a class token; towers with register tokens or a pooled grid are not supported"
+            f"px{named}, with or without a class token; towers with a pooled grid, or with tokens that "
+            "num_register_tokens does not count, are not supported"
         )
     return VisionTower(
         model=model,
         image_processor=_image_processor(own_processor, image_scales[-1] if image_scales else size, pad_images),
         patch_size=config.patch_size,
-        select_strategy="full" if tokens == patches else "default",
+        select_strategy="full" if tokens == patches + registers else "default",
         image_tokens=patches,
+        register_tokens=registers,
     )
 
 

@@ -30,6 +30,8 @@ class AlignGPTConfig(LlavaConfig):
         lm_head_bias: whether the language model's output layer has a bias (Phi's has).
         image_scales: sides in pixels at which each image is read, rising, multiples of the first (see
             `aligngpt.model.multiscale`); None for the tower's own alone.
+        vision_register_tokens: tokens of the vision tower that are neither class token nor patch, between the two
+            (those of DINOv2 with registers); they are dropped. 0 in the published models.
     """
 
     model_type = "aligngpt"
@@ -48,6 +50,7 @@ class AlignGPTConfig(LlavaConfig):
     text_pooling: TextPooling = "instruction"
     lm_head_bias: bool = False
     image_scales: list[int] | None = None
+    vision_register_tokens: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -55,6 +58,13 @@ class AlignGPTConfig(LlavaConfig):
             raise ValueError(f"num_alignment_levels must be at least 2, got {self.num_alignment_levels}")
         if self.image_scales is not None:
             check_scales(self.image_scales)
+        if self.vision_register_tokens < 0:
+            raise ValueError(f"vision_register_tokens must not be negative, got {self.vision_register_tokens}")
+
+    @property
+    def leading_tokens(self) -> int:
+        """How many tokens the vision tower writes before the patches: the class token, if any, and the registers."""
+        return (self.vision_feature_select_strategy == "default") + self.vision_register_tokens
 
     @property
     def placeholder_ids(self) -> list[int]:

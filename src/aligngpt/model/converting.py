@@ -76,6 +76,7 @@ def convert(
     if named is None:
         raise LayoutError(f"{source} does not name its vision tower; give it with --vision-tower")
     tower = load_vision_tower(named, pad_images=layout.pads_images, image_scales=layout.image_scales)
+    _check_registers(source, tower.register_tokens)
     words = load_tokenizer(tokenizer or source, with_align=True)
     shapes = our_shapes(source, layout)
     if EMBEDDINGS not in shapes:
@@ -169,6 +170,7 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     if ours.get("model_type") != AlignGPTConfig.model_type or "text_config" not in ours:
         raise LayoutError(f"{source} is not one of our model folders; only those can be written as the original's")
     config = AlignGPTConfig.from_pretrained(source)
+    _check_registers(source, config.vision_register_tokens)
     pads = bool(AlignGPTProcessor.from_pretrained(source).image_processor.do_pad)
     files = shard_files(source)
     rows = read_shapes(files)[EMBEDDINGS][0]
@@ -206,6 +208,7 @@ def _convert_stage_one(
     if levels is None:
         raise LayoutError(f"{file} has no table of levels (align_indicators.indicator_embs)")
     model, processor = assemble(vision_tower, language_model, num_levels=len(levels), text_pooling="all", seed=seed)
+    _check_registers(file, model.config.vision_register_tokens)
     parts = {
         name: tuple(tensor.shape)
         for name, tensor in model.named_parameters()
@@ -218,6 +221,14 @@ def _convert_stage_one(
         processor.save_pretrained(folder)
     gate = tuple(name for name, _ in model.named_parameters() if name.startswith("model.alignment.gate."))
     return Conversion("The first stage of the original", model.num_parameters(), gate)
+
+
+def _check_registers(source: Path, registers: int) -> None:
+    if registers:
+        raise LayoutError(
+            f"the vision tower of {source} has {registers} register tokens; the original code and LLaVA of "
+            "transformers keep them among the image tokens, here they are dropped, so neither can be made of the other"
+        )
 
 
 def our_shapes(source: Path, layout: Layout) -> dict[str, tuple[int, ...]]:

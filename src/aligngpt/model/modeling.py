@@ -223,7 +223,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return embeds + nothing.to(embeds.device, embeds.dtype)
 
     def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As `LlavaModel.get_image_features`, at every one of the configuration's `image_scales`."""
+        """As `LlavaModel.get_image_features`, at every one of the configuration's `image_scales`.
+
+        Of the tower's tokens only the patches are projected; see `AlignGPTProjector` on register tokens.
+        """
         if self.config.image_scales:
             pixel_values = crops_of_scales(pixel_values, self.config.image_scales)
         return super().get_image_features(pixel_values, *args, **kwargs)
@@ -243,8 +246,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         layers = self.config.vision_feature_layer
         states = self.vision_tower(pictures, output_hidden_states=layers, return_dict=True).hidden_states
         features = torch.cat([states[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
-        if self.config.vision_feature_select_strategy == "default":
-            features = features[:, 1:]
+        features = features[:, self.config.leading_tokens :]
         return merge_scales(features, scales) if scales else features
 
     def alignment_embeddings(

@@ -17,21 +17,27 @@ from aligngpt.model.configuration import AlignGPTConfig
 
 
 class AlignGPTProjector(LlavaMultiModalProjector):
-    """LLaVA's projector; where the configuration names `image_scales` it first merges the scales of each image."""
+    """LLaVA's projector, which reads patches alone.
+
+    LLaVA's selection of features drops a class token. What else stands before the patches is dropped here; where the
+    configuration names `image_scales`, the scales of each image are then merged.
+    """
 
     linear_1: nn.Linear
 
     def __init__(self, config: AlignGPTConfig) -> None:
         super().__init__(config)
         self.scales = tuple(config.image_scales or ())
+        self.registers = config.vision_register_tokens
         if self.scales:
             first = self.linear_1
             width = len(self.scales) * first.in_features
             self.linear_1 = nn.Linear(width, first.out_features, bias=first.bias is not None)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """Features of the tower's pictures, `(images · crops, P, tower hidden)` → `(images, P, hidden)`."""
-        return self.project(merge_scales(image_features, self.scales) if self.scales else image_features)
+        """Features of the tower's pictures, `(images · crops, registers + P, tower hidden)` → `(images, P, hidden)`."""
+        patches = image_features[:, self.registers :]
+        return self.project(merge_scales(patches, self.scales) if self.scales else patches)
 
     def project(self, merged: Tensor) -> Tensor:
         """The projection alone, `(images, P, scales · tower hidden)` → `(images, P, hidden)`."""

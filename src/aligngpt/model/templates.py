@@ -20,7 +20,7 @@ PLAIN = (
     _FLATTEN
     + """\
 {{- bos_token -}}
-{%- for message in messages -%}
+{%- for message in messages if message['role'] != 'system' -%}
 {%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list
       if message['content'] is not string else [] -%}
 {%- if images -%}{{ '<image>' * (images | length) }}{%- else -%}{{ image_text(message, '') }}{%- endif -%}
@@ -30,7 +30,7 @@ PLAIN = (
 )
 """LLaVA's `plain` conversation, for pre-training on captions: BOS where there is one, image, caption, newline.
 
-What a record asks beside its image ("describe the picture") is left out, as LLaVA does.
+What a record asks beside its image ("describe the picture") and its system turn are left out, as LLaVA does.
 """
 
 VICUNA = (

@@ -51,14 +51,21 @@ class FeatureCache:
     _writes: bool = field(default=True, repr=False)
     _warned: bool = field(default=False, repr=False)
 
-    def key(self, path: Path) -> str:
+    def key(self, picture: Path | bytes) -> str:
         """What the features of a picture are kept under, a SHA-256 of its content and the fingerprint.
+
+        Args:
+            picture: its file, or its content.
 
         Raises:
             OSError: the picture cannot be read.
         """
-        with path.open("rb") as file:
-            return hashlib.sha256((self.fingerprint + sha256_of(file)).encode()).hexdigest()
+        if isinstance(picture, bytes):
+            content = hashlib.sha256(picture).hexdigest()
+        else:
+            with picture.open("rb") as file:
+                content = sha256_of(file)
+        return hashlib.sha256((self.fingerprint + content).encode()).hexdigest()
 
     def path_of(self, key: str) -> Path:
         """The file of an entry; it need not be there."""

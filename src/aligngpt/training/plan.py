@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from aligngpt.data.dataset import ExampleError, tokenize
+from aligngpt.data.pair_sources import is_pattern
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.rows import rows_of
 from aligngpt.data.samples import Sample
@@ -20,6 +21,7 @@ from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.activations import BFLOAT16, FLOAT32, activation_bytes, head_bytes
 from aligngpt.training.batches import shares_of
 from aligngpt.training.parts import PartRow, parts_of, parts_table
+from aligngpt.training.quantizing import SMALL_BYTES, quantizable
 from aligngpt.training.recipe import STAGES, Recipe, SourceRecipe, StageName, StageRecipe
 from aligngpt.training.stage_data import open_sources, training_part
 from aligngpt.training.stages import freeze_all_but
@@ -140,7 +142,7 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
     freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks)
     notes = []
     data = None
-    missing = [source.data for source in stage.sources if not Path(source.data).is_file()]
+    missing = [source.data for source in stage.sources if not _is_there(Path(source.data))]
     if not missing:
         data = _data_plan(stage, processor, recipe.seed)
     else:
@@ -257,6 +259,7 @@ def _memory(
     trained = sum(row.trained for row in parts)
     frozen = sum(row.parameters for row in parts) - trained
     frozen_bytes = BFLOAT16 if in_bfloat16 and (name == "pretrain" or stage.lora is not None) else FLOAT32
+    small = quantizable(model) if stage.lora is not None and stage.lora.bits is not None else 0
     copies = BFLOAT16 * trained if in_bfloat16 else 0
     config = model.config.get_text_config()
     if stage.lora is not None:
@@ -271,7 +274,7 @@ def _memory(
     )
     kept += counted * head_bytes(config.vocab_size, in_bfloat16=in_bfloat16)
     return MemoryPlan(
-        weights=FLOAT32 * trained + frozen_bytes * frozen,
+        weights=round(FLOAT32 * trained + frozen_bytes * (frozen - small) + SMALL_BYTES * small),
         training=(FLOAT32 + STATE_BYTES[stage.optimizer]) * trained + copies,
         activations=round(rows * kept),
     )
@@ -292,6 +295,11 @@ def _work(
     of_language = data.tokens * of_body + data.counted * 6 * table
     tower_tokens = data.images * (model.config.image_seq_length + 1)
     return of_language + tower_tokens * 2 * tower.parameters * (3 if tower.trained else 1)
+
+
+def _is_there(data: Path) -> bool:
+    """Whether there is a source; which files a pattern lacks is told when it is read."""
+    return data.exists() or (is_pattern(data) and data.parent.is_dir())
 
 
 def _without_missing_root(source: SourceRecipe) -> SourceRecipe:

@@ -1,6 +1,5 @@
 """A frozen language model in 4 bits a weight, beneath adapters that train (QLoRA, arXiv 2305.14314)."""
 
-import logging
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
 BLOCK = 64
+SMALL_BYTES = 0.5 + (1 + 4 / 256) / BLOCK
+"""Of a weight: 4 bits, and its part of a scale in 8 bits and of this one's own scale."""
 
 
 def quantize_language_model(
@@ -64,6 +65,15 @@ def quantize_language_model(
     model.is_loaded_in_4bit = True
 
 
+def quantizable(model: AlignGPTForConditionalGeneration) -> int:
+    """How many frozen weights of the language model `quantize_language_model` holds in 4 bits, adapters left out."""
+    return sum(
+        layer.weight.numel()
+        for layer in model.model.language_model.modules()
+        if type(layer) is nn.Linear and layer.in_features % BLOCK == 0 and not layer.weight.requires_grad
+    )
+
+
 def number_of(parameter: nn.Parameter) -> int:
     """How many numbers a parameter stands for: two to a byte where it is held in 4 bits."""
     state: Any = getattr(parameter, "quant_state", None)
@@ -80,8 +90,6 @@ def bitsandbytes_for(what: str, otherwise: str) -> Any:
     Raises:
         AlignGPTError: it is not installed.
     """
-    # It says on import which of its faster kernels it has no use of here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes
     except ImportError as error:

@@ -96,10 +96,11 @@ class LoraRecipe(_Section):
 
 
 class SourceRecipe(_Section):
-    """One of several files of samples.
+    """One of several sources of samples.
 
     Attributes:
-        data: LLaVA-format JSON or JSON lines.
+        data: LLaVA-format JSON or JSON lines; or Parquet or tar files that hold the pictures too: a file, a folder or a
+            pattern, such as `shards/{00000..00099}.tar` or `pairs/*.parquet`.
         image_root: folder its image paths start from; that of the stage, or the file's own folder, when None.
         weight: how often an epoch has its samples: 0.5 is a half of them, another one in the next epoch, and 2 is all
             of them twice.
@@ -132,8 +133,8 @@ class ValidationRecipe(_Section):
     """Samples that do not train, and how often to look at them. Name `data`, or a `share` of the training data.
 
     Attributes:
-        data: LLaVA-format JSON or JSON lines, or a list of sources (whose weights do not count here). Image paths
-            start from the stage's image root where a source has none of its own.
+        data: as that of a stage, or a list of sources (whose weights do not count here). Image paths start from the
+            stage's image root where a source has none of its own.
         share: of the training samples, which then do not train; no image is on both sides.
         samples: at most this many of them: the first ones of a file, evenly spaced ones of several files or a share.
         minutes: training time between two looks.
@@ -159,7 +160,8 @@ class StageRecipe(_Section):
     """One stage of training.
 
     Attributes:
-        data: LLaVA-format JSON or JSON lines; or a list of such files that are mixed, each with a weight.
+        data: LLaVA-format JSON or JSON lines, or Parquet or tar files (see `SourceRecipe`); or a list of such sources
+            that are mixed, each with a weight.
         image_root: folder its image paths start from; the file's own folder when None.
         train: the parts that train; everything else is frozen.
         vision_blocks: of a vision tower that trains, only so many of its blocks do, the last ones that are used; all of
@@ -188,7 +190,7 @@ class StageRecipe(_Section):
         max_length: tokens per sample.
         packing: `packed` puts the rows of a pass behind each other without padding, `padded` pads them to the longest;
             `auto` packs on a CPU, where the language model allows it. The losses are equal.
-        group_by_length: batches of samples of about equal length.
+        group_by_length: optimiser steps of rows of about equal length; not for pictures in Parquet files.
         compile: let torch compile the layers of the language model (the first steps then take minutes).
         sharding: with several processes, what each holds of the model: `none`, all of it; `full`, a part of parameters,
             gradients and optimiser state (FSDP2, as ZeRO-3); `gradients`, as `full`, but the parameters stay gathered
@@ -276,12 +278,6 @@ class StageRecipe(_Section):
     def sources(self) -> list[SourceRecipe]:
         """The files of `data`, with their image roots."""
         return _sources(self.data, self.image_root)
-
-    @model_validator(mode="after")
-    def _weights_in_the_usual_order(self) -> "StageRecipe":
-        if self.group_by_length and any(source.weight != 1 for source in self.sources):
-            raise ValueError("group_by_length is for data without weights; leave one of the two out")
-        return self
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "StageRecipe":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aligngpt.data.archives import name_of_data, root_of_data
 from aligngpt.data.collate import Collator
 from aligngpt.data.dataset import ConversationDataset
 from aligngpt.data.mixtures import Chosen, Mixture, held_out
@@ -27,11 +28,17 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
 
     Raises:
         SourceError, TooManyRejects, CacheError: see `open_sources`.
-        RecipeError: a level is above the model's number of levels, or validation gets all samples or none.
+        RecipeError: a level is above the model's number of levels, validation gets all samples or none, or steps are
+            grouped by length whose pictures are in row groups.
     """
     stage = _stage(recipe, name)
     samples = open_sources(stage.sources, rejects, require_level=_needs_level(recipe, name))
     _check_levels(samples, recipe, name)
+    if stage.group_by_length and (columns_of(samples).blocks >= 0).any():
+        raise RecipeError(
+            f"{name}.group_by_length would read a row group of a Parquet file for each of its rows; leave it out, or "
+            "keep the pictures in tar files or as files"
+        )
     if stage.validation is not None and stage.validation.share is not None:
         return training_part(samples, stage.validation.share)
     return samples
@@ -136,7 +143,8 @@ def validation_of(stage: StageRecipe, training: ConversationDataset, collator: C
     else:
         sources = stage.validation.sources(_validation_root(stage))
         samples = open_sources(sources, rejects)
-        samples = samples[:most] if isinstance(stage.validation.data, str) else _evenly(samples, most)
+        first = Chosen(samples, np.arange(min(most, len(samples))))
+        samples = first if isinstance(stage.validation.data, str) else _evenly(samples, most)
     dataset = ConversationDataset(
         samples,
         training.processor,
@@ -154,7 +162,7 @@ def _validation_root(stage: StageRecipe) -> str | None:
     """Where validation images are looked for: one file's beside those of the training data."""
     assert stage.validation is not None
     if stage.image_root is None and isinstance(stage.data, str) and isinstance(stage.validation.data, str):
-        return str(Path(stage.data).parent)
+        return str(root_of_data(Path(stage.data), None))
     return stage.image_root
 
 
@@ -165,15 +173,17 @@ def _evenly(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
 
 
 def _roots(sources: Sequence[SourceRecipe]) -> list[Path]:
-    return [Path(source.image_root) if source.image_root else Path(source.data).parent for source in sources]
+    return [
+        root_of_data(Path(source.data), Path(source.image_root) if source.image_root else None) for source in sources
+    ]
 
 
 def _names(sources: Sequence[SourceRecipe]) -> tuple[str, ...]:
     """What the sources are called: their files' names without extension, with a number where they would be equal."""
     names: list[str] = []
     for source in sources:
-        stem = Path(source.data).stem
-        same = sum(Path(other.data).stem == stem for other in sources[: len(names)])
+        stem = name_of_data(Path(source.data))
+        same = sum(name_of_data(Path(other.data)) == stem for other in sources[: len(names)])
         names.append(f"{stem}_{same + 1}" if same else stem)
     return tuple(names)
 

@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from aligngpt.data.dataset import ConversationDataset, row_lengths
+from aligngpt.data.rows import columns_of
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.progress import Meter
 from aligngpt.training.batches import BalancedSampler, shares_of
+from aligngpt.training.block_order import Blocks
 from aligngpt.training.checkpoints import mark_complete, remove_checkpoints
 from aligngpt.training.feature_cache import FeatureCache
 from aligngpt.training.optimizers import make_optimizer
@@ -185,12 +186,17 @@ class StageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         assert isinstance(dataset, ConversationDataset)
-        lengths = row_lengths(dataset)
-        if self.stage.group_by_length:
-            return LengthGroupedSampler(self.stage.batch_size, lengths=lengths)
         micro_batch = self.stage.micro_batch_size or self.stage.batch_size
-        shares = shares_of(dataset.samples, dataset.rows, [source.weight for source in self.stage.sources])
-        return BalancedSampler(lengths, micro_batch, self.stage.batch_size // micro_batch, self.args.seed, shares)
+        return BalancedSampler(
+            row_lengths(dataset),
+            micro_batch,
+            self.stage.batch_size // micro_batch,
+            self.args.seed,
+            shares_of(dataset.samples, dataset.rows, [source.weight for source in self.stage.sources]),
+            grouped=self.stage.group_by_length,
+            processes=self.args.world_size,
+            blocks=Blocks.of(columns_of(dataset.samples), dataset.rows),
+        )
 
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
         return gradients_later(self.model)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aligngpt.data.dataset import ConversationDataset
-from aligngpt.data.images import ImageError, open_image, resolve_image
+from aligngpt.data.images import ImageError
 from aligngpt.data.rows import columns_of
 from aligngpt.data.samples import Sample
 from aligngpt.errors import AlignGPTError
@@ -126,7 +126,7 @@ def _image_features(
             for place in part:
                 sample = dataset.samples[place]
                 try:
-                    pictures.append(open_image(resolve_image(sample.images[0], dataset.root_of(place))))
+                    pictures.append(dataset.picture(place, 0).open())
                 except ImageError:
                     continue  # Stage 1 will come to it and write down why.
                 kept.append(sample)

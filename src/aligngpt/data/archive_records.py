@@ -1,0 +1,240 @@
+"""The samples of Parquet and tar files, each with the place of its picture; no picture is decoded."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pyarrow
+
+from aligngpt.data.images import ImageError
+from aligngpt.data.pair_columns import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, ColumnNames, checked_caption
+from aligngpt.data.pair_parquet import ParquetPairs, open_parquet, read_rows
+from aligngpt.data.pair_tar_members import BrokenTar
+from aligngpt.data.pair_tars import TarPairs, TarSample, tar_samples
+from aligngpt.data.pairs import Shard
+from aligngpt.data.pictures import Picture
+from aligngpt.data.samples import RecordError, Sample, parse_record
+from aligngpt.data.source_error import SourceError
+
+TURNS = ("conversations", "messages")
+SPOKEN = (*TURNS, "question", "answer")
+OTHERS = ("system", "level", "similarity", "score", "question_type")
+
+
+class StoredAt(NamedTuple):
+    """Where the encoded bytes of a picture are.
+
+    Attributes:
+        file: number of the archive's file.
+        group: row group of a Parquet file; -1 in a tar file.
+        start: first byte in the tar file, or row of the row group.
+        length: how many bytes.
+    """
+
+    file: int
+    group: int
+    start: int
+    length: int
+
+
+class Found(NamedTuple):
+    """A sample of an archive.
+
+    Attributes:
+        sample: its image is named for people; nothing is opened by that name where `stored` is given.
+        stored: where its picture is; None without one, or when it is a file below the image root.
+        key: a number that is equal where the pictures are; None to go by the name.
+        picture: what is still to be looked at; None where that was done.
+        trouble: why the picture cannot be used, a short name and the whole story.
+    """
+
+    sample: Sample
+    stored: StoredAt | None = None
+    key: int | None = None
+    picture: Picture | None = None
+    trouble: tuple[str, str] | None = None
+
+
+class Unread(NamedTuple):
+    """A record that is no sample, as `Rejects.add` takes it."""
+
+    record: int
+    id: str | None
+    reason: str
+    detail: str
+
+
+def archive_samples(archive: ParquetPairs | TarPairs, *, check_images: bool) -> Iterator[Found | Unread]:
+    """The samples of all files of an archive, in order, numbered through.
+
+    Of tar files headers and texts are read, of Parquet files every page of the columns that are used.
+
+    Raises:
+        SourceError: a file cannot be opened, or has not the columns of a sample.
+    """
+    if isinstance(archive, TarPairs):
+        return _tar_samples(archive)
+    return _parquet_samples(archive, check_images=check_images)
+
+
+def picture_column(archive: ParquetPairs | TarPairs, number: int) -> str | None:
+    """The column that the pictures of a Parquet file are in; None of a tar file, and where there is none.
+
+    Raises:
+        SourceError: the file cannot be opened.
+    """
+    if isinstance(archive, TarPairs):
+        return None
+    with open_parquet(archive.files[number]) as file:
+        return _first(IMAGE_COLUMNS, file.schema_arrow.names)
+
+
+def _tar_samples(archive: TarPairs) -> Iterator[Found | Unread]:
+    record = 0
+    for number, path in enumerate(archive.files):
+        shard = path.relative_to(archive.folder).as_posix()
+        for found in tar_samples(path):
+            if isinstance(found, BrokenTar):
+                yield Unread(record, None, "broken_tar", found.reason)
+            else:
+                try:
+                    yield _of_members(found, record, number, shard)
+                except RecordError as error:
+                    yield Unread(record, found.key, error.reason, f"{found.key!r} in {path}: {error}")
+            record += 1
+
+
+def _of_members(members: TarSample, record: int, file: int, shard: str) -> Found:
+    values = members.values()
+    fields = {name: values.get(name) for name in (*SPOKEN, *OTHERS)}
+    if not any(fields[name] is not None for name in SPOKEN):
+        fields["caption"] = members.caption(values, ColumnNames())
+    id = next((values[name] for name in ID_COLUMNS if values.get(name) is not None), members.key)
+    names_picture = any(values.get(name) for name in ("image", "images"))
+    if not members.pictures and not names_picture and "caption" not in fields:
+        return Found(_sample(fields, id, record, None))
+    picture = members.picture()
+    assert picture.length is not None
+    # The name is told with its file's, so that a name in another file is another picture.
+    sample = _sample(fields, id, record, f"{shard}/{picture.name.rpartition(' in ')[0]}")
+    return Found(sample, StoredAt(file, -1, picture.offset, picture.length), picture=picture)
+
+
+def _parquet_samples(archive: ParquetPairs, *, check_images: bool) -> Iterator[Found | Unread]:
+    record = 0
+    for number, path in enumerate(archive.files):
+        with open_parquet(path) as file:
+            columns = _columns(file.schema_arrow.names, str(path))
+            in_file = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                shard = Shard(group, path.name, rows, path=path, stop=rows, group=group)
+                row = 0
+                try:
+                    for values in read_rows(file, shard, columns):
+                        place = f"{path.relative_to(archive.folder).as_posix()}[{in_file + row}]"
+                        stored = StoredAt(number, group, row, 0)
+                        yield _of_row(values, columns, record, stored, place, check_images=check_images)
+                        row, record = row + 1, record + 1
+                except (pyarrow.ArrowException, OSError) as error:
+                    detail = f"{path}: row group {group} cannot be read from its row {row} on: {error}"
+                    yield Unread(record, None, "broken_parquet", detail)
+                    record += 1
+                in_file += rows
+
+
+def _of_row(
+    values: Mapping[str, Any] | UnicodeDecodeError,
+    columns: Iterable[str],
+    record: int,
+    stored: StoredAt,
+    place: str,
+    *,
+    check_images: bool,
+) -> Found | Unread:
+    if isinstance(values, UnicodeDecodeError):
+        return Unread(record, None, "broken_text", f"{place} is not UTF-8")
+    id = next((values[name] for name in ID_COLUMNS if values.get(name) not in (None, "")), record)
+    fields = {name: values.get(name) for name in (*SPOKEN, *OTHERS)}
+    try:
+        if not any(fields[name] is not None for name in SPOKEN):
+            name = _first(CAPTION_COLUMNS, columns) or CAPTION_COLUMNS[0]
+            fields["caption"] = checked_caption(values.get(name), name)
+        column = _first(IMAGE_COLUMNS, columns)
+        picture = None if column is None else values.get(column)
+        content = stored_bytes(picture)
+        if content is None:
+            path = picture.get("path") if isinstance(picture, Mapping) else picture
+            if not path and "caption" in fields:
+                raise RecordError("no_picture", f"`{column}` is empty")
+            if path and not isinstance(path, str):
+                kind = type(path).__name__
+                raise RecordError("image_field", f"`{column}` must be a path or a picture, found {kind}")
+            return Found(_sample(fields, id, record, path or None, named=True))
+        sample = _sample(fields, id, record, place)
+    except RecordError as error:
+        return Unread(record, str(id), error.reason, f"{place}: {error}")
+    # Questions about one picture each bring a copy of it, so its name does not tell which it is.
+    key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
+    found = Found(sample, stored._replace(length=len(content)), key)
+    if check_images:
+        try:
+            Picture(place, content=content).check()
+        except ImageError as error:
+            return found._replace(trouble=(error.reason, str(error)))
+    return found
+
+
+def stored_bytes(found: object) -> bytes | None:
+    """The encoded picture in a cell of a Parquet file, which is bytes or `{"bytes", "path"}`; None without."""
+    content = found.get("bytes") if isinstance(found, Mapping) else found
+    return content if isinstance(content, bytes) else None
+
+
+def _sample(fields: Mapping[str, Any], id: object, record: int, image: str | None, *, named: bool = False) -> Sample:
+    """The sample of a record's fields; `image` is a path when it is `named`, else what people call the picture."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    level = given.pop("level", None)
+    if level is not None:
+        _set_level(given, level)
+    # A stand-in is checked as a name in a record is; what the picture is called need not be one.
+    names = {} if image is None else {"image": image if named else "picture"}
+    sample = parse_record(given | {"id": id} | names, record)
+    return sample if image is None or named else replace(sample, images=(image,))
+
+
+def _set_level(fields: dict[str, Any], level: object) -> None:
+    """Say a level 1…N as a record does, which counts from 0; tables may keep it as a float beside missing ones."""
+    whole = not isinstance(level, bool) and isinstance(level, int | float) and level == level and level % 1 == 0
+    if not whole or level < 1:  # type: ignore[operator]
+        raise RecordError("level", f"`level` must be a level 1…N, found {level!r}")
+    given = fields.get("similarity")
+    if isinstance(given, float):
+        fields.setdefault("score", given)
+    elif given is not None and given != level - 1:  # type: ignore[operator]
+        raise RecordError("level", f"`level` is {level} (from 1) and `similarity` {given!r} (from 0); keep one of them")
+    fields["similarity"] = int(level) - 1  # type: ignore[call-overload]
+
+
+def _columns(there: list[str], where: str) -> list[str]:
+    """The columns of a file that are read.
+
+    Raises:
+        SourceError: they make no sample.
+    """
+    if not any(name in there for name in TURNS) and not {"question", "answer"} <= set(there):
+        if not any(name in there for name in CAPTION_COLUMNS):
+            raise SourceError(
+                f"{where} has no column to learn from: expected conversations, messages, question and answer, or one "
+                f"of {', '.join(CAPTION_COLUMNS)}; found {', '.join(there) or 'none'}"
+            )
+        # Captions are of something.
+        ColumnNames().found_in(there, where)
+    known = [*SPOKEN, *OTHERS, *ID_COLUMNS, *CAPTION_COLUMNS]
+    picture = _first(IMAGE_COLUMNS, there)
+    return [name for name in there if name in known or name == picture]
+
+
+def _first(names: Iterable[str], there: Iterable[str]) -> str | None:
+    return next((name for name in names if name in there), None)
