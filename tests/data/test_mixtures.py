@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from aligngpt.data.mixtures import Chosen, Mixture, held_out
-from aligngpt.data.prepared import PreparedSamples, prepare_samples
+from aligngpt.data.prepared import prepare_samples
+from aligngpt.data.prepared_samples import PreparedSamples
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources import write_records
 

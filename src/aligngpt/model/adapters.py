@@ -107,7 +107,7 @@ def load_adapter(
     except (OSError, ValueError) as error:
         raise AdapterError(
             f"the base {source} of the adapter {folder} cannot be loaded: {str(error).rstrip('.')}. If it is somewhere "
-            f"else, name it: aligngpt merge {folder} OUT --base FOLDER"
+            "else, name it with --base FOLDER"
         ) from error
     if not isinstance(config, AlignGPTConfig):
         raise AdapterError(
@@ -171,5 +171,5 @@ def _named_base(folder: Path) -> str:
     except (OSError, ValueError, AttributeError) as error:
         raise AdapterError(f"{path} cannot be read: {error}; save or download the adapter again") from error
     if not named:
-        raise AdapterError(f"{path} does not name a base; give one: aligngpt merge {folder} OUT --base FOLDER")
+        raise AdapterError(f"{path} does not name a base; give one with --base FOLDER")
     return str(named)

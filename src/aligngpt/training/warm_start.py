@@ -71,6 +71,9 @@ def warm_start(
     places: list[int] = np.flatnonzero((columns.images == 1) & has_level).tolist()
     if len(places) > settings.max_pairs:
         places = rng.sample(places, settings.max_pairs)
+    if (columns.blocks >= 0).any():
+        # In the order of the file a row group is read once, not once a picture.
+        places.sort()
     pairs, features = _image_features(model, dataset, places)
     if len(pairs) < 2:
         raise AlignGPTError(
