@@ -28,6 +28,11 @@ from aligngpt.training.run import stage_result, train
 from aligngpt.training.stages import part_of
 
 
+def medium(*values: Any) -> Any:
+    """Parameters of a test that `make check` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.medium)
+
+
 def start_of(recipe: Recipe) -> dict[str, torch.Tensor]:
     """The weights a run begins with."""
     model, _ = assemble(recipe.model.vision_tower, recipe.model.language_model, seed=recipe.seed)
@@ -124,7 +129,14 @@ def test_a_finished_run_is_not_run_again(tiny_recipe: Callable, capsys: pytest.C
     assert (model_folder(recipe) / "model.safetensors").stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize(("branches", "lora"), [(1, None), (2, None), (2, {"rank": 4, "dropout": 0.2})])
+@pytest.mark.parametrize(
+    ("branches", "lora"),
+    [
+        medium(1, None),
+        medium(2, None),
+        (2, {"rank": 4, "dropout": 0.2}),
+    ],
+)
 @pytest.mark.parametrize(
     ("stage", "step", "checkpoint"), [("pretrain", 3, 2), ("instruct", 3, 2), ("instruct", 1, None)]
 )
@@ -388,9 +400,9 @@ def test_a_stop_in_the_second_epoch_with_workers_costs_nothing(
     ("options", "file"),
     [
         ({"instruct__optimizer": "muon", "instruct__learning_rates": {"gate": 0.02}}, "model.safetensors"),
-        ({"instruct__optimizer": "adafactor"}, "model.safetensors"),
-        ({"instruct__optimizer": "adamw_8bit", "language": "llama_wide"}, "model.safetensors"),
-        ({"instruct__lora": {"rank": 4, "bits": 4}, "language": "llama_wide"}, "model.safetensors"),
+        medium({"instruct__optimizer": "adafactor"}, "model.safetensors"),
+        medium({"instruct__optimizer": "adamw_8bit", "language": "llama_wide"}, "model.safetensors"),
+        medium({"instruct__lora": {"rank": 4, "bits": 4}, "language": "llama_wide"}, "model.safetensors"),
         ({"instruct__lora": {"rank": 4, "dropout": 0.2, "merge": False}}, "adapter_model.safetensors"),
     ],
     ids=["muon", "adafactor", "8 bits", "4 bits", "adapter folder"],
