@@ -303,7 +303,9 @@ def train(
 
 @app.command()
 def check(
-    data: Annotated[list[Path], typer.Argument(help="Files of records: JSON arrays or JSON lines.")],
+    data: Annotated[
+        list[Path], typer.Argument(help="Files of records: JSON arrays, JSON lines, Parquet or tar files.")
+    ],
     image_root: Annotated[
         Path | None,
         typer.Option(help="Folder image paths start from.", show_default="the recipe's, or each file's own"),

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from aligngpt.data import prepared
+from aligngpt.data.checking import check_files
 from aligngpt.data.dataset import ConversationDataset
 from aligngpt.data.mixtures import Chosen, Mixture, held_out
 from aligngpt.data.prepared import content_of, prepare_samples
@@ -293,3 +294,32 @@ def test_an_archive_that_changed_is_read_anew(tmp_path: Path, pictures: list) ->
     assert samples.picture(0, 0).read() == pictures[0]
     tar(copy.parent / "b.tar", [("0.png", pictures[1]), ("0.txt", b"a bird")])
     assert len(prepare(copy.parent)) == 2 and content_of(copy.parent) != changed
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_check_lists_what_training_would_reject(tmp_path: Path, records: list, pictures: list, kind: str) -> None:
+    """A record without text, a picture that is none, and, decoded in full, one that is cut short."""
+    records[1] = {"id": "silent"}
+    pictures[3], pictures[5] = b"no picture", pictures[5][:-200]
+    records[7]["id"] = "r6"
+    archive = tmp_path / "archive"
+    if kind == "parquet":
+        path = parquet(archive / "all.parquet", shown(records, pictures))
+    else:
+        path = tar(archive / "all.tar", members(records, pictures))
+    (found,) = check_files([path], levels=4)
+    assert (found.records, found.samples, found.images, found.broken_images) == (9, 3, 8, 1)
+    told = {(problem.record, problem.reason) for problem in found.problems}
+    outside = {(place, "level_outside") for place in range(4, 8)}
+    (silent,) = {reason for record, reason in told if record == 1}
+    assert told == {(1, silent), (3, "not_an_image")} | outside
+    assert [(repeat.record, repeat.earlier) for repeat in found.repeated_ids] == [(7, 6)]
+    (full,) = check_files([path], full=True)
+    assert {(problem.record, problem.reason) for problem in full.problems} == {
+        (1, silent),
+        (3, "not_an_image"),
+        (5, "truncated"),
+    }
+    with Rejects(None, max_share=1.0) as rejects:
+        assert len(prepare_samples(path, rejects=rejects)) == 7
+    assert check_files([tmp_path / "none.tar"])[0].error is not None

@@ -9,6 +9,8 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+from aligngpt.data.archive_records import Unread, archive_samples
+from aligngpt.data.archives import Archive, ArchivePictures, archive_at
 from aligngpt.data.check_result import FileCheck, Lengths, Problem, Repeat
 from aligngpt.data.dataset import ExampleError, tokenize
 from aligngpt.data.images import ImageError, check_image, open_image, resolve_image
@@ -43,7 +45,7 @@ def check_files(
     """Look at files of records and list all that is wrong with them; the samples of one file at a time are in memory.
 
     Args:
-        paths: JSON arrays or JSON lines, as `load_samples` takes them.
+        paths: JSON arrays or JSON lines, as `load_samples` takes them; or archives, as `prepare_samples` does.
         image_root: folder that image paths start from; that of each file when None.
         levels: N; levels outside of 1…N are then wrong.
         needs_level: samples with an image and without a level are wrong, as in pre-training.
@@ -86,6 +88,7 @@ class _Pictures:
     """What is wrong with pictures. Kept between files, since files of questions are often about the same ones."""
 
     def __init__(self, full: bool) -> None:
+        self.full = full
         self._look: Callable[[Path], object] = open_image if full else check_image
         self._known: dict[Path, tuple[str, str] | None] = {}
         self._folders: dict[Path, dict[str, list[str]]] = {}
@@ -147,18 +150,27 @@ def _check_file(
     found, error = _Found(), None
     samples: list[Sample] = []
     named: set[int] = set()
+    stored = _Stored(set(), set(), set(), [])
     try:
-        for sample, record in track(read_samples(path, found), f"reading {path.name}", unit="samples"):
-            samples.append(sample)
-            if record.get("id") is not None:
-                named.add(sample.record)
+        archive = archive_at(path, root)
+        if archive is not None:
+            root = archive.folder if root == path.parent else root
+            _read_archive(archive, pictures.full, samples, named, stored, found)
+        else:
+            for sample, record in track(read_samples(path, found), f"reading {path.name}", unit="samples"):
+                samples.append(sample)
+                if record.get("id") is not None:
+                    named.add(sample.record)
     except SourceError as caught:
         error = str(caught)
     records = len(samples) + found.count
+    for problem in stored.problems:
+        found.add(*problem)
     _check_levels(samples, levels, needs_level, found)
-    names = list(dict.fromkeys(name for sample in samples for name in sample.images))
+    files = (name for sample in samples if sample.record not in stored.records for name in sample.images)
+    names = list(dict.fromkeys(files))
     broken = pictures.broken(names, root)
-    _check_images(samples, broken, found)
+    _check_images([sample for sample in samples if sample.record not in stored.records], broken, found)
     lengths = _check_tokens(samples, reading, found) if reading is not None and samples else None
     bad = {problem.record for problem in found.problems}
     usable = [sample for sample in samples if sample.record not in bad]
@@ -173,8 +185,8 @@ def _check_file(
         samples=len(usable),
         turns=sum(len(sample.turns) for sample in usable),
         text_only=sum(not sample.images for sample in usable),
-        images=len(names),
-        broken_images=len(broken),
+        images=len(names) + len(stored.pictures),
+        broken_images=len(broken) + len(stored.broken),
         problems=tuple(sorted(found.problems, key=lambda problem: problem.record)),
         repeated_ids=_repeats((sample.id, sample) for sample in samples if sample.record in named),
         identical=_repeats(((sample.images, sample.system, sample.turns), sample) for sample in samples),
@@ -183,6 +195,50 @@ def _check_file(
         expected_levels=levels,
         lengths=lengths,
     )
+
+
+class _Stored(NamedTuple):
+    """The pictures of an archive: which records have one, which different ones, the broken ones, and what is wrong."""
+
+    records: set[int]
+    pictures: set[object]
+    broken: set[object]
+    problems: list[Problem]
+
+
+def _read_archive(
+    archive: Archive, full: bool, samples: list[Sample], named: set[int], stored: _Stored, found: _Found
+) -> None:
+    """Read the samples of an archive, and look at each picture as it comes.
+
+    Raises:
+        SourceError: see `archive_samples`.
+    """
+    places = ArchivePictures.of(archive)
+    for one in track(archive_samples(archive, check_images=True), f"reading {archive.folder.name}", unit="samples"):
+        if isinstance(one, Unread):
+            found.add(*one)
+            continue
+        sample = one.sample
+        samples.append(sample)
+        if sample.id != str(sample.record):
+            named.add(sample.record)
+        if one.stored is None:
+            continue
+        stored.records.add(sample.record)
+        picture = sample.images[0] if one.key is None else one.key
+        stored.pictures.add(picture)
+        trouble = one.trouble
+        try:
+            if full and trouble is None:
+                places.picture(sample.images[0], one.stored).open()
+            elif one.picture is not None:
+                one.picture.check()
+        except ImageError as error:
+            trouble = error.reason, str(error)
+        if trouble is not None:
+            stored.broken.add(picture)
+            stored.problems.append(Problem(sample.record, sample.id, *trouble))
 
 
 def _check_levels(samples: Sequence[Sample], levels: int | None, needs_level: bool, found: _Found) -> None:
