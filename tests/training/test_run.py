@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback, TrainingArguments
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.assembling import assemble
@@ -472,3 +472,14 @@ def test_compiling_without_a_compiler_says_what_to_do(tiny_recipe: Callable, mon
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RecipeError, match="compile needs a C"):
         train(tiny_recipe(pretrain=None, instruct__compile=True))
+
+
+def test_a_process_trains_on_one_gpu_and_says_how_several_are_used(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = TrainingArguments(use_cpu=True)
+    assert arguments.n_gpu == 0
+    arguments._n_gpu = 4  # what four GPUs look like
+    module.one_device(arguments)
+    assert arguments.n_gpu == 1
+    assert "torchrun --nproc_per_node 4" in capsys.readouterr().err
+    module.one_device(arguments)
+    assert not capsys.readouterr().err

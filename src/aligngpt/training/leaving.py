@@ -36,7 +36,7 @@ def leave_model(
         model: the trained one; None where this process holds no such thing, or holds the frozen part of it in less
             precision than it came in. It is then loaded anew, and gets the trained tensors.
         processor: saved beside it.
-        trained: the parameters that trained, by name.
+        trained: the parameters that trained, by name; of no use where `model` is given.
     """
     assert recipe.instruct is not None
     lora = recipe.instruct.lora

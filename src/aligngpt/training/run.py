@@ -121,6 +121,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     with main_process_first(cpu=device.type == "cpu"):
         claim(folder, fingerprint)
         in_bfloat16 = decide_precision(stage, device, folder) == "bfloat16"
+    check_sharding(stage)
     reset_peak_memory()
     set_seed(recipe.seed)
     name_of_rejects = "rejects.jsonl" if is_main_process() else f"rejects-{rank()}.jsonl"
@@ -176,14 +177,18 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             loss=_last_loss(folder / "metrics.jsonl"),
             rejects=rejects.count,
         )
+    # Where the frozen weights are held in less precision than they came in, or in parts, they are read anew.
+    as_it_is = name == "instruct" and stage.lora is None and not trainer.is_sharded
     # What is shared out is put together by all processes.
-    tensors = whole_tensors(model, lambda key, one: is_pretrained(key) if name == "pretrain" else one.requires_grad)
+    tensors = (
+        {}
+        if as_it_is
+        else whole_tensors(model, lambda key, one: is_pretrained(key) if name == "pretrain" else one.requires_grad)
+    )
     if is_main_process():
         if name == "pretrain":
             save_pretrained_parts(tensors, folder)
         else:
-            # Where the frozen weights are held in less precision than they came in, or in parts, they are read anew.
-            as_it_is = stage.lora is None and not trainer.is_sharded
             leave_model(recipe, model if as_it_is else None, processor, tensors)
         with atomic_write(folder / "stage.json") as file:
             json.dump(asdict(result), file, indent=2)
@@ -195,7 +200,6 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
 def _share_out(
     model: AlignGPTForConditionalGeneration, stage: StageRecipe, device: torch.device, *, in_bfloat16: bool
 ) -> None:
-    check_sharding(stage)
     if processes() == 1:
         console.print(
             f"sharding {stage.sharding}: one process, so nothing is shared out; start several with "
@@ -233,8 +237,25 @@ def _arguments(
         report_to=recipe.report_to or "none",
         disable_tqdm=True,
     )
-    arguments.gradient_accumulation_steps = _accumulation(stage, arguments.world_size * max(1, arguments.n_gpu))
+    one_device(arguments)
+    arguments.gradient_accumulation_steps = _accumulation(stage, arguments.world_size)
     return arguments
+
+
+def one_device(arguments: TrainingArguments) -> None:
+    """Let a process train on one device, and say how several are used.
+
+    transformers would cut each batch to pieces for all the GPUs that a process sees, its texts and its images by
+    themselves, and then they do not belong together any more.
+    """
+    if arguments.n_gpu > 1:
+        console.print(
+            f"{arguments.n_gpu} GPUs are here and one of them trains; for all, start as many processes: torchrun "
+            f"--nproc_per_node {arguments.n_gpu} $(which aligngpt) train …",
+            highlight=False,
+            soft_wrap=True,
+        )
+        arguments._n_gpu = 1
 
 
 def _go_on(trainer: StageTrainer, clock: TrainingClock, folder: Path) -> None:
