@@ -28,6 +28,15 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="Where MODEL is an adapter folder: the model that it belongs to, folder or hub name.",
+        show_default="what the adapter names",
+    ),
+]
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -356,13 +365,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
     questions: Annotated[Path, typer.Argument(help="Questions with answers: LLaVA-format JSON or JSON lines.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions and results.")],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Where MODEL is an adapter folder: the model that it belongs to, folder or hub name.",
-            show_default="what the adapter names",
-        ),
-    ] = None,
+    base: Base = None,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder image paths start from.", show_default="that of QUESTIONS")
     ] = None,
@@ -406,13 +409,7 @@ def ask(
     model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
     image: Annotated[Path, typer.Argument(help="Picture: PNG, JPEG, WebP, GIF, BMP or TIFF.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Where MODEL is an adapter folder: the model that it belongs to, folder or hub name.",
-            show_default="what the adapter names",
-        ),
-    ] = None,
+    base: Base = None,
     show_alignment: Annotated[
         bool, typer.Option("--show-alignment", help="Print the gate's weights of the levels.")
     ] = False,

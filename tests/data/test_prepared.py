@@ -167,4 +167,4 @@ def test_processes_that_prepare_the_same_at_once_all_get_it(folder: Path) -> Non
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     (entry,) = entries(folder)
-    assert len(PreparedSamples(entry, folder)) == 2000
+    assert len(PreparedSamples(entry)) == 2000

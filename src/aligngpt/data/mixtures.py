@@ -4,35 +4,19 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aligngpt.data.archives import stored_picture
+from aligngpt.data.lazy_samples import LazySamples
 from aligngpt.data.pictures import Picture
 from aligngpt.data.rows import Columns, columns_of
 from aligngpt.data.sample_table import image_key
 from aligngpt.data.samples import Sample
 
 
-class _Lazy(Sequence[Sample]):
-    """A sequence whose samples are made when they are asked for."""
-
-    def _at(self, place: int) -> Sample:
-        raise NotImplementedError
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self._at(one) for one in range(*index.indices(len(self)))]
-        return self._at(range(len(self))[index])
-
-
-class Mixture(_Lazy):
+class Mixture(LazySamples):
     """The samples of several sources, one source after the other; `columns.sources` numbers them from 0."""
 
     def __init__(self, sources: Sequence[Sequence[Sample]]) -> None:
@@ -77,7 +61,7 @@ class Mixture(_Lazy):
         )
 
 
-class Chosen(_Lazy):
+class Chosen(LazySamples):
     """Some samples of a sequence.
 
     Args:

@@ -91,7 +91,7 @@ def prepare_samples(
             if (found := _opened(folder, root, demands)) is None:
                 raise
         else:
-            found = _Entry.of(folder, root)
+            found = _Entry.of(folder)
     for reject in found.rejects:
         detail = f"{path}: {reject.detail}" if among_others else reject.detail
         rejects.add(reject.record, reject.id, reject.reason, detail)
@@ -141,16 +141,16 @@ class _Entry(NamedTuple):
     rejects: list[_Reject]
 
     @classmethod
-    def of(cls, folder: Path, root: Path) -> "_Entry":
+    def of(cls, folder: Path) -> "_Entry":
         with (folder / REJECTS_FILE).open(encoding="utf-8") as file:
             rejects = [_Reject(*json.loads(line)) for line in file]
-        return cls(PreparedSamples(folder, root), rejects)
+        return cls(PreparedSamples(folder), rejects)
 
 
 def _opened(folder: Path, root: Path, demands: dict[str, bool]) -> _Entry | None:
     """What was kept, where it is whole and still true."""
     with suppress(OSError, ValueError, TypeError):
-        entry = _Entry.of(folder, root)
+        entry = _Entry.of(folder)
         for reject in entry.rejects:
             # What is wrong with a picture in an archive stays so; the archive would be another one.
             looked_for = reject.reason in IMAGE_REASONS and reject.images

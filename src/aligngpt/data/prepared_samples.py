@@ -1,9 +1,9 @@
 """Samples that are kept on disk in the batches of an Arrow file, mapped into memory by any process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from aligngpt.data.archive_records import StoredAt
 from aligngpt.data.archives import ArchivePictures
+from aligngpt.data.lazy_samples import LazySamples
 from aligngpt.data.pictures import Picture
 from aligngpt.data.rows import Columns
 from aligngpt.data.sample_table import SAMPLE_COLUMNS, SCHEMA, sample_of
@@ -19,19 +20,18 @@ from aligngpt.data.samples import Sample
 SAMPLES_FILE, ARCHIVE_FILE = "samples.arrow", "archive.json"
 
 
-class PreparedSamples(Sequence[Sample]):
+class PreparedSamples(LazySamples):
     """The samples of an entry. A sample is made when it is asked for, so memory stays flat; pickled, it is a path.
 
     Args:
         folder: of the entry.
-        image_root: folder the samples' image paths start from.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: there is no whole entry.
     """
 
-    def __init__(self, folder: Path, image_root: Path) -> None:
-        self.folder, self.image_root = folder, image_root
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         with pa.memory_map(str(folder / SAMPLES_FILE)) as file, pa.ipc.open_file(file) as reader:
             # Batches are views of the map and keep it.
             self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
@@ -43,16 +43,10 @@ class PreparedSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(self._count))]
-        batch, place = divmod(range(self._count)[index], self._size)
+    def _at(self, place: int) -> Sample:
+        batch, row = divmod(place, self._size)
         columns = self._batches[batch]
-        return sample_of({SCHEMA.names[number]: columns.column(number)[place].as_py() for number in SAMPLE_COLUMNS})
+        return sample_of({SCHEMA.names[number]: columns.column(number)[row].as_py() for number in SAMPLE_COLUMNS})
 
     def __iter__(self) -> Iterator[Sample]:
         for batch in self._batches:
@@ -76,7 +70,7 @@ class PreparedSamples(Sequence[Sample]):
         return None if stored.file < 0 else self._pictures.picture(self[place].images[number], stored)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedSamples, (self.folder, self.image_root)
+        return PreparedSamples, (self.folder,)
 
     @cached_property
     def columns(self) -> Columns:

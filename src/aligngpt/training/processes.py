@@ -3,9 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+
+LONGEST_WAIT = timedelta(hours=2)
+"""For another process, which may be reading a large data set for the first time; torch's own limit is ten minutes."""
 
 
 def launched() -> bool:
@@ -39,7 +43,7 @@ def main_process_first(*, cpu: bool) -> Iterator[None]:
     if not launched():
         yield
         return
-    with PartialState(cpu=cpu).main_process_first():
+    with PartialState(cpu=cpu, timeout=LONGEST_WAIT).main_process_first():
         yield
 
 
