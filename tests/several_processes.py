@@ -68,4 +68,7 @@ def losses(recipe: Recipe, stage: str) -> list[float]:
 def assert_same_weights(found: Recipe, expected: Recipe) -> None:
     ours, theirs = (load_file(model_folder(recipe) / "model.safetensors") for recipe in (found, expected))
     for name, tensor in theirs.items():
+        if name.endswith("k_proj.bias"):
+            # Softmax takes away what is added to all keys alike: its gradient is rounding, which Adam makes large.
+            continue
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)

@@ -20,14 +20,13 @@ MACHINES = {"sharding": "hybrid", "micro_batch_size": 1}
 def test_a_model_that_is_shared_out_trains_as_a_whole_one(
     recipe_of: Callable[..., Recipe], tmp_path: Path, sharding: str
 ) -> None:
-    checkpointing = sharding == "full"
-    alone, shared = (
-        recipe_of(name, instruct__gradient_checkpointing=checkpointing, **options)
-        for name, options in (
-            ("alone", {}),
-            ("shared", {"pretrain__sharding": sharding, "instruct__sharding": sharding}),
-        )
-    )
+    parts = ["language_model", "projector", "gate"]
+    options = {
+        "full": {"instruct__gradient_checkpointing": True},
+        "gradients": {"instruct__train": ["vision_tower", *parts]},
+    }[sharding]
+    shares = {"pretrain__sharding": sharding, "instruct__sharding": sharding}
+    alone, shared = recipe_of("alone", **options), recipe_of("shared", **options, **shares)
     train(alone)
     output = run(shared, tmp_path / "shared.yaml")
     assert output.count("shared out (FSDP2) over 2 processes") == 2, output
