@@ -1,9 +1,11 @@
 """The command line: help that explains, errors of one line, and exit codes that scripts can rely on."""
 
 import ast
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from PIL import Image
 from typer.main import get_command
 
 import aligngpt
 from aligngpt import cli
+from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.results import EvaluationResult, Tally
+from aligngpt.inference.engine import EngineError
 from aligngpt.scoring.apply import LevelsSummary
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import ScoreSummary
@@ -175,6 +180,20 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "no model to ask": (["ask", "./none", "red.png", "what ?"], "Give a model folder"),
     "another kind of model": (["ask", "clip", "red.png", "what ?"], "expected an AlignGPT model"),
     "unknown kind of model": (["ask", "unknown", "red.png", "what ?"], "Give a model folder"),
+    "no base of an adapter folder": (["ask", "adapter", "red.png", "what ?"], "did you mean clip? If it is somewhere"),
+    "mistyped folder": (["evaluate", "clpi", "questions.jsonl", "--out", "e"], "there is no such folder here"),
+    "mistyped name in a folder": (
+        ["score", "pairs.csv", "--model", "models/clpi", "--out", "s"],
+        "models/clpi cannot be loaded: no such file or folder; did you mean models/clip? Give a model folder",
+    ),
+    "mistyped folder of a name": (["ask", "modles/clip", "red.png", "what ?"], "; did you mean models/clip?"),
+    "mistyped folder of folders": (
+        ["check", "questions.jsonl", "--model", "a/b/c"],
+        "c cannot be loaded: no such file",
+    ),
+    "mistyped tower": (["train", "towers.yaml"], "the vision tower models/clpi cannot be loaded: no such file or"),
+    "mistyped language model": (["train", "towers.yaml", "--set", "model.vision_tower=clip"], "models/lm cannot be"),
+    "mistyped pairs": (["score", "pair.csv", "--model", "models/clpi", "--out", "s"], "did you mean pairs.csv?"),
     "no device": (["ask", "clip", "red.png", "what ?", "--device", "quantum"], "use --device cpu or auto"),
     "no image root to check": (["check", "questions.jsonl", "--image-root", "none"], "image root none is not a folder"),
     "no recipe to check for": (["check", "questions.jsonl", "--recipe", "none.yaml"], "none.yaml cannot be read"),
@@ -195,6 +214,11 @@ def test_an_error_is_one_line_and_exit_code_1(
     (tmp_path / "pairs.csv").write_text("image,caption\nred.png,red\n", encoding="utf-8")
     (tmp_path / "empty.yaml").write_text("output: here", encoding="utf-8")
     (tmp_path / "clip").symlink_to(tower_folder("clip_full"))
+    (tmp_path / "models").symlink_to(".")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "./clpi"}')
+    towers = "{model: {vision_tower: models/clpi, language_model: models/lm}, output: here}"
+    (tmp_path / "towers.yaml").write_text(towers, encoding="utf-8")
     (tmp_path / "unknown").mkdir()
     (tmp_path / "unknown" / "config.json").write_text('{"model_type": "something_new"}', encoding="utf-8")
     arguments, said = ERRORS[case]
@@ -250,6 +274,126 @@ def test_a_bug_is_not_taken_for_an_error_of_the_user(aligngpt_command: Command, 
         aligngpt_command("report", "run")
 
 
+def rust_error() -> Exception:
+    from safetensors import SafetensorError
+
+    return SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def hidden_error() -> Exception:
+    error = AlignGPTError("the checkpoint c cannot be saved")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "runs/mine/c/optimizer.pt")
+    return error
+
+
+FULL: dict[str, tuple[Callable[[], Exception], str]] = {
+    "a file": (
+        lambda: OSError(errno.ENOSPC, "No space left on device", "out/p.jsonl"),
+        "the disk of out/p.jsonl; make",
+    ),
+    "a quota": (lambda: OSError(errno.EDQUOT, "Disk quota exceeded", b"out"), "the disk of out; make room"),
+    "weights": (rust_error, "the disk that the command writes to; make room"),
+    "a table": (
+        lambda: OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"),
+        "the disk ",
+    ),
+    "a checkpoint": (
+        lambda: RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0"),
+        "the disk that the command writes to; make room",
+    ),
+    "an error that hides it": (hidden_error, "the disk of runs/mine/c/optimizer.pt; make room"),
+}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_a_full_disk_is_said_whichever_library_met_it(aligngpt_command: Command, calls: Callable, case: str) -> None:
+    error, place = FULL[case]
+    calls("aligngpt.evaluation.reporting.write_report", error())
+    ended = aligngpt_command("report", "run")
+    assert (ended.code, ended.out, ended.error.count("\n")) == (1, "", 1)
+    assert ended.error.startswith(f"error: no space left on {place}")
+    assert "make room and run the same command again (" in ended.error
+
+
+def test_what_was_said_of_a_full_disk_is_said_once(aligngpt_command: Command, calls: Callable) -> None:
+    error = AlignGPTError("the cache c cannot be written: No space left on device; make room there")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    calls("aligngpt.evaluation.reporting.write_report", error)
+    assert aligngpt_command("report", "run").error == f"error: {error}\n"
+
+
+def gpu_error() -> Exception:
+    error = EngineError("the model m cannot be loaded: CUDA out of memory. A file of it is missing or damaged")
+    error.__cause__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (
+            lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation"),
+            " on the GPU",
+        ),
+        (gpu_error, " on the GPU"),
+        (MemoryError, ""),
+        (lambda: np._core._exceptions._ArrayMemoryError((1 << 50,), np.dtype("u1")), ""),
+        (lambda: RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), ""),
+        (
+            lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            " on the GPU",
+        ),
+        (lambda: OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("verb", "target", "advice"),
+    [
+        ("evaluate m q.json --out o", "evaluation.accuracy.evaluate_file", "lower --batch-size"),
+        ("score p.csv --model m --out o", "scoring.job.score_source", "lower --batch-size or --workers"),
+        ("train r.yaml", "training.recipe.load_recipe", "lower micro_batch_size in the recipe"),
+        ("ask m p.png what", "inference.asking.ask", "use a smaller model"),
+        ("report run", "evaluation.reporting.write_report", "use a machine with more memory"),
+    ],
+)
+def test_too_little_memory_is_one_line_with_advice(
+    aligngpt_command: Command, calls: Callable, error: Callable, device: str, verb: str, target: str, advice: str
+) -> None:
+    calls("aligngpt.data.pairs.open_pairs")
+    calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
+    calls(f"aligngpt.{target}", error())
+    ended = aligngpt_command(*verb.split())
+    assert (ended.code, ended.out, ended.error.count("\n")) == (1, "", 1)
+    assert ended.error.startswith(f"error: out of memory{device}; {advice}")
+
+
+def test_help_has_a_short_name(aligngpt_command: Command) -> None:
+    for verb in ([], ["score"]):
+        ended = aligngpt_command(*verb, "-h")
+        assert ended.code == 0 and ended.out == aligngpt_command(*verb, "--help").out
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "aligngpt", "--version"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, f"aligngpt {aligngpt.__version__}\n")
+
+
+@pytest.mark.medium
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have file names in UTF-8")
+def test_a_folder_with_an_accent_is_found_in_a_locale_without(tmp_path: Path, scorer_folder: Callable) -> None:
+    folder = tmp_path / "größer"
+    shutil.copytree(scorer_folder("clip"), folder / "model")
+    Image.new("RGB", (32, 32), "red").save(folder / "é.png")
+    (folder / "pairs.csv").write_text("image,caption\né.png,red\n", encoding="utf-8")
+    program = [sys.executable, str(Path(sys.executable).with_name("aligngpt"))]
+    options = ["--model", folder / "model", "--out", folder / "scores", "--device", "cpu", "--precision", "float32"]
+    environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run([*program, "score", folder / "pairs.csv", *options], env=environment, capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode() == f"1 pairs scored, 0 rejected: {folder / 'scores'}\n"
+
+
 def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
     loaded = calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
     opened = calls("aligngpt.data.pairs.open_pairs", "the pairs")
@@ -301,7 +445,7 @@ def test_levels_writes_a_page_of_what_was_scored(aligngpt_command: Command, call
     ended = aligngpt_command("levels", "scores", "--report", "page.html", *options)
     assert ended.out.splitlines()[-1] == "report: page.html"
     expected = {"image_root": Path("i"), "caption_column": "c", "image_column": "p", "score_column": "s"}
-    expected |= {"source": Path("pairs.parquet"), "written": (Path("out.parquet"), None)}
+    expected |= {"source": Path("pairs.parquet"), "written": (Path("out.parquet"), None), "borders": None}
     assert prepared == [((Path("scores"), Path("page.html")), expected)]
     assert looks == [summary]
     assert made[0][1]["source"] is None, "a table takes no records from its source"
@@ -311,7 +455,8 @@ def test_levels_writes_a_page_of_what_was_scored(aligngpt_command: Command, call
 
 
 def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
-    read = calls("aligngpt.training.recipe.load_recipe", SimpleNamespace(output="runs/mine"))
+    backbones = SimpleNamespace(vision_tower="owner/tower", language_model="owner/name")
+    read = calls("aligngpt.training.recipe.load_recipe", SimpleNamespace(output="runs/mine", model=backbones))
     done = {name: SimpleNamespace(stage=name, steps=3, loss=1.5, seconds=61.2) for name in ("pretrain", "instruct")}
     trained = calls("aligngpt.training.run.train", [done["pretrain"]])
     ended = aligngpt_command("train", "r.yaml", "--stage", "pretrain", "--set", "seed=1", "--set", "output=x")
@@ -412,7 +557,7 @@ def test_a_verb_imports_what_it_needs_only_when_it_runs() -> None:
     imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     assert {name for name in imported if name and name.startswith("aligngpt")} == {
         "aligngpt",
-        "aligngpt.errors",
+        "aligngpt.endings",
         "aligngpt.progress",
     }
     assert not imported & {"torch", "transformers", "numpy", "matplotlib"}

@@ -57,21 +57,34 @@ def test_an_unknown_precision_is_an_error_that_names_the_known(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("bfloat16_takes", "expected"), [(0.5, torch.bfloat16), (0.9, torch.float32), (2.0, torch.float32)]
+    ("bfloat16_takes", "waits", "expected"),
+    [
+        (0.5, 0.0, torch.bfloat16),
+        (0.75, 0.0, torch.float32),
+        (0.9, 0.0, torch.float32),
+        (2.0, 0.0, torch.float32),
+        (0.5, 3.0, torch.bfloat16),
+    ],
 )
-def test_auto_is_bfloat16_where_the_cpu_is_clearly_faster_with_it(
-    monkeypatch: pytest.MonkeyPatch, bfloat16_takes: float, expected: torch.dtype
+def test_auto_is_bfloat16_where_the_cpu_is_clearly_faster_with_it_however_busy(
+    monkeypatch: pytest.MonkeyPatch, bfloat16_takes: float, waits: float, expected: torch.dtype
 ) -> None:
-    now = 0.0
+    """While bfloat16 has its turn, other processes may have the core."""
+    computed = elapsed = 0.0
 
     def multiply(left: torch.Tensor, right: torch.Tensor) -> None:
-        nonlocal now
-        now += bfloat16_takes if left.dtype == torch.bfloat16 else 1.0
+        nonlocal computed, elapsed
+        takes = bfloat16_takes if left.dtype == torch.bfloat16 else 1.0
+        computed += takes
+        elapsed += takes + (waits if left.dtype == torch.bfloat16 else 0.0)
 
+    threads = torch.get_num_threads()
     module._cpu_is_faster_in_bfloat16.cache_clear()
     monkeypatch.setattr(torch, "mm", multiply)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: elapsed)
+    monkeypatch.setattr(module.time, "thread_time", lambda: computed)
     assert resolve_dtype("auto", CPU) == expected
+    assert torch.get_num_threads() == threads
     module._cpu_is_faster_in_bfloat16.cache_clear()
 
 

@@ -3,6 +3,11 @@
 import hashlib
 import io
 import os
+import stat
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,11 +158,160 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(
             raise PermissionError("in use")
         replace(old, new)
 
+    monkeypatch.setattr("aligngpt.files._exchange", lambda one, other: False)
     monkeypatch.setattr("aligngpt.files.os.replace", replace_but_once)
     with pytest.raises(PermissionError, match="in use"), atomic_folder(target) as temporary:
         (temporary / "new").touch()
     assert names(tmp_path) == before
     assert names(target) == {"old"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no umask")
+def test_files_of_other_threads_keep_the_umask(tmp_path: Path) -> None:
+    """To ask for the umask is to set it, for every thread, to nothing for a moment."""
+    asked: list[int] = []
+    real, before = os.umask, os.umask(0o077)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "umask", lambda mask: asked.append(mask) or real(mask))
+        with atomic_write(tmp_path / "file"):
+            pass
+        with atomic_folder(tmp_path / "folder"):
+            pass
+    assert real(before) == 0o077 and 0 not in asked
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be synced")
+def test_files_and_their_folders_are_synced_before_and_after_they_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, bool]] = []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, (tmp_path / "folder").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr("aligngpt.files.os.fsync", noted)
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "file").write_text("x")
+        (temporary / "link").symlink_to("nowhere")
+    folder = tmp_path / "folder"
+    for path in (folder, folder / "deep", folder / "deep" / "file"):
+        assert (path.stat().st_ino, False) in synced
+    assert synced[-1] == (tmp_path.stat().st_ino, True)
+    synced.clear()
+    with atomic_write(tmp_path / "file") as file:
+        file.write("x")
+    assert [inode for inode, _ in synced] == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names cannot be exchanged")
+def test_a_replaced_folder_is_never_missing(tmp_path: Path) -> None:
+    target, missing, done = tmp_path / "folder", [], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if not target.exists():
+                missing.append(time.monotonic())
+
+    with atomic_folder(target):
+        pass
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(200):
+        with atomic_folder(target) as temporary:
+            (temporary / str(number)).touch()
+    done.set()
+    watcher.join()
+    assert missing == [] and names(target) == {"199"} and names(tmp_path) == {"folder"}
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from aligngpt import files
+def end(*_, **__): os._exit(9)
+what, target = sys.argv[1], Path(sys.argv[2])
+if what == "file":
+    with files.atomic_write(target) as file:
+        file.write("half"); file.flush(); end()
+if what == "between":
+    files._exchange = lambda one, other: False
+    real = os.replace
+    os.replace = lambda *names: (real(*names), end())
+if what == "clearing":
+    import shutil
+    shutil.rmtree = end
+with files.atomic_folder(target) as folder:
+    (folder / "new").touch()
+    if what == "folder": end()
+"""
+
+
+def killed(what: str, target: Path) -> None:
+    """Have a process die in the middle of writing a file or folder."""
+    program = "import sys; sys.argv[0] = 'aligngpt'\n" + KILLED
+    assert subprocess.run([sys.executable, "-c", program, what, str(target)]).returncode == 9
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "clearing"])
+def test_what_a_dead_process_left_is_removed_by_the_next(tmp_path: Path, what: str) -> None:
+    target = tmp_path / "target"
+    if what != "file":
+        target.mkdir()
+        (target / "old").touch()
+    killed(what, target)
+    assert len(names(tmp_path)) == 1 + (what != "file"), "a process that dies leaves something"
+    assert what == "file" or names(target) == ({"new"} if what == "clearing" else {"old"})
+    if what == "file":
+        with atomic_write(target):
+            pass
+    else:
+        with atomic_folder(target):
+            pass
+    assert names(tmp_path) == {"target"}
+
+
+@pytest.mark.parametrize("name", ["model", "a.b", "ü" * 110])
+def test_a_folder_that_a_kill_left_aside_is_put_back(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    target.mkdir()
+    (target / "old").touch()
+    killed("between", target)
+    assert not target.exists()
+    with pytest.raises(KeyError), atomic_folder(target):
+        assert names(target) == {"old"}
+        raise KeyError
+    assert names(tmp_path) == {name}
+
+
+def test_temporary_files_of_living_processes_and_other_machines_stay(tmp_path: Path) -> None:
+    from aligngpt.leftovers import remove_leftovers, temporary_beside
+
+    target = tmp_path / "model"
+    own = temporary_beside(target)
+    other = temporary_beside(target, old=True)
+    other = other.with_name(other.name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-"))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    elsewhere = tmp_path / f".model.0123abcd-{dead.pid}-01234567.tmp"
+    hidden = tmp_path / f".model.{dead.pid}"
+    for path in (own, other, elsewhere, hidden):
+        path.touch()
+    remove_leftovers(target)
+    assert names(tmp_path) == {path.name for path in (own, other, elsewhere, hidden)}
+    os.utime(elsewhere, (0, 0))
+    os.utime(own, (0, 0))
+    remove_leftovers(target)
+    assert names(tmp_path) == {path.name for path in (own, other, hidden)}
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / ("a" * 250)) as file:
+        file.write("x")
+    assert names(tmp_path) == {"a" * 250}
 
 
 @pytest.mark.parametrize("size", [0, 3, 1 << 20, (1 << 20) + 1, 3 << 20])

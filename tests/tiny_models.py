@@ -222,7 +222,7 @@ def assembled(language_folder: Callable[[str], Path], tower_folder: Callable[[st
     made: dict[tuple, Assembled] = {}
 
     def make(language: str = "llama", tower: str = "clip", **options: Any) -> Assembled:
-        key = (language, tower, *sorted(options.items()))
+        key = (language, tower, repr(sorted(options.items())))
         if key not in made:
             made[key] = assemble(tower_folder(tower), language_folder(language), **options)
         return deepcopy(made[key])

@@ -3,6 +3,7 @@
 Importing this package registers the model with transformers' Auto classes.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,16 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _is_the_command() -> bool:
+    program = sys.argv[0] if sys.argv else ""
+    # Python says no more while it looks for the module that it is to run.
+    return Path(program).stem == "aligngpt" or (program == "-m" and "aligngpt" in sys.orig_argv)
+
+
 # Registering takes seconds, since it imports torch. The command does without until a verb needs a model, so that its
 # help and its errors come at once; whatever needs one imports `aligngpt.model`, which registers.
-if Path(sys.argv[0] if sys.argv else "").stem != "aligngpt":
+if not _is_the_command():
     import aligngpt.model  # noqa: F401
+elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Nothing is to be tidied up before the command begins: Ctrl-C ends it without half a traceback of an import.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

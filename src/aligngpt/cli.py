@@ -1,5 +1,6 @@
 """The command `aligngpt`: parse, call one function, print."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,18 +9,18 @@ import typer
 from rich.text import Text
 
 from aligngpt import __version__
-from aligngpt.errors import AlignGPTError
+from aligngpt.endings import INTERRUPTED, said_in_one_line, stoppable
 from aligngpt.progress import console
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="AlignGPT: score → levels → train → evaluate → ask. Multimodal language models whose alignment is modelled.",
 )
 
-INTERRUPTED = 130
 RESUMABLE = ("quickstart", "score", "train", "evaluate")
-"""Verbs that go on where Ctrl-C stopped them; the others leave nothing half done and start over."""
+"""Verbs that resume where they were stopped; the others leave nothing half done and start over."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -124,6 +125,7 @@ def score(
     from aligngpt.data.pairs import open_pairs
     from aligngpt.scoring.encoders import PairScorer
     from aligngpt.scoring.job import parse_share, score_source
+    from aligngpt.scoring.manifest import begun_precision
 
     if engine == "ray" and shard is not None:
         raise typer.BadParameter("--shard is for processes that know nothing of each other; Ray shares the shards out")
@@ -141,7 +143,7 @@ def score(
     if engine == "ray" and Path(model).is_dir():
         # The actors work in another folder.
         model = str(Path(model).absolute())
-    load_scorer = partial(PairScorer.load, model, device=device, dtype=precision)
+    load_scorer = partial(PairScorer.load, model, device=device, dtype=begun_precision(out, precision))
     if engine == "ray":
         from aligngpt.scoring.ray_engine import score_on_ray
 
@@ -182,10 +184,11 @@ def levels(
             "Parquet files, with a column of scores."
         ),
     ],
-    levels: Annotated[int, typer.Option(min=2, help="N, the number of levels.")] = 8,
+    levels: Annotated[int | None, typer.Option(min=2, help="N, the number of levels.", show_default="8")] = None,
     method: Annotated[
-        Literal["quantile", "width"], typer.Option(help="Levels of equal frequency, or of equal width.")
-    ] = "quantile",
+        Literal["quantile", "width"] | None,
+        typer.Option(help="Levels of equal frequency, or of equal width.", show_default="quantile"),
+    ] = None,
     borders: Annotated[
         Path | None, typer.Option(help="Use the borders of this levels.json instead of fitting new ones.")
     ] = None,
@@ -240,6 +243,7 @@ def levels(
             caption_column=caption_column,
             image_column=image_column,
             written=(out, uids),
+            borders=borders,
         )
     elif image_root is not None or caption_column is not None or image_column is not None:
         raise typer.BadParameter("--image-root, --caption-column and --image-column are for --report")
@@ -260,7 +264,7 @@ def levels(
         print(f"level {level}: {count} pairs")
     if made.without:
         print(f"left out, without a score: {made.without} rows")
-    if made.levels.rank_error:
+    if made.levels.rank_error and made.taken_from is None:
         print(f"too many scores to sort: borders by a sketch, with a rank error of {made.levels.rank_error:.2%}")
     if thin := thin_levels(made.counts):
         names = ", ".join(map(str, thin))
@@ -290,6 +294,8 @@ def train(
 
     The same command goes on with a run that was stopped.
     """
+    from aligngpt.hub_names import local_or_hub
+    from aligngpt.model.backbones import BackboneError
     from aligngpt.training.leaving import model_folder
     from aligngpt.training.plan import plan
     from aligngpt.training.processes import is_main_process
@@ -297,6 +303,8 @@ def train(
     from aligngpt.training.run import train
 
     read = load_recipe(recipe, settings or [])
+    local_or_hub(read.model.vision_tower, "the vision tower", BackboneError)
+    local_or_hub(read.model.language_model, "the language model", BackboneError)
     stages = STAGES if stage == "all" else (stage,)
     if dry_run:
         print("\n\n".join(one.text() for one in plan(read, stages)))
@@ -439,7 +447,10 @@ def ask(
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="Folder of an original AlignGPT or a LLaVA, or mm_projector_align.bin.")
+        Path,
+        typer.Argument(
+            help="Folder of an original AlignGPT or a LLaVA, or mm_projector_align.bin or mm_projector.bin."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for the converted model.")],
     vision_tower: Annotated[
@@ -449,6 +460,10 @@ def convert(
         str | None, typer.Option(help="For mm_projector_align.bin: what it was trained for, folder or hub name.")
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub name.", show_default="that of SOURCE")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="Name of a chat template, or a Jinja file.", show_default="that of SOURCE, or vicuna"),
+    ] = None,
     original: Annotated[
         bool, typer.Option("--to-original", help="The other way: write one of our models as the original code has it.")
     ] = False,
@@ -463,9 +478,18 @@ def convert(
         print(f"{to_original(source, out, vision_tower=vision_tower):,} parameters: {out}")
         return
     done = convert(
-        source, out, vision_tower=vision_tower, language_model=language_model, tokenizer=tokenizer, seed=seed
+        source,
+        out,
+        vision_tower=vision_tower,
+        language_model=language_model,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        seed=seed,
     )
     print(f"{done.layout}: {done.parameters:,} parameters: {out}")
+    print(f"chat template: {done.chat_template}")
+    for note in done.notes:
+        print(f"note: {note}")
     if done.fresh:
         print(f"drawn anew, to be trained: {', '.join(done.fresh)}")
 
@@ -500,23 +524,43 @@ def report(
     print(write_report(run, out, reference=reference))
 
 
-def main() -> None:
-    """Run the command; an error a person can act on becomes one line and exit code 1, Ctrl-C exit code 130."""
-    try:
-        # Imports some of the libraries: a moment in which Ctrl-C is as likely as in any other.
-        from aligngpt.quiet import quiet_libraries
+def _speak_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode where the locale has file names in another encoding.
 
-        quiet_libraries()
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except (AlignGPTError, OSError) as error:
-        # Libraries write messages of several lines.
-        message = " ".join(str(error).split())
-        console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-        sys.exit(1)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            goes_on = next(iter(sys.argv[1:]), None) in RESUMABLE
-            console.print(f"\nstopped; the same command {'goes on where it was' if goes_on else 'starts over'}")
-        raise
+    The libraries beneath take paths as UTF-8, and a folder with an accent in its name could not be opened.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def main() -> None:
+    """Run the command.
+
+    An error a person can act on becomes one line and exit code 1. Ctrl-C is exit code 130 and SIGTERM 143; both say
+    what the same command does next.
+    """
+    _speak_utf8()
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    with stoppable() as stopping:
+        try:
+            # Imports some of the libraries: a moment in which Ctrl-C is as likely as in any other.
+            from aligngpt.quiet import quiet_libraries
+
+            quiet_libraries()
+            app()
+        except KeyboardInterrupt:
+            sys.exit(stopping.code)
+        except SystemExit as end:
+            if end.code != INTERRUPTED:
+                raise
+            console.print(
+                f"\nstopped; the same command {'goes on where it was' if verb in RESUMABLE else 'starts over'}"
+            )
+            sys.exit(stopping.code)
+        except Exception as error:
+            message = said_in_one_line(error, verb)
+            if message is None:
+                raise
+            console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+            sys.exit(1)

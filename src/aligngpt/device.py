@@ -9,8 +9,11 @@ import torch
 from aligngpt.errors import AlignGPTError
 
 TRIALS, ROWS, WIDTH = 12, 256, 1024
-CLEARLY = 1.2
-"""How many times faster bfloat16 must be to be worth its rounding."""
+CLEARLY = 1.5
+"""How many times faster bfloat16 must be to be worth its rounding, and not to be taken for it by mistake."""
+
+HOPELESS, HOPELESS_AFTER = 2.0, 2
+"""How many times slower after how many trials ends them: where it is emulated, one takes a second."""
 
 
 class DeviceError(AlignGPTError):
@@ -37,7 +40,8 @@ def resolve_device(name: str = "auto") -> torch.device:
 def supports_bfloat16(device: torch.device) -> bool:
     """Whether the device computes faster in bfloat16 than in float32.
 
-    A CPU is tried: whether it has instructions for bfloat16 does not tell, some that have are slower with them.
+    A CPU is tried: whether it has instructions for bfloat16 does not tell, some that have are slower with them. Near
+    the border another process may still come to another answer, so work that is resumed must note what it began in.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -73,12 +77,22 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @cache
 def _cpu_is_faster_in_bfloat16() -> bool:
-    """Time matrix products of the size of a small language model's, by turns; a tie goes to the exacter float32."""
+    """Time matrix products of the size of a small language model's, by turns; a tie goes to the exacter float32.
+
+    On one thread, and in time that this thread computes: what else runs on the machine then has little say.
+    """
     fastest = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
-    for _ in range(TRIALS):
-        for dtype in fastest:
-            left, right = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
-            started = time.perf_counter()
-            torch.mm(left, right)
-            fastest[dtype] = min(fastest[dtype], time.perf_counter() - started)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for trial in range(TRIALS):
+            for dtype in fastest:
+                left, right = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
+                started = time.thread_time()
+                torch.mm(left, right)
+                fastest[dtype] = min(fastest[dtype], time.thread_time() - started)
+            if trial >= HOPELESS_AFTER and fastest[torch.bfloat16] > HOPELESS * fastest[torch.float32]:
+                return False
+    finally:
+        torch.set_num_threads(threads)
     return CLEARLY * fastest[torch.bfloat16] < fastest[torch.float32]

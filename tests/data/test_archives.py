@@ -19,6 +19,7 @@ from aligngpt.data import prepared
 from aligngpt.data.checking import check_files
 from aligngpt.data.dataset import ConversationDataset
 from aligngpt.data.mixtures import Chosen, Mixture, held_out
+from aligngpt.data.pairs import open_pairs
 from aligngpt.data.prepared import content_of, prepare_samples
 from aligngpt.data.prepared_samples import PreparedSamples
 from aligngpt.data.rejects import Rejects, TooManyRejects
@@ -121,8 +122,8 @@ def test_an_archive_gives_the_examples_of_a_json_file(
     _, processor = assembled("qwen2")
 
     def examples(data: Path) -> Any:
-        samples, rejects = prepare(data, require_level=True), Rejects(None)
-        return samples, ConversationDataset(samples, processor, data.parent, rejects)
+        samples = prepare(data, require_level=True)
+        return samples, ConversationDataset(samples, processor, data.parent)
 
     of_json, expected = examples(json_file(tmp_path / "json", records, pictures))
     samples, found = examples(path)
@@ -230,11 +231,10 @@ def test_a_picture_that_cannot_be_decoded_is_a_reject_of_training(
         path = tar(tmp_path / "a.tar", members(rows, [half, pictures[1]]))
     else:
         path = parquet(tmp_path / "a.parquet", shown(rows, [half, pictures[1]]))
-    rejects = Rejects(tmp_path / "rejects", max_share=1)
-    dataset = ConversationDataset(prepare(path), assembled("qwen2")[1], tmp_path, rejects)
+    dataset = ConversationDataset(prepare(path), assembled("qwen2")[1], tmp_path)
     assert dataset[0][0].id == dataset[1][0].id == "good"
-    reject = json.loads((tmp_path / "rejects").read_text())
-    assert (reject["id"], reject["reason"]) == ("bad", "truncated") and path.name in reject["detail"]
+    (reject,) = dataset[0][0].rejected
+    assert (reject.id, reject.reason) == ("bad", "truncated") and path.name in reject.detail
 
 
 def test_a_damaged_row_group_is_one_reject(tmp_path: Path, pictures: list) -> None:
@@ -294,6 +294,26 @@ def test_an_archive_that_changed_is_read_anew(tmp_path: Path, pictures: list) ->
     assert samples.picture(0, 0).read() == pictures[0]
     tar(copy.parent / "b.tar", [("0.png", pictures[1]), ("0.txt", b"a bird")])
     assert len(prepare(copy.parent)) == 2 and content_of(copy.parent) != changed
+
+
+def test_a_copy_is_the_same_to_training_and_scoring(tmp_path: Path, pictures: list) -> None:
+    """Whatever the times of its files are."""
+    for kind in (".tar", ".parquet"):
+        path = tmp_path / "here" / f"a{kind}"
+        if kind == ".tar":
+            tar(path, [("0.png", pictures[0]), ("0.txt", b"a cat")])
+        else:
+            parquet(path, [{"image": pictures[0], "caption": "a cat"}])
+        before = content_of(path), open_pairs(path).fingerprint()
+        (tmp_path / "there").mkdir(exist_ok=True)
+        copy = tmp_path / "there" / path.name
+        copy.write_bytes(path.read_bytes())
+        os.utime(copy, (1, 1))
+        assert (content_of(copy), open_pairs(copy).fingerprint()) == before and len(set(before)) == 1
+        # As `rsync -t` and `tar x` leave another version of the same size.
+        copy.write_bytes(path.read_bytes().replace(b"a cat", b"a dog"))
+        os.utime(copy, (1, 1))
+        assert content_of(copy) == open_pairs(copy).fingerprint() != before[0]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])

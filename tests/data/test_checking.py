@@ -82,7 +82,7 @@ def test_every_problem_is_found_at_once(file_of: Callable) -> None:
         (1, "missing"),
         (2, "not_an_image"),
         (3, "outside_root"),
-        (4, "no_conversation"),
+        (4, "unanswered"),
         (5, "level_outside"),
         (6, "not_an_object"),
         (7, "broken_line"),

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from aligngpt.data.dataset import ConversationDataset, ExampleError, row_lengths, tokenize
-from aligngpt.data.rejects import Rejects, TooManyRejects
 from aligngpt.data.rows import rows_of
 from aligngpt.data.samples import Sample, Turn
 from aligngpt.errors import AlignGPTError
@@ -44,9 +43,8 @@ def dataset_of(assembled: Callable, tmp_path: Path) -> Callable[..., Conversatio
     (tmp_path / "bad.png").write_text("no picture")
     _, processor = assembled("qwen2")
 
-    def make(samples: list[Sample], *, max_reject_share: float = 1.0, **options: Any) -> ConversationDataset:
-        rejects = Rejects(tmp_path / "rejects.jsonl", max_share=max_reject_share)
-        return ConversationDataset(samples, processor, tmp_path, rejects, **options)
+    def make(samples: list[Sample], **options: Any) -> ConversationDataset:
+        return ConversationDataset(samples, processor, tmp_path, **options)
 
     return make
 
@@ -145,7 +143,7 @@ def test_a_template_without_a_system_turn_makes_a_reject_of_a_sample_that_has_on
         tokenize(told.messages(), dataset.processor, chat_template=refuses)
     assert raised.value.reason == "template"
     assert dataset[0][0].input_ids == dataset[1][0].input_ids
-    assert dict(dataset.rejects.by_reason) == {"template": 1}
+    assert [one.reason for one in dataset[0][0].rejected] == ["template"]
 
 
 def test_a_system_turn_is_read_and_does_not_count(assembled: Callable) -> None:
@@ -192,29 +190,35 @@ def test_a_row_opens_its_picture_once(dataset_of: Callable, monkeypatch: pytest.
     assert len(opened) == 1
 
 
-def test_the_next_good_row_takes_the_place_of_a_bad_one(dataset_of: Callable, tmp_path: Path) -> None:
+def test_the_next_good_row_takes_the_place_of_a_bad_one(dataset_of: Callable) -> None:
     bad = [sample("is it ?", "no", images=("bad.png",), record=place) for place in range(2)]
     dataset = dataset_of([*bad, sample("is it red ?", "yes", record=2)], questions_per_prefix=2)
     assert [example.input_ids for example in dataset[0]] == [example.input_ids for example in dataset[1]]
-    assert dataset.rejects.count == 2
-    assert (tmp_path / "rejects.jsonl").read_text().count("not_an_image") == 2
-    dataset[0]
-    assert dataset.rejects.count == 2
+    # Each time they are read: by which process, and whether that counts, is for others to know.
+    for _ in range(2):
+        assert [(one.record, one.reason) for one in dataset[0][0].rejected] == [
+            (0, "not_an_image"),
+            (1, "not_an_image"),
+        ]
+    assert dataset[1][0].rejected == ()
+    assert dataset.row(0) == ((), dataset[0][0].rejected)
 
 
 def test_a_row_keeps_its_good_samples(dataset_of: Callable) -> None:
     long = sample("is it red ? " * 30, "yes", record=0)
     dataset = dataset_of([long, sample("is it red ?", "yes", record=1)], questions_per_prefix=2, max_length=60)
     assert len(dataset[0]) == 1
-    assert dict(dataset.rejects.by_reason) == {"too_long": 1}
+    assert [one.reason for one in dataset[0][0].rejected] == ["too_long"]
 
 
-def test_too_many_bad_samples_stop_the_job(dataset_of: Callable) -> None:
+def test_data_of_which_nothing_can_be_used_is_an_error(dataset_of: Callable) -> None:
     bad = [sample("is it ?", "no", images=("bad.png",), record=place) for place in range(3)]
-    with pytest.raises(TooManyRejects):
-        dataset_of([*bad, sample("is it red ?", "yes")], max_reject_share=0.1)[0]
-    with pytest.raises(AlignGPTError, match="not one sample"):
+    with pytest.raises(AlignGPTError, match=r"not one of the 3 samples .* record 0 .*bad\.png"):
         dataset_of(bad)[0]
+
+
+def test_levels_are_left_out_where_they_would_take_the_place_of_the_gate(dataset_of: Callable) -> None:
+    assert dataset_of([sample("is it ?", "no", level=3)], with_levels=False)[0][0].level is None
 
 
 def test_lengths_tell_long_rows_from_short_ones(dataset_of: Callable) -> None:

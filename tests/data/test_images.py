@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import tracemalloc
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -140,7 +142,7 @@ def test_an_empty_file_is_rejected_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_text_file_named_jpg_is_rejected_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "page.jpg"
-    path.write_text("<html>404 Not Found</html>")
+    path.write_text("no picture at all")
     for look in (open_image, check_image):
         reason, message = reason_of(lambda look=look: look(path))
         assert reason == "not_an_image"
@@ -230,8 +232,72 @@ def test_a_name_outside_the_root_is_rejected_with_its_reason(tmp_path: Path, nam
     assert repr(name) in message and str(root) in message
 
 
-def test_an_absolute_name_is_rejected_even_inside_the_root(tmp_path: Path) -> None:
-    assert reason_of(lambda: resolve_image(str(tmp_path / "a.jpg"), tmp_path))[0] == "outside_root"
+def test_an_absolute_name_below_the_root_is_resolved(tmp_path: Path) -> None:
+    assert resolve_image(str(tmp_path / "a.jpg"), tmp_path) == tmp_path / "a.jpg"
+    assert resolve_image(str(tmp_path / "a.jpg"), Path("/")) == tmp_path / "a.jpg"
+    assert reason_of(lambda: resolve_image(str(tmp_path / "a.jpg"), tmp_path / "b"))[0] == "outside_root"
+
+
+def test_a_link_that_leads_out_of_the_root_is_named(tmp_path: Path) -> None:
+    for name in ("root", "disk"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "root" / "coco").symlink_to(tmp_path / "disk")
+    _, message = reason_of(lambda: resolve_image("coco/0.jpg", tmp_path / "root"))
+    assert f"{tmp_path / 'root' / 'coco'} is a link that leads to {tmp_path / 'disk'}" in message
+    assert "is a link" not in reason_of(lambda: resolve_image("../disk/0.jpg", tmp_path / "root"))[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("<!DOCTYPE html>\n<html>404</html>", "web page"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_what_was_never_fetched_is_named(content: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text(content)
+    for source in (tmp_path / "a.jpg", content.encode()):
+        reason, message = reason_of(lambda source=source: check_image(source))
+        assert reason == "not_an_image" and found in message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_dark_16_bit_picture_stays_dark(kind: str) -> None:
+    image = open_image(encoded(Image.fromarray(np.full((2, 2), 255, dtype=np.uint16)), kind))
+    assert image.getpixel((0, 0)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535, 1e6])
+def test_floats_are_scaled_by_their_range(white: float) -> None:
+    values = np.array([[0, 0.5, 1, np.nan]], dtype=np.float32) * white
+    image = open_image(encoded(Image.fromarray(values.astype(np.float32)), "TIFF"))
+    assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 0]
+
+
+def test_16_bit_grey_is_converted_a_few_rows_at_a_time() -> None:
+    content = encoded(Image.fromarray(np.full((1500, 2000), 30_000, dtype=np.uint16)))
+    tracemalloc.start()
+    try:
+        image = open_image(content)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert image.getpixel((1999, 1499)) == image.getpixel((0, 0)) == (117, 117, 117)
+    assert peak < 8 * 1500 * 2000
+
+
+def test_looking_at_a_picture_leaves_the_warning_filters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, before, really_open = encoded(noise((2, 2))), list(warnings.filters), Image.open
+    seen = []
+
+    def opened(*args: Any, **options: Any) -> Image.Image:
+        # What another thread would find meanwhile.
+        seen.append(list(warnings.filters))
+        return really_open(*args, **options)
+
+    monkeypatch.setattr(Image, "open", opened)
+    check_image(content)
+    assert seen == [before]
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "loop", "a\0b", "\udcff\ud83d"])

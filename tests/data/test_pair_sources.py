@@ -122,7 +122,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_source_is_named_with_what_was_found(tmp_path: Path) -> None:
-    assert "b'<html>'" in source_error(written(tmp_path / "a.json", "<html>"))
+    assert "begins b'<xml>'" in source_error(written(tmp_path / "a.json", "<xml>"))
     (tmp_path / "folder").mkdir()
     assert "found nothing" in source_error(tmp_path / "folder")
     written(tmp_path / "folder" / "a.png", png())
@@ -139,15 +139,61 @@ def test_what_a_file_is_does_not_depend_on_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b'[\n{"image": "a.png",\n"caption": "\xe9"}]', b'{"image": "a.png"}\n\n{"\xe9": 1}']
+    ("name", "head", "row", "end"),
+    [
+        ("a.jsonl", b"", b'{"image": "a.png", "caption": "%s"}\n', b""),
+        ("a.json", b"[\n", b'{"image": "a.png",\n"caption": "%s"},\n', b"null]"),
+        ("a.csv", b"image,caption\n", b"a.png,%s\n", b""),
+    ],
 )
-def test_a_file_that_is_not_utf8_is_refused_with_the_line(content: bytes, tmp_path: Path) -> None:
-    assert "not UTF-8 in line 3" in source_error(written(tmp_path / "a.json", content))
+def test_a_byte_that_is_not_utf8_costs_its_record_only(
+    name: str, head: bytes, row: bytes, end: bytes, tmp_path: Path
+) -> None:
+    texts = [b"one", b"caf\xe9", "grüße".encode(), b"three"]
+    path = written(tmp_path / name, head + b"".join(row % text for text in texts) + end)
+    for shard_size in (1, 10):
+        found = everything(path, shard_size=shard_size)[:4]
+        assert captions(found) == ["one", "broken_text", "grüße", "three"]
+        assert isinstance(found[1], Unusable) and "not UTF-8" in found[1].detail
 
 
-def test_a_csv_file_that_is_not_utf8_is_refused_with_the_line(tmp_path: Path) -> None:
-    content = b"image,caption\na.png,one\nb.png,caf\xe9\n"
-    assert "not UTF-8 in line 3" in source_error(written(tmp_path / "a.csv", content))
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", '{"image": "a.png", "caption": "é"}\n' * 3), ("a.csv", "image,caption\n" + "a.png,é\n" * 3)],
+)
+def test_a_file_in_another_encoding_is_refused_with_the_line(name: str, content: str, tmp_path: Path) -> None:
+    line = 2 if name == "a.csv" else 1
+    assert f"not UTF-8 in line {line}" in source_error(written(tmp_path / name, content.encode("latin-1")))
+    assert "UTF-8" in source_error(written(tmp_path / name, content.encode("utf-16")))
+
+
+def test_an_over_long_line_costs_its_record_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_ranges, "MAX_RECORD", 1000)
+    good = '{"image": "a.png", "caption": "good"}\n'
+    path = written(tmp_path / "a.jsonl", good + good.replace("good", "long" * 1000) + good)
+    assert captions(everything(path, shard_size=1)) == ["good", "broken_text", "good"]
+    path = written(tmp_path / "a.csv", f"image,caption\na.png,good\na.png,{'long' * 1000}\na.png,good\n")
+    assert captions(everything(path, shard_size=1)) == ["good", "broken_text", "good"]
+
+
+@pytest.mark.parametrize(("magic", "program"), [(b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")])
+def test_a_packed_file_is_named_as_one(magic: bytes, program: str, tmp_path: Path) -> None:
+    assert f"is packed with {program}; unpack it" in source_error(written(tmp_path / "a.jsonl.x", magic + b"\xff" * 50))
+
+
+def test_what_was_never_fetched_is_named(tmp_path: Path) -> None:
+    assert "web page" in source_error(written(tmp_path / "a.json", "<!DOCTYPE html>\n<html>404</html>"))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for name in ("a.json", "a.parquet", "a.csv"):
+        assert "git lfs pull" in source_error(written(tmp_path / name, pointer))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("keys", ["info, images, annotations", "a, b, c"])
+def test_one_object_is_named_with_its_keys(keys: str, indent: int | None, tmp_path: Path) -> None:
+    found = {key: [GOOD] if "info" in keys else GOOD for key in keys.split(", ")}
+    message = source_error(written(tmp_path / "a.json", json.dumps(found, indent=indent)))
+    assert f"one JSON object with the keys {keys}; expected an array, or a record a line" in message
 
 
 @pytest.mark.parametrize(
@@ -196,9 +242,7 @@ def test_an_array_is_read_the_same_whatever_the_chunks(
 def test_an_endless_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair_json_array, "MAX_RECORD", 1000)
     monkeypatch.setattr(pair_json_array, "CHUNK", 100)
-    monkeypatch.setattr(pair_ranges, "MAX_RECORD", 1000)
     assert "longer than 1000" in source_error(written(tmp_path / "a.json", '["' + "x" * 5000))
-    assert "longer than 1000" in source_error(written(tmp_path / "a.jsonl", '{"' + "x" * 5000))
 
 
 def test_a_broken_line_is_passed_over(tmp_path: Path) -> None:
@@ -338,6 +382,43 @@ def test_a_csv_field_without_end_is_passed_over(tmp_path: Path) -> None:
     assert captions(found)[-1] == rows[-1].removeprefix("a.png,").strip()
 
 
+@pytest.mark.parametrize("stray", ['a.png,"open', '"a.png,open', '"a.png","open'])
+@pytest.mark.parametrize(
+    "later", ["b.png,closed", 'b.png,"quoted, text"', 'b.png,24" wide', 'b.png,closed"', 'b.png,""']
+)
+@pytest.mark.parametrize("shard_size", [1, 4, 1000])
+def test_a_stray_quote_in_a_csv_file_costs_its_own_line_only(
+    stray: str, later: str, shard_size: int, tmp_path: Path
+) -> None:
+    rows = [f"{number}.png,caption {number}" for number in range(30)]
+    lines = ["image,caption", *rows[:5], stray, *rows[5:20], later, *rows[20:]]
+    found = captions(everything(written(tmp_path / "a.csv", "\n".join(lines) + "\n"), shard_size=shard_size))
+    del found[21]
+    assert found == [*(f"caption {n}" for n in range(5)), "broken_line", *(f"caption {n}" for n in range(5, 30))]
+
+
+def test_line_breaks_in_quotes_are_kept_in_whatever_shards(tmp_path: Path) -> None:
+    texts = ["two\nlines, one comma", "a\n\nb,c\nd", 'said ""so"", \n""then""', "\n".join("words" for _ in range(300))]
+    content = "image,caption\n" + "".join(f'a.png,"{text}"\na.png,plain\n' for text in texts)
+    wanted = [one for text in texts for one in (text.replace('""', '"'), "plain")]
+    path = written(tmp_path / "a.csv", content)
+    for shard_size in (1, 3, 100):
+        assert captions(everything(path, shard_size=shard_size)) == wanted
+
+
+def test_two_stray_quotes_in_neighbouring_rows_are_no_text_of_two_lines(tmp_path: Path) -> None:
+    rows = ["id,caption,image", 'a,"open,a.png', 'b,5 feet 5",b.png', 'c,"first', ' second, “third”",c.png']
+    found = everything(written(tmp_path / "a.csv", "\n".join(rows) + "\n"))
+    assert captions(found) == ["broken_line", '5 feet 5"', "first\n second, “third”"]
+
+
+def test_a_broken_csv_row_says_where_it_is(tmp_path: Path) -> None:
+    found = everything(written(tmp_path / "a.csv", 'image,caption\na.png,one\na.png,"open\na.png,two\n'))
+    assert captions(found) == ["one", "broken_line", "two"]
+    assert isinstance(found[1], Unusable)
+    assert "row 1 of a.csv, at byte 24: a quote that opens here is not closed" in found[1].detail
+
+
 def test_a_picture_in_a_parquet_file_may_be_empty_or_missing(tmp_path: Path) -> None:
     kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     images = [{"bytes": png(), "path": "/a.png"}, {"bytes": b"", "path": None}, {"bytes": None, "path": None}, None]
@@ -383,12 +464,62 @@ SAMPLES = [(f"{n}.{e}", c) for n in range(3) for e, c in [("png", png()), ("txt"
 
 def test_a_tar_file_is_read_by_offset(tmp_path: Path) -> None:
     found = everything(tar_of(tmp_path / "a.tar", [*SAMPLES, ("sub/3.x.png", b""), ("./sub/4.JPG", png())]))
-    assert captions(found) == ["caption 0", "caption 1", "caption 2", "no_caption"]
+    assert captions(found) == ["caption 0", "caption 1", "caption 2", "no_caption", "no_caption"]
     for pair in found[:3]:
         assert isinstance(pair, Pair)
         assert pair.picture.content is None
         assert pair.picture.read() == png()
-    assert found[3].id == "sub/4"
+    assert [one.id for one in found[3:]] == ["sub/3.x", "sub/4"]
+
+
+NAMES = [
+    (["22.01.png", "22.01.txt", "22.02.png", "22.02.txt"], ["22.01", "22.02"]),
+    (["shot 1.5 mm.png", "shot 1.5 mm.txt"], ["shot 1.5 mm"]),
+    (["s0.input.png", "s0.output.txt", "s1.input.png", "s1.output.txt"], ["s0", "s1"]),
+    (["s0.img", "s0.cap", "s1.img", "s1.caption"], ["s0", "s1"]),
+    (["0.png", "0.output.txt"], ["0"]),
+    (["0.png", "0.txt", "0.mask.png", "0.cls"], ["0"]),
+]
+
+
+@pytest.mark.parametrize(("names", "ids"), NAMES, ids=lambda value: value[0])
+def test_names_with_more_dots_and_other_endings_are_paired(names: list[str], ids: list[str], tmp_path: Path) -> None:
+    is_text = (".txt", ".cap", ".caption")
+    members = [(name, b"one" if name.endswith(is_text) else png()) for name in names]
+    found = everything(tar_of(tmp_path / "a.tar", members))
+    assert captions(found) == ["one"] * len(ids)
+    assert [one.id for one in found] == ids
+
+
+def test_members_that_pair_with_nothing_are_accounted_for(tmp_path: Path) -> None:
+    members = [*SAMPLES[:2], ("5.cls", b"1"), ("6.npy", b"1"), ("7.1.png", png()), ("7.2.png", png()), ("LICENSE", b"")]
+    found = everything(tar_of(tmp_path / "a.tar", members))
+    assert captions(found) == ["caption 0", "unpaired", "unpaired", "no_caption", "no_caption", "unpaired"]
+    assert isinstance(found[1], Unusable) and "'5.cls'" in found[1].detail
+
+
+@pytest.mark.parametrize("padding", [0, 512, 1 << 21])
+def test_tar_files_behind_each_other_are_all_read(padding: int, tmp_path: Path) -> None:
+    first = tar_of(tmp_path / "first", SAMPLES[:2]).read_bytes()
+    second = tar_of(tmp_path / "second", SAMPLES[2:]).read_bytes()
+    path = written(tmp_path / "both.tar", first + bytes(padding) + second)
+    found = everything(path)
+    assert captions(found) == ["caption 0", "caption 1", "caption 2"]
+    assert all(isinstance(pair, Pair) and pair.picture.read() == png() for pair in found)
+    broken = everything(written(path, first + b"no tar" * 100))
+    assert captions(broken) == ["caption 0", "broken_tar"]
+    assert isinstance(broken[1], Unusable) and f"byte {len(first)}" in broken[1].detail
+
+
+def test_tar_files_are_found_at_any_depth(tmp_path: Path) -> None:
+    for part in ("a/0", "b"):
+        (tmp_path / part).mkdir(parents=True)
+        tar_of(tmp_path / part / "0.tar", SAMPLES[:2])
+        Table.parquet(tmp_path / part, [{"url": "http://x"}])
+    assert captions(everything(tmp_path)) == ["caption 0"] * 2
+    (tmp_path / "c").mkdir()
+    Table.parquet(tmp_path / "c", [{"url": "http://x"}])
+    assert "no column" in source_error(tmp_path)
 
 
 def test_what_a_tar_sample_lacks_has_a_reason(tmp_path: Path) -> None:
@@ -417,6 +548,7 @@ def test_what_a_tar_sample_lacks_has_a_reason(tmp_path: Path) -> None:
     ]
     found = everything(tar_of(tmp_path / "a.tar", members))
     assert captions(found) == [
+        "unpaired",
         "no_picture",
         "no_caption",
         "broken_text",

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -197,6 +198,43 @@ def test_a_fingerprint_changes_when_the_data_does(make: Callable[[Path], Path], 
     changed = place / "00001.tar" if place.is_dir() else place
     changed.write_bytes(changed.read_bytes() + b" ")
     assert open_pairs(place).fingerprint() != before
+
+
+@pytest.mark.parametrize("make", [llava_lines, csv_file, tars, dataset_folder], ids=lambda make: make.__name__)
+def test_a_fingerprint_is_that_of_the_content(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """A copy has the same whatever its times are, and a caption that changes at the same length another."""
+    (tmp_path / "here").mkdir()
+    place = make(tmp_path / "here")
+    before = open_pairs(place).fingerprint()
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    copy = tmp_path / "there" / place.relative_to(tmp_path / "here")
+    files = [path for path in (tmp_path / "there").rglob("*") if path.is_file()]
+    for path in files:
+        os.utime(path, (1, 1))
+    assert open_pairs(copy).fingerprint() == before
+    for path in files:
+        if path.suffix != ".png":
+            path.write_bytes(path.read_bytes().replace(b"Caption 5:", b"Copying 5:"))
+        os.utime(path, (1, 1))
+    assert open_pairs(copy).fingerprint() != before
+
+
+def test_other_texts_in_the_middle_of_a_large_parquet_file_are_seen_in_its_footer(tmp_path: Path) -> None:
+    """Its pictures are far more bytes than its captions, and the stretches that are looked at lie in them."""
+    path = tmp_path / "data.parquet"
+    captions = [f"caption {n:04}" for n in range(200)]
+
+    def write() -> str:
+        columns = {"image": [bytes([n]) * 40_000 for n in range(200)], "caption": captions}
+        table = pyarrow.table(columns)
+        pyarrow.parquet.write_table(table, path, row_group_size=50, use_dictionary=False, compression="none")
+        os.utime(path, (1, 1))
+        return open_pairs(path).fingerprint()
+
+    before, size = write(), path.stat().st_size
+    assert write() == before
+    captions[99] = "caption 0999"
+    assert write() != before and path.stat().st_size == size > 4 << 20
 
 
 def test_a_source_can_be_read_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

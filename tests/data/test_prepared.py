@@ -3,12 +3,17 @@
 import multiprocessing
 import os
 import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import aligngpt
 from aligngpt.cache import CacheError
 from aligngpt.data import prepared
 from aligngpt.data.prepared import prepare_samples
@@ -98,6 +103,44 @@ def test_other_content_and_other_demands_are_other_entries(folder: Path) -> None
     assert len(entries(folder)) == 5
 
 
+@pytest.mark.medium
+def test_an_upgrade_with_other_rules_reads_the_data_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_records(folder / "data.json", [{"question": "one ?", "answer": "2"}])
+    assert prepare_samples(folder / "data.json", rejects=Rejects(None))[0].turns[0].text == "one ?"
+    without_building(monkeypatch)
+    prepare_samples(folder / "data.json", rejects=Rejects(None))
+    # Another installation of the package, of which one module reads records in another way, and the same cache.
+    package = folder / "upgrade" / "aligngpt"
+    shutil.copytree(Path(aligngpt.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    module = package / "data" / "samples.py"
+    rule = 'text = turn.text.replace(IMAGE_PLACEHOLDER, "")'
+    assert rule in module.read_text()
+    module.write_text(module.read_text().replace(rule, f"{rule}.upper()"))
+    program = (
+        "from pathlib import Path; from aligngpt.data.prepared import prepare_samples; "
+        "from aligngpt.data.rejects import Rejects; "
+        "print(prepare_samples(Path('data.json'), rejects=Rejects(None))[0].turns[0].text)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout == "ONE ?\n"
+
+
+@pytest.mark.parametrize("module", ["record_formats.py", "record_tags.py", "archive_records.py", "images.py"])
+def test_any_module_that_reads_records_is_a_part_of_the_rules(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    write_records(folder / "data.json", [{"question": "1 + 1?", "answer": "2"}])
+    prepare_samples(folder / "data.json", rejects=Rejects(None))
+    rules = Path(shutil.copytree(prepared.RULES, folder / "rules"))
+    with (rules / module).open("a") as file:
+        file.write("ANOTHER_RULE = 1\n")
+    monkeypatch.setattr(prepared, "RULES", rules)
+    prepare_samples(folder / "data.json", rejects=Rejects(None))
+    assert len(entries(folder)) == 2
+
+
 def test_a_picture_that_has_come_since_is_used(folder: Path, records: list) -> None:
     write_records(folder / "data.json", records)
     assert len(prepare_samples(folder / "data.json", rejects=Rejects(None, max_share=1))) == 5
@@ -143,9 +186,10 @@ def test_a_number_that_no_column_holds_is_a_reject(folder: Path) -> None:
     assert rejects.by_reason == {"level": 2}
 
 
-def test_a_cache_that_cannot_be_written_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_anywhere_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_records(folder / "data.json", [{"question": "1 + 1?", "answer": "2"}])
     monkeypatch.setenv("ALIGNGPT_CACHE", str(folder / "a.png"))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "b.png"))
     with pytest.raises(CacheError, match="set ALIGNGPT_CACHE"):
         prepare_samples(folder / "data.json", rejects=Rejects(None))
 

@@ -1,5 +1,6 @@
 """Files of records as people have them, good ones and the ones that went wrong."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -78,24 +79,46 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     assert "cannot be read: Is a directory" in source_error(tmp_path)
 
 
-def test_a_file_that_is_not_utf8_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+def test_a_byte_that_is_not_utf8_costs_its_record_only(tmp_path: Path) -> None:
     good = lines_of(*RECORDS).encode()
-    latin = written(tmp_path / "data.jsonl", good * 1000 + '{"caption": "größer"}\n'.encode("latin-1"))
-    assert source_error(latin).endswith("is not UTF-8 in line 3001; save it as UTF-8")
+    bad = '{"caption": "größer"}\n'.encode("latin-1")
+    lines = written(tmp_path / "data.jsonl", good + bad + good)
+    array = written(tmp_path / "data.json", b"[" + (good + bad + good).strip().replace(b"\n", b",\n") + b"]")
+    for path in (lines, array):
+        rejects = Rejects(None)
+        assert [sample.record for sample, _ in read_samples(path, rejects)] == [0, 1, 2, 4, 5, 6]
+        assert rejects.by_reason == {"broken_text": 1}
+        (found,) = (record for _, record in read_records(path) if isinstance(record, BrokenLine))
+        assert "line 4" in found.reason
+
+
+def test_a_file_in_another_encoding_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    latin = written(tmp_path / "data.jsonl", '{"caption": "größer"}\n'.encode("latin-1") * 20)
+    assert source_error(latin).endswith("is not UTF-8 in line 1; save it as UTF-8")
     windows = written(tmp_path / "data.json", json.dumps(RECORDS).encode("utf-16"))
     assert source_error(windows).endswith("is not UTF-8 in line 1; save it as UTF-8")
 
 
-@pytest.mark.parametrize("content", ["image,caption\na.png,A cat.\n", "PK\x03\x04", "- a: 1\n"])
+def test_a_csv_file_is_told_who_reads_it(tmp_path: Path) -> None:
+    message = source_error(written(tmp_path / "data.csv", "image,caption\na.png,A cat.\n"))
+    assert "neither a JSON array nor JSON lines" in message and "CSV is read by `aligngpt score`" in message
+
+
+def test_a_packed_file_is_an_error_that_names_the_program(tmp_path: Path) -> None:
+    assert "is packed with gzip; unpack it" in source_error(written(tmp_path / "a.jsonl.gz", gzip.compress(b"{}")))
+    assert "is packed with zip; unpack it" in source_error(written(tmp_path / "a.json", b"PK\x03\x04"))
+
+
+@pytest.mark.parametrize("content", ["image,caption\na.png,A cat.\n", "- a: 1\n"])
 def test_a_file_of_another_format_is_an_error(tmp_path: Path, content: str) -> None:
     path = written(tmp_path / "data.json", content)
     assert source_error(path).endswith("is neither a JSON array nor JSON lines of records")
 
 
-def test_one_object_over_many_lines_ends_the_job(folder: Path) -> None:
-    path = written(folder / "data.json", json.dumps({"data": RECORDS}, indent=2))
-    with pytest.raises(TooManyRejects, match=r"broken_line \d+"):
-        load_samples(path, rejects=Rejects(None))
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_object_is_an_error_that_names_its_keys(tmp_path: Path, indent: int | None) -> None:
+    content = json.dumps({"info": {}, "data": RECORDS}, indent=indent)
+    assert "one JSON object with the keys info, data" in source_error(written(tmp_path / "data.json", content))
 
 
 @pytest.mark.parametrize("cut", [2, 30, 100])

@@ -34,7 +34,7 @@ def test_it_learns_to_see_though_it_is_killed(tmp_path: Path) -> None:
 
     second = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
-    assert "going on from step" in second.stderr
+    assert "resuming at step" in second.stderr
     found = figures(second.stdout)
     assert found["accuracy"] >= 0.9
     assert found["prior"] <= 0.75

@@ -1,18 +1,22 @@
 """Evaluating a file: each answer on disk, the same results whatever stopped it, and never those of something else."""
 
 import json
+import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from aligngpt.data.images import open_image
 from aligngpt.data.rejects import TooManyRejects
 from aligngpt.data.samples import Sample, Turn
+from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.accuracy import EXTRA_TOKENS, evaluate_file, shuffled_images
 from aligngpt.evaluation.results import (
     EvaluationError,
@@ -22,7 +26,7 @@ from aligngpt.evaluation.results import (
     read_predictions,
     summarise,
 )
-from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
+from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Sampling
 
 Questions = Callable[..., Path]
 Evaluate = Callable[..., EvaluationResult]
@@ -50,7 +54,8 @@ def rejects(out: Path) -> list[dict[str, Any]]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """What an evaluation left; the files of its lock are hidden."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def about(*images: tuple[str, ...]) -> list[Sample]:
@@ -346,3 +351,74 @@ def test_pictures_may_lie_in_another_folder(
     (tmp_path / "text").mkdir()
     moved = questions.rename(tmp_path / "text" / "questions.jsonl")
     assert evaluate(moved, image_root=tmp_path).overall == Tally(3, 3)
+
+
+def test_every_accepted_answer_is_right(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list
+) -> None:
+    votes = [{"answer": word, "answer_confidence": "yes"} for word in ("two", "two", "2")]
+    result = evaluate(
+        write_questions(
+            4,
+            at_0={"answer": ["none", "0"]},
+            at_1={"answer": "one", "answers": ["1", "a one"]},
+            at_2={"answer": None, "answers": votes},
+            at_3={"answer": ["two", "2"]},
+        )
+    )
+    assert result.overall == Tally(3, 4)
+    assert [predictions()[record].expected for record in range(4)] == ["none", "one", "two", "two"]
+
+
+def test_a_question_in_text_is_asked_under_its_own_id(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list
+) -> None:
+    as_llava = {"question": None, "answer": None, "id": None, "question_id": 17, "text": "how many ?", "label": "0"}
+    assert evaluate(write_questions(1, at_0=as_llava)).overall == Tally(1, 1)
+    one = predictions()[0]
+    assert (one.id, one.question, one.expected) == ("17", "how many ?", "0")
+
+
+def test_what_is_passed_over_is_counted_by_reason(
+    write_questions: Questions, evaluate: Evaluate, watching: list, tmp_path: Path
+) -> None:
+    questions = write_questions(8, at_1={"image": "gone.png"}, at_2={"image": "lost.png"}, at_3={"answer": None})
+    table = evaluate(questions).table()
+    assert table.splitlines()[-1] == "3 passed over: 2 missing, 1 unanswered; rejects.jsonl names each"
+
+
+def test_questions_in_parquet_are_refused_as_such(
+    write_questions: Questions, evaluate: Evaluate, nothing_is_answered: Callable, tmp_path: Path
+) -> None:
+    nothing_is_answered()
+    rows = [json.loads(line) for line in write_questions(2).read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
+    with pytest.raises(EvaluationError, match=r"questions\.parquet is Parquet or tar, .* from JSON or JSON lines only"):
+        evaluate(tmp_path / "questions.parquet")
+
+
+def test_two_evaluations_never_write_into_one_folder_at_once(
+    write_questions: Questions, evaluate: Evaluate, watching: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A second process begins while the first one is answering: it is told so, and the predictions stay whole."""
+    questions, told = write_questions(6), tmp_path / "told"
+    answer, first = Engine.answer, os.getpid()
+
+    def again() -> None:
+        try:
+            evaluate(questions)
+        except AlignGPTError as error:
+            told.write_text(str(error))
+
+    def meanwhile(self: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
+        if os.getpid() == first and not told.exists():
+            told.write_text("nothing")
+            second = multiprocessing.get_context("fork").Process(target=again)
+            second.start()
+            second.join(60)
+        return answer(self, requests, sampling)
+
+    monkeypatch.setattr(Engine, "answer", meanwhile)
+    assert evaluate(questions).overall == Tally(6, 6)
+    assert f"process {first}" in told.read_text()
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 6

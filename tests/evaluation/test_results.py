@@ -50,7 +50,7 @@ def write(path: Path, predictions: list[Prediction]) -> bytes:
 
 
 def test_answers_are_counted_over_all_and_by_kind() -> None:
-    result = summarise(MIXED, seconds=2.5, rejects=1)
+    result = summarise(MIXED, seconds=2.5, rejects={"missing": 1})
     assert result.overall == Tally(2, 4)
     assert result.by_kind == {"colour": Tally(1, 2), "shape": Tally(1, 1)}
     assert (result.seconds, result.rejects) == (2.5, 1)
@@ -79,8 +79,22 @@ def test_the_table_names_each_kind_with_its_counts() -> None:
     assert last.startswith("all questions   50.0%  (2/4, ")
 
 
+def test_the_table_ends_with_what_was_passed_over() -> None:
+    table = summarise(MIXED, rejects={"truncated": 1, "missing": 3}).table()
+    assert table.splitlines()[-1] == "4 passed over: 3 missing, 1 truncated; rejects.jsonl names each"
+
+
+def test_results_of_an_older_version_have_only_the_count_of_what_was_passed_over(tmp_path: Path) -> None:
+    summarise(MIXED, rejects={"missing": 2}).save(tmp_path / "results.json")
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert facts.pop("rejects_by_reason") == {"missing": 2}
+    (tmp_path / "results.json").write_text(json.dumps(facts), encoding="utf-8")
+    table = EvaluationResult.load(tmp_path / "results.json").table()
+    assert table.splitlines()[-1] == "2 passed over; rejects.jsonl names each"
+
+
 def test_results_are_read_as_they_were_saved(tmp_path: Path) -> None:
-    result = summarise(MIXED, seconds=2.5, rejects=1)
+    result = summarise(MIXED, seconds=2.5, rejects={"missing": 1})
     result.save(tmp_path / "new" / "results.json")
     assert EvaluationResult.load(tmp_path / "new" / "results.json") == result
     facts = json.loads((tmp_path / "new" / "results.json").read_text(encoding="utf-8"))

@@ -75,20 +75,18 @@ def test_a_size_the_tower_cannot_read_is_an_error(tower_folder: Callable[[str], 
 def test_tokens_that_the_configuration_does_not_explain_are_an_error(
     tower_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, named: int, expected: str
 ) -> None:
-    def with_another_number(config: Any) -> Any:
+    def with_another_number(config: Any) -> tuple[Any, list[str]]:
         model = transformers.AutoModel.from_config(config)
-        config.num_register_tokens = named
-        return model
+        model.config.num_register_tokens = named
+        return model, []
 
-    monkeypatch.setattr(
-        "aligngpt.model.backbones._load", lambda _, __, config, *___, **____: with_another_number(config)
-    )
+    monkeypatch.setattr("aligngpt.model.backbones._load", lambda *_, config: with_another_number(config))
     with pytest.raises(BackboneError, match=f"dinov2_registers: 21 tokens for a picture of 32 px, .*{expected}"):
         load_vision_tower(tower_folder("dinov2_registers"))
 
 
 def test_a_language_model_is_no_vision_tower(language_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(BackboneError, match="llama is not a vision transformer"):
+    with pytest.raises(BackboneError, match="llama does not say the size of its patches"):
         load_vision_tower(language_folder("llama"))
 
 

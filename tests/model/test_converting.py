@@ -11,8 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
+from aligngpt.errors import AlignGPTError
 from aligngpt.model.backbones import BackboneError
 from aligngpt.model.converting import STAGE_ONE_FILE, convert, to_original
 from aligngpt.model.layouts import LayoutError
@@ -334,3 +341,164 @@ def test_a_tower_with_registers_goes_neither_way(
     with pytest.raises(LayoutError, match="4 register tokens"):
         convert(tmp_path / STAGE_ONE_FILE, tmp_path / "out", **backbones)
     assert not (tmp_path / "out").exists()
+
+
+def reconfigured(folder: Path, **changes: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_aspect_ratio": "anyres"}, r"tiles \(image_aspect_ratio 'anyres', as LLaVA-1\.6"),
+        ({"image_aspect_ratio": "highres"}, "image_aspect_ratio 'highres' is not supported"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "mm_patch_merge_type is 'spatial_unpad'"),
+        ({"mm_resampler_type": "perceiver"}, "mm_resampler_type is 'perceiver'"),
+        ({"mm_vision_select_feature": "cls_patch"}, "keeps the class token"),
+        ({"use_s2": True, "s2_scales": "large"}, "s2_scales are 'large'"),
+        ({"quantization_config": {"bits": 4}}, "weights are quantized"),
+    ],
+)
+def test_a_setting_that_cannot_be_kept_is_refused(
+    original: Callable, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    folder, _, _ = original()
+    with pytest.raises(LayoutError, match=says):
+        convert(reconfigured(folder, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tower_that_was_trained_must_be_among_the_weights(original: Callable, tmp_path: Path) -> None:
+    folder, _, _ = original(with_tower=False)
+    with pytest.raises(LayoutError, match="the trained tower is not among its weights"):
+        convert(reconfigured(folder, unfreeze_mm_vision_tower=True), tmp_path / "out")
+
+
+def test_a_setting_that_is_not_known_is_said(original: Callable, tmp_path: Path) -> None:
+    folder, _, _ = original()
+    done = convert(reconfigured(folder, mm_newline_position="grid", mm_use_im_patch_token=True), tmp_path / "out")
+    assert done.notes == ("the setting mm_newline_position: 'grid' of its configuration is not known and not kept",)
+
+
+@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}])
+def test_rotary_settings_go_there_and_back(original: Callable, tmp_path: Path, scaling: dict[str, Any] | None) -> None:
+    folder, _, _ = original()
+    config = json.loads((folder / "config.json").read_text())
+    # As the original's transformers wrote them.
+    config.pop("rope_parameters")
+    config |= {"rope_theta": 500000.0, "rope_scaling": scaling}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, tmp_path / "ours")
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").config.text_config.rope_parameters
+    assert found["rope_theta"] == 500000.0
+    assert found["rope_type"] == ("linear" if scaling else "default") and found.get("factor") == (scaling and 2.0)
+    to_original(tmp_path / "ours", tmp_path / "back", vision_tower="tower")
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (back["rope_theta"], back["rope_scaling"]) == (500000.0, scaling)
+
+
+def test_there_and_back_and_there_again_gives_the_same_model(
+    original: Callable, tmp_path: Path, pictures: list, tower_folder: Callable
+) -> None:
+    folder, model, processor = original()
+    convert(folder, tmp_path / "ours")
+    to_original(tmp_path / "ours", tmp_path / "back", vision_tower=str(tower_folder("clip")))
+    before, after = (AutoTokenizer.from_pretrained(one) for one in (folder, tmp_path / "back"))
+    assert before.get_vocab() == after.get_vocab()
+    convert(tmp_path / "back", tmp_path / "again")
+    assert_answers_alike(tmp_path / "again", model, processor, pictures)
+
+
+@pytest.mark.parametrize("files", [["adapter_config.json"], ["non_lora_trainables.bin", "adapter_model.safetensors"]])
+def test_an_adapter_folder_is_called_one(original: Callable, tmp_path: Path, files: list[str]) -> None:
+    folder, _, _ = original()
+    for file in ("pytorch_model.bin", "tokenizer.json"):
+        (folder / file).unlink()
+    for file in files:
+        (folder / file).touch()
+    whose = "peft" if len(files) == 1 else "LLaVA"
+    with pytest.raises(AlignGPTError, match=f"is an adapter folder of {whose}, not a whole model; merge it"):
+        convert(folder, tmp_path / "out")
+
+
+def first_stage_of(model: Any, *, levels: bool = True) -> dict[str, Tensor]:
+    return {
+        f"model.{their_name(name)}": tensor
+        for name, tensor in model.state_dict().items()
+        if "multi_modal_projector" in name or (levels and name.endswith("alignment.levels"))
+    }
+
+
+def test_a_projector_alone_is_what_llavas_first_stage_leaves(
+    original: Callable, tmp_path: Path, language_folder: Callable, tower_folder: Callable
+) -> None:
+    _, model, _ = original()
+    torch.save(first_stage_of(model, levels=False), tmp_path / "mm_projector.bin")
+    backbones = {"vision_tower": tower_folder("clip"), "language_model": language_folder("llama")}
+    done = convert(tmp_path / "mm_projector.bin", tmp_path / "out", **backbones)
+    assert "model.alignment.levels" in done.fresh
+    assert any("no config.json of its training" in note for note in done.notes)
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in model.state_dict().items():
+        if "multi_modal_projector" in name:
+            assert torch.equal(found[name], tensor), name
+
+
+def test_the_settings_beside_a_first_stage_are_its_own(
+    original: Callable, tmp_path: Path, language_folder: Callable, tower_folder: Callable
+) -> None:
+    _, model, _ = original()
+    left = tmp_path / "left"
+    left.mkdir()
+    torch.save(first_stage_of(model), left / STAGE_ONE_FILE)
+    settings = {"mm_vision_tower": "tower", "mm_projector_type": "mlp2x_gelu"}
+    (left / "config.json").write_text(json.dumps(settings | {"mm_vision_select_layer": -3}))
+    backbones = {"vision_tower": tower_folder("clip"), "language_model": language_folder("llama")}
+    convert(left, tmp_path / "out", **backbones)
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.vision_feature_layer == -3
+    assert AutoProcessor.from_pretrained(tmp_path / "out").image_processor.do_pad is False
+    reconfigured(left, image_aspect_ratio="anyres")
+    with pytest.raises(LayoutError, match="cuts pictures into tiles"):
+        convert(left, tmp_path / "out", **backbones)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda left: left.update({"model.mm_projector.0.weight": torch.zeros(3, 3)}), r"linear_1.weight is \(3, 3\)"),
+        (lambda left: left.update({"model.mm_projector.4.weight": torch.zeros(3)}), r"mm_projector\.4\.weight is not"),
+        (lambda left: left.pop("model.mm_projector.2.bias"), r"linear_2\.bias is missing"),
+    ],
+)
+def test_a_first_stage_that_does_not_fit_is_named(
+    original: Callable, tmp_path: Path, language_folder: Callable, tower_folder: Callable, change: Callable, says: str
+) -> None:
+    _, model, _ = original()
+    left = first_stage_of(model)
+    change(left)
+    torch.save(left, tmp_path / STAGE_ONE_FILE)
+    backbones = {"vision_tower": tower_folder("clip"), "language_model": language_folder("llama")}
+    with pytest.raises(LayoutError, match=says):
+        convert(tmp_path / STAGE_ONE_FILE, tmp_path / "out", **backbones)
+
+
+def test_a_whole_model_with_a_first_stage_beside_it_is_the_whole_model(
+    original: Callable, tmp_path: Path, pictures: list
+) -> None:
+    folder, model, processor = original()
+    torch.save(first_stage_of(model), folder / STAGE_ONE_FILE)
+    convert(folder, tmp_path / "out")
+    assert_answers_alike(tmp_path / "out", model, processor, pictures)
+
+
+def test_a_tensor_in_two_files_is_refused(original: Callable, tmp_path: Path) -> None:
+    folder, _, _ = original(files="shards")
+    file = folder / "pytorch_model-00002-of-00003.bin"
+    state = dict(torch.load(file)) | {"model.norm.weight": torch.zeros(32)}
+    torch.save(state, file)
+    first = folder / "pytorch_model-00001-of-00003.bin"
+    torch.save(dict(torch.load(first)) | {"model.norm.weight": torch.ones(32)}, first)
+    with pytest.raises(ShardError, match=r"holds model\.norm\.weight, which another file holds too"):
+        convert(folder, tmp_path / "out")

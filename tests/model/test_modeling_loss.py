@@ -34,8 +34,51 @@ def test_loss_is_that_of_full_logits(assembled: Callable, batch_of: Callable) ->
     full = model(**batch, instruction_mask=instruction).logits
     expected = cross_entropy(full[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
     torch.testing.assert_close(out.loss, expected, rtol=1e-6, atol=1e-6)
-    assert out.logits.shape == (3 + 2 + 3, full.shape[-1])
-    torch.testing.assert_close(out.logits, full[:, :-1][labels[:, 1:] != IGNORED], rtol=1e-5, atol=1e-5)
+    assert out.logits.shape == full.shape
+    torch.testing.assert_close(out.logits, full)
+
+
+@pytest.mark.parametrize("language", ["llama", "gemma2"])
+def test_logits_keep_their_shape_outside_training_and_are_left_out_in_it(
+    assembled: Callable, batch_of: Callable, language: str
+) -> None:
+    """What slices `logits[:, :-1]` beside the labels would otherwise slice the vocabulary."""
+    model, processor = assembled(language, chat_template="plain")
+    batch = batch_of(processor, TEXTS)
+    labels = answered(batch)
+    out = model(**batch, labels=labels)
+    assert out.logits.shape == (*batch["input_ids"].shape, len(processor.tokenizer))
+    assert model(**batch, labels=labels, logits_to_keep=1).logits.shape[:2] == (len(TEXTS), 1)
+    expected = cross_entropy(
+        out.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    with torch.no_grad():
+        without = model(**batch, labels=labels, skip_logits=True)
+    assert without.logits is None
+    counted = labels[:, 1:] != IGNORED
+    torch.testing.assert_close(without.token_losses, expected[counted.flatten()], rtol=1e-5, atol=1e-5)
+    assert torch.equal(without.token_predictions, out.logits[:, :-1][counted].argmax(dim=-1))
+    torch.testing.assert_close(without.loss, out.loss)
+    trained = model.train()(**batch, labels=labels)
+    assert trained.logits is None
+    torch.testing.assert_close(trained.loss, out.loss)
+
+
+def test_placeholders_are_never_targets(assembled: Callable, batch_of: Callable) -> None:
+    """Labels that are a copy of the ids, as many examples have them, would give an infinite loss."""
+    model, processor = assembled("qwen2")
+    batch = batch_of(processor, [ONE, TWO], side="right")
+    copied = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    clean = copied.clone()
+    for placeholder in model.config.placeholder_ids:
+        clean[clean == placeholder] = IGNORED
+    assert (clean != copied).any()
+    mask = batch["attention_mask"]
+    found = model(**batch, labels=copied, instruction_mask=mask).loss
+    assert torch.isfinite(found)
+    torch.testing.assert_close(found, model(**batch, labels=clean, instruction_mask=mask).loss)
+    with pytest.raises(ValueError, match="num_items_in_batch counts them; set labels to -100 at the token ids"):
+        model(**batch, labels=copied, num_items_in_batch=(copied != IGNORED).sum())
 
 
 def test_the_first_token_is_never_counted(assembled: Callable, batch_of: Callable) -> None:

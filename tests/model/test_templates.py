@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from aligngpt.model.templates import BARE, CHATML, PLAIN, VICUNA, with_images
+from aligngpt.model.templates import (
+    BARE,
+    CHATML,
+    PLAIN,
+    VICUNA,
+    ChatTemplateError,
+    for_images,
+    one_template,
+    with_images,
+)
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -100,3 +109,30 @@ def test_the_callers_messages_stay_as_they_are() -> None:
     talk = [say("user", "What?", 1)]
     render(with_images(CHATML), talk)
     assert talk == [say("user", "What?", 1)]
+
+
+@pytest.mark.parametrize("template", [PLAIN, VICUNA, CHATML, BARE])
+def test_a_template_that_takes_parts_stays_as_it_is(template: str) -> None:
+    if template != PLAIN:
+        assert for_images(template, "x") == template
+
+
+def test_a_template_for_parts_alone_learns_to_take_strings() -> None:
+    own = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] or '<image>' }}{% endfor %}|{% endfor %}"
+    mixed = [say("user", "What?", 1), {"role": "assistant", "content": "Red."}]
+    assert render(for_images(own, "x"), mixed) == "<image>What?|Red.|"
+
+
+def test_a_template_that_says_nothing_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match="of a folder does not write what a user says"):
+        for_images("{{ 'hello' }}", "a folder")
+
+
+def test_one_of_several_templates() -> None:
+    both = {"default": "a", "rag": "b"}
+    assert one_template(both, "x") == one_template([{"name": n, "template": t} for n, t in both.items()], "x") == "a"
+    assert one_template(None, "x") is one_template([], "x") is None
+    with pytest.raises(ChatTemplateError, match="x has several chat templates, rag, and none is called `default`"):
+        one_template({"rag": "b"}, "x")
+    with pytest.raises(ChatTemplateError, match="neither a text nor templates with names"):
+        one_template(["a"], "x")

@@ -160,3 +160,15 @@ def test_neighbouring_borders_can_be_told_apart(tmp_path: Path) -> None:
 def test_numbers_that_do_not_fit_together_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         dataclasses.replace(full_page(), **changes)
+
+
+def test_what_was_drawn_is_never_said_of_all(tmp_path: Path) -> None:
+    none_found = Copies(0, 0, 4000, 0.25, groups_interval=(0, 15), pairs_interval=(0, 31))
+    large = Copies(2, 900, 4000, 0.25, [CopiedGroup(700, full_page().lowest[0], 760)], (1, 9), (820, 980))
+    page = dataclasses.replace(full_page(), same_picture=none_found, same_caption=large)
+    words = Page(built(page, tmp_path)).words
+    assert "No two of" not in words
+    assert "only one in 4 was compared: up to 31 pairs may have the picture of another." in words
+    assert "About 900 of 4,000 pairs (22.5%, 95% interval 820 to 980) have the caption" in words
+    assert "700 to 760 pairs" in words
+    assert "bars: 95% interval of the mean" in words

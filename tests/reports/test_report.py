@@ -255,3 +255,17 @@ def test_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
         build_report(ReportData(curves=[LossCurve("a", [1], [1.0])]), tmp_path / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_no_picture_is_read_from_outside_the_image_root(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    for path in (tmp_path / "secret.png", root / "near.png"):
+        Image.new("RGB", (4, 4), "red").save(path)
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    Image.new("RGB", (4, 4), "red").save(root / "other.jpg", "EPS")
+    names = [tmp_path / "secret.png", "../secret.png", "link.png", "other.jpg", "near.png", root / "near.png"]
+    answers = [AnswerExample(str(name), "What?", "red", "red", True) for name in names]
+    page = built(ReportData(answers=answers), root)
+    assert page.count("outside the folder of pictures") == 2 * 3
+    assert page.count("data:image/png;base64,") == 2

@@ -129,7 +129,7 @@ def test_the_levels_of_a_table_are_kept_beside_what_is_written(table: Path, tmp_
 def test_the_borders_of_other_scores_are_taken_as_they_are(source: Path, scores: Path, tmp_path: Path) -> None:
     fit_levels([0.0, 0.2, 0.26, 0.4, 0.9], 5).save(tmp_path / "other.json")
     other, out = AlignmentLevels.load(tmp_path / "other.json"), tmp_path / "out.jsonl"
-    made = make_levels(scores, source=source, out=out, num_levels=2, method="width", borders=tmp_path / "other.json")
+    made = make_levels(scores, source=source, out=out, borders=tmp_path / "other.json")
     assert made.levels == other == AlignmentLevels.load(scores / LEVELS)
     assert made.counts.tolist() == [1, 3, 3, 1, 0]
     assert [record["similarity"] + 1 for record in lines(out)] == other.assign(VALUES).tolist()
@@ -296,3 +296,79 @@ def test_real_scores_become_levels(write_pairs: Callable[..., Path], clip_scorer
     assert "pair-5" not in [record["id"] for record in written]
     ordered = sorted(written, key=lambda record: record["score"])
     assert [record["similarity"] for record in ordered] == sorted(record["similarity"] for record in written)
+
+
+@pytest.mark.parametrize("name", ["part-00000.parquet", "rejects-00001.parquet", "part-00009.parquet", MANIFEST])
+def test_nothing_of_a_folder_of_scores_is_written_over(name: str, scores: Path, source: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in scores.iterdir() if path.is_file()}
+    (tmp_path / "link").symlink_to(scores, target_is_directory=True)
+    (tmp_path / name).symlink_to(scores / name)
+    options: dict[str, Any] = {"source": source} if name == MANIFEST else {}
+    through_a_link = [tmp_path / name] if (scores / name).exists() else []
+    for out in (scores / name, tmp_path / "link" / name, scores / ".." / "link" / name, *through_a_link):
+        with pytest.raises(ScoresError, match="is part of what is read or kept here"):
+            make_levels(scores, out=out, num_levels=4, **options)
+    assert {path: path.read_bytes() for path in scores.iterdir() if path.is_file()} == before
+
+
+def test_a_byte_changed_in_a_part_ends_with_an_error(scores: Path, tmp_path: Path) -> None:
+    path = part_path(scores, 1)
+    content = bytearray(path.read_bytes())
+    chunk = pq.read_metadata(path).row_group(0).column(2)
+    content[chunk.data_page_offset + chunk.total_compressed_size - 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ScoresError, match=r"part-00001\.parquet or its rejects cannot be read"):
+        make_levels(scores, out=tmp_path / "out.parquet", num_levels=4)
+
+
+@pytest.mark.parametrize("options", [{"num_levels": 4}, {"method": "width"}])
+def test_borders_leave_nothing_to_choose(options: dict[str, Any], scores: Path, tmp_path: Path) -> None:
+    fit_levels(VALUES, 3).save(tmp_path / "other.json")
+    with pytest.raises(ScoresError, match="leave --levels and --method out"):
+        make_levels(scores, borders=tmp_path / "other.json", **options)
+    assert not (scores / LEVELS).exists()
+
+
+def test_an_id_with_a_line_break_is_not_written_as_two(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a", "b\nforged", "c"], "score": [0.1, 0.2, 0.3]}), tmp_path / "t.parquet")
+    with pytest.raises(ScoresError, match=r"'b\\nforged' holds a line break"):
+        make_levels(tmp_path / "t.parquet", uids=tmp_path / "u.txt", keep="1-2", num_levels=2)
+    assert not (tmp_path / "u.txt").exists()
+
+
+def test_json_is_written_without_what_json_cannot_hold(tmp_path: Path) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.json"
+    data.write_text(f'{{"score": 0.5}}\n{{"score": 1e400}}\n{{"score": 1{"0" * 400}}}\n{{"score": 0.25}}\n')
+    made = make_levels(data, out=out, num_levels=2)
+    assert (made.without, made.counts.tolist()) == (2, [1, 1])
+    data.write_text('{"score": 0.5}\n{"score": 0.25, "width": 1e400}\n')
+    with pytest.raises(ScoresError, match=r"record 1 of .* has a field that is NaN or beyond the range"):
+        make_levels(data, out=out, num_levels=2)
+    assert len(json.loads(out.read_text())) == 2
+
+
+def test_a_csv_cell_without_a_score_is_no_score_and_another_names_its_column(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    cells = ["0.5", "None", "null", "NA", "nan", "", "<NA>", "0.25"]
+    path.write_text("url,score\n" + "".join(f"None,{cell}\n" for cell in cells))
+    made = make_levels(path, out=tmp_path / "out.parquet", num_levels=2)
+    assert (made.without, made.counts.sum()) == (6, 2)
+    assert pq.read_table(tmp_path / "out.parquet")["url"].to_pylist() == ["None", "None"]
+    path.write_text("url,score\na,0.5\nb,high\n")
+    with pytest.raises(ScoresError, match=r"in the column score: .*'high'"):
+        make_levels(path, out=tmp_path / "out.parquet", num_levels=2)
+
+
+def test_a_source_that_changes_while_its_levels_are_written_is_refused(
+    source: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = sketch.ScoreCollector.fit
+
+    def change(collector: sketch.ScoreCollector, *args: Any) -> AlignmentLevels:
+        source.write_text(source.read_text(encoding="utf-8").replace("caption", "CAPTION"), encoding="utf-8")
+        return fit(collector, *args)
+
+    monkeypatch.setattr(sketch.ScoreCollector, "fit", change)
+    with pytest.raises(ScoresError, match="or it has changed"):
+        make_levels(scores, source=source, out=tmp_path / "out.jsonl", num_levels=4)
+    assert not (tmp_path / "out.jsonl").exists()

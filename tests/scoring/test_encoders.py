@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
+from transformers import BertJapaneseTokenizer, CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from aligngpt.device import DeviceError
 from aligngpt.scoring.encoders import PairScorer, ScorerError
@@ -201,6 +201,15 @@ def swap_words(folder: Path) -> None:
     path.write_text(text.replace('"red"', '"x"').replace('"green"', '"red"').replace('"x"', '"green"'), "utf-8")
 
 
+def change_tokenizer(part: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        assert content[part] != value
+        (folder / "tokenizer.json").write_text(json.dumps(content | {part: value}), encoding="utf-8")
+
+    return change
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -209,13 +218,54 @@ def swap_words(folder: Path) -> None:
         change_json("config.json", "text_config", "hidden_act", value="relu"),
         change_json("config.json", "vision_config", "num_attention_heads", value=4),
         swap_words,
+        change_tokenizer("normalizer", {"type": "Lowercase"}),
+        change_tokenizer("pre_tokenizer", {"type": "WhitespaceSplit"}),
+        change_tokenizer("post_processor", None),
+        change_json("tokenizer_config.json", "pad_token", value="<unk>"),
     ],
-    ids=["weights", "image_processor", "activation", "heads", "vocabulary"],
+    ids=[
+        *("weights", "image_processor", "activation", "heads", "vocabulary", "normalizer", "pre_tokenizer"),
+        *("post_processor", "padding"),
+    ],
 )
 def test_the_fingerprint_changes_with_what_decides_a_score(copied: Path, change: Callable[[Path], None]) -> None:
     before = load(copied).fingerprint
     change(copied)
     assert load(copied).fingerprint != before
+
+
+def test_the_fingerprint_covers_a_tokenizer_in_python(
+    clip_scorer: PairScorer, tmp_path: Path, captions: list[str], pictures: list[Image.Image]
+) -> None:
+    """BERT's own, which has no backend in Rust: its files are compared, wherever they were loaded from."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+
+    def fingerprint(**settings: Any) -> str:
+        tokenizer = BertJapaneseTokenizer(
+            str(tmp_path / "vocab.txt"),
+            word_tokenizer_type="basic",
+            subword_tokenizer_type="wordpiece",
+            model_max_length=12,
+            **settings,
+        )
+        scorer = PairScorer(clip_scorer.model, clip_scorer.image_processor, tokenizer, device="cpu", dtype="float32")
+        before = scorer.fingerprint
+        scorer.tokens(["a red circle"])
+        del scorer.fingerprint
+        assert scorer.fingerprint == before
+        return before
+
+    assert fingerprint(do_lower_case=True) == fingerprint(do_lower_case=True) != fingerprint(do_lower_case=False)
+
+
+def test_a_model_of_patches_of_any_number_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": 20, "max_position_embeddings": 12, "projection_size": 32}
+    config = transformers.Siglip2Config(text_config=text, vision_config=small | {"num_patches": 16, "patch_size": 8})
+    transformers.Siglip2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(ScorerError, match=r"Siglip2Model is of the NaFlex kind.* use a model of a fixed resolution"):
+        load(tmp_path)
 
 
 def test_the_fingerprint_changes_with_the_precision(scorer_folder: Callable[[str], Path]) -> None:

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from listed_pairs import ListedPairs, draw_pictures, random_captions
 
 from aligngpt.data.pairs import open_pairs
 from aligngpt.data.rejects import TooManyRejects
-from aligngpt.scoring import job
+from aligngpt.leftovers import temporary_beside
+from aligngpt.scoring import job, reject_share
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import ScoreSummary, parse_share, read_parts, read_scores, score_source
 from aligngpt.scoring.manifest import MANIFEST, read_manifest
@@ -46,7 +48,13 @@ def run(clip_scorer: PairScorer, tmp_path: Path) -> Callable[..., ScoreSummary]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def written(folder: Path, pattern: str = "part-*") -> dict[str, tuple[int, int]]:
+    """Which files there are, and what is another when one was written again."""
+    found = {path.name: path.stat() for path in folder.glob(pattern) if path.is_file()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def test_every_shard_has_its_part_and_the_manifest_says_what_they_are(
@@ -73,31 +81,30 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(source: ListedPairs, r
         run(source)
     assert read_manifest(tmp_path / "out").finished is None
     source.fails_at = None
-    source.was_read.clear()
+    before = written(tmp_path / "out")
+    assert len(before) == 3
     assert run(source) == DONE
-    assert source.was_read == [3, 4]
+    assert before.items() <= written(tmp_path / "out").items()
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_a_job_that_is_done_is_left_as_it_is(source: ListedPairs, run: Callable, tmp_path: Path) -> None:
     run(source)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    source.was_read.clear()
+    before = written(tmp_path / "out", "*.*")
     assert run(source) == DONE
-    assert source.was_read == []
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert written(tmp_path / "out", "*.*") == before
 
 
 @pytest.mark.parametrize("path", [part_path, rejects_path])
 def test_a_damaged_part_is_made_anew(path: Any, source: ListedPairs, run: Callable, tmp_path: Path) -> None:
     run(source)
-    before = content(tmp_path / "out")
+    before, times = content(tmp_path / "out"), written(tmp_path / "out")
     file = path(tmp_path / "out", 2)
     file.write_bytes(file.read_bytes()[:200])
-    source.was_read.clear()
     assert run(source) == DONE
-    assert source.was_read == [2]
     assert content(tmp_path / "out") == before
+    changed = dict(written(tmp_path / "out").items() - times.items())
+    assert set(changed) == {part_path(tmp_path / "out", 2).name}
 
 
 def test_processes_that_share_the_shards_make_the_files_of_one(
@@ -127,13 +134,17 @@ def test_leftovers_of_killed_runs_are_removed_but_not_of_others_at_work(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    old, young = out / f".{MANIFEST}.old", out / f".{MANIFEST}.young"
-    mine, others = out / ".part-00000.parquet.x", out / ".part-00001.parquet.x"
-    for path in (old, young, mine, others):
+    names = f"from pathlib import Path; from aligngpt.leftovers import temporary_beside; out = Path({str(out)!r})"
+    code = "for name in ('manifest.json', 'part-00000.parquet'): temporary_beside(out / name).touch()"
+    # Of a process that has ended, and of one that lives: this one.
+    subprocess.run([sys.executable, "-c", f"{names}\n{code}"], check=True)
+    dead = list(out.iterdir())
+    alive = [temporary_beside(out / name) for name in (MANIFEST, "part-00000.parquet", "rejects-00001.parquet")]
+    for path in alive:
         path.touch()
-    os.utime(old, (time.time() - 3600,) * 2)
+        os.utime(path, (time.time() - 3600,) * 2)
     run(source, shard=(0, 2))
-    assert [path.exists() for path in (old, young, mine, others)] == [False, True, False, True]
+    assert [path.exists() for path in (*dead, *alive)] == [False] * 2 + [True] * 3
 
 
 def test_a_folder_of_other_scores_is_refused_and_kept(
@@ -213,18 +224,76 @@ def test_too_many_rejects_end_the_job_and_are_tried_again(
     source: ListedPairs, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(source, "whole")
-    monkeypatch.setattr(job, "RECORDS_TO_JUDGE", 10)
+    monkeypatch.setattr(reject_share, "RECORDS_TO_JUDGE", 10)
     away = tmp_path / "away"
     away.mkdir()
-    for index in range(SHARD_SIZE, 2 * SHARD_SIZE):
+    for index in {*range(2, 12)} - {7}:
         (tmp_path / f"{index}.png").rename(away / f"{index}.png")
-    with pytest.raises(TooManyRejects, match=r"5 of 10 records cannot .* missing 5.*out/rejects-\*\.parquet name each"):
-        run(source, max_reject_share=0.3)
-    assert source.was_read[SHARDS:] == [0, 1]
+    # Of all records, whatever the two shards hold that are left.
+    told = r"10 of 23 records .* missing 10.*out/rejects-\*\.parquet name each record; the first: .*/2\.png does not"
+    with pytest.raises(TooManyRejects, match=told):
+        run(source, max_reject_share=0.35)
+    assert source.was_read[SHARDS:] == [0, 1, 2]
     for picture in away.iterdir():
         picture.rename(tmp_path / picture.name)
-    assert run(source, max_reject_share=0.3) == DONE
+    assert run(source, max_reject_share=0.35) == DONE
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def spoiled(folder: Path, count: int, bad: Iterable[int], shard_size: int) -> ListedPairs:
+    """Pairs of which some have no picture."""
+    (folder / "pictures").mkdir()
+    names = draw_pictures(folder / "pictures", count)
+    for index in bad:
+        names[index] = "gone.png"
+    return ListedPairs(list(zip(random_captions(count), names, strict=True)), folder / "pictures", shard_size)
+
+
+@pytest.mark.parametrize("share", [None, (0, 2)])
+def test_a_bad_shard_at_the_beginning_does_not_end_a_job_that_is_good_as_a_whole(
+    share: tuple[int, int] | None,
+    run: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (job, reject_share):
+        monkeypatch.setattr(module, "RECORDS_TO_JUDGE", 10, raising=False)
+    source = spoiled(tmp_path, 40, range(2), 10)
+    summary = run(source, max_reject_share=0.05, shard=share)
+    assert (summary.rejected, summary.finished) == (2, share is None)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2 of the first 10 records cannot be used (missing 2), more than the 5.0%" in told
+    if share:
+        assert run(source, max_reject_share=0.05, shard=(1, 2)).finished
+
+
+def test_the_last_process_judges_the_records_of_all(run: Callable, tmp_path: Path) -> None:
+    source = spoiled(tmp_path, 20, range(4), 5)
+    assert not run(source, max_reject_share=0.1, shard=(0, 2)).finished
+    with pytest.raises(TooManyRejects, match="4 of 20 records"):
+        run(source, max_reject_share=0.1, shard=(1, 2))
+    assert read_manifest(tmp_path / "out").finished is None
+
+
+@pytest.mark.parametrize(("bad", "reads"), [(range(6), 4), (range(10), 3)])
+def test_where_shards_do_not_tell_how_many_they_hold_their_bytes_do(
+    bad: range, reads: int, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reject_share, "RECORDS_TO_JUDGE", 5)
+    source = spoiled(tmp_path, 20, bad, 5)
+    shards = []
+    for shard in source.shards():
+        (path := tmp_path / f"{shard.index}.tar").write_bytes(bytes(5000))
+        shards.append(replace(shard, records=None, path=path))
+    monkeypatch.setattr(source, "shards", lambda: shards)
+    if reads < len(shards):
+        # Of 20 in all, if the last ones are no fuller: known when the second is read.
+        with pytest.raises(TooManyRejects, match="10 of 20 records"):
+            run(source, max_reject_share=0.45)
+        assert source.was_read == [0, 1]
+    else:
+        assert run(source, max_reject_share=0.45).finished
 
 
 def test_a_few_rejects_at_the_beginning_wait_for_the_end(source: ListedPairs, run: Callable, tmp_path: Path) -> None:
@@ -240,16 +309,15 @@ def test_a_full_disk_ends_the_job_and_the_same_command_goes_on(
     source: ListedPairs, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(source, "whole")
-    sync, synced = os.fsync, [0]
+    sync = os.fsync
 
     def full(descriptor: int) -> None:
-        synced[0] += 1
-        if synced[0] > 4:
+        if rejects_path(tmp_path / "out", 1).exists():
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device.*goes on.*part-00001\.parquet"):
+    with pytest.raises(OSError, match=r"No space left on device.*goes on.*(part|rejects)-00001\.parquet"):
         run(source)
     monkeypatch.undo()
     assert run(source) == DONE

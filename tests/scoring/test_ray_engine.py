@@ -1,5 +1,6 @@
 """The engine on Ray writes the files of the one-machine job, whatever dies on the way."""
 
+import importlib
 import logging
 import os
 import signal
@@ -194,7 +195,7 @@ def one_machine(source: DeadlyPairs, clip_scorer: PairScorer, tmp_path: Path) ->
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.mark.medium
@@ -223,12 +224,13 @@ def test_a_shard_that_always_kills_is_named_and_all_others_are_done(
     (tmp_path / "kill-1").touch()
     with pytest.raises(RayEngineError, match=r"1 shards .*: rows\[5:\] \(.*worker process has died\).*goes on"):
         run(source)
-    assert source.reads() == {1: 1, 3: 1}
+    # Those that are done, to see whether their pictures are still the same.
+    assert source.reads() == dict.fromkeys(range(SHARDS), 1)
     assert content(tmp_path / "out").keys() == whole.keys() - {"part-00001.parquet", "rejects-00001.parquet"}
     assert read_manifest(tmp_path / "out").finished is None
     (tmp_path / "kill-1").unlink()
     assert run(source) == DONE
-    assert source.reads() == {1: 1}
+    assert source.reads() == dict.fromkeys(range(SHARDS), 1)
     assert content(tmp_path / "out") == whole
 
 
@@ -254,10 +256,9 @@ def test_a_job_that_is_done_is_left_as_it_is(
     inline: InlineRay, source: DeadlyPairs, run: Callable, tmp_path: Path
 ) -> None:
     run(source)
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[!.]*")}
     assert run(source) == DONE
-    assert source.reads() == dict.fromkeys(range(SHARDS), 1)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == times
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[!.]*")} == times
 
 
 def test_an_interrupt_ends_the_actors_and_the_one_machine_job_goes_on(
@@ -318,13 +319,41 @@ def test_a_folder_of_other_scores_or_too_many_rejects_end_the_job_as_on_one_mach
     assert not list((tmp_path / "out").glob(f"{MARKER}*"))
 
 
+def test_bad_records_at_the_beginning_do_not_end_a_job_that_is_good_as_a_whole(
+    inline: InlineRay, source: DeadlyPairs, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (ray_engine, importlib.import_module("aligngpt.scoring.job")):
+        monkeypatch.setattr(module, "RECORDS_TO_JUDGE", 10, raising=False)
+    rows = [*source.rows[:1], (None, "1.png"), (None, "2.png"), *source.rows[3:]]
+    assert run(DeadlyPairs(rows, source.root, SHARD_SIZE), max_reject_share=0.2).rejected == 4
+
+
+def test_a_source_that_changes_while_it_is_scored_is_not_finished(
+    inline: InlineRay, source: DeadlyPairs, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(["as it was", "as it is"])
+    monkeypatch.setattr(source, "fingerprint", lambda: next(told))
+    with pytest.raises(ScoresError, match=r"has changed since .*out was begun"):
+        run(source)
+    assert read_manifest(tmp_path / "out").finished is None
+
+
+def test_a_source_of_which_nothing_is_scored_is_an_error(
+    inline: InlineRay, source: DeadlyPairs, run: Callable, tmp_path: Path
+) -> None:
+    rows = [(None, name) for _, name in source.rows]
+    with pytest.raises(ScoresError, match="nothing could be scored, found turns 23"):
+        run(DeadlyPairs(rows, source.root, SHARD_SIZE), max_reject_share=1)
+    assert read_manifest(tmp_path / "out").finished is None
+
+
 def test_what_goes_wrong_in_an_actor_is_told_as_it_is(
     inline: InlineRay, source: DeadlyPairs, run: Callable, tmp_path: Path
 ) -> None:
     with pytest.raises(ScorerError, match="nowhere cannot be loaded"):
         run(source, load_scorer=partial(load, tmp_path / "nowhere"))
     assert inline.made == len(inline.killed) == 1
-    assert not list((tmp_path / "out").iterdir())
+    assert content(tmp_path / "out") == {}
 
 
 @pytest.mark.parametrize("error", [InlineRay.RayError("The actor died.\nIts process ended."), WorkerError("no memory")])

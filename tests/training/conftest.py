@@ -11,6 +11,8 @@ from PIL import Image
 
 from aligngpt.training.recipe import Recipe, make_recipe
 
+ACCUMULATES = {"batch_size": 8, "micro_batch_size": 2}
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -62,7 +64,8 @@ def recipe_of(tiny_recipe: Callable[..., Recipe], tmp_path: Path, data: Path) ->
     (data / "questions.json").write_text(json.dumps(records + texts))
 
     def make(name: str, **changes: Any) -> Recipe:
-        micro = {"pretrain__micro_batch_size": 2, "instruct__micro_batch_size": 2}
-        return tiny_recipe(output=str(tmp_path / name), **micro | changes)
+        # Two processes take two micro-batches each: what waits for the last one of a step must be seen to wait.
+        steps = {f"{stage}__{key}": value for stage in ("pretrain", "instruct") for key, value in ACCUMULATES.items()}
+        return tiny_recipe(output=str(tmp_path / name), **steps | changes)
 
     return make

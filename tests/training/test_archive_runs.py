@@ -173,7 +173,7 @@ def test_archives_mix_with_files_and_are_held_out(
     assert result.rejects == 0
     looks = recipe("looks", archives["json"], validation={"data": archives["tar"], "samples": 5}).instruct
     training = module.training_data(
-        training_samples(mixed, "instruct", Rejects(None)), mixed, "instruct", *assembled("qwen2"), Rejects(None)
+        training_samples(mixed, "instruct", Rejects(None)), mixed, "instruct", *assembled("qwen2")
     )
     validation = validation_of(looks, training, lambda rows: {})
     assert validation is not None and len(validation.dataset) == 5

@@ -38,16 +38,17 @@ def test_all_others_are_removed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"), [("cut", "weights has 3 bytes, expected 10"), ("gone", "weights is missing")]
+    ("damage", "says"),
+    [("cut", "weights has 3 bytes, expected 10"), ("flip", "checksum differs"), ("gone", "weights is missing")],
 )
 def test_a_damaged_one_is_an_error_not_a_new_beginning(folder: Path, damage: str, says: str) -> None:
     weights = folder / "checkpoint-10" / "weights"
-    weights.unlink() if damage == "gone" else weights.write_bytes(b"xxx")
+    weights.unlink() if damage == "gone" else weights.write_bytes({"cut": b"xxx", "flip": b"xxxxxyxxxx"}[damage])
     with pytest.raises(AlignGPTError, match=says):
-        newest_checkpoint(folder)
+        newest_checkpoint(folder, verify=True)
 
 
 def test_a_mark_that_cannot_be_read_is_an_error(folder: Path) -> None:
     (folder / "checkpoint-10" / COMPLETE_FILE).write_text("{")
     with pytest.raises(AlignGPTError, match="damaged"):
-        newest_checkpoint(folder)
+        newest_checkpoint(folder, verify=True)

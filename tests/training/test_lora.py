@@ -1,5 +1,6 @@
 """Adapters in the language model: they change nothing at first, train alone, and are merged away."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from aligngpt.model.adapters import AdapterError, load_adapter, merge_adapter
+from aligngpt.model.adapters import AdapterError, load_adapter, merge_adapter, save_adapter
 from aligngpt.training.leaving import base_folder, model_folder
 from aligngpt.training.lora import MARK, add_lora, merge_lora
 from aligngpt.training.recipe import LoraRecipe, Recipe
@@ -164,7 +167,7 @@ def test_what_merge_writes_needs_neither_adapter_nor_base(
     assert "merged from the adapter `model` and its base `base`" in (out / "README.md").read_text()
     for name in ("model.safetensors", "config.json", "generation_config.json", "processor_config.json"):
         assert (out / name).is_file()
-    with pytest.raises(AdapterError, match=rf"{base_folder(recipe)} of the adapter .*--base FOLDER"):
+    with pytest.raises(AdapterError, match=r"base of the adapter .*--base FOLDER"):
         load_adapter(folder)
     again = tmp_path / "again"
     merge_adapter(folder, again, base=tmp_path / "moved")
@@ -188,3 +191,103 @@ def test_wrong_adapters_and_bases_say_what_is_wrong(tiny_recipe: Callable, tmp_p
     with pytest.raises(AdapterError, match="does not name a base"):
         load_adapter(folder)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def adapter(assembled: Callable, tmp_path: Path) -> Path:
+    """An adapter folder on one layer of a tiny model, whose base is in the folder `base` beside it."""
+    model, processor = assembled()
+    (tmp_path / "adapter").mkdir()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "base")
+    layer = "model.language_model.layers.0.self_attn.q_proj"
+    trained = {f"{layer}.lora_A.default.weight": torch.ones(2, 32), f"{layer}.lora_B.default.weight": torch.ones(32, 2)}
+    save_adapter(
+        tmp_path / "adapter", model, processor, trained, base_folder=tmp_path / "base", rank=2, alpha=4, dropout=0.0
+    )
+    return tmp_path / "adapter"
+
+
+def rewritten(adapter: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    file = adapter / "adapter_model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata=metadata)
+
+
+def test_tokens_without_a_row_are_refused(adapter: Path, tmp_path: Path) -> None:
+    words = AutoTokenizer.from_pretrained(adapter)
+    rows = len(words)
+    words.add_tokens(["<box>", "<point>"])
+    words.save_pretrained(adapter)
+    with pytest.raises(AdapterError, match=rf"has {rows + 2} tokens and the embedding table .* {rows} rows"):
+        merge_adapter(adapter, tmp_path / "out")
+    # A tokenizer alone, as trainers leave it, counts too.
+    (adapter / "processor_config.json").unlink()
+    with pytest.raises(AdapterError, match=rf"has {rows + 2} tokens and the embedding table .* {rows} rows"):
+        merge_adapter(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_an_adapter_brings_are_put_in(adapter: Path, tmp_path: Path, batch_of: Callable) -> None:
+    words = AutoTokenizer.from_pretrained(adapter)
+    rows = len(words)
+    words.add_tokens(["<box>", "<point>"])
+    words.save_pretrained(adapter)
+    table, head = torch.randn(rows + 2, 32), torch.randn(rows + 2, 32)
+    prefix = "base_model.model."
+    brought = {f"{prefix}model.language_model.embed_tokens.weight": table, f"{prefix}lm_head.weight": head}
+    rewritten(adapter, lambda tensors: tensors.update(brought))
+    merge_adapter(adapter, tmp_path / "out")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert model.config.text_config.vocab_size == rows + 2
+    assert torch.equal(model.get_input_embeddings().weight, table)
+    assert torch.equal(model.lm_head.weight, head)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert processor.tokenizer.convert_tokens_to_ids("<point>") == rows + 1
+    rewritten(adapter, lambda tensors: tensors.pop(f"{prefix}lm_head.weight"))
+    with pytest.raises(AdapterError, match=rf"table of {rows + 2} rows for the {rows} of its base .* no output layer"):
+        merge_adapter(adapter, tmp_path / "again")
+
+
+def test_a_tokenizer_with_other_numbers_is_that_of_another_base(
+    adapter: Path, tmp_path: Path, language_folder: Callable
+) -> None:
+    for file in language_folder("gemma").glob("token*"):
+        shutil.copy(file, adapter)
+    with pytest.raises(AdapterError, match=r"tokenizer of the adapter .* and that of its base .* differ"):
+        merge_adapter(adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_base_with_other_weights_is_refused(adapter: Path, tmp_path: Path, precision: torch.dtype) -> None:
+    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    # A copy of the base in less precision is the same one.
+    base.to(precision).save_pretrained(tmp_path / "base")
+    merge_adapter(adapter, tmp_path / "out")
+    with torch.no_grad():
+        base.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    base.save_pretrained(tmp_path / "base")
+    with pytest.raises(AdapterError, match=r"was trained on another base than .*: the weights of the language model"):
+        merge_adapter(adapter, tmp_path / "again")
+
+
+def test_tensors_without_a_place_and_places_without_a_tensor_are_named(adapter: Path, tmp_path: Path) -> None:
+    stray = "base_model.model.model.language_model.layers.7.self_attn.q_proj.lora_A.weight"
+    rewritten(adapter, lambda tensors: tensors.update({stray: torch.ones(2, 32)}))
+    with pytest.raises(
+        AdapterError, match=r"another base than .*layers\.7\.self_attn\.q_proj\.lora_A\.weight has no pl"
+    ):
+        merge_adapter(adapter, tmp_path / "out")
+    rewritten(adapter, lambda tensors: tensors.pop(stray))
+    rewritten(adapter, lambda tensors: tensors.pop("base_model.model.model.alignment.levels"))
+    with pytest.raises(AdapterError, match=r"another base than .*model\.alignment\.levels is missing"):
+        merge_adapter(adapter, tmp_path / "out")
+
+
+def test_an_adapter_folder_of_llava_is_called_one(adapter: Path, tmp_path: Path, language_folder: Callable) -> None:
+    (adapter / "non_lora_trainables.bin").touch()
+    with pytest.raises(AdapterError, match="is an adapter folder of LLaVA's code; merge it with that code"):
+        merge_adapter(adapter, tmp_path / "out", base=language_folder("llama"))

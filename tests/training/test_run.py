@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback, TrainingArguments
+from stopping import stopped
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.assembling import assemble
@@ -49,32 +50,6 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def weights_of(recipe: Recipe) -> dict[str, torch.Tensor]:
     return load_file(model_folder(recipe) / "model.safetensors")
-
-
-class Stop(TrainerCallback):
-    """Stands for a kill after some step: nothing after it happens."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def stopped(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, step: int, stage: str) -> None:
-    """Run a recipe and stop it after a step of a stage."""
-    make = module.StageTrainer
-
-    def make_stopping(settings: Any, *args: Any, **kwargs: Any) -> Any:
-        trainer = make(settings, *args, **kwargs)
-        if settings == recipe.stage(stage):
-            trainer.add_callback(Stop(step))
-        return trainer
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "StageTrainer", make_stopping)
-        train(recipe)
 
 
 def test_pretraining_changes_projector_and_levels_alone(tiny_recipe: Callable) -> None:

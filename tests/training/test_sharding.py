@@ -47,7 +47,7 @@ def test_a_model_that_is_shared_out_goes_on_after_a_kill(recipe_of: Callable[...
     alone = recipe_of("alone", **options)
     shutil.copytree(recipe.output, alone.output)
     output = run(recipe, tmp_path / "killed.yaml")
-    assert "going on from step" in output
+    assert "resuming at step" in output
     assert losses(recipe, "instruct") == losses(whole, "instruct")
     assert_same_weights(recipe, whole)
     train(alone)

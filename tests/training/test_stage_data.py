@@ -37,7 +37,7 @@ def sources(data: Path) -> list[dict[str, Any]]:
 def dataset_of(recipe: Recipe, rejects: Rejects) -> Any:
     model, processor = assemble(recipe.model.vision_tower, recipe.model.language_model, weights=False)
     samples = training_samples(recipe, "instruct", rejects)
-    return training_data(samples, recipe, "instruct", model, processor, rejects)
+    return training_data(samples, recipe, "instruct", model, processor)
 
 
 def test_each_source_has_its_own_image_root(tiny_recipe: Callable, sources: list, data: Path) -> None:
@@ -108,18 +108,17 @@ def test_a_share_is_held_out_and_looked_at(tiny_recipe: Callable) -> None:
 def test_losses_by_level_and_source_are_those_of_their_samples(
     tiny_recipe: Callable, sources: list, assembled: Callable, packed: bool
 ) -> None:
-    def measured(files: Any) -> Any:
-        recipe = tiny_recipe(instruct__validation={"data": files}, instruct__micro_batch_size=4, **options)
+    def measured(files: Any, name: str = "instruct") -> Any:
+        options = {"validation": {"data": files}, "micro_batch_size": 4, "packing": "packed" if packed else "padded"}
+        recipe = tiny_recipe(**{f"{name}__{key}": value for key, value in options.items()})
         model, processor = assembled("qwen2", alignment="global")
+        stage = recipe.stage(name)
         if packed:
-            decide_packing(model, recipe, recipe.instruct, "cpu")
-        dataset = training_data(
-            training_samples(recipe, "instruct", Rejects(None)), recipe, "instruct", model, processor, Rejects(None)
-        )
-        validation = validation_of(recipe.instruct, dataset, Collator(processor.tokenizer.pad_token_id, packed=packed))
+            decide_packing(model, recipe, stage, "cpu")
+        dataset = training_data(training_samples(recipe, name, Rejects(None)), recipe, name, model, processor)
+        validation = validation_of(stage, dataset, Collator(processor.tokenizer.pad_token_id, packed=packed))
         return validation.measure(model)
 
-    options = {"instruct__packing": "packed" if packed else "padded"}
     others = sources[1]
     records = json.loads(Path(others["data"]).read_text())
     both, first, second = (measured(files) for files in (sources, sources[:1], sources[1:]))
@@ -128,13 +127,15 @@ def test_losses_by_level_and_source_are_those_of_their_samples(
     records = [record | {"similarity": place} for place, record in enumerate(records)]
     Path(others["data"]).write_text(json.dumps(records))
     with pytest.raises(RecipeError, match=r"others.json have an alignment level .* some of .*questions.json have none"):
-        measured(sources)
-    by_level = measured(sources[1:])
+        measured(sources, "pretrain")
+    # Where no level is learnt, none is looked at, and some may have none.
+    assert measured(sources).losses.keys() == {"questions", "others"}
+    by_level = measured(sources[1:], "pretrain")
     assert set(by_level.losses) == {"level_1", "level_2", "level_3"}
     # The three have equally many tokens.
     assert sum(by_level.losses.values()) / 3 == pytest.approx(by_level.loss)
     Path(others["data"]).write_text(json.dumps(records[2:]))
-    assert measured(sources[1:]).loss == pytest.approx(by_level.losses["level_3"])
+    assert measured(sources[1:], "pretrain").loss == pytest.approx(by_level.losses["level_3"])
 
 
 @pytest.mark.parametrize(

@@ -126,12 +126,21 @@ def test_a_file_that_does_not_fit_names_every_difference(assembled: Callable, tm
     assert "model.alignment.levels is (5, 32), expected (8, 32)" in message
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
-def test_a_file_that_cannot_be_read_says_what_to_do(assembled: Callable, tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "which pre-training leaves; run `aligngpt train` with `--stage pretrain` first"),
+        (b"", "run the stage that writes it again"),
+        (b"no safetensors", "run the stage that writes it again"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_what_to_do(
+    assembled: Callable, tmp_path: Path, content: bytes | None, says: str
+) -> None:
     model, _ = assembled()
     if content is not None:
         (tmp_path / PRETRAINED_FILE).write_bytes(content)
-    with pytest.raises(AlignGPTError, match="run the stage that writes it again"):
+    with pytest.raises(AlignGPTError, match=says):
         load_pretrained_parts(model, tmp_path)
 
 

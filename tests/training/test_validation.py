@@ -30,9 +30,7 @@ def test_an_answer_is_right_to_its_last_token() -> None:
 def validation_of(data: Path) -> Callable[..., Validation]:
     def make(processor: Any, questions_per_prefix: int = 1) -> Validation:
         samples = load_samples(data / "questions.json", rejects=Rejects(None))
-        dataset = ConversationDataset(
-            samples, processor, data, Rejects(None), questions_per_prefix=questions_per_prefix
-        )
+        dataset = ConversationDataset(samples, processor, data, questions_per_prefix=questions_per_prefix)
         return Validation(dataset, Collator(processor.tokenizer.pad_token_id), batch_size=3)
 
     return make

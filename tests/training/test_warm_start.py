@@ -11,7 +11,6 @@ from PIL import Image
 from torch.nn.functional import mse_loss
 
 from aligngpt.data.dataset import ConversationDataset
-from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples import Sample, Turn
 from aligngpt.errors import AlignGPTError
 from aligngpt.training.recipe import WarmStartRecipe
@@ -36,7 +35,7 @@ def pairs(tmp_path: Path) -> list[Sample]:
 
 @pytest.fixture
 def dataset_of(tmp_path: Path, pairs: list[Sample]) -> Callable[..., ConversationDataset]:
-    return lambda processor, samples=pairs: ConversationDataset(samples, processor, tmp_path, Rejects(None))
+    return lambda processor, samples=pairs: ConversationDataset(samples, processor, tmp_path)
 
 
 def pixels_of(processor: Any, name: str) -> torch.Tensor:

@@ -7,19 +7,16 @@ from typing import Any, NamedTuple
 
 import pyarrow
 
+from aligngpt.data.archive_columns import ASKING, PICTURE_COLUMNS, READ_COLUMNS, RECORD_IDS, columns_read, first_of
 from aligngpt.data.images import ImageError
-from aligngpt.data.pair_columns import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, ColumnNames, checked_caption
+from aligngpt.data.pair_columns import CAPTION_COLUMNS, ColumnNames, checked_caption
 from aligngpt.data.pair_parquet import ParquetPairs, open_parquet, read_rows
 from aligngpt.data.pair_tar_members import BrokenTar
 from aligngpt.data.pair_tars import TarPairs, TarSample, tar_samples
 from aligngpt.data.pairs import Shard
 from aligngpt.data.pictures import Picture
+from aligngpt.data.record_formats import TURN_FIELDS, is_given, question_field
 from aligngpt.data.samples import RecordError, Sample, parse_record
-from aligngpt.data.source_error import SourceError
-
-TURNS = ("conversations", "messages")
-SPOKEN = (*TURNS, "question", "answer")
-OTHERS = ("system", "level", "similarity", "score", "question_type")
 
 
 class StoredAt(NamedTuple):
@@ -47,6 +44,7 @@ class Found(NamedTuple):
         key: a number that is equal where the pictures are; None to go by the name.
         picture: what is still to be looked at; None where that was done.
         trouble: why the picture cannot be used, a short name and the whole story.
+        fields: the record that the sample was made of, as `parse_record` took it.
     """
 
     sample: Sample
@@ -54,6 +52,7 @@ class Found(NamedTuple):
     key: int | None = None
     picture: Picture | None = None
     trouble: tuple[str, str] | None = None
+    fields: Mapping[str, Any] = {}
 
 
 class Unread(NamedTuple):
@@ -87,7 +86,7 @@ def picture_column(archive: ParquetPairs | TarPairs, number: int) -> str | None:
     if isinstance(archive, TarPairs):
         return None
     with open_parquet(archive.files[number]) as file:
-        return _first(IMAGE_COLUMNS, file.schema_arrow.names)
+        return first_of(PICTURE_COLUMNS, file.schema_arrow.names)
 
 
 def _tar_samples(archive: TarPairs) -> Iterator[Found | Unread]:
@@ -107,25 +106,45 @@ def _tar_samples(archive: TarPairs) -> Iterator[Found | Unread]:
 
 def _of_members(members: TarSample, record: int, file: int, shard: str) -> Found:
     values = members.values()
-    fields = {name: values.get(name) for name in (*SPOKEN, *OTHERS)}
-    if not any(fields[name] is not None for name in SPOKEN):
+    fields, speaks = _spoken(values)
+    if not speaks:
         fields["caption"] = members.caption(values, ColumnNames())
-    id = next((values[name] for name in ID_COLUMNS if values.get(name) is not None), members.key)
-    names_picture = any(values.get(name) for name in ("image", "images"))
-    if not members.pictures and not names_picture and "caption" not in fields:
-        return Found(_sample(fields, id, record, None))
+    id = next((values[name] for name in RECORD_IDS if values.get(name) is not None), members.key)
+    named = [one for name in ("image", "images") for one in _listed(values.get(name))]
+    if not members.pictures and not named and speaks:
+        # Whatever else it has is looked at: it must not be a picture.
+        return _found(values, id, record, None)
     picture = members.picture()
+    if max(len(_listed(values.get(name))) for name in ("image", "images")) > 1:
+        raise RecordError("image_count", f"its .json names {len(named)} images, and there is one with this key")
     assert picture.length is not None
+    stored = StoredAt(file, -1, picture.offset, picture.length)
     # The name is told with its file's, so that a name in another file is another picture.
-    sample = _sample(fields, id, record, f"{shard}/{picture.name.rpartition(' in ')[0]}")
-    return Found(sample, StoredAt(file, -1, picture.offset, picture.length), picture=picture)
+    found = _found(fields, id, record, f"{shard}/{picture.name.rpartition(' in ')[0]}")
+    others = {name: value for name, value in values.items() if name not in ("level", *RECORD_IDS)}
+    return found._replace(stored=stored, picture=picture, fields={**others, **found.fields})
+
+
+def _spoken(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """What is read of a record but its picture and its caption, and whether turns or a question are in it."""
+    fields = {name: value for name, value in values.items() if name in READ_COLUMNS}
+    asked = question_field(values)
+    speaks = asked is not None or any(values.get(name) is not None for name in TURN_FIELDS)
+    if asked is not None:
+        fields[asked] = values[asked]
+    return fields, speaks
+
+
+def _listed(found: object) -> list[object]:
+    """What a cell holds, without empty ones: one, or several in a list."""
+    return [one for one in (found if isinstance(found, list) else [found]) if is_given(one)]
 
 
 def _parquet_samples(archive: ParquetPairs, *, check_images: bool) -> Iterator[Found | Unread]:
     record = 0
     for number, path in enumerate(archive.files):
         with open_parquet(path) as file:
-            columns = _columns(file.schema_arrow.names, str(path))
+            columns = columns_read(file.schema_arrow, str(path))
             in_file = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -155,29 +174,40 @@ def _of_row(
 ) -> Found | Unread:
     if isinstance(values, UnicodeDecodeError):
         return Unread(record, None, "broken_text", f"{place} is not UTF-8")
-    id = next((values[name] for name in ID_COLUMNS if values.get(name) not in (None, "")), record)
-    fields = {name: values.get(name) for name in (*SPOKEN, *OTHERS)}
+    id = next((values[name] for name in RECORD_IDS if values.get(name) not in (None, "")), record)
+    fields, speaks = _spoken(values)
+    column = first_of(PICTURE_COLUMNS, columns)
     try:
-        if not any(fields[name] is not None for name in SPOKEN):
-            name = _first(CAPTION_COLUMNS, columns) or CAPTION_COLUMNS[0]
+        if not speaks:
+            name = first_of(CAPTION_COLUMNS, columns) or CAPTION_COLUMNS[0]
             fields["caption"] = checked_caption(values.get(name), name)
-        column = _first(IMAGE_COLUMNS, columns)
-        picture = None if column is None else values.get(column)
-        content = stored_bytes(picture)
+        pictures = [] if column is None else _listed(values.get(column))
+        if column != "images" and is_given(values.get("images")):
+            raise RecordError("image_field", f"pictures are in `images`, expected all of them in `{column}`")
+        content = next((content for one in pictures if (content := stored_bytes(one)) is not None), None)
         if content is None:
-            path = picture.get("path") if isinstance(picture, Mapping) else picture
-            if not path and "caption" in fields:
+            paths: list[str] = []
+            for one in pictures:
+                path = one.get("path") if isinstance(one, Mapping) else one
+                if not isinstance(path, str):
+                    kind = type(path).__name__
+                    raise RecordError("image_field", f"`{column}` must be a path or a picture, found {kind}")
+                paths.append(path)
+            if not paths and not speaks:
                 raise RecordError("no_picture", f"`{column}` is empty")
-            if path and not isinstance(path, str):
-                kind = type(path).__name__
-                raise RecordError("image_field", f"`{column}` must be a path or a picture, found {kind}")
-            return Found(_sample(fields, id, record, path or None, named=True))
-        sample = _sample(fields, id, record, place)
+            return _found(fields, id, record, paths or None)
+        if len(pictures) > 1:
+            raise RecordError(
+                "image_count",
+                f"`{column}` has {len(pictures)} pictures, and of a Parquet file one is read for each record; save "
+                "them as files and name these in JSON",
+            )
+        found = _found(fields, id, record, place)
     except RecordError as error:
         return Unread(record, str(id), error.reason, f"{place}: {error}")
     # Questions about one picture each bring a copy of it, so its name does not tell which it is.
     key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
-    found = Found(sample, stored._replace(length=len(content)), key)
+    found = found._replace(stored=stored._replace(length=len(content)), key=key)
     if check_images:
         try:
             Picture(place, content=content).check()
@@ -187,21 +217,25 @@ def _of_row(
 
 
 def stored_bytes(found: object) -> bytes | None:
-    """The encoded picture in a cell of a Parquet file, which is bytes or `{"bytes", "path"}`; None without."""
+    """The encoded picture in a cell of a Parquet file, which is bytes or `{"bytes", "path"}`, or a list of one of
+    these; None without."""
+    if isinstance(found, list):
+        found = next(iter(_listed(found)), None)
     content = found.get("bytes") if isinstance(found, Mapping) else found
     return content if isinstance(content, bytes) else None
 
 
-def _sample(fields: Mapping[str, Any], id: object, record: int, image: str | None, *, named: bool = False) -> Sample:
-    """The sample of a record's fields; `image` is a path when it is `named`, else what people call the picture."""
-    given = {name: value for name, value in fields.items() if value is not None}
+def _found(fields: Mapping[str, Any], id: object, record: int, image: str | list[str] | None) -> Found:
+    """The sample of a record's fields; `image` is a list of paths, or what people call the one picture."""
+    given = {name: value for name, value in fields.items() if value is not None or name in ASKING}
     level = given.pop("level", None)
     if level is not None:
         _set_level(given, level)
     # A stand-in is checked as a name in a record is; what the picture is called need not be one.
-    names = {} if image is None else {"image": image if named else "picture"}
-    sample = parse_record(given | {"id": id} | names, record)
-    return sample if image is None or named else replace(sample, images=(image,))
+    names = {} if image is None else {"image": image if isinstance(image, list) else "picture"}
+    read = given | {"id": id} | names
+    sample = parse_record(read, record)
+    return Found(replace(sample, images=(image,)) if isinstance(image, str) else sample, fields=read)
 
 
 def _set_level(fields: dict[str, Any], level: object) -> None:
@@ -215,26 +249,3 @@ def _set_level(fields: dict[str, Any], level: object) -> None:
     elif given is not None and given != level - 1:  # type: ignore[operator]
         raise RecordError("level", f"`level` is {level} (from 1) and `similarity` {given!r} (from 0); keep one of them")
     fields["similarity"] = int(level) - 1  # type: ignore[call-overload]
-
-
-def _columns(there: list[str], where: str) -> list[str]:
-    """The columns of a file that are read.
-
-    Raises:
-        SourceError: they make no sample.
-    """
-    if not any(name in there for name in TURNS) and not {"question", "answer"} <= set(there):
-        if not any(name in there for name in CAPTION_COLUMNS):
-            raise SourceError(
-                f"{where} has no column to learn from: expected conversations, messages, question and answer, or one "
-                f"of {', '.join(CAPTION_COLUMNS)}; found {', '.join(there) or 'none'}"
-            )
-        # Captions are of something.
-        ColumnNames().found_in(there, where)
-    known = [*SPOKEN, *OTHERS, *ID_COLUMNS, *CAPTION_COLUMNS]
-    picture = _first(IMAGE_COLUMNS, there)
-    return [name for name in there if name in known or name == picture]
-
-
-def _first(names: Iterable[str], there: Iterable[str]) -> str | None:
-    return next((name for name in names if name in there), None)

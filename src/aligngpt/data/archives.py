@@ -3,11 +3,8 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
 
 from aligngpt.data.archive_records import StoredAt, picture_column
 from aligngpt.data.images import resolve_image
@@ -20,45 +17,32 @@ from aligngpt.data.row_groups import RowGroups
 from aligngpt.data.samples import Sample
 from aligngpt.data.source_error import SourceError
 
-STRETCHES, STRETCH = 16, 1 << 14
-"""What is looked at of each file to tell its content: so many stretches of so many bytes, evenly from first to last."""
-
 Archive = ParquetPairs | TarPairs
 
 
 def content_of_archive(archive: Archive) -> str:
-    """A SHA-256 of names and sizes of an archive's files, wherever their folder is, and of a part of their content.
-
-    A terabyte is not read for it: a change of the same length between the stretches goes unseen here, and is seen by
-    its time of change where a new index is asked for.
+    """A SHA-256 of the names, the sizes and a part of the content of an archive's files; see `files_fingerprint`.
 
     Raises:
         SourceError: a file cannot be read.
     """
-    digest = hashlib.sha256()
-    for path in archive.files:
-        try:
-            status = path.stat()
-            part = _part_of(path, status.st_size, status.st_mtime_ns)
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
-        line = f"{path.relative_to(archive.folder).as_posix()}\t{status.st_size}\t{part}\n"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return files_fingerprint(archive.files, archive.folder)
 
 
 def state_of_archive(archive: Archive) -> str:
-    """As `content_of_archive`, and of the times of change: with another state the archive is read anew."""
-    return content_of_archive(archive) + files_fingerprint(archive.files, archive.folder)
+    """As `content_of_archive`, and of the times of change: with another state the archive is read anew.
 
+    Reading it anew once too often costs only time, and a change that the content does not tell may have another time.
 
-@lru_cache(maxsize=1 << 16)
-def _part_of(path: Path, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in np.linspace(0, max(0, size - STRETCH), STRETCHES, dtype=np.int64).tolist():
-            file.seek(start)
-            digest.update(file.read(STRETCH))
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    digest = hashlib.sha256(content_of_archive(archive).encode())
+    for path in archive.files:
+        try:
+            digest.update(f"{path.stat().st_mtime_ns}\n".encode())
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 

@@ -1,9 +1,11 @@
 """What a look at a file of records has found, and how a terminal shows it."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from aligngpt.data.check_notes import note_lines
 
 SHOWN = 3
 """Examples of each reason; a file of results names all of them."""
@@ -62,6 +64,8 @@ class FileCheck:
         without_level: samples with an image that have none.
         expected_levels: N, where it is known.
         lengths: in tokens, where a model was given.
+        not_read: how many records have a field that their sample is made without.
+        notes: how many records lose a turn, or have pictures moved, by what is noted.
     """
 
     path: Path
@@ -80,6 +84,8 @@ class FileCheck:
     without_level: int
     expected_levels: int | None
     lengths: Lengths | None
+    not_read: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def rejected(self) -> int:
@@ -116,6 +122,7 @@ class FileCheck:
         if 0 < self.images == self.broken_images:
             lines.append(f"  not one image can be used: is {self.image_root} the right image root?")
         lines += [*self._problem_lines(), *self._level_lines(), *self._length_lines(), *self._repeat_lines()]
+        lines += note_lines(self.not_read, self.notes)
         return "\n".join(lines)
 
     def _counts(self) -> list[tuple[str, int, str]]:

@@ -9,13 +9,16 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+from aligngpt.data.archive_columns import columns_not_read
 from aligngpt.data.archive_records import Unread, archive_samples
 from aligngpt.data.archives import Archive, ArchivePictures, archive_at
+from aligngpt.data.check_notes import Notes
 from aligngpt.data.check_result import FileCheck, Lengths, Problem, Repeat
 from aligngpt.data.dataset import ExampleError, tokenize
 from aligngpt.data.images import ImageError, check_image, open_image, resolve_image
+from aligngpt.data.pair_parquet import ParquetPairs
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.samples import Sample
+from aligngpt.data.samples import Sample, own_id
 from aligngpt.data.sources import SourceError, read_samples
 from aligngpt.files import atomic_write
 from aligngpt.model.processing import AlignGPTProcessor
@@ -147,7 +150,7 @@ def _check_file(
     needs_level: bool,
     reading: Reading | None,
 ) -> FileCheck:
-    found, error = _Found(), None
+    found, notes, error = _Found(), Notes(), None
     samples: list[Sample] = []
     named: set[int] = set()
     stored = _Stored(set(), set(), set(), [])
@@ -155,11 +158,12 @@ def _check_file(
         archive = archive_at(path, root)
         if archive is not None:
             root = archive.folder if root == path.parent else root
-            _read_archive(archive, pictures.full, samples, named, stored, found)
+            _read_archive(archive, pictures.full, samples, named, stored, found, notes)
         else:
             for sample, record in track(read_samples(path, found), f"reading {path.name}", unit="samples"):
                 samples.append(sample)
-                if record.get("id") is not None:
+                notes.add(record)
+                if own_id(record) is not None:
                     named.add(sample.record)
     except SourceError as caught:
         error = str(caught)
@@ -194,6 +198,8 @@ def _check_file(
         without_level=sum(sample.level is None for sample in pictured),
         expected_levels=levels,
         lengths=lengths,
+        not_read=dict(notes.not_read),
+        notes=dict(notes.others),
     )
 
 
@@ -207,7 +213,13 @@ class _Stored(NamedTuple):
 
 
 def _read_archive(
-    archive: Archive, full: bool, samples: list[Sample], named: set[int], stored: _Stored, found: _Found
+    archive: Archive,
+    full: bool,
+    samples: list[Sample],
+    named: set[int],
+    stored: _Stored,
+    found: _Found,
+    notes: Notes,
 ) -> None:
     """Read the samples of an archive, and look at each picture as it comes.
 
@@ -215,12 +227,15 @@ def _read_archive(
         SourceError: see `archive_samples`.
     """
     places = ArchivePictures.of(archive)
+    if isinstance(archive, ParquetPairs):
+        notes.not_read.update(columns_not_read(archive.files))
     for one in track(archive_samples(archive, check_images=True), f"reading {archive.folder.name}", unit="samples"):
         if isinstance(one, Unread):
             found.add(*one)
             continue
         sample = one.sample
         samples.append(sample)
+        notes.add(one.fields)
         if sample.id != str(sample.record):
             named.add(sample.record)
         if one.stored is None:

@@ -36,9 +36,11 @@ class Collator:
     def with_ids(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The same, and what the model does not take.
 
-        `sample_ids` has the ids of all examples. `feature_keys`, where vision features are kept, has for each image, in
-        reading order, the key of what is to be computed, or "" where `vision_features` has it. `pixel_values` then has
-        each picture that is to be computed once, in the order in which the keys first stand.
+        `sample_ids` has the ids of all examples; `rejected`, where there are some, the samples that turned out to be of
+        no use while the rows were read, each as the values of `Rejected`. `feature_keys`, where vision features are
+        kept, has for each image, in reading order, the key of what is to be computed, or "" where `vision_features` has
+        it. `pixel_values` then has each picture that is to be computed once, in the order in which the keys first
+        stand.
         """
         batch: dict[str, Any] = self(rows)
         keys = list(chain.from_iterable(_feature_keys(row[0]) for row in rows))
@@ -46,6 +48,8 @@ class Collator:
             batch["feature_keys"] = keys
             computed = [key for key in keys if key]
             batch["pixel_values"] = batch["pixel_values"][[computed.index(key) for key in dict.fromkeys(computed)]]
+        if rejected := [tuple(one) for row in rows for one in row[0].rejected]:
+            batch["rejected"] = rejected
         return batch | {"sample_ids": [example.id for row in rows for example in row]}
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from aligngpt.data.archives import picture_of
 from aligngpt.data.images import ImageError
 from aligngpt.data.pictures import Picture
-from aligngpt.data.rejects import Rejects
+from aligngpt.data.rejects import Rejected
 from aligngpt.data.rows import columns_of, rows_of
 from aligngpt.data.samples import Sample
 from aligngpt.errors import AlignGPTError
@@ -45,6 +45,7 @@ class Example:
         features: what the vision tower made of the images, `(images, P, scales · tower hidden)`, where that is known;
             there are no `pixel_values` then.
         feature_keys: of each image whose features are to be computed and kept.
+        rejected: the samples that were found to be of no use when the example's row was read.
     """
 
     input_ids: list[int]
@@ -54,6 +55,7 @@ class Example:
     id: str = ""
     features: Tensor | None = None
     feature_keys: tuple[str, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
 
     @property
     def has_images(self) -> bool:
@@ -92,19 +94,22 @@ Row = tuple[Example, ...]
 class ConversationDataset(Dataset[Row]):
     """The training examples of a list of samples, row by row.
 
-    Only what the assistant says counts in the loss, with the mark that ends it. A sample that cannot be used is written
-    to `rejects`; a row that loses all its samples so is replaced by the next good one, so that batches keep their size.
+    Only what the assistant says counts in the loss, with the mark that ends it. A row that loses all its samples,
+    because they cannot be used, is replaced by the next good one, so that batches keep their size. What was rejected
+    travels with the row (`Example.rejected`), every time it is read: rows may be read by several processes, and only
+    the one that trains can count.
 
     Args:
         samples: what `load_samples` gave.
         processor: of the model to be trained.
         image_root: folder the samples' image paths start from; of samples of several sources (`Columns.sources`), one
             for each source.
-        rejects: where samples that cannot be used go.
         chat_template: Jinja source; the processor's own when None. Pre-training uses the plain one.
         max_length: tokens per example; see `tokenize` for what is done with longer ones.
         questions_per_prefix: how many samples with the same images make one row, at most. See `Collator`.
         pad_images: pad pictures to a square, or cut out the middle; as the processor does when None.
+        with_levels: give examples the level of their sample. The level of a sample takes the place of the gate, so
+            only pre-training wants it.
 
     Attributes:
         known_features: where the vision tower's features may be found, so that a picture need not be decoded.
@@ -117,24 +122,23 @@ class ConversationDataset(Dataset[Row]):
         samples: Sequence[Sample],
         processor: AlignGPTProcessor,
         image_root: Path | Sequence[Path],
-        rejects: Rejects,
         *,
         chat_template: str | None = None,
         max_length: int = 2048,
         questions_per_prefix: int = 1,
         pad_images: bool | None = None,
+        with_levels: bool = True,
     ) -> None:
         self.samples = samples
         self.rows = rows_of(samples, questions_per_prefix)
         self.processor = processor
         self._roots = [image_root] if isinstance(image_root, Path) else list(image_root)
         self._sources = columns_of(samples).sources if len(self._roots) > 1 else None
-        self.rejects = rejects
-        self._records = len(samples) + rejects.count
+        self.with_levels = with_levels
         self.chat_template = chat_template
         self.max_length = max_length
         self._how = {} if pad_images is None else {"do_pad": pad_images}
-        self._bad: set[int] = set()
+        self._rejected: dict[int, Rejected] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -143,14 +147,30 @@ class ConversationDataset(Dataset[Row]):
         if index < 0:
             # A row that fills a batch, `-1 - row`: it is read, and nothing of it counts.
             return tuple(replace(example, labels=[IGNORED] * len(example.labels)) for example in self[-1 - index])
+        rejected: list[Rejected] = []
         for offset in range(len(self.rows)):
-            if row := self._row(self.rows[(index + offset) % len(self.rows)]):
-                return row
-        raise AlignGPTError("not one sample of the training data can be used; the rejects file says why")
+            members = self.rows[(index + offset) % len(self.rows)]
+            row = self._row(members)
+            rejected += self._rejected_of(members)
+            if row:
+                return (replace(row[0], rejected=tuple(rejected)), *row[1:])
+        first = min(rejected)
+        raise AlignGPTError(
+            f"not one of the {len(self.samples)} samples of the data can be used; the first is record {first.record} "
+            f"(id {first.id}): {first.detail}"
+        )
+
+    def row(self, index: int) -> tuple[Row, tuple[Rejected, ...]]:
+        """The examples of a row that can be made, perhaps none, and the samples of it that cannot be used."""
+        members = self.rows[index]
+        return self._row(members), tuple(self._rejected_of(members))
+
+    def _rejected_of(self, members: Sequence[int]) -> list[Rejected]:
+        return [self._rejected[member] for member in members if member in self._rejected]
 
     def _row(self, members: Sequence[int]) -> Row:
         """The examples of a row that can be made; none where its images cannot be read."""
-        samples = [(member, self.samples[member]) for member in members if member not in self._bad]
+        samples = [(member, self.samples[member]) for member in members if member not in self._rejected]
         if not samples:
             return ()
         examples: list[Example] = []
@@ -168,8 +188,9 @@ class ConversationDataset(Dataset[Row]):
             except ExampleError as error:
                 self._reject(member, sample, error.reason, error)
             else:
-                of_sample = (sample.level, sample.id, images.features, images.feature_keys)
-                examples.append(Example(input_ids, labels, images.pixel_values, *of_sample))
+                level = sample.level if self.with_levels else None
+                of_images = (images.features, images.feature_keys)
+                examples.append(Example(input_ids, labels, images.pixel_values, level, sample.id, *of_images))
         return tuple(examples)
 
     def root_of(self, member: int) -> Path:
@@ -214,9 +235,7 @@ class ConversationDataset(Dataset[Row]):
         return pixels
 
     def _reject(self, member: int, sample: Sample, reason: str, error: AlignGPTError) -> None:
-        self._bad.add(member)
-        self.rejects.add(sample.record, sample.id, reason, str(error))
-        self.rejects.check(self._records)
+        self._rejected[member] = Rejected(member, sample.record, sample.id, reason, str(error))
 
 
 def _at_hand(picture: Picture) -> Picture:
@@ -303,11 +322,9 @@ def _encode(
             )
         spans.append((len(before), len(before) + len(_counted(after[len(before) :], tokenizer))))
 
-    adds_special = not (tokenizer.bos_token and whole.startswith(tokenizer.bos_token))
-    encoded = tokenizer(whole, add_special_tokens=adds_special, return_offsets_mapping=True)
-    input_ids = list(encoded["input_ids"])
+    input_ids, offsets = processor.encode(whole)
     labels = [IGNORED] * len(input_ids)
-    for position, (start, end) in enumerate(encoded["offset_mapping"]):
+    for position, (start, end) in enumerate(offsets):
         if start < end and any(first <= start and end <= last for first, last in spans):
             labels[position] = input_ids[position]
     return input_ids, labels

@@ -1,7 +1,9 @@
 """Opening pictures that anyone may have put there: inside their folder, of a bounded size, whole, and as RGB."""
 
 import io
+import os
 import warnings
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
@@ -9,6 +11,7 @@ from typing import BinaryIO, Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from aligngpt.data.mistaken_files import mistaken_for
 from aligngpt.errors import AlignGPTError
 
 ImageReason = Literal["missing", "empty", "not_an_image", "truncated", "too_large", "outside_root", "unreadable"]
@@ -19,8 +22,15 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 MAX_PIXELS = 64_000_000
 
+STRIP_PIXELS = 1 << 18
+"""Pixels that are converted at a time."""
+
 # Until all of Pillow's formats are registered, it does not know the rarer ones by name.
 Image.init()
+
+# Our own limit comes right behind; Pillow's warning would only repeat it. Set once: filters belong to the process, and
+# pictures are opened in several threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(AlignGPTError):
@@ -35,21 +45,32 @@ def resolve_image(name: str, root: Path) -> Path:
     """The path of a picture named in a record, which must lie inside `root`.
 
     Args:
-        name: as written in the record, relative to `root`.
+        name: as written in the record: relative to `root`, or an absolute path below it.
         root: the folder that pictures may be read from.
 
     Raises:
-        ImageError: the name is absolute, or leaves `root` through `..` or a symbolic link.
+        ImageError: the name leaves `root`, by itself, through `..` or through a symbolic link.
     """
     path = root / name
     try:
-        inside = not Path(name).is_absolute() and _is_inside(path.resolve(), root.absolute())
+        real = path.resolve()
+        if _is_inside(real, root.absolute()):
+            return path
+        why = _why_outside(path, real, root)
     except (ValueError, RuntimeError, OSError):
         # A name no file can have, or a loop of symbolic links.
-        inside = False
-    if not inside:
-        raise ImageError("outside_root", f"the image {name!r} is not inside {root}; name the right image root")
-    return path
+        why = "no file can have that name"
+    raise ImageError("outside_root", f"the image {name!r} is not inside {root}: {why}")
+
+
+def _why_outside(path: Path, real: Path, root: Path) -> str:
+    if Path(os.path.normpath(path.absolute())).is_relative_to(root.absolute()):
+        link = next((part for part in reversed((path, *path.parents)) if part != root and part.is_symlink()), path)
+        return (
+            f"{link} is a link that leads to {real if link == path else link.resolve()}; name an image root that holds "
+            "both, with paths from there, or mount the folder there (mount --bind) instead of the link"
+        )
+    return "name the right image root (pictures above it, or beside it, are not read)"
 
 
 def _is_inside(real: Path, root: Path) -> bool:
@@ -66,7 +87,8 @@ def _resolved(folder: Path) -> Path:
 def open_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open and decode a picture in full, upright (EXIF) and as RGB.
 
-    Transparent parts become white, 16-bit greys are scaled to 8 bits, of an animation the first frame is taken.
+    Transparent parts become white, greys of more than 8 bits are scaled to 8, of an animation the first frame is taken.
+    Beside the decoded picture and the RGB one (four bytes a pixel each) little memory is used.
 
     Args:
         source: a file, its content, or an open file.
@@ -79,7 +101,9 @@ def open_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS)
     name = _name(source)
     try:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        # In place, or a picture that is upright already would be copied.
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
     except (OSError, EOFError, SyntaxError) as error:
         raise ImageError("truncated", f"{name} is damaged or cut short: {error}") from error
     except (ValueError, MemoryError, Image.DecompressionBombError, ZeroDivisionError) as error:
@@ -103,14 +127,12 @@ def _identify(source: Path | bytes | BinaryIO, max_pixels: int) -> Image.Image:
     if isinstance(stream, io.BytesIO) and not stream.getbuffer().nbytes:
         raise ImageError("empty", f"{name} is empty")
     try:
-        with warnings.catch_warnings():
-            # Our own limit follows; Pillow's warning would only repeat it.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(stream, formats=FORMATS)
+        image = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError("not_an_image", f"{name} is no picture in {', '.join(FORMATS)}") from error
+        what = mistaken_for(_beginning(stream)) or f"is no picture in {', '.join(FORMATS)}"
+        raise ImageError("not_an_image", f"{name} {what}") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError("unreadable", f"{name} cannot be opened: {error}") from error
     width, height = image.size
@@ -133,23 +155,56 @@ def _check_file(path: Path) -> None:
         raise ImageError("empty", f"{path} is empty")
 
 
+def _beginning(source: Path | BinaryIO) -> bytes:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return file.read(100)
+    source.seek(0)
+    return source.read(100)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return _scaled_to_8_bits(image).convert("RGB")
+        top = _float_top(image) if image.mode == "F" else 65535
+        return _by_strips(image, lambda strip: _scaled_to_8_bits(strip, top))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        opaque = image.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, "white")
-        return Image.alpha_composite(white, opaque).convert("RGB")
+        return _by_strips(image, _on_white)
     return image.convert("RGB")
 
 
-def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit greys at 255 when it converts them, which makes nearly every picture white."""
-    values = np.asarray(image, dtype=np.float64)
-    top = 65535 if values.max(initial=0) > 255 else 255
-    return Image.fromarray(np.clip(values * 255 / top, 0, 255).round().astype(np.uint8))
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert a few rows at a time, so that the copies on the way are small."""
+    result = Image.new("RGB", image.size)
+    for strip, top in _strips(image):
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Pieces of a picture of a few rows each, with the row that each begins at."""
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield image.crop((0, top, width, min(top + rows, height))), top
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    opaque = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
+
+
+def _float_top(image: Image.Image) -> float:
+    """What is white in a picture of floats, which are 0…1, 0…255 or 0…65535; else the largest of them."""
+    largest = max((float(np.nan_to_num(np.asarray(strip), posinf=0).max()) for strip, _ in _strips(image)), default=0)
+    return next((top for top in (1.0, 255.0, 65535.0) if largest <= top), largest)
+
+
+def _scaled_to_8_bits(image: Image.Image, top: float) -> Image.Image:
+    """Greys of 0 to `top` as 8 bits. Pillow clips them at 255 instead, which makes nearly every picture white."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    return Image.fromarray(np.clip(values * 255 / top, 0, 255).round().astype(np.uint8)).convert("RGB")
 
 
 def _name(source: Path | bytes | BinaryIO) -> str:

@@ -1,13 +1,14 @@
 """Pairs in a CSV file that names pictures and their captions."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from aligngpt.data.csv_rows import Row, names_picture, read_rows
 from aligngpt.data.pair_columns import ColumnNames, pair_of_row
-from aligngpt.data.pair_ranges import Line, cut, decoded, read_lines, text_start
-from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
+from aligngpt.data.pair_ranges import BrokenLine, cut, text_start
+from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable, read_with
 from aligngpt.data.sources import SourceError
+from aligngpt.data.text_files import check_encoding
 from aligngpt.files import sha256_of
 
 
@@ -30,61 +31,46 @@ class CsvPairs(PairSource):
         self.path = path
         self.root = root
         self.shard_size = shard_size
-        header = next(self._with_header(), (None, 0, 0))[0]
-        if not isinstance(header, list):
-            raise SourceError(f"{path} has no header that can be read: {header or 'it is empty'}")
-        self.header = [name.strip() for name in header]
+        header = next(read_rows(path, text_start(path), is_row=lambda line: False), None)
+        if header is None:
+            raise SourceError(f"{path} has no header: it is empty")
+        fields = header.fields
+        if isinstance(fields, BrokenLine):
+            raise SourceError(f"{path} has no header that can be read: {fields.reason}; save it as UTF-8, with commas")
+        self.header = [name.strip() for name in fields]
+        self._body = header.stop
+        check_encoding(path, self._body, above=1)
         self.columns = names.found_in(self.header, str(path))
         self._shards: tuple[Shard, ...] = ()
 
     def shards(self) -> Sequence[Shard]:
         if not self._shards:
-            rows = self._with_header()
-            next(rows)
-            self._shards = cut(self.path, ((start, stop) for _, start, stop in rows), self.shard_size)
+            rows = self._rows(self._body, None)
+            self._shards = cut(self.path, ((row.start, row.stop) for row in rows), self.shard_size)
         return self._shards
 
     def read(self, shard: Shard) -> Iterator[Pair | Unusable]:
-        for record, (row, _, _) in enumerate(_rows(self.path, shard.start, shard.stop)):
+        for record, row in enumerate(self._rows(shard.start, shard.stop)):
             number = shard.first + record
             place = f"row {number} of {self.path.name}"
-            if isinstance(row, csv.Error):
-                yield Unusable(record, None, "broken_line", f"{place}: {row}")
-            elif len(row) != len(self.header):
-                found = f"expected {len(self.header)} fields, found {len(row)}; put texts with commas in quotes"
-                yield Unusable(record, None, "broken_line", f"{place}: {found}")
+            if isinstance(row.fields, BrokenLine):
+                where = f"{place}, at byte {row.start}"
+                yield Unusable(record, None, row.fields.kind, f"{where}: {row.fields.reason}")
+            elif len(row.fields) != len(self.header):
+                found = f"expected {len(self.header)} fields, found {len(row.fields)}; put texts with commas in quotes"
+                yield Unusable(record, None, "broken_line", f"{place}, at byte {row.start}: {found}")
             else:
-                values = dict(zip(self.header, row, strict=True))
+                values = dict(zip(self.header, row.fields, strict=True))
                 yield pair_of_row(values, self.columns, record=record, number=number, root=self.root, place=place)
+
+    def _rows(self, start: int, stop: int | None) -> Iterator[Row]:
+        is_row = names_picture(self.header, self.columns.image)
+        return read_rows(self.path, start, stop, width=len(self.header), is_row=is_row)
 
     def fingerprint(self) -> str:
         with self.path.open("rb") as file:
             return sha256_of(file)
 
-    def _with_header(self) -> Iterator[tuple[list[str] | csv.Error, int, int]]:
-        return _rows(self.path, text_start(self.path), None)
-
-
-def _rows(path: Path, start: int, stop: int | None) -> Iterator[tuple[list[str] | csv.Error, int, int]]:
-    """Each row that is not blank, or what is wrong with it, with its first byte and the byte after it.
-
-    A row may have line breaks in quotes, so the bytes are known from the lines the reader has asked for.
-    """
-    asked = Line(b"", 0, start, start)
-
-    def texts() -> Iterator[str]:
-        nonlocal asked
-        for asked in read_lines(path, start, stop):
-            yield decoded(asked, path)
-
-    reader = csv.reader(texts())
-    while True:
-        begin = asked.stop
-        try:
-            row: list[str] | csv.Error = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            row = error
-        if row:
-            yield row, begin, asked.stop
+    def settings(self) -> dict[str, str | None]:
+        found = self.columns
+        return read_with(caption=found.caption, image=found.image, id=found.id, root=self.root, base=self.path.parent)

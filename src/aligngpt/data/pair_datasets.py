@@ -8,7 +8,8 @@ import datasets
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from aligngpt.data.pair_columns import ColumnNames, pair_of_row
-from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
+from aligngpt.data.pair_files import files_fingerprint
+from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable, read_with
 from aligngpt.data.sources import SourceError
 
 SPLIT = "train"
@@ -64,8 +65,17 @@ class DatasetPairs(PairSource):
                 record += 1
 
     def fingerprint(self) -> str:
-        """The library's own, which covers the data and what was done to it."""
-        return str(self._rows()._fingerprint)
+        """That of the files of a folder; of a data set on the hub the library's own, which covers its revision."""
+        rows = self._rows()
+        if isinstance(self.source, str):
+            return str(rows._fingerprint)
+        # The library notes its own in the folder, and would find it there whatever the files hold by now.
+        return files_fingerprint([Path(file["filename"]) for file in rows.cache_files], self.source)
+
+    def settings(self) -> dict[str, str | None]:
+        columns = self.names.found_in(self._rows().column_names, str(self.source))
+        base = self.source if isinstance(self.source, Path) else None
+        return read_with(caption=columns.caption, image=columns.image, id=columns.id, root=self.root, base=base)
 
     def _root_of(self, row: dict[str, Any], column: str) -> Path:
         """The folder that the row's picture must lie in; a picture that the library fetched is named from there."""

@@ -1,19 +1,22 @@
 """Pairs in a JSON array or in JSON lines: LLaVA's records, or a table of the names of pictures."""
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from aligngpt.data.images import ImageError, resolve_image
 from aligngpt.data.pair_columns import Columns, checked_caption, pair_of_row
 from aligngpt.data.pair_json_array import read_array, read_array_range
-from aligngpt.data.pair_ranges import cut, decoded, read_lines, text_start
-from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
+from aligngpt.data.pair_ranges import BrokenLine, cut, json_of, read_lines, text_start
+from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable, read_with
 from aligngpt.data.pictures import Picture
 from aligngpt.data.samples import RecordError, parse_record
-from aligngpt.data.sources import BrokenLine
+from aligngpt.data.text_files import check_lines
 from aligngpt.files import sha256_of
+
+RECORDS_LOOKED_AT = 100
+"""First records, by which `LlavaPairs.remark` judges what a file holds."""
 
 
 class JsonPairs(PairSource):
@@ -42,13 +45,17 @@ class JsonPairs(PairSource):
         for record, value in enumerate(self._values(shard)):
             number = shard.first + record
             if isinstance(value, BrokenLine):
-                yield Unusable(record, None, "broken_line", f"record {number} of {self.path}: {value.reason}")
+                yield Unusable(record, None, value.kind, f"record {number} of {self.path}: {value.reason}")
                 continue
             yield self._pair(value, record, number)
 
     def fingerprint(self) -> str:
         with self.path.open("rb") as file:
             return sha256_of(file)
+
+    def settings(self) -> dict[str, str | None]:
+        # LLaVA's records have their fields by definition.
+        return read_with(caption=None, id=None, root=self.root, base=self.path.parent)
 
     @abstractmethod
     def _pair(self, value: object, record: int, number: int) -> Pair | Unusable:
@@ -59,8 +66,9 @@ class JsonPairs(PairSource):
             for element in read_array(self.path):
                 yield element.start, element.stop
             return
+        check_lines(self.path)
         for line in read_lines(self.path, text_start(self.path)):
-            if decoded(line, self.path).strip():
+            if line.content.strip():
                 yield line.start, line.stop
 
     def _values(self, shard: Shard) -> Iterator[object]:
@@ -69,15 +77,30 @@ class JsonPairs(PairSource):
                 yield element.value
             return
         for line in read_lines(self.path, shard.start, shard.stop):
-            text = decoded(line, self.path)
-            if text.strip():
-                yield _parsed(text)
+            if line.content.strip():
+                yield json_of(line)
 
 
 class LlavaPairs(JsonPairs):
     """LLaVA's records, as `parse_record` reads them; one with exactly one image is a pair."""
 
     kind = "llava"
+
+    def remark(self) -> str | None:
+        read = asked = 0
+        for value in islice(self._values(self.shards()[0]), RECORDS_LOOKED_AT):
+            try:
+                turns = parse_record(value, read).turns
+            except RecordError:
+                continue
+            read += 1
+            asked += len(turns) > 2 or turns[0].text.rstrip().endswith("?")
+        if asked * 2 <= read:
+            return None
+        return (
+            f"{asked} of the first {read} records of {self.path} are questions with answers, not captions: of each, "
+            "only the first answer is scored. Scores and levels are meant for captions"
+        )
 
     def _pair(self, value: object, record: int, number: int) -> Pair | Unusable:
         try:
@@ -100,22 +123,16 @@ class JsonTablePairs(JsonPairs):
         super().__init__(path, root, shard_size, is_array)
         self.columns = columns
 
+    def settings(self) -> dict[str, str | None]:
+        found = self.columns
+        return read_with(caption=found.caption, image=found.image, id=found.id, root=self.root, base=self.path.parent)
+
     def _pair(self, value: object, record: int, number: int) -> Pair | Unusable:
         if not isinstance(value, dict):
             found = f"expected a JSON object, found {type(value).__name__}"
             return Unusable(record, None, "not_an_object", found)
         place = f"record {number} of {self.path.name}"
         return pair_of_row(value, self.columns, record=record, number=number, root=self.root, place=place)
-
-
-def _parsed(line: str) -> object:
-    try:
-        # An error at the line's end is at its last column, not in a line of its own.
-        return json.loads(line.rstrip())
-    except json.JSONDecodeError as error:
-        return BrokenLine(f"{error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:
-        return BrokenLine(str(error))
 
 
 def _own_id(value: object) -> str | None:

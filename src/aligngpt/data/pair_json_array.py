@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from aligngpt.data.pair_ranges import MAX_RECORD, text_start
+from aligngpt.data.json_keys import DECODER
+from aligngpt.data.pair_ranges import MAX_RECORD, BrokenLine, text_start
 from aligngpt.data.source_error import SourceError
 
 CHUNK = 1 << 16
@@ -16,13 +17,19 @@ CHUNK = 1 << 16
 # A literal, an escape or a number cut at the end of the text makes the decoder fail at most so many characters earlier.
 CUT_MARGIN = 16
 
+# How "surrogateescape" keeps a byte that is not UTF-8; no text in UTF-8 holds these characters themselves.
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+
 _SPACE = re.compile(r"[ \t\n\r]*")
-_decode = json.JSONDecoder().raw_decode
+_decode = DECODER.raw_decode
 
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An element of an array: its value, first byte, and the byte after it."""
+    """An element of an array: its value, first byte, and the byte after it.
+
+    The value of one with a byte that is not UTF-8 is a `BrokenLine`.
+    """
 
     value: object
     start: int
@@ -33,7 +40,7 @@ def read_array(path: Path) -> Iterator[Element]:
     """The elements of a file that is one JSON array.
 
     Raises:
-        SourceError: the file cannot be read, is not UTF-8, or is no whole JSON array; the line is named.
+        SourceError: the file cannot be read, or is no whole JSON array; the line is named.
     """
     try:
         with path.open("rb") as file:
@@ -86,7 +93,7 @@ class _Window:
         self._file = file
         self._path = path
         self._left = stop - start if stop is not None else None
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text = ""
         self.at = 0
         self.byte = file.seek(start)
@@ -125,6 +132,10 @@ class _Window:
             # A number that ends with the text, or nearly (`1.5e-`), may go on behind it.
             if isinstance(value, (int, float)) and end > len(self.text) - CUT_MARGIN and self._more():
                 continue
+            broken = _NO_TEXT.search(self.text, self.at, end)
+            if broken:
+                line = self.line + self.text.count("\n", self.at, broken.start())
+                value = BrokenLine(f"line {line} is not UTF-8", "broken_text")
             self._go(end)
             return value
 
@@ -134,7 +145,7 @@ class _Window:
 
     def _go(self, to: int) -> None:
         passed = self.text[self.at : to]
-        self.byte += len(passed.encode())
+        self.byte += len(passed.encode(errors="surrogateescape"))
         self.line += passed.count("\n")
         self.at = to
 
@@ -147,11 +158,7 @@ class _Window:
         content = self._file.read(size if self._left is None else min(size, self._left))
         if self._left is not None:
             self._left -= len(content)
-        try:
-            text = self._decoder.decode(content, final=not content)
-        except UnicodeDecodeError as error:
-            line = self.line + kept.count("\n") + error.object[: error.start].count(b"\n")
-            raise SourceError(f"{self._path} is not UTF-8 in line {line}; save it as UTF-8") from error
+        text = self._decoder.decode(content, final=not content)
         if not content:
             return False
         self.text, self.at = kept + text, 0

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from aligngpt.data.pair_columns import ColumnNames, pair_of_row
+from aligngpt.data.pair_columns import ColumnNames, Columns, pair_of_row
 from aligngpt.data.pair_files import files_fingerprint
-from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
+from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable, read_with
 from aligngpt.data.sources import SourceError
 
 BATCH_ROWS = 64
@@ -39,6 +39,7 @@ class ParquetPairs(PairSource):
         self.shard_size = shard_size
         self.names = names
         self._shards: tuple[Shard, ...] = ()
+        self._columns: set[Columns] = set()
 
     def shards(self) -> Sequence[Shard]:
         if not self._shards:
@@ -68,12 +69,21 @@ class ParquetPairs(PairSource):
     def fingerprint(self) -> str:
         return files_fingerprint(self.files, self.folder)
 
+    def settings(self) -> dict[str, str | None]:
+        self.shards()
+        # Files may differ in their columns, and then the usual names find another one in each.
+        caption, image, id = (
+            ", ".join(sorted({name for name in names if name is not None})) or None
+            for names in zip(*((found.caption, found.image, found.id) for found in self._columns), strict=True)
+        )
+        return read_with(caption=caption, image=image, id=id, root=self.root, base=self.folder)
+
     def _cut(self) -> Iterator[Shard]:
         index = first = 0
         for path in self.files:
             name = path.relative_to(self.folder).as_posix()
             with open_parquet(path) as file:
-                self.names.found_in(file.schema_arrow.names, str(path))
+                self._columns.add(self.names.found_in(file.schema_arrow.names, str(path)))
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             begin = 0
             for group, rows in enumerate(groups):

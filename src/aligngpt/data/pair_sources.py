@@ -1,6 +1,5 @@
 """Which kind of source of pairs is somewhere: told by what is there, not by what a folder is called."""
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,12 @@ from aligngpt.data.pair_columns import ColumnNames
 from aligngpt.data.pair_csv import CsvPairs
 from aligngpt.data.pair_json import JsonPairs, JsonTablePairs, LlavaPairs
 from aligngpt.data.pair_json_array import read_array
-from aligngpt.data.pair_ranges import BOM, decoded, read_lines, text_start
+from aligngpt.data.pair_ranges import BOM, BrokenLine, json_of, read_lines, text_start
 from aligngpt.data.pair_tars import TarPairs
 from aligngpt.data.pairs import PairSource
 from aligngpt.data.sources import SourceError
+from aligngpt.data.text_files import check_kind, check_lines
+from aligngpt.hub_names import near_paths
 
 if TYPE_CHECKING:
     from aligngpt.data.pair_parquet import ParquetPairs
@@ -64,7 +65,10 @@ def choose_source(source: str | Path, *, image_root: Path | None, shard_size: in
         from aligngpt.data.pair_datasets import DatasetPairs
 
         return DatasetPairs(str(source), image_root or Path.cwd(), shard_size, names)
-    raise SourceError(f"{source} does not exist; expected {ACCEPTED}")
+    near = near_paths(Path(source))
+    raise SourceError(
+        f"{source} does not exist; " + (f"did you mean {' or '.join(near)}? " if near else "") + f"expected {ACCEPTED}"
+    )
 
 
 def find_archive(path: Path, *, image_root: Path | None) -> "ParquetPairs | TarPairs | None":
@@ -103,9 +107,12 @@ def _in_folder(folder: Path, root: Path, shard_size: int, names: ColumnNames) ->
         if (folder / name).is_file():
             return _in_file(folder / name, root, shard_size, names, is_table=True)
     # Before Parquet: img2dataset writes a table of what it fetched beside each tar file.
-    if tars := sorted(path for path in folder.glob("*.tar") if path.is_file()):
+    tars = sorted(path for path in folder.rglob("*.tar") if path.is_file())
+    tables = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+    beside_tars = {path.parent for path in tars}
+    if tars and (folder in beside_tars or all(path.parent in beside_tars for path in tables)):
         return TarPairs(folder, tars, names)
-    if tables := sorted(path for path in folder.rglob("*.parquet") if path.is_file()):
+    if tables:
         from aligngpt.data.pair_parquet import ParquetPairs
 
         return ParquetPairs(folder, tables, root, shard_size, names)
@@ -118,6 +125,7 @@ def _in_file(path: Path, root: Path, shard_size: int, names: ColumnNames, *, is_
         head = file.read(4096)
     if not head:
         raise SourceError(f"{path} is empty")
+    check_kind(path, head)
     if path.suffix == ".csv":
         return CsvPairs(path, root, shard_size, names)
     if kind := _archive_kind(path, head):
@@ -168,11 +176,10 @@ def _values(path: Path, is_array: bool) -> Iterator[object]:
     if is_array:
         yield from (element.value for element in read_array(path))
         return
+    check_lines(path)
     for line in read_lines(path, text_start(path)):
-        try:
-            yield json.loads(decoded(line, path))
-        except (ValueError, RecursionError):
-            continue
+        if line.content.strip() and not isinstance(value := json_of(line), BrokenLine):
+            yield value
 
 
 def _expanded(pattern: Path) -> Iterator[Path]:

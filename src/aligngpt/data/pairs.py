@@ -1,5 +1,6 @@
 """Image-caption pairs of any number: cut into shards that any process can read alone, one pair at a time."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,9 +74,11 @@ class PairSource(ABC):
     Attributes:
         kind: `llava` (JSON or JSON lines), `parquet`, `webdataset`, `dataset` (Hugging Face) or `csv` (a table, as CSV
             or JSON lines, of the names of pictures).
+        place: what people call the source: the path, pattern or name it was opened with.
     """
 
     kind: str
+    place: str = "the source of pairs"
 
     @abstractmethod
     def shards(self) -> Sequence[Shard]:
@@ -99,8 +102,45 @@ class PairSource(ABC):
     def fingerprint(self) -> str:
         """A hexadecimal number that changes when the records do; cutting into other shards does not change it.
 
-        It covers what JSON and CSV files hold, and names, sizes and times of change of the files of other kinds.
+        It covers all that JSON and CSV files hold, and of files of other kinds their names, sizes and a part of their
+        content (see `files_fingerprint`), but never their times: a copy is the same source. How the records are read
+        is in `settings`.
         """
+
+    def settings(self) -> dict[str, str | None]:
+        """How the records are read: what `open_pairs` was told or found out that decides which pairs they become.
+
+        The keys are those of `read_with`, as far as they matter to this kind of source.
+        """
+        return {}
+
+    def remark(self) -> str | None:
+        """What should be known before the pairs are scored, where the records look like something else than pairs."""
+        return None
+
+
+def read_with(
+    *, caption: str | None, id: str | None, image: str | None = None, root: Path | None = None, base: Path | None = None
+) -> dict[str, str | None]:
+    """What `PairSource.settings` returns.
+
+    Args:
+        caption: name of the field with the caption.
+        id: name of the field with the id; None where a record's number is its id.
+        image: name of the field with the picture.
+        root: folder that paths of pictures start from; None where pictures are in the source.
+        base: folder of the source; None where it has none on this machine.
+
+    Returns:
+        `caption_column`, `image_column` and `id_column`, and of the root two things, either of which tells that it is
+        the same: `image_root`, the path from the source to it, which stays when both are moved or copied together, and
+        `image_root_absolute`, which stays when the source alone is moved.
+    """
+    found = {"caption_column": caption, "image_column": image, "id_column": id}
+    if root is not None:
+        found["image_root"] = Path(os.path.relpath(root, base)).as_posix()
+        found["image_root_absolute"] = os.path.abspath(root)
+    return found
 
 
 def open_pairs(
@@ -135,4 +175,6 @@ def open_pairs(
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, found {shard_size}")
     names = ColumnNames(caption=caption_column, image=image_column, id=id_column)
-    return choose_source(source, image_root=image_root, shard_size=shard_size, names=names)
+    found = choose_source(source, image_root=image_root, shard_size=shard_size, names=names)
+    found.place = str(source)
+    return found

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from aligngpt.cache import CacheError, cache_entry, cache_folder
+from aligngpt.cache import CacheError, cache_entry, entry_path
 from aligngpt.data.archive_records import Found, Unread, archive_samples
 from aligngpt.data.archives import (
     Archive,
@@ -32,8 +32,11 @@ from aligngpt.data.sources import SourceError, read_samples, root_of, trouble_wi
 from aligngpt.files import sha256_of
 from aligngpt.progress import Meter
 
-FORMAT = 2
+FORMAT = 3
 """Of an entry; another number makes all entries anew."""
+
+RULES = Path(__file__).parent
+"""Folder of the modules that read records; an entry made by other ones, of an older version, is not used."""
 
 BATCH = 4096
 """Samples in a batch of the Arrow file; all but the last have so many."""
@@ -80,8 +83,8 @@ def prepare_samples(
     state = _state_of(path, archive)
     # An archive's files are opened again where they are now.
     where = str(root.resolve()) if archive is None else [str(root.resolve()), str(archive.folder.resolve())]
-    key = json.dumps([FORMAT, state, where, demands])
-    folder = cache_folder("samples") / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+    key = json.dumps([FORMAT, _rules(RULES), state, where, demands])
+    folder = entry_path("samples", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
     found = _opened(folder, root, demands)
     if found is None:
         try:
@@ -116,6 +119,16 @@ def content_of(path: Path) -> str:
         return _content(path.absolute(), state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@lru_cache(maxsize=4)
+def _rules(folder: Path) -> str:
+    """A SHA-256 of all modules in a folder. Which of them have a say in what becomes of a record need not be kept in a
+    list; to read data anew once after an upgrade costs little."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _state_of(path: Path, archive: Archive | None) -> str:

@@ -4,12 +4,23 @@ import json
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from aligngpt.errors import AlignGPTError
 
 
 class TooManyRejects(AlignGPTError):
     """A larger share of the records cannot be used than the job allows."""
+
+
+class Rejected(NamedTuple):
+    """A sample that could not be made into an example: its place among the samples, and what `Rejects.add` takes."""
+
+    place: int
+    record: int
+    id: str | None
+    reason: str
+    detail: str
 
 
 class Rejects:

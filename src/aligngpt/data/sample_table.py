@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
         ("kind", pa.binary()),
         ("record", pa.int64()),
         ("system", pa.binary()),
+        ("accepted", pa.list_(pa.binary())),
         ("characters", pa.int64()),
         ("image_count", pa.int64()),
         ("key", pa.int64()),
@@ -31,7 +32,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-SAMPLE_COLUMNS = range(8)
+SAMPLE_COLUMNS = range(9)
 """The columns that a sample is made of; the others are worked out from it, or say where its picture is."""
 
 NOWHERE = StoredAt(-1, -1, 0, 0)
@@ -72,6 +73,7 @@ def row_of(sample: Sample, stored: StoredAt | None = None, key: int | None = Non
         "kind": None if sample.kind is None else encoded(sample.kind),
         "record": sample.record,
         "system": None if sample.system is None else encoded(sample.system),
+        "accepted": [encoded(answer) for answer in sample.accepted],
         "characters": sum(len(turn.text) for turn in sample.turns),
         "image_count": len(sample.images),
         # Of samples without an image the id tells which they are.
@@ -94,4 +96,5 @@ def sample_of(row: dict[str, Any]) -> Sample:
         kind=None if row["kind"] is None else decoded(row["kind"]),
         record=row["record"],
         system=None if row["system"] is None else decoded(row["system"]),
+        accepted=tuple(decoded(answer) for answer in row["accepted"]),
     )

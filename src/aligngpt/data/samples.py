@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from aligngpt.data.record_formats import IMAGE_PLACEHOLDER, RecordError, Said, images_beside, what_is_said
+from aligngpt.data.json_keys import RepeatedKeys
+from aligngpt.data.record_fields import check_fields
+from aligngpt.data.record_formats import IMAGE_PLACEHOLDER, RecordError, Said, what_is_said
+from aligngpt.data.record_pictures import pictures_of, stands_behind
 
-__all__ = ["RecordError", "Role", "Sample", "Turn", "parse_record", "to_record"]
+__all__ = ["RecordError", "Role", "Sample", "Turn", "notes_on", "own_id", "parse_record", "to_record"]
 
 Role = Literal["user", "assistant"]
 
@@ -32,6 +35,7 @@ class Sample:
         kind: what kind of question it is, where the record says (`question_type`).
         record: number of the record in its file, from 0.
         system: what the model is told before the conversation, where the record has it.
+        accepted: all answers to the last question that count as right, where there are several.
     """
 
     id: str
@@ -42,6 +46,7 @@ class Sample:
     kind: str | None = None
     record: int = 0
     system: str | None = None
+    accepted: tuple[str, ...] = ()
 
     @property
     def caption(self) -> str:
@@ -62,31 +67,35 @@ class Sample:
 
 
 def parse_record(record: object, index: int = 0) -> Sample:
-    """A sample out of a record as LLaVA, ShareGPT or OpenAI write it, or of a pair of image and caption.
+    """A sample out of a record as LLaVA, ShareGPT, OpenAI or FineVision write it, or of a pair of image and caption.
 
     A pair is `{"image", "caption"}` or `{"image", "question", "answer"}`; the others are lists of turns, see
-    `what_is_said`. As in LLaVA, a conversation that begins with the assistant loses its first turn, and images of
-    placeholders in later turns are shown with the first. The level is read from the field `similarity` (an integer
-    0…N-1, as the authors' files have it; a float there is a score).
+    `what_is_said`. As in LLaVA, a conversation that begins with the assistant loses its first turn, and images that
+    stand at the end of the first question are shown before it. The level is read from the field `similarity` (an
+    integer 0…N-1, as the authors' files have it; a float there is a score).
 
     Args:
         record: one JSON object.
         index: its number in the file.
 
     Raises:
-        RecordError: the record says nothing that can be trained or asked; the message names the field.
+        RecordError: the record says nothing that can be trained or asked, or a part of it would be lost; the message
+            names the field.
     """
     if not isinstance(record, Mapping):
         raise RecordError("not_an_object", f"expected a JSON object, found {type(record).__name__}")
-    said = what_is_said(record)
-    system = said.pop(0) if said and said[0].speaker == "system" else None
-    if said and said[0].speaker == "assistant":
-        said = said[1:]
+    if isinstance(record, RepeatedKeys):
+        raise RecordError("repeated_key", "the record has a key twice, and only one of its values can be meant")
+    check_fields(record)
+    system, said, _ = _in_turn(record)
     if len(said) < 2:
+        if said and said[0].speaker == "user":
+            raise RecordError("unanswered", "the user's question has no answer; the assistant's answer is needed")
         raise RecordError("no_conversation", "a user's turn and the assistant's answer are needed")
-    images = _images(record, system, said)
+    images = pictures_of(record, system, said)
+    id = own_id(record)
     return Sample(
-        id=str(index if record.get("id") is None else record["id"]),
+        id=str(index) if id is None else id,
         turns=_turns(said, with_images=bool(images)),
         images=images,
         level=_level(record),
@@ -94,7 +103,45 @@ def parse_record(record: object, index: int = 0) -> Sample:
         kind=None if record.get("question_type") is None else str(record["question_type"]),
         record=index,
         system=_system(system),
+        accepted=_accepted(record, said),
     )
+
+
+def own_id(record: object) -> str | None:
+    """The id that a record has itself, in `id` or else in `question_id`; None without."""
+    if not isinstance(record, Mapping):
+        return None
+    return next((str(record[field]) for field in ("id", "question_id") if record.get(field) is not None), None)
+
+
+def notes_on(record: Mapping[str, Any]) -> list[str]:
+    """What a record that makes a sample loses on the way, or has in another place; each goes on after "3 records"."""
+    _, said, greeted = _in_turn(record)
+    notes = ["beginning with the assistant, whose first turn is left out"] if greeted else []
+    if len(said) % 2:
+        notes.append("ending with a question without an answer, which is left out")
+    if stands_behind(said[0]):
+        notes.append("with images at the end of the first question, which are shown before it")
+    return notes
+
+
+def _in_turn(record: Mapping[str, Any]) -> tuple[Said | None, list[Said], bool]:
+    """What the system says, the turns from the user's first on, and whether the assistant had one before."""
+    said = what_is_said(record)
+    system = said.pop(0) if said and said[0].speaker == "system" else None
+    greeted = bool(said) and said[0].speaker == "assistant"
+    return system, said[1:] if greeted else said, greeted
+
+
+def _accepted(record: Mapping[str, Any], said: list[Said]) -> tuple[str, ...]:
+    listed = record.get("accepted_answers")
+    if listed is None:
+        listed = said[1].accepted
+    elif not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+        raise RecordError("accepted_answers", f"`accepted_answers` must be a list of texts, found {listed!r:.80}")
+    for one in listed:
+        _check_unicode(one, "an accepted answer")
+    return tuple(listed)
 
 
 def to_record(sample: Sample) -> dict[str, Any]:
@@ -116,34 +163,9 @@ def to_record(sample: Sample) -> dict[str, Any]:
         record["similarity"] = sample.level - 1
     if sample.score is not None:
         record["score"] = sample.score
+    if sample.accepted:
+        record["accepted_answers"] = list(sample.accepted)
     return record
-
-
-def _images(record: Mapping[str, Any], system: Said | None, said: list[Said]) -> tuple[str, ...]:
-    """The record's images, of which there are as many as placeholders, or none of these."""
-    told = [] if system is None else [system]
-    for turn in [*told, *said[1:]]:
-        if turn.parts:
-            raise RecordError(
-                "later_image",
-                f"an image is part of a turn of the {turn.speaker}; images must come with the first question, so move "
-                "it there or make the turn a record of its own",
-            )
-    beside, within = images_beside(record), said[0].images
-    if beside and within:
-        raise RecordError(
-            "image_field", "images are named both in the first turn and in a field beside it; name them once"
-        )
-    images = beside or within
-    placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in [*told, *said])
-    if placeholders and placeholders != len(images):
-        counted = (
-            f"{placeholders} images and <image> placeholders and names"
-            if said[0].parts
-            else f"{placeholders} <image> placeholders and the field `image`"
-        )
-        raise RecordError("image_count", f"the text has {counted} {len(images)} images")
-    return images
 
 
 def _turns(said: list[Said], *, with_images: bool) -> tuple[Turn, ...]:
@@ -196,7 +218,8 @@ def _level(record: Mapping[str, Any]) -> int | None:
 
 def _score(record: Mapping[str, Any]) -> float | None:
     similarity = record.get("similarity")
-    return similarity if "score" not in record and isinstance(similarity, float) else _number(record, "score")
+    scored = record.get("score") is not None
+    return similarity if not scored and isinstance(similarity, float) else _number(record, "score")
 
 
 def _number(record: Mapping[str, Any], name: str) -> float | None:

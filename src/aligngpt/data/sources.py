@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aligngpt.data.images import ImageError, check_image, resolve_image
 from aligngpt.data.pair_json_array import read_array
+from aligngpt.data.pair_ranges import BOM, BrokenLine, json_of, read_lines, text_start
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.samples import RecordError, Sample, parse_record, to_record
+from aligngpt.data.samples import RecordError, Sample, own_id, parse_record, to_record
 from aligngpt.data.source_error import SourceError
+from aligngpt.data.text_files import HEAD, check_kind, check_lines
 from aligngpt.files import atomic_write
 
 __all__ = [
@@ -27,20 +27,15 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class BrokenLine:
-    """A line of a JSON lines file that is no JSON; `reason` says where it breaks."""
-
-    reason: str
-
-
 def read_records(path: Path) -> Iterator[tuple[int, object]]:
     """The records of a file, numbered from 0, one in memory at a time.
 
-    A line of JSON lines that is no JSON comes as a `BrokenLine`; an array that is broken ends with an error there.
+    A line of JSON lines that is no JSON, and a record that is not UTF-8, come as a `BrokenLine`; an array that is
+    broken ends with an error there.
 
     Raises:
-        SourceError: the file cannot be read, is empty, is not UTF-8, or is neither an array nor JSON lines.
+        SourceError: the file cannot be read, is empty, is packed, is in another encoding than UTF-8, or is neither an
+            array nor JSON lines.
     """
     try:
         if _is_array(path):
@@ -49,8 +44,6 @@ def read_records(path: Path) -> Iterator[tuple[int, object]]:
             yield from _read_lines(path)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 in line {_first_broken_line(path)}; save it as UTF-8") from error
 
 
 def read_samples(path: Path, rejects: Rejects) -> Iterator[tuple[Sample, dict[str, Any]]]:
@@ -61,13 +54,12 @@ def read_samples(path: Path, rejects: Rejects) -> Iterator[tuple[Sample, dict[st
     """
     for index, record in read_records(path):
         if isinstance(record, BrokenLine):
-            rejects.add(index, None, "broken_line", record.reason)
+            rejects.add(index, None, record.kind, record.reason)
             continue
         try:
             sample = parse_record(record, index)
         except RecordError as error:
-            name = str(record["id"]) if isinstance(record, dict) and record.get("id") is not None else None
-            rejects.add(index, name, error.reason, str(error))
+            rejects.add(index, own_id(record), error.reason, str(error))
             continue
         assert isinstance(record, dict)
         yield sample, record
@@ -152,34 +144,36 @@ def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def _is_array(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig") as file:
-        while chunk := file.read(4096):
-            if start := chunk.lstrip():
-                return start[0] == "["
-    raise SourceError(f"{path} is empty")
-
-
-def _first_broken_line(path: Path) -> int:
-    whole = 0
-    with path.open("rb") as file, suppress(UnicodeDecodeError):
-        for line in file:
-            line.decode()
-            whole += 1
-    return whole + 1
+    with path.open("rb") as file:
+        head = file.read(HEAD).removeprefix(BOM)
+        check_kind(path, head)
+        while head and not (start := head.lstrip()):
+            head = file.read(HEAD)
+    if not head:
+        raise SourceError(f"{path} is empty")
+    return start.startswith(b"[")
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, object]]:
+    check_lines(path)
     index = 0
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if index == 0 and not line.lstrip().startswith("{"):
-                    raise SourceError(f"{path} is neither a JSON array nor JSON lines of records") from error
-                what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-                record = BrokenLine(f"line {number}: {what}")
-            yield index, record
-            index += 1
+    for line in read_lines(path, text_start(path)):
+        if not line.content.strip():
+            continue
+        record = json_of(line)
+        if isinstance(record, BrokenLine):
+            if index == 0 and record.kind == "broken_line" and not line.content.lstrip().startswith(b"{"):
+                raise SourceError(f"{path} is neither a JSON array nor JSON lines of records{_instead(path)}")
+            record = BrokenLine(f"line {line.number}: {record.reason}", record.kind)
+        yield index, record
+        index += 1
+
+
+def _instead(path: Path) -> str:
+    """What reads a file that is none of records."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return ""
+    return (
+        "; CSV is read by `aligngpt score` and `aligngpt levels` only: check, train and evaluate read JSON arrays, "
+        "JSON lines, Parquet and tar files"
+    )

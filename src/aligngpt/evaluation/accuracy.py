@@ -8,13 +8,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from aligngpt.data.archives import archive_at
 from aligngpt.data.images import ImageError, open_image, resolve_image
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples import Sample
 from aligngpt.data.sources import load_samples
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
-from aligngpt.evaluation.matching import matches
+from aligngpt.evaluation.matching import matches, right_answers
 from aligngpt.evaluation.results import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
@@ -26,6 +27,7 @@ from aligngpt.evaluation.results import (
 )
 from aligngpt.files import atomic_write
 from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Sampling
+from aligngpt.locks import owned_folder
 from aligngpt.progress import Meter
 
 EXTRA_TOKENS = 4
@@ -47,10 +49,11 @@ def evaluate_file(
     precision: str = "auto",
     max_reject_share: float = 0.05,
 ) -> EvaluationResult:
-    """Answer the questions of a LLaVA-format file with a model; the same call goes on with a stopped evaluation.
+    """Answer the questions of a LLaVA-format file with a model; the same call resumes a stopped evaluation.
 
     Leaves `predictions.jsonl` and `results.json` in `out`. The last turn of a record is the expected answer; earlier
-    ones are given to the model. Answers are greedy and count as right by `matching.matches`.
+    ones are given to the model. Answers are greedy and count as right by `matching.matches`; where a record has several
+    accepted answers, each of them is right.
 
     Args:
         model: folder or hub name.
@@ -68,11 +71,17 @@ def evaluate_file(
         max_reject_share: share of the questions that may be unusable, 0…1.
 
     Raises:
-        AlignGPTError: the model or the file cannot be used, or `out` holds another evaluation.
+        AlignGPTError: the model or the file cannot be used, `out` holds another evaluation, or another process is
+            evaluating into it.
     """
+    if archive_at(questions, image_root) is not None:
+        raise EvaluationError(
+            f"{questions} is Parquet or tar, and evaluate reads questions from JSON or JSON lines only; write them as "
+            "JSON, with their pictures as files below the image root"
+        )
     root = questions.parent if image_root is None else image_root
     # Beside those of an evaluation that may be there, until the folder is known to be this one's.
-    with Rejects(out / "rejects.new.jsonl", max_share=max_reject_share) as rejects:
+    with owned_folder(out, "evaluate"), Rejects(out / "rejects.new.jsonl", max_share=max_reject_share) as rejects:
         samples = load_samples(questions, image_root=root, rejects=rejects)
         # What the rejects are a share of: those of the whole file are among them.
         looked_at = len(samples) + rejects.count
@@ -97,7 +106,7 @@ def evaluate_file(
             pairs = list(zip(samples, shown, strict=True))
             for prediction in _answer_all(engine, pairs, done.keys(), root, out, batch_size, rejects, looked_at):
                 done[prediction.record] = prediction
-        result = summarise(list(done.values()), time.monotonic() - started, rejects.count)
+        result = summarise(list(done.values()), time.monotonic() - started, rejects.by_reason)
     if engine is not None or not (out / RESULTS_FILE).is_file():
         result.save(out / RESULTS_FILE)
     return result
@@ -142,7 +151,8 @@ def _answer_all(
     evaluation repeats whole batches.
     """
     before = frozenset(answered)
-    longest = max(len(engine.processor.tokenizer(sample.turns[-1].text)["input_ids"]) for sample, _ in questions)
+    rights = (answer for sample, _ in questions for answer in right_answers(sample))
+    longest = max(len(engine.processor.tokenizer(answer)["input_ids"]) for answer in rights)
     sampling = Sampling(max_new_tokens=longest + EXTRA_TOKENS)
     # Questions of about equal length make batches with little padding.
     ordered = sorted(questions, key=lambda pair: (len(pair[1]), sum(len(turn.text) for turn in pair[0].turns[:-1])))
@@ -172,7 +182,7 @@ def _answer_all(
                     question=sample.turns[-2].text,
                     expected=sample.turns[-1].text,
                     answer=answer.text,
-                    correct=matches(answer.text, sample.turns[-1].text),
+                    correct=matches(answer.text, right_answers(sample)),
                     image=next(iter(sample.images), None),
                     image_shown=next(iter(shown), None),
                     alignment_weights=answer.alignment_weights,
@@ -247,7 +257,7 @@ def _fingerprint(
     loaded = [[str(source), *_weights_state(Path(source))] for source in (model, base) if source is not None]
     digest = hashlib.sha256(json.dumps([*loaded, str(questions.resolve()), str(root.resolve())]).encode())
     for sample, images in zip(samples, shown, strict=True):
-        digest.update(repr((sample.record, sample.turns, images)).encode())
+        digest.update(repr((sample.record, sample.turns, images, *sample.accepted)).encode())
     return digest.hexdigest()
 
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from aligngpt.data.samples import Sample
+
 ARTICLES = {"a", "an", "the"}
 
 
@@ -16,3 +18,8 @@ def matches(answer: str, expected: str | Iterable[str]) -> bool:
     """Whether an answer is, once normalised, the expected one (or one of them)."""
     accepted = [expected] if isinstance(expected, str) else expected
     return normalise(answer) in {normalise(one) for one in accepted}
+
+
+def right_answers(sample: Sample) -> tuple[str, ...]:
+    """The answers to a sample's last question that count as right: its last turn, and the others that it accepts."""
+    return tuple(dict.fromkeys([sample.turns[-1].text, *sample.accepted]))

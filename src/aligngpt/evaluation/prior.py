@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from aligngpt.data.samples import Sample
-from aligngpt.evaluation.matching import matches, normalise
+from aligngpt.evaluation.matching import matches, normalise, right_answers
 
 
 class AnswerPrior:
@@ -35,7 +35,7 @@ class AnswerPrior:
 
     def count_correct(self, samples: Sequence[Sample]) -> int:
         """How many of the samples it answers right."""
-        return sum(matches(self.predict(sample.turns[-2].text), sample.turns[-1].text) for sample in samples)
+        return sum(matches(self.predict(sample.turns[-2].text), right_answers(sample)) for sample in samples)
 
 
 def _keys(question: str) -> list[str]:

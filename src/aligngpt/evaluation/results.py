@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class EvaluationResult:
         by_kind: of each question type the file names.
         gate_weights: the mean of the gate's weights of levels 1…N-1, by question type.
         seconds: this run took; what an earlier, stopped one did is not in it.
-        rejects: questions that could not be asked.
+        rejects: questions that were passed over since they could not be asked.
+        by_reason: how many of these for which reason.
     """
 
     overall: Tally
@@ -55,9 +56,10 @@ class EvaluationResult:
     gate_weights: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     rejects: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
 
     def table(self) -> str:
-        """The accuracies in lines for a terminal."""
+        """The accuracies in lines for a terminal, and how many questions were passed over."""
         rows = {**self.by_kind, "all questions": self.overall}
         width = max(len(name) for name in rows)
         lines = []
@@ -65,6 +67,10 @@ class EvaluationResult:
             low, high = wilson_interval(tally.correct, tally.total)
             interval = f"95 % interval {low:.1%}–{high:.1%}"
             lines.append(f"{name:<{width}}  {tally.accuracy:6.1%}  ({tally.correct}/{tally.total}, {interval})")
+        if self.rejects:
+            most = sorted(self.by_reason.items(), key=lambda pair: -pair[1])
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in most)
+            lines.append(f"{self.rejects:,} passed over{': ' if reasons else ''}{reasons}; rejects.jsonl names each")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -75,6 +81,7 @@ class EvaluationResult:
             "gate_weights": self.gate_weights,
             "seconds": round(self.seconds, 1),
             "rejects": self.rejects,
+            "rejects_by_reason": self.by_reason,
         }
         with atomic_write(path) as file:
             json.dump(facts, file, indent=2)
@@ -94,6 +101,8 @@ class EvaluationResult:
                 gate_weights=facts["gate_weights"],
                 seconds=facts["seconds"],
                 rejects=facts["rejects"],
+                # Results of older versions have only the count.
+                by_reason=facts.get("rejects_by_reason", {}),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvaluationError(f"{path} cannot be read: {error}; evaluate again") from error
@@ -124,8 +133,16 @@ class Prediction:
     alignment_weights: tuple[float, ...] | None
 
 
-def summarise(predictions: Sequence[Prediction], seconds: float = 0.0, rejects: int = 0) -> EvaluationResult:
-    """Count what was right, over all and by kind, and average the gate's weights by kind."""
+def summarise(
+    predictions: Sequence[Prediction], seconds: float = 0.0, rejects: Mapping[str, int] | None = None
+) -> EvaluationResult:
+    """Count what was right, over all and by kind, and average the gate's weights by kind.
+
+    Args:
+        predictions: of the questions that were asked.
+        seconds: that the evaluation took.
+        rejects: how many questions were passed over, by reason.
+    """
     kinds: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
         kinds[prediction.kind or WITHOUT_KIND].append(prediction)
@@ -135,7 +152,8 @@ def summarise(predictions: Sequence[Prediction], seconds: float = 0.0, rejects: 
         if rows:
             weights[kind] = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     named = {kind: _count(members) for kind, members in sorted(kinds.items()) if kind != WITHOUT_KIND}
-    return EvaluationResult(_count(predictions), named, weights, seconds, rejects)
+    by_reason = dict(rejects or {})
+    return EvaluationResult(_count(predictions), named, weights, seconds, sum(by_reason.values()), by_reason)
 
 
 def read_predictions(path: Path) -> dict[int, Prediction]:

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
+from aligngpt.hub_names import local_or_hub
 from aligngpt.model.adapters import is_adapter, load_adapter
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -144,6 +145,7 @@ class Engine:
                 f"the model {source} cannot be loaded: there is no such folder here. Give a model folder (with "
                 "config.json) or a hub name, owner/name"
             )
+        local_or_hub(source, "the model", EngineError)
         try:
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
@@ -244,6 +246,8 @@ class Engine:
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         self._check_length(inputs["input_ids"].shape[1], sampling)
+        conversations = [self.processor.neutral(request.messages) for request in requests]
+        inputs["instruction_mask"] = self.processor.instruction_mask(conversations, inputs["attention_mask"])
         levels = [request.level for request in requests]
         if any(level is not None for level in levels):
             inputs["alignment_level"] = self._levels(levels)
@@ -288,6 +292,7 @@ class Engine:
         body = self.model.model
         if "pixel_values" not in inputs:
             return [None] * len(requests)
+        instruction_mask = inputs.pop("instruction_mask", None)
         with torch.inference_mode():
             images = body.get_image_features(inputs.pop("pixel_values"), return_dict=True)
             inputs["mm_encoder_outputs"] = {"image": images}
@@ -298,6 +303,7 @@ class Engine:
                 None,
                 image_features=images.pooler_output,
                 attention_mask=inputs["attention_mask"],
+                instruction_mask=instruction_mask,
                 alignment_level=inputs.pop("alignment_level", None),
             )
         with_image = [row for row, request in enumerate(requests) if request.images]

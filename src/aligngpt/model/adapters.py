@@ -4,26 +4,38 @@ An adapter folder is what `PeftModel.save_pretrained` leaves, with the processor
 `adapter_config.json` names the base: a whole model that the adapters were trained on, which is not copied.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_folder
+from aligngpt.hub_names import local_or_hub
 from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.layouts import EMBEDDINGS, HEAD
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
+from aligngpt.model.shards import ShardError, read_shapes
+from aligngpt.model.templates import for_images, one_template
 
 OWN_PARTS = ("model.multi_modal_projector", "model.alignment")
 """Modules that an adapter folder always holds whole, where the model has them."""
+
+
+_PREFIX = "base_model.model."
+_BASE = "aligngpt_base"
+"""In the metadata of the adapters' file: what the frozen weights were that they were trained on."""
 
 
 class AdapterError(AlignGPTError):
@@ -67,11 +79,11 @@ def save_adapter(
     tensors |= trained
     save_file(
         {
-            f"base_model.model.{name.replace('.default.', '.') if '.lora_' in name else name}": tensor.contiguous()
+            f"{_PREFIX}{name.replace('.default.', '.') if '.lora_' in name else name}": tensor.contiguous()
             for name, tensor in tensors.items()
         },
         folder / SAFETENSORS_WEIGHTS_NAME,
-        metadata={"format": "pt"},
+        metadata={"format": "pt", _BASE: _fingerprint(base)},
     )
     config = LoraConfig(
         base_model_name_or_path=str(base_folder.absolute()),
@@ -99,9 +111,12 @@ def load_adapter(
             that of a model which was merged before.
 
     Raises:
-        AdapterError: the folder is damaged, or its base is not there or of another kind.
+        AdapterError: the folder is damaged, its base is not there or another one, or its tokenizer has tokens that the
+            embedding table has no row for.
     """
     source = str(base) if base is not None else _named_base(folder)
+    elsewhere = "If it is somewhere else, name it with --base FOLDER"
+    local_or_hub(source, "the base", AdapterError, whose=f"of the adapter {folder}", advice=elsewhere)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -110,18 +125,34 @@ def load_adapter(
             "else, name it with --base FOLDER"
         ) from error
     if not isinstance(config, AlignGPTConfig):
+        if (folder / "non_lora_trainables.bin").is_file():
+            raise AdapterError(
+                f"{folder} is an adapter folder of LLaVA's code; merge it with that code's "
+                "scripts/merge_lora_weights.py, then convert the merged model"
+            )
         raise AdapterError(
             f"the base {source} of the adapter {folder} is a {config.model_type!r}, expected an AlignGPT"
         )
     try:
-        # Adapters that others trained may come without a processor.
-        own = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-        processor = AutoProcessor.from_pretrained(folder if own else source)
         whole = AlignGPTForConditionalGeneration.from_pretrained(source, dtype="auto")
-        model = PeftModel.from_pretrained(whole, folder).merge_and_unload()
+        processor = _processor(folder, source)
+        stored = _stored(folder)
+        _check_base(folder, source, whole)
+        _grow(folder, source, whole, stored)
+        _check_tokens(folder, source, whole, processor)
+        try:
+            adapted = PeftModel.from_pretrained(whole, folder)
+        except KeyError as error:
+            # Of a module that is saved whole; of the others peft says nothing.
+            raise AdapterError(
+                f"the adapter {folder} was made for another base than {source}: "
+                f"{str(error.args[0]).removeprefix(_PREFIX)} is missing; name the right one with --base FOLDER"
+            ) from error
+        _check_names(folder, source, adapted, stored)
+        model = adapted.merge_and_unload()
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, ShardError) as error:
         raise AdapterError(
             f"the adapter {folder} cannot be put on its base {source}: {str(error).rstrip('.')}. A file of them is "
             "missing or damaged, or they do not belong together; save or download them again, or name the base with "
@@ -173,3 +204,124 @@ def _named_base(folder: Path) -> str:
     if not named:
         raise AdapterError(f"{path} does not name a base; give one with --base FOLDER")
     return str(named)
+
+
+def _processor(folder: Path, source: str) -> AlignGPTProcessor:
+    """The adapter's own processor; the base's, with the adapter's tokenizer and chat template, where it has no other.
+
+    Raises:
+        AdapterError: tokens have other numbers than in the base.
+    """
+    # Adapters that others trained may come without a processor, or with a tokenizer alone.
+    own = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    with_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    processor: AlignGPTProcessor = AutoProcessor.from_pretrained(folder if own else source)
+    if not own and with_tokenizer:
+        processor.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        if template := one_template(processor.tokenizer.chat_template, f"the tokenizer of {folder}"):
+            processor.chat_template = for_images(template, str(folder))
+    if own or with_tokenizer:
+        ours, theirs = processor.tokenizer.get_vocab(), _vocabulary(source)
+        moved = [token for token, index in theirs.items() if ours.get(token) != index]
+        if moved:
+            raise AdapterError(
+                f"the tokenizer of the adapter {folder} and that of its base {source} differ: {moved[0]!r} is token "
+                f"{ours.get(moved[0])} of the one and {theirs[moved[0]]} of the other ({len(moved)} differ); name the "
+                "base that the adapter was trained on with --base FOLDER"
+            )
+    return processor
+
+
+def _vocabulary(source: str) -> Mapping[str, int]:
+    """The tokens of a base; none where it has no tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(source).get_vocab()
+    except (OSError, ValueError):
+        return {}
+
+
+def _stored(folder: Path) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every tensor of an adapter folder, by its name in the base."""
+    file = next((folder / name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME) if (folder / name).is_file()), None)
+    if file is None:
+        raise AdapterError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}; save or download the adapter again")
+    return {name.removeprefix(_PREFIX): shape for name, shape in read_shapes([file]).items()}
+
+
+def _check_base(folder: Path, source: str, base: AlignGPTForConditionalGeneration) -> None:
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        return
+    with safe_open(file, framework="pt") as opened:
+        known = (opened.metadata() or {}).get(_BASE)
+    if known is not None and known != _fingerprint(base):
+        raise AdapterError(
+            f"the adapter {folder} was trained on another base than {source}: the weights of the language model differ "
+            "in shape or value; name the right one with --base FOLDER"
+        )
+
+
+def _fingerprint(base: AlignGPTForConditionalGeneration) -> str:
+    """Of a base's language model, which adapters leave as it is: names, shapes, and some values of each weight.
+
+    Values are compared in bfloat16: a copy of the base in that precision is the same base.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.named_parameters()):
+        if name.startswith(("model.language_model.", HEAD.partition(".")[0])):
+            flat = tensor.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // 256)].cpu().bfloat16().view(torch.int16).tolist()
+            digest.update(repr((name, tuple(tensor.shape), some)).encode())
+    return digest.hexdigest()
+
+
+def _grow(
+    folder: Path, source: str, base: AlignGPTForConditionalGeneration, stored: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Give the base the rows that the adapter brings, where it was trained with more tokens than the base has."""
+    rows = stored.get(EMBEDDINGS, (0,))[0]
+    embeddings: Any = base.get_input_embeddings()
+    old = len(embeddings.weight)
+    if rows <= old:
+        return
+    if HEAD not in stored and not base.config.tie_word_embeddings:
+        raise AdapterError(
+            f"the adapter {folder} brings an embedding table of {rows} rows for the {old} of its base {source}, and no "
+            f"output layer of that size ({HEAD}); save it with both"
+        )
+    base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _check_tokens(
+    folder: Path, source: str, model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor
+) -> None:
+    embeddings: Any = model.get_input_embeddings()
+    rows = len(embeddings.weight)
+    vocabulary = processor.tokenizer.get_vocab()
+    needed = max(vocabulary.values()) + 1
+    if needed > rows:
+        raise AdapterError(
+            f"the tokenizer of the adapter {folder} has {needed} tokens and the embedding table of its base {source} "
+            f"{rows} rows, and the adapter brings no larger table; name the base that it was trained on with --base "
+            "FOLDER, or save the adapter with its embedding table and output layer"
+        )
+    for token, index in ((IMAGE_TOKEN, model.config.image_token_index), (ALIGN_TOKEN, model.config.align_token_index)):
+        if index >= 0 and vocabulary.get(token) != index:
+            raise AdapterError(
+                f"{token} is token {vocabulary.get(token)} of the tokenizer of the adapter {folder} and {index} in its "
+                f"base {source}; name the base that the adapter was trained on with --base FOLDER"
+            )
+
+
+def _check_names(folder: Path, source: str, adapted: PeftModel, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Every tensor of the folder has its place in the model, and every place its tensor: peft passes over the rest."""
+    places = {name.removeprefix(_PREFIX) for name in get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+    stray = sorted(stored.keys() - places - {EMBEDDINGS, HEAD})
+    empty = sorted(places - stored.keys())
+    problems = [f"{name} has no place in it" for name in stray[:5]] + [f"{name} is missing" for name in empty[:5]]
+    if problems:
+        raise AdapterError(
+            f"the adapter {folder} was made for another base than {source}: {'; '.join(problems)}"
+            f"{f' ({len(stray) + len(empty)} in all)' if len(stray) + len(empty) > len(problems) else ''}; name the "
+            "right one with --base FOLDER"
+        )

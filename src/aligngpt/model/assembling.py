@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from aligngpt.alignment.module import AlignmentMode, AlignmentModule
@@ -22,7 +23,7 @@ from aligngpt.model.configuration import AlignGPTConfig, TextPooling
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.multiscale import AlignGPTProjector
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
-from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, with_images
+from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, one_template, with_images
 
 PUBLISHED_GATE_GRID = 24
 
@@ -78,7 +79,7 @@ def assemble(
     )
     language = load_language_model(language_model, dtype, weights=weights)
     tokenizer = load_tokenizer(language_model, with_align=alignment != "none")
-    template = _chat_template(chat_template, tokenizer)
+    template = chosen_template(chat_template, tokenizer, language_model)
     grow_vocabulary(language, len(tokenizer))
 
     config = AlignGPTConfig(
@@ -113,6 +114,9 @@ def assemble(
 
 def build_processor(tower: VisionTower, tokenizer: Any, template: str, *, with_align: bool) -> AlignGPTProcessor:
     """The processor of a model with this vision tower, tokenizer and chat template."""
+    if isinstance(tokenizer.chat_template, dict):
+        # The others would be saved beside the one that was taken.
+        tokenizer.chat_template = template
     return AlignGPTProcessor(
         image_processor=tower.image_processor,
         tokenizer=tokenizer,
@@ -151,21 +155,77 @@ def _check_values(model: AlignGPTForConditionalGeneration) -> None:
 
 
 def _check_language(model: AlignGPTForConditionalGeneration, language: PreTrainedModel, source: str | Path) -> None:
-    """Without an image the assembled model must say what its language model says."""
+    """Without an image the assembled model must say what its language model says, alone and in a batch, with a cache.
+
+    Where it says something else with a cache than without, it generates without.
+
+    Raises:
+        BackboneError: it says something else, or cannot be run.
+    """
+    kind = type(language).__name__
     ids = torch.arange(8).unsqueeze(0)
-    with torch.no_grad():
-        expected = language(input_ids=ids, use_cache=False).logits
-        try:
+    try:
+        with torch.no_grad():
+            expected = language(input_ids=ids, use_cache=False).logits
             found = model(input_ids=ids, use_cache=False).logits
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise BackboneError(f"{source}: {type(language).__name__} cannot be run on embeddings: {error}") from error
+    # Language models of other kinds raise whatever they like here.
+    except Exception as error:
+        raise BackboneError(f"{source}: {kind} cannot be run on embeddings: {error}") from error
     words = torch.ones(expected.shape[-1], dtype=torch.bool)
     words[model.config.placeholder_ids] = False
-    if not (found - expected)[..., words].abs().max() <= 0.01 * expected.abs().max():
+    if not _alike(found[..., words], expected[..., words]):
         raise BackboneError(
-            f"{source}: {type(language).__name__} does more between its embeddings and its logits than AlignGPT knows; "
-            "this kind of language model is not supported"
+            f"{source}: {kind} does more between its embeddings and its logits than AlignGPT knows; this kind of "
+            "language model is not supported"
         )
+    if _generates_alike(model, words, use_cache=True):
+        return
+    if not _generates_alike(model, words, use_cache=False):
+        raise BackboneError(
+            f"{source}: {kind} answers a prompt in a batch, with padding before it, otherwise than alone; this kind of "
+            "language model is not supported"
+        )
+    model.generation_config.use_cache = False
+
+
+def _generates_alike(model: AlignGPTForConditionalGeneration, words: torch.Tensor, *, use_cache: bool) -> bool:
+    """Whether two prompts of different lengths are continued together as each is alone, without a cache."""
+    prompts = [torch.arange(2, 8), torch.arange(5, 8)]
+    padding = [len(prompts[0]) - len(prompt) for prompt in prompts]
+    ids = torch.stack([F.pad(prompt, (before, 0)) for prompt, before in zip(prompts, padding, strict=True)])
+    mask = torch.ones_like(ids)
+    mask[1, : padding[1]] = 0
+    steps = 2
+    options = {"max_new_tokens": steps, "do_sample": False, "use_cache": use_cache, "eos_token_id": None}
+    try:
+        with torch.no_grad():
+            together = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+                **options,
+            )
+            found = torch.stack(together.logits, dim=1)
+            for row, before in enumerate(padding):
+                alone = together.sequences[row, before:-1].unsqueeze(0)
+                expected = model(input_ids=alone, use_cache=False).logits[0, -steps:]
+                if not _alike(found[row][..., words], expected[..., words]):
+                    return False
+    # Language models with caches of their own kind raise whatever they like here.
+    except Exception:
+        return False
+    return True
+
+
+def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether logits are equal but for rounding in the precision of those expected; NaN is not.
+
+    `generate` gives its own in single precision, whatever they were computed in.
+    """
+    tolerance = 2e-3 if expected.dtype == torch.float32 else 5e-2
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def fresh_alignment(config: AlignGPTConfig) -> AlignmentModule:
@@ -179,9 +239,11 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _chat_template(wanted: str | None, tokenizer: Any) -> str:
+def chosen_template(wanted: str | None, tokenizer: Any, source: str | Path) -> str:
+    """The chat template that is asked for, by name or as a Jinja file; the tokenizer's own, or Vicuna's, when None."""
     if wanted is None:
-        return with_images(tokenizer.chat_template) if tokenizer.chat_template else VICUNA
+        own = one_template(tokenizer.chat_template, f"the tokenizer of {source}")
+        return with_images(own) if own else VICUNA
     if wanted in NAMED_TEMPLATES:
         return NAMED_TEMPLATES[wanted]
     try:

@@ -22,10 +22,15 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.hub_names import local_or_hub
 from aligngpt.model.configuration import check_scales
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+AS_THE_TOWER = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
+"""What of a tower's own image processor decides how pixels become numbers."""
 
 
 class BackboneError(AlignGPTError):
@@ -85,33 +90,42 @@ def load_vision_tower(
         if image_size not in (None, image_scales[0]):
             raise BackboneError(f"give image_size {image_size} or image_scales {list(image_scales)}, not both")
         image_size = image_scales[0]
-    config = _load_config(source, "vision tower")
-    config = getattr(config, "vision_config", config)
-    if type(config) not in MODEL_MAPPING or not hasattr(config, "patch_size"):
+    whole = _load_config(source, "vision tower")
+    config = getattr(whole, "vision_config", whole)
+    if type(config) not in MODEL_MAPPING:
         raise BackboneError(
-            f"{source}: {config.model_type} is not a vision transformer that cuts pictures into patches; CLIP, SigLIP "
-            "and DINOv2 (with or without registers) are known to work"
+            f"{source}: transformers' AutoModel has no model for {config.model_type} alone; CLIP, SigLIP and DINOv2 "
+            "(with or without registers) are known to work"
+        )
+    if not hasattr(config, "patch_size"):
+        raise BackboneError(
+            f"{source}: {config.model_type} does not say the size of its patches, so it is no vision transformer that "
+            "cuts pictures into patches; CLIP, SigLIP and DINOv2 (with or without registers) are known to work"
         )
     try:
         own_processor = AutoImageProcessor.from_pretrained(source)
-        model = _load(AutoModel, source, config, dtype, weights=weights)
+        model = _load_tower(source, whole, config, dtype) if weights else _on_meta(AutoModel, config, dtype)
     except LOADING_ERRORS as error:
         raise BackboneError(f"the vision tower {source} cannot be loaded: {error}") from error
+    config = model.config
     size = image_size or _side(own_processor, config)
     tokens = _count_tokens(model.eval(), source, size)
-    patches = (size // config.patch_size) ** 2
+    patch, other = _sides(config.patch_size)
+    if patch != other:
+        raise BackboneError(f"{source}: its patches are {patch} × {other} pixels; only square ones are supported")
+    patches = (size // patch) ** 2
     registers = getattr(config, "num_register_tokens", None) or 0
     if tokens - registers not in (patches, patches + 1):
         named = f" and {registers} registers" if registers else ""
         raise BackboneError(
-            f"{source}: {tokens} tokens for a picture of {size} px, expected {patches} patches of {config.patch_size} "
+            f"{source}: {tokens} tokens for a picture of {size} px, expected {patches} patches of {patch} "
             f"px{named}, with or without a class token; towers with a pooled grid, or with tokens that "
             "num_register_tokens does not count, are not supported"
         )
     return VisionTower(
         model=model,
         image_processor=_image_processor(own_processor, image_scales[-1] if image_scales else size, pad_images),
-        patch_size=config.patch_size,
+        patch_size=patch,
         select_strategy="full" if tokens == patches + registers else "default",
         image_tokens=patches,
         register_tokens=registers,
@@ -137,20 +151,38 @@ def load_language_model(
             f"{source}: {config.model_type} has parts besides its language model; give a text-only language model"
         )
     try:
-        model = _load(AutoModelForCausalLM, source, config, dtype, weights=weights)
+        if weights:
+            model, missing = _load(AutoModelForCausalLM, source, dtype, config=config)
+        else:
+            model, missing = _on_meta(AutoModelForCausalLM, config, dtype), []
     except LOADING_ERRORS as error:
         raise BackboneError(f"the language model {source} cannot be loaded: {error}") from error
+    if missing:
+        raise BackboneError(
+            f"{source} has no weights for {_some(missing)} of {type(model).__name__}; they would be random numbers. "
+            "Give a complete causal language model, with its output layer"
+        )
     body: Any = MODEL_MAPPING.get(type(config), None)
     if body is not type(model.base_model):
         raise BackboneError(
             f"{source}: the body of {type(model).__name__} is not what AutoModel makes of its configuration, so a "
             "saved model could not be loaded again"
         )
-    head = model.get_output_embeddings()
+    try:
+        head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+        rows, width = embeddings.weight.shape
+    # Some classes look for them where they are not, others have none.
+    except (AttributeError, NotImplementedError) as error:
+        raise BackboneError(
+            f"{source}: {type(model).__name__} does not say where its embeddings are ({error}); this kind of language "
+            "model is not supported"
+        ) from error
     if not isinstance(head, nn.Linear):
         raise BackboneError(f"{source}: its output layer is {type(head).__name__}, expected a linear layer")
-    embeddings: Any = model.get_input_embeddings()
-    width = embeddings.weight.shape[1]
+    if rows != head.out_features:
+        raise BackboneError(
+            f"{source}: it has embeddings of {rows} tokens and an output layer for {head.out_features}; they must agree"
+        )
     if width != config.hidden_size:
         raise BackboneError(
             f"{source}: its embeddings are {width} wide and its layers {config.hidden_size}; they must agree"
@@ -164,6 +196,7 @@ def load_tokenizer(source: str | Path, *, with_align: bool) -> Any:
     Raises:
         BackboneError: there is no tokenizer to load.
     """
+    local_or_hub(source, "the tokenizer of", BackboneError)
     try:
         # Given here, because a padding side that is set later is not saved.
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
@@ -180,12 +213,22 @@ def grow_vocabulary(language: PreTrainedModel, size: int) -> None:
     """Make room for `size` tokens; new rows of the embedding and the head hold the mean of the old ones.
 
     See `new_rows` for what the embedding's are.
+
+    Raises:
+        BackboneError: the language model cannot be given more tokens.
     """
     embeddings: Any = language.get_input_embeddings()
     old = len(embeddings.weight)
     if size <= old:
         return
-    language.resize_token_embeddings(size, mean_resizing=False)
+    try:
+        language.resize_token_embeddings(size, mean_resizing=False)
+    # It draws new rows in the model's own way, which may fail in any.
+    except Exception as error:
+        raise BackboneError(
+            f"{type(language).__name__} cannot have {size - old} more tokens ({error}); this kind of language model is "
+            "not supported"
+        ) from error
     if embeddings.weight.is_meta:
         return
     with torch.no_grad():
@@ -209,14 +252,78 @@ def new_rows(table: torch.Tensor, count: int, *, apart: bool = True) -> torch.Te
     return (mean + 0.01 * spread * noise).to(table.dtype)
 
 
-def _load(kind: Any, source: str | Path, config: PretrainedConfig, dtype: torch.dtype, *, weights: bool) -> Any:
-    if weights:
-        return kind.from_pretrained(source, config=config, dtype=dtype)
+def _load(kind: Any, source: str | Path, dtype: torch.dtype | str, **options: Any) -> tuple[Any, list[str]]:
+    """A model, and the names of the tensors that the source has no values for: these are random numbers."""
+    model, found = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    return model, sorted(found["missing_keys"])
+
+
+def _on_meta(kind: Any, config: PretrainedConfig, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         return kind.from_config(config, dtype=dtype)
 
 
+def _load_tower(source: str | Path, whole: PretrainedConfig, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    """The tower of a source: all of it, or a part of a larger model.
+
+    transformers reads some larger models' towers by themselves (CLIP's). Of others it finds no tensor under the names
+    that it looks for, and leaves random numbers; these are loaded whole, and the tower is taken out.
+
+    Raises:
+        BackboneError: the source has no values for tensors that its features depend on.
+    """
+    model, missing = _load(AutoModel, source, dtype, config=config)
+    missing = _that_count(model, missing)
+    if missing and whole is not config:
+        # In the precision of the file: the rest of it may be large, and is dropped.
+        larger, missing_of_all = _load(AutoModel, source, "auto")
+        kind: Any = MODEL_MAPPING[type(config)]
+        name = next((name for name, module in larger.named_modules() if type(module) is kind), None)
+        if name is not None:
+            model = larger.get_submodule(name).to(dtype)
+            within = f"{name}." if name else ""
+            own = [one.removeprefix(within) for one in missing_of_all if one.startswith(within)]
+            missing = _that_count(model, own)
+    if missing:
+        raise BackboneError(
+            f"{source} has no weights for {_some(missing)} of its {type(model).__name__}; they would be random "
+            "numbers. Give a folder with the vision tower's weights"
+        )
+    return model
+
+
+def _that_count(model: PreTrainedModel, missing: Sequence[str]) -> list[str]:
+    """Those of the tensors that some hidden state depends on: a pooling head may be missing."""
+    if not missing:
+        return []
+    parameters = dict(model.named_parameters())
+    known = [name for name in missing if name in parameters]
+    try:
+        side = _sides(model.config.image_size)[0]
+        with torch.enable_grad():
+            output = model.eval()(torch.zeros(1, 3, side, side, dtype=model.dtype), output_hidden_states=True)
+            states = [*output.hidden_states, output.last_hidden_state]
+            total = torch.stack([state.float().sum() for state in states]).sum()
+            gradients = torch.autograd.grad(total, [parameters[name] for name in known], allow_unused=True)
+    except Exception:
+        # Towers that read no pictures raise whatever they like; any of these may then count.
+        return list(missing)
+    idle = {name for name, gradient in zip(known, gradients, strict=True) if gradient is None}
+    return [name for name in missing if name not in idle]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 4 else ", ".join(names)
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Height and width of a configuration's `image_size` or `patch_size`, one number or two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
 def _load_config(source: str | Path, what: str) -> PretrainedConfig:
+    local_or_hub(source, f"the {what}", BackboneError)
     try:
         return AutoConfig.from_pretrained(source)
     except LOADING_ERRORS as error:
@@ -224,12 +331,24 @@ def _load_config(source: str | Path, what: str) -> PretrainedConfig:
 
 
 def _count_tokens(model: PreTrainedModel, source: str | Path, size: int) -> int:
+    """Tokens that the tower makes of a picture, patches or not."""
     try:
         with torch.no_grad():
-            pixels = torch.zeros(1, 3, size, size, dtype=model.dtype, device=model.device)
-            return model(pixels).last_hidden_state.shape[1]
-    except (ValueError, RuntimeError) as error:
-        raise BackboneError(f"{source}: the tower cannot read pictures of {size} px: {error}") from error
+            pixels = torch.zeros(2, 3, size, size, dtype=model.dtype, device=model.device)
+            states = model(pixels, output_hidden_states=True).hidden_states
+    # What towers of other kinds raise on pictures is of any kind.
+    except Exception as error:
+        raise BackboneError(
+            f"{source}: {type(model).__name__} cannot read pictures of {size} px as they are ({error}); towers that "
+            "read patches or grids of any shape are not supported"
+        ) from error
+    shapes = {tuple(state.shape) for state in states or ()}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or shape[0] != 2:
+        raise BackboneError(
+            f"{source}: {type(model).__name__} does not give one row of tokens a picture at every layer; towers of "
+            "that kind are not supported"
+        )
+    return int(shape[1])
 
 
 def _side(image_processor: Any, config: PretrainedConfig) -> int:
@@ -240,7 +359,12 @@ def _side(image_processor: Any, config: PretrainedConfig) -> int:
         lengths = dict(size) if isinstance(size, Mapping) else vars(size)
         if side := lengths.get("height") or lengths.get("shortest_edge"):
             return int(side)
-    return int(config.image_size)
+    if not hasattr(config, "image_size"):
+        raise BackboneError(
+            f"{config.model_type} says no size of pictures: towers that read patches or grids of any shape are not "
+            "supported; take one of a fixed size, such as CLIP, SigLIP or DINOv2"
+        )
+    return _sides(config.image_size)[0]
 
 
 def _image_processor(own: Any, size: int, pad_images: bool) -> LlavaImageProcessorPil:
@@ -250,6 +374,6 @@ def _image_processor(own: Any, size: int, pad_images: bool) -> LlavaImageProcess
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
         resample=own.resample,
-        image_mean=list(own.image_mean),
-        image_std=list(own.image_std),
+        # Towers that normalise by themselves say so here.
+        **{name: getattr(own, name) for name in AS_THE_TOWER if getattr(own, name, None) is not None},
     )

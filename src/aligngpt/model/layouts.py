@@ -12,6 +12,8 @@ from aligngpt.model.backbones import VisionTower
 from aligngpt.model.configuration import AlignGPTConfig
 
 TABLE = "model.alignment.levels"
+TOWER = "model.vision_tower."
+TOWER = "model.vision_tower."
 GATE_INPUT = "model.alignment.gate.0.weight"
 EMBEDDINGS, HEAD, HEAD_BIAS = "model.language_model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"
 BY_TOKEN = (EMBEDDINGS, HEAD, HEAD_BIAS)
@@ -89,17 +91,21 @@ class Layout(ABC):
             vocabulary: rows of the embedding table that will be there, `<image>` and `<align>` last but for more.
         """
         text = self.text_config()
+        if text["model_type"] not in CONFIG_MAPPING:
+            raise LayoutError(f"its language model is a {text['model_type']!r}, which transformers does not know")
+        language = CONFIG_MAPPING[text["model_type"]].from_dict(text | {"vocab_size": vocabulary})
         levels, gate = shapes.get(TABLE, (8,))[0], shapes.get(GATE_INPUT)
         fields: dict[str, Any] = {
             "vision_config": tower.model.config,
-            "text_config": CONFIG_MAPPING[text["model_type"]].from_dict(text | {"vocab_size": vocabulary}),
+            "text_config": language,
             "image_seq_length": tower.image_tokens,
             "vision_feature_select_strategy": tower.select_strategy,
             "num_alignment_levels": int(levels),
             "lm_head_bias": HEAD_BIAS in shapes,
             "image_scales": self.image_scales,
             "dtype": self.theirs.get("dtype") or self.theirs.get("torch_dtype") or "float32",
-            "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
+            # Where it is not written down, it is the family's own: Gemma's are tied.
+            "tie_word_embeddings": bool(language.tie_word_embeddings),
         }
         if gate is not None:
             fields |= {"gate_grid": _side(gate[1]), "gate_hidden_size": int(gate[0])}
@@ -147,14 +153,21 @@ class OriginalLayout(Layout):
 
     @property
     def image_scales(self) -> list[int] | None:
-        if not self.theirs.get("use_s2"):
+        if not (self.theirs.get("use_s2") or self.theirs.get("s2")):
             return None
-        return sorted(int(side) for side in str(self.theirs["s2_scales"]).split(","))
+        # LLaVA's own default.
+        sides = self.theirs.get("s2_scales") or "336,672,1008"
+        try:
+            named = sides if isinstance(sides, list) else str(sides).split(",")
+            return sorted(int(side) for side in named)
+        except (TypeError, ValueError) as error:
+            raise LayoutError(f"its s2_scales are {sides!r}, expected sides in pixels as in 336,672") from error
 
     def text_config(self) -> dict[str, Any]:
         named = " ".join([str(self.theirs.get("model_type")), *self.theirs.get("architectures", [])]).lower()
         family = next((one for one in self.families if one in named), "llama")
-        known = CONFIG_MAPPING[family]().to_dict()
+        # What transformers has turned into one `rope_parameters` is in the files as it always was.
+        known = CONFIG_MAPPING[family]().to_dict().keys() | _ROPE
         kept = {name: value for name, value in self.theirs.items() if name in known and name not in _NOT_OF_THE_TEXT}
         return kept | {"model_type": family}
 
@@ -180,7 +193,19 @@ class OriginalLayout(Layout):
                 f"a model with {family}, alignment {config.alignment!r} and a projector with "
                 f"{config.projector_hidden_act} is not one of the original code's"
             )
+        if not config.multimodal_projector_bias or not isinstance(config.vision_feature_layer, int):
+            raise LayoutError(
+                f"a model with multimodal_projector_bias {config.multimodal_projector_bias} and vision_feature_layer "
+                f"{config.vision_feature_layer} is not one of the original code's, which has a bias and one layer"
+            )
+        if not config.multimodal_projector_bias or not isinstance(config.vision_feature_layer, int):
+            raise LayoutError(
+                f"a model with multimodal_projector_bias {config.multimodal_projector_bias} and vision_feature_layer "
+                f"{config.vision_feature_layer} is not one of the original code's, which has a bias and one layer"
+            )
         plain = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
+        plain |= _rope_as_it_was(plain.get("rope_parameters") or {})
+        plain |= _rope_as_it_was(plain.get("rope_parameters") or {})
         scales = config.image_scales or []
         if scales:
             plain |= {"use_s2": True, "s2_scales": ",".join(map(str, scales))}
@@ -242,6 +267,8 @@ class LlavaLayout(Layout):
 
 
 LAYOUTS: tuple[type[Layout], ...] = (OriginalLayout, LlavaLayout)
+_ROPE = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+_ROPE = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
 _NOT_OF_THE_TEXT = {"architectures", "transformers_version", "torch_dtype", "dtype", "model_type", "_name_or_path"}
 
 
@@ -258,6 +285,14 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
         f"a configuration of type {config.get('model_type')!r} is neither that of the original AlignGPT (with "
         "mm_vision_tower) nor that of a LLaVA (model_type llava)"
     )
+
+
+def _rope_as_it_was(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of rotary embeddings by the names that the original code reads."""
+    settings = dict(rope)
+    kind = settings.pop("rope_type", "default")
+    plain = {name: settings.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in settings}
+    return plain | {"rope_scaling": None if kind == "default" else {"type": kind, **settings}}
 
 
 def _side(tokens: int) -> int:

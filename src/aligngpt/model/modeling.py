@@ -7,6 +7,7 @@ just as the embeddings of the `<image>` tokens come from the vision tower. Every
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -25,13 +26,14 @@ from transformers.utils.generic import can_return_tuple
 from aligngpt.alignment.module import AlignmentModule, AlignmentOutput, mean_text_embedding
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.generation import AlignGPTGenerationMixin
-from aligngpt.model.loss import linear_cross_entropy
+from aligngpt.model.loss import ROWS_AT_ONCE, linear_cross_entropy
 from aligngpt.model.multiscale import AlignGPTProjector, crops_of_scales, merge_scales
 from aligngpt.model.packing import pieces_of
 from aligngpt.model.placeholders import Samples, readable_text, sample_of_image
 
 IGNORED = -100
-LOGIT_SETTINGS = ("logit_scale", "lm_head_multiplier", "logits_scaling", "final_logit_softcapping")
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+LOGIT_SETTINGS = ("logit_scale", "lm_head_multiplier", "logits_scaling", *SOFT_CAPS)
 """Settings of language models that do something to the logits; see `_logits`."""
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
@@ -57,10 +59,13 @@ class AlignGPTOutput(LlavaCausalLMOutputWithPast):
     Attributes:
         alignment_weights: the gate's, `(batch, levels - 1)`; None where no gate ran.
         token_losses: of each token that counts, `(counted,)`, in reading order, without gradients; None without labels.
+        token_predictions: the likeliest token at each of these places, `(counted,)`; only with `skip_logits` outside
+            training.
     """
 
     alignment_weights: Tensor | None = None
     token_losses: Tensor | None = None
+    token_predictions: Tensor | None = None
 
 
 class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
@@ -68,6 +73,15 @@ class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
 
     config: AlignGPTConfig
     _no_split_modules = ["AlignmentModule"]  # noqa: RUF012
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether the class came out of a model repository, as transformers asks when a model is loaded.
+
+        By default it says so of every class outside transformers. It then passes over the initialisation of modules
+        without tensors of their own, where some language models (Falcon-H1) fill buffers that no file holds.
+        """
+        return cls.is_remote_code()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -185,9 +199,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             embeds = embeds.masked_scatter(is_align.unsqueeze(-1), rows)
 
         outputs = self.language_model(
-            attention_mask=self._as_attention_takes_it(attention_mask, embeds.dtype),
+            attention_mask=self._as_attention_takes_it(attention_mask, embeds),
             position_ids=position_ids,
             inputs_embeds=embeds,
+            **self._per_layer_inputs(input_ids),
             **kwargs,
         )
         return AlignGPTModelOutput(
@@ -212,15 +227,21 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         ]
         if not any(parameter.requires_grad for part in parts for parameter in part.parameters()):
             return embeds
-        vision = self.config.vision_config
-        side = self.config.image_scales[-1] if self.config.image_scales else vision.image_size
-        pixels = torch.zeros(1, vision.num_channels, side, side, device=embeds.device, dtype=self.vision_tower.dtype)
-        image_tokens = torch.stack(list(self.get_image_features(pixels, return_dict=True).pooler_output))
+        features = self.get_image_features(self.blank_picture(), return_dict=True)
+        image_tokens = torch.stack(list(features.pooler_output))
         nothing = 0 * image_tokens.sum()
         if self.alignment is not None:
             aligned = self.alignment(image_tokens, image_tokens.new_zeros(1, image_tokens.shape[-1]))
             nothing = nothing + 0 * aligned.embedding.sum()
         return embeds + nothing.to(embeds.device, embeds.dtype)
+
+    def blank_picture(self) -> Tensor:
+        """Pixels of one picture that shows nothing, `(1, channels, height, width)`, for the tower to run on."""
+        vision = self.config.vision_config
+        sides = self.config.image_scales[-1] if self.config.image_scales else vision.image_size
+        height, width = (sides, sides) if isinstance(sides, int) else sides
+        tower = next(self.vision_tower.parameters())
+        return torch.zeros(1, vision.num_channels, height, width, device=tower.device, dtype=tower.dtype)
 
     def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As `LlavaModel.get_image_features`, at every one of the configuration's `image_scales`.
@@ -298,12 +319,46 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         )
         return output
 
-    def _as_attention_takes_it(self, mask: Any, dtype: torch.dtype) -> Any:
-        """A mask of who sees whom, in the form of numbers to be added where attention is computed step by step."""
+    def _per_layer_inputs(self, input_ids: Tensor | None) -> dict[str, Tensor]:
+        """What language models with embeddings of their own in each layer (Gemma 3n, Gemma 4) look up by token id.
+
+        Placeholders have none; padding stands for them, as in these models' own multimodal form.
+
+        Raises:
+            ValueError: such a language model is given embeddings without ids.
+        """
+        config = self.language_model.config
+        if not getattr(config, "hidden_size_per_layer_input", None):
+            return {}
+        if input_ids is None:
+            raise ValueError(
+                f"the language model {config.model_type} looks up embeddings in each layer by token id; give input_ids "
+                "in place of inputs_embeds"
+            )
+        placeholder = torch.isin(input_ids, torch.tensor(self.config.placeholder_ids, device=input_ids.device))
+        words = input_ids.masked_fill(placeholder, getattr(config, "pad_token_id", None) or 0)
+        look_up: Callable[..., Tensor] = self.language_model.get_per_layer_inputs
+        # Gemma 4's takes the embeddings too, of use only where there are no ids.
+        takes_embeddings = "inputs_embeds" in signature(look_up).parameters
+        return {"per_layer_inputs": look_up(words, None) if takes_embeddings else look_up(words)}
+
+    def _as_attention_takes_it(self, mask: Any, embeds: Tensor) -> Any:
+        """A mask of who sees whom, in the form of numbers to be added where attention is computed step by step.
+
+        A language model of states alone (Mamba) reads no mask of what its cache holds, only of what it is given now.
+        """
+        dtype = embeds.dtype
+        if isinstance(mask, Tensor) and mask.ndim == 2 and self._has_states_alone:
+            return mask[:, -embeds.shape[1] :]
         eager = self.language_model.config._attn_implementation == "eager"
         if eager and isinstance(mask, Tensor) and mask.ndim == 4 and mask.dtype == torch.bool:
             return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         return mask
+
+    @property
+    def _has_states_alone(self) -> bool:
+        kinds = getattr(self.language_model.config, "layer_types", None) or ()
+        return bool(kinds) and all(kind == "linear_attention" for kind in kinds)
 
     def align_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor) -> Tensor:
         """Where `<align>` stands, boolean `(batch, length)`; found by its embedding when only embeddings are given."""
@@ -347,16 +402,19 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         num_items_in_batch: Tensor | int | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         vision_features: Tensor | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> AlignGPTOutput:
         """Next-token logits, and the loss where `labels` are given.
 
         Args:
-            labels: `(batch, length)`, -100 where a token is not counted. Logits are then computed only for the
-                positions that predict a counted token: `logits` is `(counted, vocabulary)`, in reading order; None in
-                training, where they are not kept. Unless `instruction_mask` is given, the text before the first
-                counted token of a row is its instruction.
-            logits_to_keep: without labels, how many of the last positions to compute logits for (0: all of them).
+            labels: `(batch, length)`, -100 where a token is not counted. `<image>` and `<align>` are never counted.
+                Unless `instruction_mask` is given, the text before the first counted token of a row is its
+                instruction.
+            logits_to_keep: how many of the last positions to compute `logits (batch, length, vocabulary)` for (0: all
+                of them).
+            skip_logits: with labels, compute the loss without the logits, which are by far the largest tensor, and
+                leave them out of the output; what training does when None.
             num_items_in_batch: number of counted tokens in the whole batch when this is one part of it; the loss is
                 the sum over this part divided by it.
             others: see `AlignGPTModel.forward`.
@@ -379,6 +437,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         ```
         """
         if labels is not None:
+            labels = self._without_placeholders(labels, num_items_in_batch)
             # A cache has no use in training, and a row of several samples would be attended as if it were one.
             kwargs.setdefault("use_cache", False)
             if instruction_mask is None and self.config.text_pooling == "instruction":
@@ -398,23 +457,28 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             **kwargs,
         )
         hidden = outputs.last_hidden_state
+        if hidden.dtype == torch.float32:  # Some bodies (Mamba) end in single precision whatever they are held in.
+            hidden = hidden.to(self.get_input_embeddings().weight.dtype)
 
-        loss = losses = None
-        if labels is None:
+        loss = losses = predictions = logits = None
+        if skip_logits is None:
+            skip_logits = self.training and torch.is_grad_enabled()
+        if labels is None or not skip_logits:
             logits = self._logits(slice_logits_to_keep(hidden, logits_to_keep))
-        else:
+        if labels is not None:
             counted = labels[:, 1:] != IGNORED
             # Two dimensions, not three: a frozen head on a sliced batch would be copied for every sample.
             hidden, expected = hidden[:, :-1][counted], labels[:, 1:][counted]
             if self._fuses_loss():
-                logits = None
                 loss, losses = linear_cross_entropy(
                     hidden, self.lm_head.weight, self.lm_head.bias, expected, self._placeholders(hidden.device)
                 )
-            else:
-                logits = self._logits(hidden)
-                losses = nn.functional.cross_entropy(logits.float(), expected, reduction="none")
+            elif torch.is_grad_enabled():
+                losses = nn.functional.cross_entropy(self._logits(hidden).float(), expected, reduction="none")
                 loss, losses = losses.sum(), losses.detach()
+            else:
+                losses, predictions = self._losses_in_parts(hidden, expected)
+                loss = losses.sum()
             loss = loss / (len(expected) if num_items_in_batch is None else num_items_in_batch)
         return AlignGPTOutput(
             loss=loss,
@@ -425,7 +489,34 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             image_outputs=outputs.image_outputs,
             alignment_weights=outputs.alignment_weights,
             token_losses=losses,
+            token_predictions=predictions,
         )
+
+    def _without_placeholders(self, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """The labels in which no placeholder counts: `<align>` and `<image>` have no probability, so an infinite loss.
+
+        Raises:
+            ValueError: some do and the whole batch's number of labels is given, which then counts them too.
+        """
+        placeholder = torch.isin(labels, self._placeholders(labels.device))
+        if num_items_in_batch is not None and not torch.compiler.is_compiling() and placeholder.any():
+            raise ValueError(
+                "the labels hold <image> or <align>, which are never an answer, and num_items_in_batch counts them; "
+                f"set labels to {IGNORED} at the token ids {', '.join(map(str, self.config.placeholder_ids))}"
+            )
+        return labels.masked_fill(placeholder, IGNORED)
+
+    def _losses_in_parts(self, hidden: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the likeliest token at each place, `(tokens,)` each, of `hidden (tokens, hidden)`; no gradients.
+
+        The logits exist for a part of the places at a time.
+        """
+        losses, predictions = [], []
+        for part, right in zip(hidden.split(ROWS_AT_ONCE), expected.split(ROWS_AT_ONCE), strict=True):
+            logits = self._logits(part).float()
+            losses.append(nn.functional.cross_entropy(logits, right, reduction="none"))
+            predictions.append(logits.argmax(dim=-1))
+        return torch.cat(losses), torch.cat(predictions)
 
     def _fuses_loss(self) -> bool:
         """Whether the loss can be computed without logits: in training, with a head that is whole and linear."""
@@ -453,8 +544,9 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
                 logits = logits * scale
         if scaling := getattr(text_config, "logits_scaling", None):
             logits = logits / scaling
-        if cap := getattr(text_config, "final_logit_softcapping", None):
-            logits = torch.tanh(logits / cap) * cap
+        for name in SOFT_CAPS:
+            if cap := getattr(text_config, name, None):
+                logits = torch.tanh(logits / cap) * cap
         return logits.index_fill(-1, self._placeholders(logits.device), -torch.inf)
 
 

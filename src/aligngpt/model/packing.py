@@ -9,13 +9,13 @@ Attention is computed piece by piece, on what each sees and nothing else, so it 
 the rest of a layer runs over tokens without gaps. transformers calls it like any other kind of attention, by `NAME`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 NAME = "aligngpt_packed"
 PACKED_TOLERANCE = {True: 1e-4, False: 0.05}
@@ -29,6 +29,10 @@ class Piece(NamedTuple):
     stop: int
     prefix_start: int
     prefix_stop: int
+
+
+PROBE = (Piece(0, 3, 0, 0), Piece(3, 6, 0, 3), Piece(6, 9, 0, 3), Piece(9, 12, 9, 9))
+"""A prefix, two branches and a sample of its own, to try a language model on."""
 
 
 def pieces_of(table: Tensor | Sequence[Sequence[int]]) -> tuple[Piece, ...]:
@@ -116,27 +120,107 @@ def can_pack(language_model: PreTrainedModel, length: int) -> bool:
 
     Tried on a few tokens rather than looked up: a model passes its inputs on to its attention, or it does not.
     """
-    config = language_model.config
-    window = getattr(config, "sliding_window", None)
-    if language_model._is_stateful or (window is not None and window < length):
+    if language_model._is_stateful or ((window := shortest_window(language_model.config)) and window < length):
         return False
-    kind = config._attn_implementation
-    ids = torch.arange(6, device=language_model.device).unsqueeze(0) % config.vocab_size
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=language_model.device)
+    kind = language_model.config._attn_implementation
+    try:
+        language_model.set_attn_implementation(NAME)
+        return computes_as_alone(
+            language_model,
+            PROBE,
+            together=lambda ids, positions: _run(language_model, ids, position_ids=positions, pieces=PROBE),
+            reference=lambda ids: _as(language_model, kind, ids),
+        )
+    except Exception:
+        # What language models raise that do not know the attention, or its arguments, is of any kind.
+        return False
+    finally:
+        language_model.set_attn_implementation(kind)
+
+
+def shortest_window(config: PretrainedConfig) -> int | None:
+    """How many tokens the layer that sees least sees, where the configuration limits it.
+
+    Configurations call it `sliding_window`, `window_size`, `attention_chunk_size` and more, or `index_topk` where a
+    layer chooses which tokens it sees; 0 is no limit.
+    """
+    found = [
+        value
+        for name, value in config.to_dict().items()
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0 and _is_window(name)
+    ]
+    return min(found, default=None)
+
+
+def _is_window(name: str) -> bool:
+    # Not which layers have one, nor what cuts a layer's work into parts.
+    return name == "index_topk" or (
+        ("window" in name or "chunk" in name)
+        and not any(other in name for other in ("layers", "pattern", "feed_forward", "lm_head", "mamba"))
+    )
+
+
+def computes_as_alone(
+    language_model: PreTrainedModel,
+    pieces: Sequence[Piece],
+    *,
+    together: Callable[[Tensor, Tensor], Tensor],
+    reference: Callable[[Tensor], Tensor],
+) -> bool:
+    """Whether pieces in one row have the hidden states that each, with its prefix, has alone, and none sees too much.
+
+    What is changed in one piece must change those that see it and leave every bit of the others as it was.
+
+    Args:
+        language_model: whose device and vocabulary the tokens are for; in evaluation mode while this runs.
+        pieces: of the row, as in `packed_attention`.
+        together: the hidden states of a row, from ids and positions `(1, length)`.
+        reference: the hidden states of one sequence, from ids `(1, length)`.
+    """
+    vocabulary, device = language_model.config.vocab_size, language_model.device
+    length = pieces[-1].stop
+    ids = torch.arange(length, device=device).unsqueeze(0) % (vocabulary - 1)
+    positions = torch.cat([_places(piece)[piece.prefix_stop - piece.prefix_start :] for piece in pieces])
+    positions = positions.unsqueeze(0).to(device)
     was_training = language_model.training
     language_model.eval()
     try:
         with torch.no_grad():
-            expected = torch.cat([_run(language_model, part) for part in ids.chunk(2, dim=-1)], dim=1)
-            language_model.set_attn_implementation(NAME)
-            pieces = (Piece(0, 3, 0, 0), Piece(3, 6, 3, 3))
-            found = _run(language_model, ids, position_ids=positions, pieces=pieces)
-    except (ValueError, TypeError, RuntimeError, KeyError):
-        return False
+            found = together(ids, positions)[0]
+            exact = found.dtype == torch.float32
+            for piece in pieces:
+                before, own = slice(piece.prefix_start, piece.prefix_stop), slice(piece.start, piece.stop)
+                alone = torch.cat([ids[:, before], ids[:, own]], dim=1)
+                expected = reference(alone)[0, piece.prefix_stop - piece.prefix_start :]
+                if not (found[own] - expected).norm() <= PACKED_TOLERANCE[exact] * expected.norm():
+                    return False
+                changed = ids.clone()
+                changed[0, own] = (changed[0, own] + 1) % vocabulary
+                difference = (together(changed, positions)[0] - found).norm(dim=-1)
+                for other in pieces:
+                    sees = other == piece or (other.prefix_start, other.prefix_stop) == (piece.start, piece.stop)
+                    of_other = difference[other.start : other.stop]
+                    if sees and not (of_other > 0).all():
+                        return False
+                    # Experts are computed in groups, whose sizes may change the last bit of others.
+                    rounding = 1e-5 * found[other.start : other.stop].norm(dim=-1) if exact else 0
+                    if not sees and (of_other > rounding).any():
+                        return False
     finally:
-        language_model.set_attn_implementation(kind)
         language_model.train(was_training)
-    return bool((found - expected).norm() <= PACKED_TOLERANCE[found.dtype == torch.float32] * expected.norm())
+    return True
+
+
+def _places(piece: Piece) -> Tensor:
+    return torch.arange(piece.prefix_stop - piece.prefix_start + piece.stop - piece.start)
+
+
+def _as(language_model: PreTrainedModel, kind: str, ids: Tensor) -> Tensor:
+    language_model.set_attn_implementation(kind)
+    try:
+        return _run(language_model, ids)
+    finally:
+        language_model.set_attn_implementation(NAME)
 
 
 def _run(language_model: PreTrainedModel, ids: Tensor, **inputs: object) -> Tensor:

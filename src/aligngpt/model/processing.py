@@ -1,5 +1,6 @@
 """The processor: text and images in, token ids and pixels out, with `<align>` where it belongs."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -125,23 +126,63 @@ class AlignGPTProcessor(LlavaProcessor):
             return rendered
         conversations = [conversation] if isinstance(conversation[0], dict) else conversation
         if any(message["role"] == "assistant" for turns in conversations for message in turns):
-            rendered["instruction_mask"] = self._instruction_mask(conversations, chat_template, rendered)
+            rendered["instruction_mask"] = self.instruction_mask(
+                conversations, rendered["attention_mask"], chat_template
+            )
         return rendered
 
-    def _instruction_mask(self, conversations: list, chat_template: str | None, rendered: BatchFeature) -> Any:
-        mask = deepcopy(rendered["attention_mask"])
+    def instruction_mask(
+        self, conversations: Sequence[list[dict[str, Any]]], attention_mask: Any, chat_template: str | None = None
+    ) -> Any:
+        """What the gate may read of each conversation: all that stands before the first response.
+
+        Args:
+            conversations: in chat format; the text of those with a response is rendered once more.
+            attention_mask: `(batch, length)`, of the conversations as they were tokenized.
+            chat_template: the one they were rendered with; the processor's own when None.
+
+        Returns:
+            A copy of `attention_mask`, zero from the first response on.
+        """
+        mask = deepcopy(attention_mask)
         for row, turns in enumerate(conversations):
             first = next((i for i, message in enumerate(turns) if message["role"] == "assistant"), len(turns))
+            if first == len(turns):
+                continue
             opening = super().apply_chat_template(
                 turns[:first], chat_template, add_generation_prompt=True, tokenize=False
             )
-            adds_bos = not (self.tokenizer.bos_token and opening.startswith(self.tokenizer.bos_token))
-            length = len(self.tokenizer(self.expand(opening), add_special_tokens=adds_bos)["input_ids"])
+            whole = super().apply_chat_template(turns, chat_template, tokenize=False)
+            _, offsets = self.encode(self.expand(whole))
             start = list(mask[row]).index(1)
             # Element by element, which lists, arrays and tensors all take.
-            for position in range(start + length, len(mask[row])):
+            for position in range(start + instruction_length(offsets, len(self.expand(opening))), len(mask[row])):
                 mask[row][position] = 0
         return mask
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a rendered and expanded conversation, and where in the text each token begins and ends.
+
+        BOS is added where the tokenizer adds one and the text does not begin with it.
+        """
+        bos = self.tokenizer.bos_token
+        adds_special = not (bos and text.startswith(bos))
+        encoded = self.tokenizer(text, add_special_tokens=adds_special, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+
+def instruction_length(offsets: Sequence[tuple[int, int]], response: int) -> int:
+    """How many tokens of a conversation make up its instruction: those before the first response.
+
+    This is the one definition of what the gate reads: training takes it from the labels, whose first counted token is
+    the first of the first response; the processor and the engine take it from here.
+
+    Args:
+        offsets: where in the text each token begins and ends.
+        response: where in the text the first response begins.
+    """
+    before = (place for place, (start, end) in enumerate(offsets) if start < end and start >= response)
+    return next(before, len(offsets))
 
 
 def _count_images(images: Any) -> int:

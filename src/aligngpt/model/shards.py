@@ -41,6 +41,13 @@ def shard_files(folder: Path) -> list[Path]:
     raise ShardError(f"{folder} holds no weights: expected {SAFETENSORS}, {PICKLED}, or an index of shards of them")
 
 
+def has_shards(folder: Path) -> bool:
+    """Whether a model folder holds files of weights, or an index of some."""
+    return any(
+        (folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in (SAFETENSORS, PICKLED)
+    )
+
+
 def read_shard(file: Path) -> Mapping[str, Tensor]:
     """The tensors of one file. A `.bin` is mapped from disk and may hold tensors only; nothing in it is run.
 
@@ -75,11 +82,14 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, framework="pt") as opened:
-                    shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                    held = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
             except (OSError, SafetensorError) as error:
                 raise ShardError(f"{file} cannot be read: {error}; download it again") from error
         else:
-            shapes |= {name: tuple(tensor.shape) for name, tensor in read_shard(file).items()}
+            held = {name: tuple(tensor.shape) for name, tensor in read_shard(file).items()}
+        if twice := held.keys() & shapes.keys():
+            raise ShardError(f"{file} holds {', '.join(sorted(twice)[:5])}, which another file holds too")
+        shapes |= held
     return shapes
 
 

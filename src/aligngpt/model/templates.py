@@ -2,8 +2,18 @@
 
 A language model's own template comes with its tokenizer and expects each message to be a string; `with_images` lets
 it take transformers' message parts (`[{"type": "image"}, {"type": "text", "text": …}]`) as well. Images are written
-before the text of their message, as LLaVA's preprocessing does, wherever they stood.
+before the text of their message, as LLaVA's preprocessing does, wherever they stood. `for_images` does so only where
+a template does not take parts by itself, as a multimodal model's does.
 """
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from aligngpt.errors import AlignGPTError
 
 # `image_text` is the text of one message with one `<image>` for each of its images and `separator` after each.
 _FLATTEN = """\
@@ -123,6 +133,18 @@ BARE = (
 )
 """BOS, image, question, answer and nothing else: the fewest tokens, for small models tuned to answer briefly."""
 
+_AS_PARTS = """\
+{%- set parted = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set content = message['content'] -%}
+{%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
+{%- set parted.messages = parted.messages + [dict(message, content=content)] -%}
+{%- endfor -%}
+{%- set messages = parted.messages -%}
+"""
+_PROBE = "what is in it"
+_CHOOSE = "choose another, by name or as a Jinja file"
+
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>")
 """Marks that chat templates write after a turn; a model stops at the one its template uses."""
 
@@ -135,6 +157,82 @@ NAMED_TEMPLATES = {
     "chatml": CHATML,
     "bare": BARE,
 }
+
+
+class ChatTemplateError(AlignGPTError):
+    """A chat template cannot be used, or which of several is meant is not said."""
+
+
+def stored_template(folder: Path) -> tuple[str, str] | None:
+    """The chat template that a model folder's processor has, and the file it is in; None where it has none.
+
+    A tokenizer's own, in `tokenizer_config.json`, is not looked for: the tokenizer reads it.
+
+    Raises:
+        ChatTemplateError: a file cannot be read, or holds several templates and no `default`.
+    """
+    for name in ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            text = file.read_text(encoding="utf-8")
+            found = json.loads(text).get("chat_template") if file.suffix == ".json" else text
+        except (OSError, ValueError, AttributeError) as error:
+            raise ChatTemplateError(f"{file} cannot be read: {error}; download it again") from error
+        if found and (template := one_template(found, str(file))):
+            return template, name
+    return None
+
+
+def one_template(stored: Any, where: str) -> str | None:
+    """The chat template to use of what is stored: one template, or several by name, of which `default` is taken.
+
+    Args:
+        stored: a Jinja source, a mapping of names to sources, a list of `{"name": …, "template": …}`, or None.
+        where: what stores it, for the message.
+
+    Raises:
+        ChatTemplateError: there are several and none is called `default`, or it is something else.
+    """
+    if not stored:
+        return None
+    if isinstance(stored, str):
+        return stored
+    try:
+        by_name = dict(stored) if isinstance(stored, Mapping) else {one["name"]: one["template"] for one in stored}
+    except (TypeError, KeyError) as error:
+        raise ChatTemplateError(f"{where}: its chat template is neither a text nor templates with names") from error
+    if not isinstance(by_name.get("default"), str):
+        raise ChatTemplateError(
+            f"{where} has several chat templates, {', '.join(map(str, by_name))}, and none is called `default`; set "
+            f"chat_template to one of {', '.join(NAMED_TEMPLATES)} or to a Jinja file"
+        )
+    return str(by_name["default"])
+
+
+def for_images(template: str, where: str) -> str:
+    """A template that takes message parts with images and plain strings: the given one where it does, else around it.
+
+    Args:
+        template: the Jinja source that a tokenizer or a processor carries.
+        where: what carries it, for the message.
+
+    Raises:
+        ChatTemplateError: it cannot be rendered, or drops what the user says.
+    """
+    shown = _rendered(template, [{"type": "image"}, {"type": "text", "text": _PROBE}])
+    # A text-only template writes the list of parts as Python prints it, or fails.
+    if shown.count("<image>") == 1 and shown.count(_PROBE) == 1 and "'type'" not in shown:
+        return template if _PROBE in _rendered(template, _PROBE) else _AS_PARTS + template
+    around = with_images(template)
+    try:
+        shown = _rendered(around, [{"type": "image"}, {"type": "text", "text": _PROBE}], fails=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ChatTemplateError(f"the chat template of {where} cannot be rendered: {error}; {_CHOOSE}") from error
+    if shown.count("<image>") != 1 or _PROBE not in shown:
+        raise ChatTemplateError(f"the chat template of {where} does not write what a user says; {_CHOOSE}")
+    return around
 
 
 def with_images(template: str) -> str:
@@ -157,3 +255,19 @@ def with_images(template: str) -> str:
 """
         + template
     )
+
+
+def _rendered(template: str, content: Any, *, fails: bool = False) -> str:
+    """How a user's message is written; nothing where that fails, unless the error is wanted."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    said = [{"role": "user", "content": content}]
+    try:
+        rendered: Any = render_jinja_template(
+            [said], chat_template=template, bos_token="<s>", eos_token="</s>", add_generation_prompt=True
+        )
+    except (TemplateError, TypeError, ValueError):
+        if fails:
+            raise
+        return ""
+    return str(rendered[0][0])

@@ -27,6 +27,7 @@ from aligngpt.evaluation.prior import AnswerPrior
 from aligngpt.evaluation.reporting import write_report
 from aligngpt.evaluation.results import EvaluationResult
 from aligngpt.files import atomic_write
+from aligngpt.locks import owned_folder
 from aligngpt.memory import peak_memory, reset_peak_memory
 from aligngpt.progress import console
 from aligngpt.quickstart.backbones import prepare_language_model, prepare_text_tower, prepare_vision_tower
@@ -59,8 +60,19 @@ SECONDS_AFTER_TRAINING = 130
 SECONDS_PER_QUESTION = 0.06
 
 
+SECONDS_OF_DUAL_ENCODER = 16
+"""On two quiet cores, by which the speed of a machine is told: it is the same work everywhere."""
+
+SLOW = 1.5
+"""A machine that takes so many times longer is said to be slow."""
+
+
 class QuickstartError(AlignGPTError):
     """The quickstart cannot be run as asked."""
+
+
+class NotLearntError(AlignGPTError):
+    """The model that came out answers no better than without looking at the pictures."""
 
 
 @dataclass
@@ -154,14 +166,21 @@ def run_quickstart(out: Path | None = None, *, minutes: float = DEFAULT_MINUTES,
         The folder of the run.
 
     Raises:
+        NotLearntError: the model is no better than its baselines; everything is written and printed all the same.
         AlignGPTError: a package is missing, or the folder holds something else.
     """
     if out is None:
         out = Path("runs") / ("quickstart" if minutes == DEFAULT_MINUTES else f"quickstart-{minutes:g}-minutes")
+    with owned_folder(out, "quickstart"):
+        return _run_quickstart(out, minutes, seed)
+
+
+def _run_quickstart(out: Path, minutes: float, seed: int) -> Path:
     run = Run.open(out, minutes, seed)
     if run.done("Report"):
         console.print(f"{out} is done already; remove it, or give another folder with --out, to run again")
         _print_results(run)
+        _check_learnt(run)
         return out
     files, backbones = _prepare(run)
     _score(run, files, backbones)
@@ -172,6 +191,7 @@ def run_quickstart(out: Path | None = None, *, minutes: float = DEFAULT_MINUTES,
     with atomic_write(run.folder / "results.json") as file:
         json.dump(_results(run), file, indent=2)
     _print_results(run)
+    _check_learnt(run)
     return out
 
 
@@ -203,6 +223,7 @@ def _score(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
                 image_pooling="mean",
                 seed=run.seed,
             )
+        _say_when_slow(run)
     if not run.done("Scores"):
         with run.step("Scores") as facts:
             scorer = PairScorer.load(encoder)
@@ -216,6 +237,18 @@ def _score(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
     if not run.done("Levels"):
         with run.step("Levels"):
             make_levels(run.folder / "scores", source=files.captions, out=run.folder / "captions.json")
+
+
+def _say_when_slow(run: Run) -> None:
+    slower = run.steps["Dual encoder"]["seconds"] / SECONDS_OF_DUAL_ENCODER
+    if slower > SLOW:
+        console.print(
+            f"this machine is slow, or busy: it takes {slower:.1f} times as long as the two quiet cores that "
+            f"{DEFAULT_MINUTES} minutes were measured on. Training goes on until enough is learnt: about "
+            f"{slower * max(run.minutes, DEFAULT_MINUTES):.0f} minutes in all",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _separation(pairs: Path, scores_folder: Path) -> float:
@@ -322,6 +355,24 @@ def _print_results(run: Run) -> None:
     digits = {"minutes": 1, "peak_gb": 1}
     figures = " ".join(f"{name}={value:.{digits.get(name, 3)}f}" for name, value in results.items())
     out.print(f"quickstart {figures}", highlight=False, soft_wrap=True)
+
+
+def _check_learnt(run: Run) -> None:
+    """Whether the model answers better than its baselines, beyond chance.
+
+    Raises:
+        NotLearntError: it does not.
+    """
+    correct, total = _tally(run, "test")
+    low, _ = wilson_interval(correct, total)
+    results = _results(run)
+    best = max(results["prior"], results["shuffled"])
+    if low <= best:
+        raise NotLearntError(
+            f"the model learnt too little: {correct / total:.1%} of its answers are right (95 % interval from "
+            f"{low:.1%}), and {best:.1%} are without looking at the pictures. Give it more time, such as --minutes "
+            f"{2 * run.minutes:g}, or a machine that is less busy"
+        )
 
 
 def _results(run: Run) -> dict[str, float]:

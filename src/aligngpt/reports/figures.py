@@ -19,7 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from aligngpt.data.images import ImageError, open_image, resolve_image
+
+# A browser has glyphs that matplotlib's own font lacks. Set once: filters belong to the process, not to a thread.
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 
 INK = "#7f7f80"
 ACCENT = "#3578b5"
@@ -301,6 +306,14 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+_PROBLEMS = {
+    "missing": "no such file",
+    "empty": "not an image",
+    "not_an_image": "not an image",
+    "too_large": "too large an image",
+}
+
+
 class Thumbnail(NamedTuple):
     """A small copy of an image as a `data:` address and its size in pixels, or what was wrong with it."""
 
@@ -316,20 +329,21 @@ def thumbnail(path: Path) -> Thumbnail:
         # A pipe or a device would be waited for, or read, for ever.
         if not path.is_file():
             return Thumbnail(problem="not a file" if path.exists() else "no such file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                # Lets a JPEG decoder skip the detail that is thrown away anyway.
-                opened.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
-                image = _on_white(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError:
-        return Thumbnail(problem="not an image")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return Thumbnail(problem="too large an image")
+        return shrunk(open_image(path))
+    except ImageError as error:
+        problem = _PROBLEMS.get(error.reason)
     # Decoders of damaged files raise nearly anything, and one picture must not end a report.
     except Exception as error:
         return Thumbnail(problem=f"unreadable ({type(error).__name__})")
-    return shrunk(image)
+    return Thumbnail(problem=problem or "unreadable")
+
+
+def thumbnail_in(root: Path, name: str | Path) -> Thumbnail:
+    """The thumbnail of a picture below a folder, given as a path from there or an absolute one. Never raises."""
+    try:
+        return thumbnail(resolve_image(str(name), root))
+    except ImageError:
+        return Thumbnail(problem="outside the folder of pictures")
 
 
 def shrunk(image: Image.Image) -> Thumbnail:
@@ -344,20 +358,9 @@ def shrunk(image: Image.Image) -> Thumbnail:
     return Thumbnail(f"data:image/{kind};base64,{encoded[kind]}", *image.size)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow cuts 16-bit values off at 255 where they should be scaled.
-        image = Image.fromarray((np.asarray(image, dtype=np.float64).clip(0, 65535) / 257).astype(np.uint8))
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
 def _render(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "aligngpt"}), warnings.catch_warnings():
-        # A browser has glyphs that matplotlib's own font lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": "aligngpt"}):
         figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
 

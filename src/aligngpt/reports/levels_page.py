@@ -6,6 +6,7 @@ text: nothing in them is ever read as HTML.
 
 from dataclasses import field
 from itertools import pairwise
+from math import sqrt
 from pathlib import Path
 
 from markupsafe import Markup
@@ -61,10 +62,12 @@ class LevelRow:
 
 @dataclass(frozen=True, config=page_config)
 class CopiedGroup:
-    """So many pairs have the same picture, or the same caption; `first` is the first of them in the data."""
+    """So many pairs have the same picture, or the same caption; `first` is the first of them in the data, or one of
+    them where not all is counted. `most` is above `count` where their number is only known to lie between the two."""
 
     count: Count
     first: ShownPair
+    most: Count | None = None
 
 
 @dataclass(frozen=True, config=page_config)
@@ -77,6 +80,8 @@ class Copies:
         among: pairs that were looked at.
         share: share (0…1) of what may be equal that was counted; below 1 the numbers are estimates.
         largest: the largest groups, the largest first.
+        groups_interval: of `groups`, at 95 %, where that is an estimate.
+        pairs_interval: of `pairs`, likewise.
     """
 
     groups: Count
@@ -84,6 +89,8 @@ class Copies:
     among: Count
     share: Number = 1.0
     largest: list[CopiedGroup] = field(default_factory=list)
+    groups_interval: tuple[Count, Count] | None = None
+    pairs_interval: tuple[Count, Count] | None = None
 
 
 @dataclass(frozen=True, config=page_config)
@@ -193,8 +200,13 @@ def _figures(page: LevelsPage) -> dict[str, Markup]:
         if binned is not None:
             told = "; ".join(f"{label}: {mean:.3f}" for label, mean in zip(binned.bins, binned.means, strict=True))
             drawn[name] = to_svg(
-                mean_scores(binned.bins, binned.counts, binned.means, binned.deviations, what),
+                mean_scores(binned.bins, binned.counts, binned.means, _half_intervals(binned), what),
                 name,
                 f"Mean score by {what}. {told}.",
             )
     return {name: Markup(svg) for name, svg in drawn.items()}
+
+
+def _half_intervals(binned: ScoreByBin) -> list[float]:
+    """Half the 95 % interval of each mean: whether means differ is asked, not how far single scores lie apart."""
+    return [1.96 * spread / sqrt(count) for spread, count in zip(binned.deviations, binned.counts, strict=True)]

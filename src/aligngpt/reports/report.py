@@ -23,7 +23,7 @@ from aligngpt.reports.figures import (
     level_colours,
     loss_curve,
     score_histogram,
-    thumbnail,
+    thumbnail_in,
     to_svg,
     wrong_share_bars,
 )
@@ -47,7 +47,7 @@ class ReportError(AlignGPTError):
 
 @dataclass(frozen=True, config=page_config)
 class LevelExample:
-    """One pair; `level` is 1…N, `image_path` is absolute or relative to the report's image root."""
+    """One pair; `level` is 1…N, `image_path` lies below the report's image root: absolute, or relative to it."""
 
     level: Count
     image_path: PathText
@@ -268,8 +268,8 @@ def build_report(report: ReportData, out: str | Path, *, image_root: str | Path 
     Args:
         report: what to show.
         out: the HTML file; written atomically, folders are made.
-        image_root: what relative paths of pictures are relative to. A picture that cannot be opened is
-            shown as an empty frame that says why.
+        image_root: what relative paths of pictures are relative to, and the only folder that pictures are read from.
+            One that is not in it, or cannot be opened, is shown as an empty frame that says why.
 
     Raises:
         OSError: `out` cannot be written.
@@ -285,7 +285,7 @@ def build_report(report: ReportData, out: str | Path, *, image_root: str | Path 
         best_baseline=max(
             (row for row in report.accuracies if row.baseline), key=lambda row: row.accuracy, default=None
         ),
-        thumbnail=lambda path: thumbnail(root / path),
+        thumbnail=lambda path: thumbnail_in(root, path),
     )
     with atomic_write(out) as file:
         file.write(page)

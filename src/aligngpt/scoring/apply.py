@@ -1,6 +1,6 @@
 """From scores to levels in data files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from aligngpt.scoring.level_files import (
 )
 from aligngpt.scoring.manifest import MANIFEST
 from aligngpt.scoring.parts import ScoresError
+from aligngpt.scoring.places import check_apart, same_place, taken
 from aligngpt.scoring.score_tables import (
     DEFAULT_COLUMN,
     CsvScores,
@@ -35,6 +36,8 @@ from aligngpt.scoring.score_tables import (
 from aligngpt.scoring.scored_pairs import ScoredPairs
 
 LEVELS = "levels.json"
+DEFAULT_LEVELS = 8
+"""N, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class LevelsSummary:
         counts: how many pairs each level has, `(num_levels,)`.
         without: rows that have no score, and so no level.
         borders: the file that keeps `levels`.
+        taken_from: the file of other scores' levels that `levels` are; None when they were fitted to these scores.
     """
 
     levels: AlignmentLevels
     counts: NDArray[np.int64]
     without: int
     borders: Path
+    taken_from: Path | None = None
 
 
 def make_levels(
@@ -59,8 +64,8 @@ def make_levels(
     *,
     source: Path | None = None,
     out: Path | None = None,
-    num_levels: int = 8,
-    method: LevelMethod = "quantile",
+    num_levels: int | None = None,
+    method: LevelMethod | None = None,
     borders: Path | None = None,
     score_column: str | None = None,
     keep: str | None = None,
@@ -77,26 +82,35 @@ def make_levels(
         out: `.json` or `.jsonl` for the records that have a score, with two more fields: `score`, and `similarity`, the
             level less one (0…N-1), as the authors' files have it. `.parquet` for a table of `LEVEL_FIELDS`, and of all
             columns of `scores` where that is a table.
-        num_levels: N, at least 2.
-        method: see `fit_levels`.
-        borders: `levels.json` of other scores: use its levels, and neither `num_levels` nor `method`.
+        num_levels: N, at least 2; `DEFAULT_LEVELS` when None.
+        method: see `fit_levels`; `quantile` when None.
+        borders: `levels.json` of other scores: use its levels, without `num_levels` and `method`.
         score_column: see `open_scores`.
         keep: levels whose ids go to `uids`, such as `5-8`.
         uids: see `uids_writer`.
 
     Raises:
         LevelsError: there are too few different scores, or `borders` is not such a file.
-        ScoresError: the scores cannot be read, or the files asked for cannot be made of them.
+        ScoresError: the scores cannot be read, the files asked for cannot be made of them, or the arguments do not go
+            together.
         SourceError: `source` cannot be read.
     """
+    if borders is not None and (num_levels is not None or method is not None):
+        raise ScoresError(
+            f"the levels of {borders} are taken as they are, their number and method too; leave --levels and --method "
+            "out, or leave --borders out to fit new ones"
+        )
     table = open_scores(scores, score_column)
     if out is None and uids is None and not isinstance(table, ScoredPairs):
         raise ScoresError(f"{scores} stays as it is; say with --out or --uids where its levels are to go")
-    _check_places(table, [path for path in (source, borders, scores / LEVELS) if path is not None], out, uids)
+    own = borders_path(scores, table, out, uids)
+    _check_places(table, own, source, borders, out, uids)
+    before = _stamps(table)
     records = _source_of_records(table, source, out)
     given = AlignmentLevels.load(borders) if borders is not None else None
-    kept = _kept_levels(keep, uids, num_levels if given is None else given.num_levels)
-    levels = given or _fit(table, num_levels, method)
+    wanted = DEFAULT_LEVELS if num_levels is None else num_levels
+    kept = _kept_levels(keep, uids, wanted if given is None else given.num_levels)
+    levels = given or _fit(table, wanted, method or "quantile")
     counts, without = np.zeros(levels.num_levels, dtype=np.int64), 0
     with ExitStack() as stack:
         writers: list[LevelWriter] = []
@@ -112,9 +126,20 @@ def make_levels(
             without += batch.without
             for writer in writers:
                 writer.write(batch, assigned)
-    own = scores / LEVELS if isinstance(table, ScoredPairs) else (out or uids or scores).with_suffix(".borders.json")
+        # What is written replaces nothing before this is known.
+        if _stamps(table) != before:
+            raise ScoresError(f"{scores} has changed while its levels were made, nothing was written; start again")
+        if records is not None and isinstance(table, ScoredPairs):
+            _check_scored(table, records)
     levels.save(own)
-    return LevelsSummary(levels, counts, without, own)
+    return LevelsSummary(levels, counts, without, own, borders)
+
+
+def borders_path(scores: Path, table: ScoreTable, out: Path | None, uids: Path | None) -> Path:
+    """Where the levels of scores are kept; see `make_levels`."""
+    if isinstance(table, ScoredPairs):
+        return scores / LEVELS
+    return (out or uids or scores).with_suffix(".borders.json")
 
 
 def open_scores(path: Path, column: str | None = None) -> ScoreTable:
@@ -128,9 +153,13 @@ def open_scores(path: Path, column: str | None = None) -> ScoreTable:
     Raises:
         ScoresError: there are none, the job was not finished, or there is no such column.
     """
+    if column is not None and (path / MANIFEST).exists():
+        raise ScoresError(
+            f"{path} was written by `aligngpt score`, which knows its column of scores; leave --score-column out"
+        )
     name = column or DEFAULT_COLUMN
     if path.is_dir():
-        if column is None and (path / MANIFEST).exists():
+        if (path / MANIFEST).exists():
             return ScoredPairs(path)
         if files := sorted(path.rglob("*.parquet")):
             return ParquetScores(path, files, name)
@@ -148,12 +177,18 @@ def open_scores(path: Path, column: str | None = None) -> ScoreTable:
     )
 
 
-def _check_places(table: ScoreTable, others: Sequence[Path], out: Path | None, uids: Path | None) -> None:
+def _check_places(
+    table: ScoreTable, own: Path, source: Path | None, borders: Path | None, out: Path | None, uids: Path | None
+) -> None:
     """Refuse to write over what is read, or over the levels that are kept."""
-    taken = {path.resolve() for path in others}
-    for path in (out, uids):
-        if path is not None and (table.reads(path) or path.resolve() in taken):
-            raise ScoresError(f"{path} is part of what is read or kept here; give what is written another place")
+    written = [path for path in (out, uids) if path is not None]
+    check_apart(written, [path for path in (source, borders, own) if path is not None])
+    # `own` may be `borders`: the same levels are written there again.
+    if source is not None and same_place(own, source):
+        raise taken(own)
+    for path in (*written, own):
+        if table.reads(path):
+            raise taken(path)
 
 
 def _kept_levels(keep: str | None, uids: Path | None, num_levels: int) -> frozenset[int]:
@@ -203,9 +238,24 @@ def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None)
         raise ScoresError(f"give with --source the JSON file that was scored, or write {out.stem}.parquet")
     if starts_as(source) not in ("[", "{"):
         raise ScoresError(f"{source} is no JSON, so there are no records to write; write {out.stem}.parquet instead")
+    _check_scored(table, source)
+    return source
+
+
+def _check_scored(table: ScoredPairs, source: Path) -> None:
+    """Compare a JSON file, by its content, with the one that was scored.
+
+    Raises:
+        ScoresError: it is another one.
+    """
     with source.open("rb") as file:
         if table.manifest.source["fingerprint"] != sha256_of(file):
             raise ScoresError(
                 f"{table.folder} holds scores of another file than {source}, or it has changed; score it again"
             )
-    return source
+
+
+def _stamps(table: ScoreTable) -> list[tuple[int, int, int]]:
+    """What tells that a table's files are still those that were read before."""
+    found = [file.stat() for file in table.files]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]

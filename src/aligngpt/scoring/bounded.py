@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ MOST_HASHES = 5_000_000
 """Distinct hashes that are counted: 120 MB, and thrice that for a moment while more are added."""
 
 HASHES_AT_ONCE = 500_000
+
+Z = 1.96
+"""Standard deviations to either side of 95 % of a normal distribution."""
 
 
 class ScoreHistogram:
@@ -134,17 +137,29 @@ class Smallest(Generic[Row]):
 
 
 class Repeated(NamedTuple):
-    """A hash that came several times: how often, and where it came first."""
+    """A hash that came several times: at least how often, one of its places (the first where all is counted), and at
+    most how often."""
 
     times: int
     place: int
+    most: int
+
+
+class Estimate(NamedTuple):
+    """A number, and the ends of its interval at about 95 %: all three the same where it is known."""
+
+    value: int
+    low: int
+    high: int
 
 
 class HashCounter:
     """Counts how often each hash comes.
 
     All of them, up to `most` distinct ones; beyond that only those whose lowest bit is 0, then whose two lowest bits
-    are, and so on. What is counted is always counted in full.
+    are, and so on. What is counted is always counted in full. Such a sample misses single large groups, so from then on
+    a frequent-items sketch (Anderson et al.: A High-Performance Algorithm for Identifying Frequent Items in Data
+    Streams, IMC 2017; arXiv 1705.07001) takes every hash and knows each group above its error, with bounds.
 
     Args:
         most: distinct hashes that are kept.
@@ -157,6 +172,7 @@ class HashCounter:
         self.added = 0
         self._most = most
         self._bits = 0
+        self._frequent: _Frequent | None = None
         self._waiting: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
         self._hashes = np.zeros(0, dtype=np.uint64)
         self._counts = np.zeros(0, dtype=np.int64)
@@ -165,6 +181,8 @@ class HashCounter:
     def add(self, hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
         """Take more hashes, evenly spread numbers, and where each one was found, `(hashes,)`."""
         self.added += len(hashes)
+        if self._frequent is not None:
+            self._frequent.add(hashes, np.ones(len(hashes), dtype=np.int64), places)
         counted = self._is_counted(hashes)
         self._waiting.append((hashes[counted], places[counted]))
         if sum(len(waiting) for waiting, _ in self._waiting) >= HASHES_AT_ONCE:
@@ -176,18 +194,38 @@ class HashCounter:
         self._merge()
         return math.ldexp(1.0, -self._bits)
 
-    def repeats(self) -> tuple[int, int]:
-        """How many hashes came more than once, and how often these together; estimates where `share` is below 1."""
+    def repeats(self) -> tuple[Estimate, Estimate]:
+        """How many hashes came more than once, and how often these together."""
         self._merge()
-        several = self._counts[self._counts > 1]
-        return len(several) << self._bits, int(several.sum()) << self._bits
+        large = self._large()
+        # What the sketch knows is not estimated a second time from the sample.
+        known = np.isin(self._hashes, np.array(list(large), dtype=np.uint64))
+        small = self._counts[(self._counts > 1) & ~known]
+        groups = _scaled(np.ones(len(small), dtype=np.int64), self._bits, 1.0)
+        pairs = _scaled(small, self._bits, 2.0)
+        low, high = sum(group.times for group in large.values()), sum(group.most for group in large.values())
+        return (
+            Estimate(*(number + len(large) for number in groups)),
+            Estimate(
+                min(pairs.value + (low + high) // 2, self.added),
+                min(pairs.low + low, self.added),
+                min(pairs.high + high, self.added),
+            ),
+        )
 
     def largest(self, count: int) -> list[Repeated]:
         """The hashes that came most often, and more than once; the most frequent first."""
         self._merge()
+        found = self._large()
         several = np.flatnonzero(self._counts > 1)
         order = several[np.lexsort((self._places[several], -self._counts[several]))][:count]
-        return [Repeated(int(self._counts[at]), int(self._places[at])) for at in order]
+        for at in order:
+            times = int(self._counts[at])
+            found[int(self._hashes[at])] = Repeated(times, int(self._places[at]), times)
+        return sorted(found.values(), key=lambda group: (-group.times, group.place))[:count]
+
+    def _large(self) -> dict[int, Repeated]:
+        return {} if self._frequent is None else self._frequent.groups()
 
     def _is_counted(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         return (hashes & np.uint64((1 << self._bits) - 1)) == 0
@@ -207,9 +245,68 @@ class HashCounter:
             self._counts = np.add.reduceat(counts[order], starts)
             self._places = np.minimum.reduceat(places[order], starts)
         while len(self._hashes) > self._most:
+            if self._frequent is None:
+                self._frequent = _Frequent(self._most)
+                self._frequent.add(self._hashes, self._counts, self._places)
             self._bits += 1
             kept = self._is_counted(self._hashes)
             self._hashes, self._counts, self._places = self._hashes[kept], self._counts[kept], self._places[kept]
+
+
+class _Frequent:
+    """Hashes that come often, with bounds of how often.
+
+    Args:
+        most: an eighth of so many are followed at a time, at least.
+    """
+
+    def __init__(self, most: int) -> None:
+        # Seldom needed.
+        from datasketches import frequent_items_error_type, frequent_items_sketch
+
+        size = max(3, math.ceil(math.log2(max(8, most / 8))))
+        self._sketch: Any = frequent_items_sketch(size)
+        self._sure: Any = frequent_items_error_type.NO_FALSE_POSITIVES
+        self._room = 4 << size
+        self._places: dict[int, int] = {}
+
+    def add(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Take more hashes, how often each comes, and where, `(hashes,)`."""
+        if not len(hashes):
+            return
+        unique, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+        times = np.bincount(group, counts).astype(np.int64)
+        for hash, place, count in zip(unique.tolist(), places[first].tolist(), times.tolist(), strict=True):
+            self._sketch.update(hash, count)
+            self._places.setdefault(hash, place)
+        if len(self._places) > self._room:
+            self._places = {hash: at for hash, at in self._places.items() if self._sketch.get_estimate(hash) > 0}
+
+    def groups(self) -> dict[int, Repeated]:
+        """By its hash, each that is certain to have come more than once and more often than the sketch errs."""
+        return {
+            hash: Repeated(low, self._places[hash], high)
+            for hash, _, low, high in self._sketch.get_frequent_items(self._sure)
+            if low > 1
+        }
+
+
+def _scaled(sizes: NDArray[np.int64], bits: int, least: float) -> Estimate:
+    """The sum of all sizes where only one in 2^bits of them was drawn: a score interval of a compound Poisson number.
+
+    Args:
+        sizes: those that were drawn.
+        bits: see above.
+        least: size that is supposed where none was drawn.
+    """
+    total = int(sizes.sum())
+    if not bits:
+        return Estimate(total, total, total)
+    typical = float((sizes.astype(np.float64) ** 2).sum()) / total if total else least
+    number, square = total / typical, Z**2
+    middle, half = number + square / 2, Z * math.sqrt(number + square / 4)
+    low, high = (max(0.0, typical * end) * 2**bits for end in (middle - half, middle + half))
+    return Estimate(total << bits, max(total, round(low)), round(high))
 
 
 class Bin(NamedTuple):

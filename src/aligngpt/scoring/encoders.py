@@ -1,7 +1,9 @@
 """Models that score pairs: CLIP, SigLIP and our dual encoder behind one small interface."""
 
 import hashlib
+import inspect
 import json
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from aligngpt.data.images import ImageError, open_image, resolve_image
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
+from aligngpt.hub_names import local_or_hub
 from aligngpt.scoring.dual_encoder import LOADING_ERRORS
 
 Features = NDArray[np.float32]
@@ -77,6 +80,7 @@ class PairScorer:
             DeviceError: there is no such device or precision.
         """
         precision = resolve_dtype(dtype, resolve_device(device))
+        local_or_hub(source, "the model", ScorerError)
         try:
             model = AutoModel.from_pretrained(source, dtype=precision)
         except LOADING_ERRORS as error:
@@ -87,13 +91,13 @@ class PairScorer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 of what decides a score: configuration, weights as computed with, image processor, vocabulary."""
+        """A SHA-256 of what decides a score: configuration, weights as computed with, image processor, tokenizer."""
         digest = hashlib.sha256(f"{type(self.model).__name__} {self.dtype} {self.max_text_tokens}".encode())
         settings = self.model.config.to_diff_dict()
         for name in ("architectures", "dtype", "transformers_version"):
             settings.pop(name, None)
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        digest.update(_tokenizer_content(self.tokenizer))
         digest.update(self.image_processor.to_json_string().encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -192,6 +196,41 @@ def _check_scores_pairs(model: PreTrainedModel) -> None:
             f"{type(model).__name__} gives no features of images and texts in one space; "
             "use a CLIP or SigLIP model, or a dual encoder of ours"
         )
+    if "spatial_shapes" in inspect.signature(model.get_image_features).parameters:
+        raise ScorerError(
+            f"{type(model).__name__} is of the NaFlex kind, which takes patches of any number with their shapes and "
+            "not pictures of one size, and cannot score pairs here; use a model of a fixed resolution, such as "
+            "google/siglip2-base-patch16-224"
+        )
+
+
+def _tokenizer_content(tokenizer: Any) -> bytes:
+    """All of a tokenizer that decides which tokens a text becomes, and none of how it was last called."""
+    names = ("padding_side", "truncation_side", "model_input_names", "special_tokens_map")
+    called = {name: getattr(tokenizer, name, None) for name in names}
+    digest = hashlib.sha256(json.dumps(called, sort_keys=True, default=str).encode())
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        # Padding and truncation are those of the last call.
+        content = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+        digest.update(json.dumps(content, sort_keys=True).encode())
+        return digest.digest()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                digest.update(path.relative_to(folder).as_posix().encode())
+                digest.update(_without_origin(path))
+    return digest.digest()
+
+
+def _without_origin(path: Path) -> bytes:
+    """A file of a saved tokenizer, without what its settings say of where and by whom they were written."""
+    if path.name != "tokenizer_config.json":
+        return path.read_bytes()
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("name_or_path", "transformers_version", "chat_template"):
+        settings.pop(name, None)
+    return json.dumps(settings, sort_keys=True).encode()
 
 
 def _normalised(features: Any) -> Features:

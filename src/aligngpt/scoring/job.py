@@ -4,7 +4,6 @@ The work is in `aligngpt.scoring.pipeline`; what is kept of it, in `aligngpt.sco
 """
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,31 +11,30 @@ from pathlib import Path
 import pyarrow as pa
 
 from aligngpt.data.pairs import PairSource, Shard
-from aligngpt.data.rejects import Rejects, TooManyRejects
 from aligngpt.progress import Meter
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.manifest import Manifest, claim, finish, finished_manifest
 from aligngpt.scoring.parts import (
     PART_FIELDS,
-    REJECTS_PATTERN,
     PartSummary,
     ScoresError,
     part_path,
     part_summary,
     read_batches,
-    remove_leftovers,
 )
 from aligngpt.scoring.picture_workers import PictureWorkers
 from aligngpt.scoring.pipeline import score_shard
+from aligngpt.scoring.reject_share import RejectLimit, check_outcome
+from aligngpt.scoring.resuming import kept_parts
+from aligngpt.scoring.shares import owned_share, parse_share
+
+__all__ = ["ScoreSummary", "parse_share", "read_parts", "read_scores", "score_source"]
 
 SCORE_COLUMNS = ("record", "id", "score")
 
 MAX_WORKERS = 16
 FEW_RECORDS = 2000
 """So few pictures a thread has opened before the first process has started."""
-
-RECORDS_TO_JUDGE = 200
-"""Records to have read before the share of rejects may end a job: a few bad ones at the beginning say little."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ def score_source(
     """Score every pair of a source, or go on where an earlier call with the same arguments was stopped.
 
     Writes into `out` a `part-*.parquet` and a `rejects-*.parquet` for each shard, and `manifest.json`. Parts that are
-    there are kept. A shard of which by itself too large a share was rejected is scored again when an unfinished job is
-    started again, since by then the pictures may have been put where they belong.
+    there are kept, but for those that `kept_parts` tells of. While it runs, no other process may score the same share
+    of the shards into `out`.
 
     Args:
         source: see `open_pairs`.
@@ -82,14 +80,16 @@ def score_source(
             fit the machine and the source. Processes are spawned, so a script that calls this with other than 0 needs
             `if __name__ == "__main__":`.
         embeddings: also keep the features of images and captions.
-        max_reject_share: share of the records, 0…1, that may be rejected.
+        max_reject_share: share of all records of the source, 0…1, that may be rejected; see `RejectLimit`.
         shard: `(i, n)`: score every n-th shard only, from the i-th on, 0…n-1; other processes score the others
             into the same folder.
 
     Raises:
-        ScoresError: `out` holds other scores, or an argument makes no sense.
+        FolderInUse: another process scores the same share of the shards into `out`.
+        ScoresError: `out` holds other scores, the source changed while it was scored, nothing could be scored, or an
+            argument makes no sense.
         ScorerError: the model gives a score that is not finite.
-        TooManyRejects: too large a share of the records cannot be scored.
+        TooManyRejects: too large a share of the records cannot be scored, or no picture is found.
         WorkerError: a process that opens pictures ended.
         OSError: a part cannot be written.
     """
@@ -97,14 +97,28 @@ def score_source(
         raise ScoresError(f"the batch size must be at least 1, got {batch_size}")
     shards = source.shards()
     mine = _own_shards(shards, shard)
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = claim(out, Manifest.of(source, scorer, batch_size=batch_size, embeddings=embeddings))
-    for one in mine:
-        remove_leftovers(out, one.index)
-    done = {one.index: summary for one in mine if (summary := part_summary(out, one.index)) is not None}
-    if manifest.finished is None:
-        done = {index: summary for index, summary in done.items() if _share(summary) <= max_reject_share}
+    with owned_share(out, shard):
+        manifest = claim(out, Manifest.of(source, scorer, batch_size=batch_size, embeddings=embeddings))
+        total = _score(source, scorer, out, mine, manifest, workers, max_reject_share)
+        finished = _finish(out, manifest, max_reject_share, source)
+    return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished)
+
+
+def _score(
+    source: PairSource,
+    scorer: PairScorer,
+    out: Path,
+    mine: Sequence[Shard],
+    manifest: Manifest,
+    workers: int | None,
+    max_reject_share: float,
+) -> PartSummary:
+    """Score the shards that have no part; returns what became of the records of all of `mine`."""
+    is_finished = manifest.finished is not None
+    done = kept_parts(source, out, mine, finished=is_finished, max_share=max_reject_share)
     todo = [one for one in mine if one.index not in done]
+    limit = RejectLimit(out, source.shards(), max_reject_share)
+    limit.add(done)
     total = sum(done.values(), PartSummary())
     if todo:
         records = _records(todo)
@@ -115,33 +129,21 @@ def score_source(
             Meter("scoring pairs", known, initial=total.records, unit="pairs") as meter,
         ):
             for one in todo:
-                total += score_shard(
+                summary = score_shard(
                     source,
                     one,
                     scorer,
                     out,
-                    batch_size=batch_size,
+                    batch_size=manifest.batch_size,
                     workers=pictures,
-                    embeddings=embeddings,
+                    embeddings=manifest.embeddings,
+                    may_all_be_missing=max_reject_share >= 1,
                     advance=meter.advance,
                 )
-                if total.records >= RECORDS_TO_JUDGE:
-                    check_share(out, total, max_reject_share)
-    check_share(out, total, max_reject_share)
-    finished = _finish(out, manifest, max_reject_share)
-    return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished)
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """The share of the shards that `i/n` names; see `score_source`.
-
-    Raises:
-        ScoresError: it is no such text.
-    """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not int(found[1]) < int(found[2]):
-        raise ScoresError(f"expected a share of the shards i/n with i in 0…n-1, such as 0/4, found {text!r}")
-    return int(found[1]), int(found[2])
+                total += summary
+                limit.add({one.index: summary})
+                limit.check_certain()
+    return total
 
 
 def read_parts(out: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -185,25 +187,7 @@ def _worker_count(records: int | None) -> int:
     return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, os.cpu_count() or 1)
 
 
-def _share(summary: PartSummary) -> float:
-    return summary.rejected / max(1, summary.records)
-
-
-def check_share(out: Path, summary: PartSummary, max_share: float) -> None:
-    """End a job of whose records too large a share was rejected.
-
-    Raises:
-        TooManyRejects: with the reasons, and where each record is named.
-    """
-    rejects = Rejects(None, max_share)
-    rejects.by_reason.update(summary.reasons)
-    try:
-        rejects.check(summary.records)
-    except TooManyRejects as error:
-        raise TooManyRejects(f"{error}. {out / REJECTS_PATTERN} name each record") from error
-
-
-def _finish(out: Path, manifest: Manifest, max_share: float) -> bool:
+def _finish(out: Path, manifest: Manifest, max_share: float, source: PairSource) -> bool:
     """Note that the job is finished when the parts of all shards are there; returns whether they are.
 
     Of several processes, the last to write a part sees all the others'.
@@ -218,7 +202,7 @@ def _finish(out: Path, manifest: Manifest, max_share: float) -> bool:
         if summary is None:
             return False
         total += summary
-    check_share(out, total, max_share)
+    check_outcome(out, total, max_share, source.place)
     if manifest.finished != total:
-        finish(out, manifest, total)
+        finish(out, manifest, total, source)
     return True

@@ -1,6 +1,5 @@
 """Scores in a field of JSON records, and the records of a JSON file one at a time."""
 
-import json
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -11,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from aligngpt.data.pair_json_array import read_array
-from aligngpt.data.pair_ranges import decoded, read_lines, text_start
-from aligngpt.data.sources import BrokenLine
+from aligngpt.data.pair_ranges import json_of, read_lines, text_start
 from aligngpt.scoring.parts import ScoresError
+from aligngpt.scoring.places import same_place
 from aligngpt.scoring.score_tables import SIMILARITY, ScoreBatch, ScoreTable, id_column, levels_not_scores
 
 RECORDS_AT_ONCE = 10_000
@@ -31,6 +30,10 @@ class JsonScores(ScoreTable):
         self.path = path
         self.column = column
         self._schema: pa.Schema | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
 
     @property
     def schema(self) -> pa.Schema:
@@ -63,7 +66,7 @@ class JsonScores(ScoreTable):
             )
 
     def reads(self, path: Path) -> bool:
-        return path.resolve() == self.path.resolve()
+        return same_place(path, self.path)
 
     def _rows(self) -> Iterator[list[tuple[int, dict[str, Any], float | None]]]:
         """Number, record and score of all records, some at a time.
@@ -83,7 +86,7 @@ class JsonScores(ScoreTable):
                     others.update(dict.fromkeys(record))
                 else:
                     self._check(found, number, kinds)
-                rows.append((number, record, None if found is None or not math.isfinite(found) else float(found)))
+                rows.append((number, record, _finite(found)))
             yield rows
         if not kinds:
             fields = ", ".join(islice(others, 20)) or "none"
@@ -118,7 +121,7 @@ class JsonScores(ScoreTable):
 
 
 def read_json(path: Path) -> Iterator[object]:
-    """The records of a JSON array or of JSON lines, one in memory at a time; a line that is no JSON is a `BrokenLine`.
+    """The records of a JSON array or of JSON lines, one in memory at a time; one that is broken is a `BrokenLine`.
 
     They are the records that `open_pairs` numbers: blank lines do not count.
 
@@ -129,13 +132,8 @@ def read_json(path: Path) -> Iterator[object]:
         yield from (element.value for element in read_array(path))
         return
     for line in read_lines(path, text_start(path)):
-        text = decoded(line, path)
-        if not text.strip():
-            continue
-        try:
-            yield json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield BrokenLine(str(error))
+        if line.content.strip():
+            yield json_of(line)
 
 
 def starts_as(path: Path) -> str:
@@ -149,6 +147,15 @@ def starts_as(path: Path) -> str:
             return file.read(4096).decode("utf-8-sig", errors="replace").lstrip()[:1]
     except OSError as error:
         raise ScoresError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _finite(found: int | float | None) -> float | None:
+    """The number as a float; None where it is NaN or beyond what a float holds, as 1e400 is."""
+    try:
+        score = math.nan if found is None else float(found)
+    except OverflowError:
+        return None
+    return score if math.isfinite(score) else None
 
 
 def _id(number: int, row: dict[str, Any]) -> str:

@@ -56,7 +56,15 @@ class _Records(LevelWriter):
             record = next((value for at, value in self._records if at == number), None)
             if not isinstance(record, dict):
                 raise ScoresError(f"{self._source} has no record {number} any more; score it again")
-            line = json.dumps(record | {"similarity": level - 1, "score": score}, ensure_ascii=False)
+            try:
+                line = json.dumps(
+                    record | {"similarity": level - 1, "score": score}, ensure_ascii=False, allow_nan=False
+                )
+            except ValueError as error:
+                raise ScoresError(
+                    f"record {number} of {self._source} has a field that is NaN or beyond the range of numbers, which "
+                    "JSON cannot hold; replace it by null there, or leave the record out"
+                ) from error
             # What UTF-8 cannot hold (half a surrogate pair) stays the JSON escape that it was read from.
             if self._any:
                 self._file.write(",\n" if self._is_array else "\n")
@@ -83,12 +91,21 @@ class _Table(LevelWriter):
 
 
 class _TextUids(LevelWriter):
-    def __init__(self, file: IO[str], keep: Set[int]) -> None:
+    def __init__(self, file: IO[str], path: Path, keep: Set[int]) -> None:
         self._file = file
+        self._path = path
         self._keep = sorted(keep)
 
     def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
         kept = batch.ids.filter(pa.array(np.isin(levels, self._keep))).to_pylist()
+        # Readers differ in what ends a line; an id may hold none of it.
+        if wrong := next((id for id in kept if id.splitlines() != [id]), None):
+            raise ScoresError(
+                f"the id {wrong!r:.80} holds a line break, and {self._path} has one id a line; write the levels as "
+                ".parquet with --out, and select the ids there"
+            )
+        if "" in kept:
+            raise ScoresError(f"an id is empty, and {self._path} has one id a line; give each record an id")
         self._file.writelines(f"{id}\n" for id in kept)
 
 
@@ -163,7 +180,7 @@ def uids_writer(out: Path, keep: Set[int]) -> Iterator[LevelWriter]:
     """
     if out.suffix == ".txt":
         with atomic_write(out) as file:
-            yield _TextUids(file, keep)
+            yield _TextUids(file, out, keep)
         return
     writer = _BinaryUids(out, keep)
     yield writer

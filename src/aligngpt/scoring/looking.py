@@ -6,13 +6,12 @@ pictures. Then captions are compared, and the few pairs that are shown are picke
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from aligngpt.alignment.levels import AlignmentLevels, thin_levels
@@ -31,14 +30,17 @@ from aligngpt.reports.levels_page import (
     ShownPair,
     build_levels_page,
 )
-from aligngpt.scoring.apply import LevelsSummary, open_scores
+from aligngpt.scoring.apply import LevelsSummary, borders_path, open_scores
 from aligngpt.scoring.bounded import BinnedScores, HashCounter, Repeated, ScoreHistogram, Smallest
 from aligngpt.scoring.json_scores import JsonScores
-from aligngpt.scoring.parts import ScoresError, part_path, read_batches, rejects_path
+from aligngpt.scoring.manifest import reading_differences
+from aligngpt.scoring.parts import ScoresError, read_batches, read_part, record_count
+from aligngpt.scoring.places import check_apart, is_inside, same_place, taken
 from aligngpt.scoring.score_tables import ScoreTable
 from aligngpt.scoring.scored_pairs import ScoredPairs
 
 PAGE_SUFFIXES = (".html", ".htm")
+ARCHIVE_SUFFIXES = (".parquet", ".tar")
 LOWEST = 100
 EXAMPLES_PER_LEVEL, MOST_EXAMPLES = 6, 240
 LARGEST_GROUPS = 12
@@ -114,6 +116,7 @@ def prepare_look(
     caption_column: str | None = None,
     image_column: str | None = None,
     written: Sequence[Path | None] = (),
+    borders: Path | None = None,
     seed: int = 0,
 ) -> Look:
     """Find out whether a page can be made, before anything else is done with the scores.
@@ -126,7 +129,8 @@ def prepare_look(
         score_column: see `open_scores`.
         caption_column: see `open_pairs`.
         image_column: see `open_pairs`.
-        written: other files that are written of these scores.
+        written: other files that are written of these scores: the data and the ids, each of them or None.
+        borders: the file that the levels are taken from.
         seed: of the examples that are drawn.
 
     Raises:
@@ -135,22 +139,50 @@ def prepare_look(
     """
     if out.suffix.lower() not in PAGE_SUFFIXES:
         raise ScoresError(f"the page is written as {PAGE_SUFFIXES[0]}, not as {out.name}; give it such a name")
-    if source is not None and Path(source).resolve() in {path.resolve() for path in written if path is not None}:
-        raise ScoresError(f"{source} is what was scored; give what is written another place")
+    names = {"caption_column": caption_column, "image_column": image_column}
+    if source is None and (image_root is not None or any(names.values())):
+        raise ScoresError(
+            "--image-root, --caption-column and --image-column tell how --source is read; give it, or leave them out"
+        )
     table = open_scores(scores, score_column)
+    _check_page_place(table, scores, out, written, borders, source)
     title = f"Levels of {'/'.join(scores.resolve().parts[-2:])}"
     if isinstance(table, ScoredPairs):
         pairs = None
         if source is not None:
-            names = {"caption_column": caption_column, "image_column": image_column}
             pairs = _scored_source(table, source, image_root, names)
         return Look(table, title, out, pairs, seed)
-    if source is not None and not isinstance(table, JsonScores):
+    if source is not None and not (isinstance(table, JsonScores) and same_place(Path(source), table.path)):
         raise ScoresError(
             f"{scores} does not tell which pair of {source} a score is of; pictures are shown for a folder that "
             "`aligngpt score` wrote. Leave --source out"
         )
+    if image_root is not None or any(names.values()):
+        raise ScoresError(
+            f"{scores} is a table, of which no pictures or captions are shown; leave --image-root, --caption-column "
+            "and --image-column out"
+        )
     return Look(table, title, out, seed=seed)
+
+
+def _check_page_place(
+    table: ScoreTable,
+    scores: Path,
+    out: Path,
+    written: Sequence[Path | None],
+    borders: Path | None,
+    source: str | Path | None,
+) -> None:
+    """Refuse a page, or another output, in the place of something that is read or written."""
+    others = [path for path in written if path is not None]
+    read = [path for path in (None if source is None else Path(source), borders) if path is not None]
+    check_apart([*others, out], read)
+    check_apart([out], [borders_path(scores, table, *[*others, None, None][:2])])
+    for path in (*others, out):
+        # A Parquet file more, or another one, makes another source of a folder of them.
+        into_source = source is not None and path.suffix in ARCHIVE_SUFFIXES and is_inside(path, Path(source))
+        if into_source or table.reads(path):
+            raise taken(path)
 
 
 def _scored_source(
@@ -161,12 +193,28 @@ def _scored_source(
     Raises:
         ScoresError: it is another one, or has changed.
     """
-    records = [_records_of(table.folder, shard) for shard in range(table.manifest.shards)]
+    records = [record_count(table.folder, shard) for shard in range(table.manifest.shards)]
+    reading = table.manifest.reading or {}
+    root_given = image_root is not None
+    if image_root is None:
+        image_root = _root_then(source, reading)
+    # What is not named is read as it was then; the id, which no option names, always is.
+    then = {name: given or _column_then(reading.get(name)) for name, given in {**names, "id_column": None}.items()}
     # The largest shard tells the size they were cut by, or a smaller one that cuts the same files in the same places.
-    pairs = open_pairs(source, image_root=image_root, shard_size=max(1, *records), **names)
+    pairs = open_pairs(source, image_root=image_root, shard_size=max(1, *records), **then)
     if pairs.kind != table.manifest.source["kind"] or pairs.fingerprint() != table.manifest.source["fingerprint"]:
         raise ScoresError(
             f"{table.folder} holds scores of another source than {source}, or it has changed; score it again"
+        )
+    if different := list(reading_differences(reading, pairs.settings())) if reading else []:
+        raise ScoresError(
+            f"{source} was read with another {' and another '.join(different)} when {table.folder} was scored; give "
+            "the same, or leave --image-root, --caption-column and --image-column out: then it is read as it was"
+        )
+    if pairs.kind == "webdataset" and (root_given or any(names.values())):
+        raise ScoresError(
+            f"{source} is of tar files, which hold their pictures and captions by name; leave --image-root, "
+            "--caption-column and --image-column out"
         )
     shards = pairs.shards()
     same = len(shards) == len(records) and all(
@@ -179,8 +227,18 @@ def _scored_source(
     return pairs
 
 
-def _records_of(folder: Path, shard: int) -> int:
-    return sum(pq.read_metadata(path(folder, shard)).num_rows for path in (part_path, rejects_path))
+def _column_then(name: str | None) -> str | None:
+    """The column that a source was read by; None where each of its files had one of the usual names."""
+    return None if name is None or ", " in name else name
+
+
+def _root_then(source: str | Path, reading: Mapping[str, str | None]) -> Path | None:
+    """The image root that a source was scored with, where it is still there; None for the source's own folder."""
+    beside = Path(source) if Path(source).is_dir() else Path(source).parent
+    places = [beside / (reading.get("image_root") or "."), Path(reading.get("image_root_absolute") or ".")]
+    if "image_root" not in reading or reading["image_root"] == ".":
+        return None
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _page_of_table(table: ScoreTable, made: LevelsSummary, title: str) -> LevelsPage:
@@ -189,16 +247,16 @@ def _page_of_table(table: ScoreTable, made: LevelsSummary, title: str) -> Levels
         for batch in table.batches():
             histogram.add(batch.scores)
             meter.advance(len(batch.scores) + batch.without)
-    facts: dict[str, str] = {"Method": made.levels.method}
+    facts = _levels_facts(made)
     if made.without:
         facts["Without a score"] = f"{made.without:,} rows"
     thin = thin_levels(made.counts)
     rows = [LevelRow(int(count), level in thin) for level, count in enumerate(made.counts, start=1)]
-    return _page(title, histogram, made.levels, rows, facts)
+    return _page(title, histogram, made, rows, facts)
 
 
 def _page(
-    title: str, histogram: ScoreHistogram, levels: AlignmentLevels, rows: list[LevelRow], facts: dict[str, str]
+    title: str, histogram: ScoreHistogram, made: LevelsSummary, rows: list[LevelRow], facts: dict[str, str]
 ) -> LevelsPage:
     counts, edges = histogram.drawn(int(np.clip(np.sqrt(histogram.count), 16, BINS_DRAWN)))
     numbers = ScoreNumbers(
@@ -210,8 +268,9 @@ def _page(
     return LevelsPage(
         title=title,
         numbers=numbers,
-        borders=list(levels.borders),
-        rank_error=levels.rank_error,
+        borders=list(made.levels.borders),
+        # Of borders that come from other scores nobody knows how far they are from the quantiles of these.
+        rank_error=made.levels.rank_error if made.taken_from is None else 0.0,
         levels=rows,
         bin_counts=counts,
         bin_edges=edges,
@@ -307,11 +366,19 @@ def _page_of_pairs(
         return ShownPair(row.id, level, row.score, found.caption, found.picture, found.picture_name)
 
     def copies(counter: HashCounter, largest: Sequence[Repeated]) -> Copies:
-        count, pairs = counter.repeats()
-        shown_groups = [CopiedGroup(group.times, shown(known[group.place])) for group in largest]
-        return Copies(count, min(pairs, counter.added), counter.added, counter.share, shown_groups)
+        groups, pairs = counter.repeats()
+        shown_groups = [CopiedGroup(group.times, shown(known[group.place]), group.most) for group in largest]
+        return Copies(
+            groups.value,
+            pairs.value,
+            counter.added,
+            counter.share,
+            shown_groups,
+            groups_interval=(groups.low, groups.high),
+            pairs_interval=(pairs.low, pairs.high),
+        )
 
-    page = _page(title, collected.histogram, levels, collected.rows(), _facts(table, levels))
+    page = _page(title, collected.histogram, made, collected.rows(), _facts(table, made))
     return replace(
         page,
         examples=[shown(row) for row in examples],
@@ -323,9 +390,16 @@ def _page_of_pairs(
     )
 
 
-def _facts(table: ScoredPairs, levels: AlignmentLevels) -> dict[str, str]:
+def _levels_facts(made: LevelsSummary) -> dict[str, str]:
+    if made.taken_from is None:
+        return {"Method": made.levels.method}
+    fitted = f"{made.taken_from}, found for {made.levels.statistics.count:,} other scores ({made.levels.method})"
+    return {"Borders": fitted}
+
+
+def _facts(table: ScoredPairs, made: LevelsSummary) -> dict[str, str]:
     manifest = table.manifest
-    facts = {"Scores": str(table.folder), "Model": manifest.model, "Method": levels.method}
+    facts = {"Scores": str(table.folder), "Model": manifest.model} | _levels_facts(made)
     if manifest.finished is not None and manifest.finished.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.finished.reasons.items())
         facts["Without a score"] = f"{manifest.finished.rejected:,} ({reasons})"
@@ -400,7 +474,7 @@ def _rows_at(folder: Path, places: Iterable[int]) -> dict[int, _Row]:
 
 
 def _part(folder: Path, shard: int, *columns: str) -> dict[str, list]:
-    return pq.read_table(part_path(folder, shard), columns=list(columns)).to_pydict()
+    return read_part(folder, shard, columns).to_pydict()
 
 
 def _by_shard(places: Iterable[int]) -> dict[int, set[int]]:

@@ -1,21 +1,22 @@
-"""What the scores in a folder depend on, kept beside them: who goes on with a folder must mean the same scores."""
+"""What the scores in a folder depend on, kept beside them: who resumes a job must mean the same scores."""
 
+import errno
 import hashlib
 import json
-import time
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aligngpt.data.pairs import PairSource
+from aligngpt.leftovers import remove_leftovers, temporary_beside
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.parts import PART_PATTERN, PartSummary, ScoresError, write_whole
 
 MANIFEST = "manifest.json"
 SCORE = "cosine similarity of image and text features, not scaled"
-LEFTOVER_AGE = 60.0
-"""Seconds after which a temporary manifest is no other process's work any more."""
 
 _NAMES = {
     "source": "source of pairs",
@@ -29,6 +30,16 @@ _NAMES = {
     "score": "meaning of the score",
 }
 
+_READING = {
+    "caption_column": "caption column",
+    "image_column": "image column",
+    "id_column": "id column",
+    "image_root": "image root",
+}
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What file systems say that have no hard links."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -36,6 +47,7 @@ class Manifest:
 
     Attributes:
         source: kind and fingerprint of the source of pairs.
+        reading: how its records are read, see `PairSource.settings`; None in folders of earlier versions.
         shards: how many shards the source has, and so how many parts there will be.
         cut: a SHA-256 of their names and numbers of records: the same source may be cut in another way.
         model: name or folder of the model; the same model may have several.
@@ -58,6 +70,7 @@ class Manifest:
     batch_size: int
     embeddings: bool
     score: str = SCORE
+    reading: dict[str, str | None] | None = None
     finished: PartSummary | None = None
 
     @classmethod
@@ -75,6 +88,7 @@ class Manifest:
             dtype=str(scorer.dtype).removeprefix("torch."),
             batch_size=batch_size,
             embeddings=embeddings,
+            reading=source.settings(),
         )
 
     def write(self, out: Path) -> None:
@@ -83,10 +97,36 @@ class Manifest:
         Raises:
             OSError: the disk is full or the folder cannot be written.
         """
+        write_whole(out / MANIFEST, self._content())
+
+    def create(self, out: Path) -> None:
+        """Write it into `out` unless one is there; of several processes that do so at a time, one does.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
+        """
+        whole = temporary_beside(out / MANIFEST)
+        write_whole(whole, self._content())
+        try:
+            os.link(whole, out / MANIFEST)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._create_without_links(out)
+        finally:
+            whole.unlink(missing_ok=True)
+
+    def _create_without_links(self, out: Path) -> None:
+        with suppress(FileExistsError), (out / MANIFEST).open("xb", buffering=0) as file:
+            file.write(self._content())
+
+    def _content(self) -> bytes:
         content = asdict(self)
         if self.finished is not None:
             content["finished"] |= {"rejected": self.finished.rejected}
-        write_whole(out / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+        return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def read_manifest(out: Path) -> Manifest:
@@ -104,7 +144,20 @@ def read_manifest(out: Path) -> Manifest:
     except FileNotFoundError as error:
         raise ScoresError(f"{out} holds no scores (there is no {MANIFEST}); run `aligngpt score` first") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ScoresError(f"{path} is damaged ({error}); remove {out} and score again") from error
+        raise ScoresError(f"{path} is damaged ({error}). {_how_to_replace(path)}") from error
+
+
+def begun_precision(out: Path, asked: str) -> str:
+    """The precision to load a model in: `auto` is what the scores in `out` were begun in, where there are any.
+
+    Args:
+        out: folder of the scores.
+        asked: `auto`, `float32` or `bfloat16`.
+
+    Raises:
+        ScoresError: the manifest in `out` is damaged.
+    """
+    return read_manifest(out).dtype if asked == "auto" and (out / MANIFEST).exists() else asked
 
 
 def finished_manifest(out: Path) -> Manifest:
@@ -126,16 +179,21 @@ def claim(out: Path, manifest: Manifest) -> Manifest:
         ScoresError: `out` holds scores of something else.
         OSError: the folder cannot be written.
     """
-    _remove_leftovers(out)
+    remove_leftovers(out / MANIFEST)
     # In this order: another process may write the manifest and then its first part between the two.
     holds_parts = any(out.glob(PART_PATTERN))
     if not (out / MANIFEST).exists():
         if holds_parts:
-            raise ScoresError(f"{out} holds parts of scores but no {MANIFEST}; remove it, or choose another folder")
-        manifest.write(out)
-        return manifest
+            raise ScoresError(f"{out} holds parts of scores but no {MANIFEST}. {_how_to_replace(out / MANIFEST)}")
+        manifest.create(out)
+    # Also after writing it: another process may have been first.
     found = read_manifest(out)
-    if different := [text for name, text in _NAMES.items() if getattr(found, name) != getattr(manifest, name)]:
+    if found.reading is None:
+        raise ScoresError(
+            f"{out} holds scores of an earlier version of aligngpt, which did not note how the source was read; choose "
+            "another folder, or remove it to score again"
+        )
+    if different := list(_differences(found, manifest)):
         raise ScoresError(
             f"{out} holds scores of another {' and another '.join(different)}; choose another folder, or remove it to "
             "score again"
@@ -143,17 +201,44 @@ def claim(out: Path, manifest: Manifest) -> Manifest:
     return found
 
 
-def finish(out: Path, manifest: Manifest, summary: PartSummary) -> None:
+def finish(out: Path, manifest: Manifest, summary: PartSummary, source: PairSource) -> None:
     """Note in the manifest that all parts are there.
 
     Raises:
+        ScoresError: the source is not what it was when the job began.
         OSError: the disk is full or the folder cannot be written.
     """
+    if source.fingerprint() != manifest.source["fingerprint"]:
+        raise ScoresError(
+            f"{source.place} has changed since {out} was begun, so the parts in it may be of both; it is not marked as "
+            f"finished. Put the old source back and remove the parts that were scored since the change, or remove "
+            f"{out} and score again"
+        )
     replace(manifest, finished=summary).write(out)
 
 
-def _remove_leftovers(out: Path) -> None:
-    for temporary in out.glob(f".{MANIFEST}.*"):
-        with suppress(FileNotFoundError):
-            if time.time() - temporary.stat().st_mtime > LEFTOVER_AGE:
-                temporary.unlink()
+def _differences(found: Manifest, wanted: Manifest) -> Iterator[str]:
+    """What is another in the manifest of a folder than in that of a job."""
+    for name, text in _NAMES.items():
+        if getattr(found, name) != getattr(wanted, name):
+            yield text
+    yield from reading_differences(found.reading or {}, wanted.reading or {})
+
+
+def reading_differences(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> Iterator[str]:
+    """What differs in how the records of a source were read and are read now, see `PairSource.settings`."""
+    # Where both were moved together, one of the two still tells that it is the same.
+    same_root = before.get("image_root_absolute") == now.get("image_root_absolute")
+    for name, text in _READING.items():
+        if before.get(name) != now.get(name) and not (name == "image_root" and same_root):
+            held, asked = (reading.get(name) or "none" for reading in (before, now))
+            yield f"{text} ({held}, now {asked})"
+
+
+def _how_to_replace(path: Path) -> str:
+    return (
+        "The parts beside it are kept. To keep using them: run the same `aligngpt score` with another folder as --out, "
+        f"stop it as soon as there is a {MANIFEST} in that folder, and move this file to {path}; then the first "
+        "command resumes here. It cannot tell any more whether the source, model and settings are still those of the "
+        f"parts; if you do not know, remove {path.parent} and score again"
+    )

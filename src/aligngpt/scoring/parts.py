@@ -1,22 +1,25 @@
 """The parts a scored source is kept in: for each shard a Parquet file of scores, and one of the records without.
 
 The rejects are renamed into place before the scores, so that a part that exists means that its shard is done. Nothing
-in the files tells when or where they were written: the same shard gives the same bytes.
+in the files tells when or where they were written: the same shard gives the same bytes. Each file carries checksums of
+itself, which are verified wherever it is read: see `aligngpt.scoring.checksums`.
 """
 
+import base64
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
+from aligngpt.scoring.checksums import DamagedError, open_checked, with_checksums
 
 PART_PATTERN, REJECTS_PATTERN = "part-*.parquet", "rejects-*.parquet"
 
@@ -41,6 +44,10 @@ REJECTS_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
+
+
+PICTURE_MARKS = "aligngpt.pictures"
+"""Key of the footer's metadata under which a part keeps, in base64, the marks of its pictures' files."""
 
 
 class ScoresError(AlignGPTError):
@@ -121,7 +128,7 @@ def part_table(
     return pa.table(arrays, schema=pa.schema(fields))
 
 
-def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject]) -> PartSummary:
+def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject], marks: bytes = b"") -> PartSummary:
     """Write what a shard gave; kill or full disk leave the shard done or not done, and nothing between.
 
     Args:
@@ -129,6 +136,7 @@ def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject])
         shard: the shard's number.
         rows: see `part_table`.
         rejects: the records without a score, in the order they are to have.
+        marks: of the pictures that are files, see `aligngpt.scoring.picture_marks`.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -142,18 +150,63 @@ def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject])
     # An older part would stand beside rejects that are not its own.
     part_path(out, shard).unlink(missing_ok=True)
     _write(rejects_path(out, shard), pa.table(arrays, schema=REJECTS_SCHEMA))
-    _write(part_path(out, shard), rows)
+    _write(part_path(out, shard), rows, {PICTURE_MARKS: base64.b64encode(marks).decode()} if marks else None)
     return PartSummary(rows.num_rows, dict(sorted(Counter(reject.reason for reject in refused).items())))
 
 
 def part_summary(out: Path, shard: int) -> PartSummary | None:
-    """What became of the records of a shard; None when it is not done or its files are damaged."""
+    """What became of the records of a shard; None when it is not done or its files are damaged.
+
+    The rejects and all of `PART_FIELDS` are compared with their checksums; embeddings, which are far larger, are when
+    they are read.
+    """
+    names = [field.name for field in PART_FIELDS]
     try:
-        scores = pq.read_table(part_path(out, shard), columns=["record", "score"])
-        reasons = pq.read_table(rejects_path(out, shard), columns=["reason"])["reason"]
-    except (OSError, pa.ArrowException, KeyError):
+        with open_checked(part_path(out, shard), names) as part:
+            scored = part.read(columns=["record", "score"]).num_rows
+            # Its columns may be those of another kind of file.
+            if not set(names) <= set(part.schema_arrow.names):
+                return None
+        with open_checked(rejects_path(out, shard)) as rejects:
+            reasons = rejects.read(columns=["reason"])["reason"]
+    except (OSError, pa.ArrowException, KeyError, DamagedError):
         return None
-    return PartSummary(scores.num_rows, dict(sorted(Counter(reasons.to_pylist()).items())))
+    return PartSummary(scored, dict(sorted(Counter(reasons.to_pylist()).items())))
+
+
+def part_marks(out: Path, shard: int) -> bytes:
+    """The marks that `write_part` was given; empty where there are none, as in parts of earlier versions.
+
+    Raises:
+        ScoresError: the part is missing or damaged.
+    """
+    path = part_path(out, shard)
+    with _readable(path), open_checked(path, []) as file:
+        return base64.b64decode((file.metadata.metadata or {}).get(PICTURE_MARKS.encode(), b""))
+
+
+def record_count(out: Path, shard: int) -> int:
+    """How many records a shard has, with a score or without.
+
+    Raises:
+        ScoresError: a file of the shard is missing or damaged.
+    """
+    total = 0
+    for path in (part_path(out, shard), rejects_path(out, shard)):
+        with _readable(path), open_checked(path, []) as file:
+            total += file.metadata.num_rows
+    return total
+
+
+def read_part(out: Path, shard: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of one part.
+
+    Raises:
+        ScoresError: the part is missing or damaged.
+    """
+    path = part_path(out, shard)
+    with _readable(path), open_checked(path, columns) as file:
+        return file.read(columns=list(columns))
 
 
 def read_batches(out: Path, shards: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -169,24 +222,12 @@ def read_batches(out: Path, shards: int, columns: Sequence[str] | None = None) -
     """
     for shard in range(shards):
         path = part_path(out, shard)
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(columns=None if columns is None else list(columns)):
-                    _check_columns(path, batch, columns)
-                    number = pa.array(np.full(batch.num_rows, shard, dtype=np.int32))
-                    yield batch.add_column(0, pa.field("shard", pa.int32(), nullable=False), number)
-        except (OSError, pa.ArrowException) as error:
-            raise ScoresError(
-                f"{path} cannot be read ({error}); remove it and run the same `aligngpt score` again: it makes this "
-                "part anew"
-            ) from error
-
-
-def remove_leftovers(out: Path, shard: int) -> None:
-    """Remove the temporary files that a killed run left of a shard."""
-    for path in (part_path(out, shard), rejects_path(out, shard)):
-        for temporary in out.glob(f".{path.name}.*"):
-            temporary.unlink(missing_ok=True)
+        with _readable(path), open_checked(path, columns) as file:
+            for batch in file.iter_batches(columns=None if columns is None else list(columns)):
+                _check_columns(path, batch, columns)
+                number = pa.array(np.full(batch.num_rows, shard, dtype=np.int32))
+                batch = batch.replace_schema_metadata(None)
+                yield batch.add_column(0, pa.field("shard", pa.int32(), nullable=False), number)
 
 
 def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
@@ -207,10 +248,20 @@ def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
         ) from error
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    write_whole(path, buffer.getvalue())
+def _write(path: Path, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
+    write_whole(path, with_checksums(table, metadata))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Errors of reading become one that names the file and says what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, DamagedError) as error:
+        raise ScoresError(
+            f"{path} cannot be read ({error}); remove it and run the same `aligngpt score` again: it makes this "
+            "part anew"
+        ) from error
 
 
 def _check_columns(path: Path, batch: pa.RecordBatch, columns: Sequence[str] | None) -> None:

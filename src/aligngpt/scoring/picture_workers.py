@@ -24,6 +24,7 @@ from aligngpt.data.images import ImageError
 from aligngpt.data.pictures import Picture
 from aligngpt.errors import AlignGPTError
 from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.picture_marks import ABSENT, has_file, mark_of
 
 PICTURES_PER_TASK = 8
 TASKS_AHEAD = 2
@@ -50,19 +51,22 @@ class Prepared(NamedTuple):
         pixels: what `PictureWorkers.pixel_values` takes, `(3, height, width)`: 8-bit, where the image processor only
             looks their values up in a table (see `ByteProcessor`), else what it made of the picture, bfloat16, which
             numpy lacks, as int16.
+        mark: see `aligngpt.scoring.picture_marks`; empty for a picture that is not a file of its own.
     """
 
     hash: str
     width: int
     height: int
     pixels: NDArray[Any]
+    mark: bytes = b""
 
 
 class Refused(NamedTuple):
-    """A picture that cannot be used; `reason` is one of `IMAGE_REASONS`."""
+    """A picture that cannot be used; `reason` is one of `IMAGE_REASONS`, `mark` that of `Prepared`."""
 
     reason: str
     detail: str
+    mark: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -161,18 +165,20 @@ class Preparation:
         return [self._prepare(picture) for picture in pictures]
 
     def _prepare(self, picture: Picture) -> Prepared | Refused:
+        mark = ABSENT if has_file(picture) else b""
         try:
             content = picture.read()
+            mark = mark and mark_of(content)
             image = replace(picture, path=None, offset=0, length=None, content=content).open()
             if max(image.size) > MAX_ASPECT * min(image.size):
                 size = f"{image.width} × {image.height} pixels"
-                return Refused("unreadable", f"{picture.name} is too narrow for the model: {size}")
+                return Refused("unreadable", f"{picture.name} is too narrow for the model: {size}", mark)
             array = self._float_pixels(image) if self.in_bytes is None else self.in_bytes(image)
         except ImageError as error:
-            return Refused(error.reason, str(error))
+            return Refused(error.reason, str(error), mark)
         except (ValueError, MemoryError) as error:
-            return Refused("unreadable", f"{picture.name} cannot be prepared for the model: {error}")
-        return Prepared(hashlib.blake2b(content, digest_size=16).hexdigest(), *image.size, array)
+            return Refused("unreadable", f"{picture.name} cannot be prepared for the model: {error}", mark)
+        return Prepared(hashlib.blake2b(content, digest_size=16).hexdigest(), *image.size, array, mark)
 
     def _float_pixels(self, image: Image.Image) -> NDArray[Any]:
         pixels = self.image_processor([image], return_tensors="pt")["pixel_values"][0].to(self.dtype).contiguous()

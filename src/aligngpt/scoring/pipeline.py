@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
 from aligngpt.data.pictures import Picture
 from aligngpt.scoring.encoders import Features, PairScorer, ScorerError
+from aligngpt.scoring.missing_pictures import MissingPictures
 from aligngpt.scoring.parts import PartSummary, Reject, part_table, write_part
 from aligngpt.scoring.picture_workers import PictureWorkers, Refused
 
@@ -38,6 +39,7 @@ def score_shard(
     batch_size: int,
     workers: PictureWorkers,
     embeddings: bool = False,
+    may_all_be_missing: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> PartSummary:
     """Score the pairs of one shard and write its part; see `aligngpt.scoring.parts` for what is in it.
@@ -50,6 +52,7 @@ def score_shard(
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
         workers: made for `scorer`.
         embeddings: also keep the features.
+        may_all_be_missing: go on where no picture is found at all (see `MissingPictures`).
         advance: told how many more records were looked at.
 
     Returns:
@@ -57,16 +60,18 @@ def score_shard(
 
     Raises:
         ScorerError: the model gives a score that is not finite.
+        TooManyRejects: none of the pictures is there, and not all may be missing.
         WorkerError: a process that opens pictures ended.
         OSError: the part cannot be written.
     """
     reading = _Reading(source.read(shard))
-    images = _encode_images(reading, scorer, batch_size, workers, advance)
+    watch = None if may_all_be_missing else MissingPictures(source, shard)
+    images = _encode_images(reading, scorer, batch_size, workers, advance, watch)
     rows = [pair for pair in reading.pairs if isinstance(images.found[pair.picture], _Image)]
     rejects = [*reading.unusable]
     for pair in reading.pairs:
         if isinstance(found := images.found[pair.picture], Refused):
-            rejects.append(Reject(pair.record, pair.id, *found))
+            rejects.append(Reject(pair.record, pair.id, found.reason, found.detail))
     captions = _encode_captions([pair.caption for pair in rows], scorer, batch_size)
     pictures = [found for pair in rows if isinstance(found := images.found[pair.picture], _Image)]
     features = (
@@ -89,7 +94,7 @@ def score_shard(
         image_hash=[picture.hash for picture in pictures],
         embeddings=features if embeddings else None,
     )
-    return write_part(out, shard.index, table, sorted(rejects, key=lambda reject: reject.record))
+    return write_part(out, shard.index, table, sorted(rejects, key=lambda reject: reject.record), images.marks)
 
 
 class BatchThreads:
@@ -158,10 +163,12 @@ class _Image(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """What became of each picture by its number, and the features of the distinct images, `(images, dim)`."""
+    """What became of each picture by its number, the features of the distinct images, `(images, dim)`, and the marks of
+    those that are files, one behind the other."""
 
     found: list[_Image | Refused]
     features: Features
+    marks: bytes
 
 
 class _Captions(NamedTuple):
@@ -211,8 +218,14 @@ class _Reading:
 
 
 def _encode_images(
-    reading: _Reading, scorer: PairScorer, batch_size: int, workers: PictureWorkers, advance: Callable[[int], None]
+    reading: _Reading,
+    scorer: PairScorer,
+    batch_size: int,
+    workers: PictureWorkers,
+    advance: Callable[[int], None],
+    watch: MissingPictures | None,
 ) -> _Images:
+    marks = bytearray()
     found: list[_Image | Refused] = []
     rows: dict[str, int] = {}
     waiting: list[NDArray[Any]] = []
@@ -223,6 +236,9 @@ def _encode_images(
 
     with BatchThreads(scorer.device) as threads:
         for result in workers.prepare(reading.pictures()):
+            if watch is not None:
+                watch.see(result)
+            marks += result.mark
             if isinstance(result, Refused):
                 found.append(result)
             else:
@@ -240,7 +256,7 @@ def _encode_images(
             threads.submit(encoding(waiting))
         features = threads.results()
     advance(reading.records - told)
-    return _Images(found, _joined(features, scorer))
+    return _Images(found, _joined(features, scorer), bytes(marks))
 
 
 def _encode_captions(texts: Iterable[str], scorer: PairScorer, batch_size: int) -> _Captions:

@@ -17,14 +17,18 @@ from typing import Any, NamedTuple
 import torch
 
 from aligngpt.data.pairs import PairSource, Shard
+from aligngpt.leftovers import remove_leftovers
 from aligngpt.progress import Meter, console
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.job import FEW_RECORDS, MAX_WORKERS, RECORDS_TO_JUDGE, ScoreSummary, check_share
+from aligngpt.scoring.job import FEW_RECORDS, MAX_WORKERS, ScoreSummary
 from aligngpt.scoring.manifest import Manifest, claim, finish
-from aligngpt.scoring.parts import PartSummary, ScoresError, part_summary, remove_leftovers
+from aligngpt.scoring.parts import PartSummary, ScoresError, part_path, part_summary
 from aligngpt.scoring.picture_workers import PictureWorkers, WorkerError
 from aligngpt.scoring.pipeline import score_shard
 from aligngpt.scoring.ray_cluster import RayEngineError, Room, connected, last_line, room_for, shared_marker
+from aligngpt.scoring.reject_share import RejectLimit, check_outcome
+from aligngpt.scoring.resuming import is_usable, kept_parts
+from aligngpt.scoring.shares import owned_share
 
 RETRIES = 3
 """How often a shard is given to another actor after it was lost with one, and a model loaded again likewise."""
@@ -76,7 +80,7 @@ def score_on_ray(
     # Actors have another working directory.
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    with connected(address) as ray, shared_marker(out) as marker:
+    with owned_share(out, None), connected(address) as ray, shared_marker(out) as marker:
         room = room_for([node["Resources"] for node in ray.nodes() if node["Alive"]], actors, gpus_per_actor)
         task = _Task(
             source=source,
@@ -85,15 +89,17 @@ def score_on_ray(
             batch_size=batch_size,
             workers=_worker_count(shards, room.cpus) if workers is None else workers,
             embeddings=embeddings,
+            may_all_be_missing=max_reject_share >= 1,
             threads=max(1, room.cpus),
             folder=Path.cwd(),
             seen=[marker, *{shard.path for shard in shards[:1] if shard.path is not None}],
         )
         with _Pool(ray, task, room) as pool:
             manifest = claim(out, pool.first_manifest())
-            total = _score(pool, shards, out, manifest, max_reject_share)
-    if manifest.finished != total:
-        finish(out, manifest, total)
+            total = _score(pool, source, out, manifest, max_reject_share)
+        check_outcome(out, total, max_reject_share, source.place)
+        if manifest.finished != total:
+            finish(out, manifest, total, source)
     return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished=True)
 
 
@@ -103,6 +109,7 @@ class _Task:
 
     Attributes:
         source, load_scorer, out, batch_size, workers, embeddings: see `score_on_ray`.
+        may_all_be_missing: see `score_shard`.
         threads: for torch.
         folder: what relative paths start from.
         seen: files that must be visible from every node.
@@ -114,6 +121,7 @@ class _Task:
     batch_size: int
     workers: int
     embeddings: bool
+    may_all_be_missing: bool
     threads: int
     folder: Path
     seen: Sequence[Path]
@@ -153,6 +161,7 @@ class _Actor:
             batch_size=task.batch_size,
             workers=self._pictures,
             embeddings=task.embeddings,
+            may_all_be_missing=task.may_all_be_missing,
         )
 
 
@@ -287,15 +296,14 @@ class _Pool:
             )
 
 
-def _score(pool: _Pool, shards: Sequence[Shard], out: Path, manifest: Manifest, max_share: float) -> PartSummary:
+def _score(pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_share: float) -> PartSummary:
     """Score the shards that have no part; returns what became of the records of all shards."""
-    for shard in shards:
-        remove_leftovers(out, shard.index)
-    done = {shard.index: summary for shard in shards if (summary := part_summary(out, shard.index)) is not None}
-    if manifest.finished is None:
-        done = {index: summary for index, summary in done.items() if _is_usable(summary, max_share)}
+    shards = source.shards()
+    done = kept_parts(source, out, shards, finished=manifest.finished is not None, max_share=max_share)
     todo = deque(shard for shard in shards if shard.index not in done)
     total = sum(done.values(), PartSummary())
+    limit = RejectLimit(out, shards, max_share)
+    limit.add(done)
     lost: Counter[Shard] = Counter()
     reasons: dict[Shard, str] = {}
     if todo:
@@ -309,20 +317,19 @@ def _score(pool: _Pool, shards: Sequence[Shard], out: Path, manifest: Manifest, 
                 for shard, result, reason in pool.wait():
                     # The actor may have died between writing the part and saying so.
                     summary = part_summary(out, shard.index) if result is None else result
-                    if summary is not None and (result is not None or _is_usable(summary, max_share)):
+                    if summary is not None and (result is not None or is_usable(summary, max_share)):
                         total += summary
+                        limit.add({shard.index: summary})
                         continue
-                    remove_leftovers(out, shard.index)
+                    remove_leftovers(part_path(out, shard.index))
                     lost[shard] += 1
                     reasons[shard] = reason
                     if lost[shard] <= RETRIES:
                         # Behind the others, which it must not keep from being done.
                         todo.append(shard)
-                if total.records >= RECORDS_TO_JUDGE:
-                    check_share(out, total, max_share)
+                limit.check_certain()
                 meter.advance(total.records - before, f"{pool.scoring} of {pool.room.actors} actors at work")
     _check_lost({shard: reasons[shard] for shard, times in lost.items() if times > RETRIES})
-    check_share(out, total, max_share)
     return total
 
 
@@ -334,11 +341,6 @@ def _check_lost(reasons: Mapping[Shard, str]) -> None:
             f"({next(iter(reasons.values()))}). Most often a node ran out of memory: use fewer workers, a smaller "
             "batch size or smaller shards. All other parts are there; run the same command again and it goes on"
         )
-
-
-def _is_usable(summary: PartSummary, max_share: float) -> bool:
-    """Whether a part need not be made anew because by itself too large a share was rejected."""
-    return summary.rejected <= max_share * max(1, summary.records)
 
 
 def _records(shards: Sequence[Shard], others: int = 0) -> int | None:

@@ -1,6 +1,7 @@
 """Scores that become levels: what a table of them is, and columns of Parquet and CSV files."""
 
 import csv
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,19 @@ from numpy.typing import NDArray
 
 from aligngpt.data.pair_columns import ID_COLUMNS
 from aligngpt.scoring.parts import ScoresError
+from aligngpt.scoring.places import is_inside, same_place
 
 SIMILARITY = "similarity"
 """A field that holds scores in some people's files and levels in others'."""
 
 DEFAULT_COLUMN = "score"
+
+NO_SCORE = sorted(
+    {*pyarrow.csv.ConvertOptions().null_values}
+    | {spelling for word in ("none", "null", "na", "n/a", "nan", "<na>") for spelling in (word, word.upper())}
+    | {"None", "Null", "NaN", "Nan", "-"}
+)
+"""What a cell of a CSV file holds that has no score: what Arrow knows, and what pandas, R and databases write."""
 
 
 class ScoreBatch(NamedTuple):
@@ -54,6 +63,11 @@ class ScoreTable(ABC):
         """The columns of the table, beside the scores, that go with the rows."""
         return pa.schema([])
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read, where they may be anyone's."""
+        return ()
+
     @abstractmethod
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
         """The rows in their order.
@@ -84,7 +98,7 @@ class ParquetScores(ScoreTable):
 
     def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
         self.path = path
-        self.files = tuple(files)
+        self._files = tuple(files)
         self.column = column
         self._rows = 0
         self._schema = pa.schema([])
@@ -96,6 +110,10 @@ class ParquetScores(ScoreTable):
             _check_type(schema.field(column), file)
             if file == self.files[0]:
                 self._schema = schema.remove_metadata()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._files
 
     @property
     def rows(self) -> int | None:
@@ -120,9 +138,9 @@ class ParquetScores(ScoreTable):
                     first += batch.num_rows
 
     def reads(self, path: Path) -> bool:
-        return path.resolve() == self.path.resolve() or (
-            path.suffix == ".parquet" and self.path.resolve() in path.resolve().parents
-        )
+        if path.suffix == ".parquet" and is_inside(path, self.path):
+            return True
+        return any(same_place(path, file) for file in (self.path, *self.files))
 
 
 class CsvScores(ScoreTable):
@@ -146,17 +164,23 @@ class CsvScores(ScoreTable):
             raise ScoresError(f"{path} has several columns of the same name; give each its own")
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
     def schema(self) -> pa.Schema:
         return pa.schema([(name, pa.float64() if name == self.column else pa.string()) for name in self.names])
 
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
         wanted = {self.column, id_column(self.names)}
         names = [name for name in self.names if with_columns or name in wanted]
-        convert = pyarrow.csv.ConvertOptions(column_types=self.schema, include_columns=names)
+        convert = pyarrow.csv.ConvertOptions(
+            column_types=self.schema, include_columns=names, null_values=NO_SCORE, strings_can_be_null=False
+        )
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
         first = 0
         with (
-            _readable(self.path),
+            _readable(self.path, self.names),
             pyarrow.csv.open_csv(self.path, parse_options=parse, convert_options=convert) as rows,
         ):
             for batch in rows:
@@ -164,7 +188,7 @@ class CsvScores(ScoreTable):
                 first += batch.num_rows
 
     def reads(self, path: Path) -> bool:
-        return path.resolve() == self.path.resolve()
+        return same_place(path, self.path)
 
 
 def rows_of(batch: pa.RecordBatch, first: int, column: str, schema: pa.Schema | None) -> ScoreBatch:
@@ -224,9 +248,10 @@ def _check_type(field: pa.Field, where: Path) -> None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Errors of reading become one that names the file."""
+def _readable(path: Path, names: Sequence[str] = ()) -> Iterator[None]:
+    """Errors of reading become one that names the file, and the column of a CSV file by its name."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
-        raise ScoresError(f"{path} cannot be read: {error}") from error
+        said = re.sub(r"In CSV column #(\d+)", lambda found: f"in the column {names[int(found[1])]}", str(error))
+        raise ScoresError(f"{path} cannot be read: {said}") from error

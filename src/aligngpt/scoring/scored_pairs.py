@@ -5,8 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from aligngpt.scoring.manifest import finished_manifest
-from aligngpt.scoring.parts import ScoresError, part_path, part_summary, read_batches
+from aligngpt.scoring.manifest import MANIFEST, finished_manifest
+from aligngpt.scoring.parts import (
+    PART_PATTERN,
+    REJECTS_PATTERN,
+    ScoresError,
+    part_path,
+    part_summary,
+    read_batches,
+)
 from aligngpt.scoring.score_tables import ScoreBatch, ScoreTable
 
 
@@ -45,3 +52,11 @@ class ScoredPairs(ScoreTable):
             numbers = self._starts[batch["shard"].to_numpy()] + batch["record"].to_numpy()
             scores = batch["score"].to_numpy().astype(np.float64)
             yield ScoreBatch(numbers, batch["id"], scores, None, 0)
+
+    def reads(self, path: Path) -> bool:
+        """Whether a path is a part, its rejects or the manifest, or is named as if it were."""
+        owned = (PART_PATTERN, REJECTS_PATTERN, MANIFEST)
+        if path.parent.resolve() == self.folder.resolve() and any(path.match(name) for name in owned):
+            return True
+        # Through a link, or where the part itself is one.
+        return path.exists() and any(path.samefile(kept) for name in owned for kept in self.folder.glob(name))

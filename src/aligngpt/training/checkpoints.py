@@ -1,10 +1,13 @@
-"""Checkpoints that are whole or absent: marked complete once all of it was written, and looked at when read."""
+"""Checkpoints that are whole or absent: marked complete once everything is on disk, and verified when they are read."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
@@ -13,26 +16,40 @@ COMPLETE_FILE = "complete.json"
 
 
 def mark_complete(checkpoint: Path, seconds: float) -> None:
-    """Mark a checkpoint as complete, with the size of every file in it.
+    """Mark a checkpoint as complete, with the size and a checksum of every file in it, once they are on disk.
 
     Args:
         checkpoint: its folder, `checkpoint-<step>`.
         seconds: of training that went into it.
     """
-    sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in sorted(_files(checkpoint))}
+    files = {str(file.relative_to(checkpoint)): file for file in sorted(_files(checkpoint))}
+    for path in files.values():
+        # The mark must not survive a power loss that the files do not; older checkpoints are removed because of it.
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+    content = {
+        "step": step_of(checkpoint),
+        "seconds": seconds,
+        "sizes": {name: path.stat().st_size for name, path in files.items()},
+        "checksums": {name: _checksum(path) for name, path in files.items()},
+    }
     with atomic_write(checkpoint / COMPLETE_FILE) as file:
-        json.dump({"step": step_of(checkpoint), "seconds": seconds, "sizes": sizes}, file, indent=2)
+        json.dump(content, file, indent=2)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path, *, verify: bool = False) -> Path | None:
     """The newest complete checkpoint in `folder`; None where there is none.
 
+    Args:
+        folder: of the checkpoints.
+        verify: also look whether its files are what was written.
+
     Raises:
-        AlignGPTError: files of it are missing or of another size than when it was written.
+        AlignGPTError: files of it are missing or not what they were when it was written.
     """
     found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE_FILE).is_file()]
     newest = max(found, key=step_of, default=None)
-    if newest is not None:
+    if newest is not None and verify:
         _check(newest)
     return newest
 
@@ -62,18 +79,33 @@ def _files(checkpoint: Path) -> list[Path]:
 def _mark(checkpoint: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))
-        return {"seconds": float(content["seconds"]), "sizes": dict(content.get("sizes", {}))}
+        return {
+            "seconds": float(content["seconds"]),
+            "sizes": dict(content.get("sizes", {})),
+            "checksums": dict(content.get("checksums", {})),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(checkpoint, f"{COMPLETE_FILE} cannot be read: {error}") from error
 
 
 def _check(checkpoint: Path) -> None:
-    for name, size in _mark(checkpoint)["sizes"].items():
+    mark = _mark(checkpoint)
+    for name, size in mark["sizes"].items():
         path = checkpoint / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes"
             raise _damaged(checkpoint, f"{name} {what}, expected {size}")
+        if name in mark["checksums"] and _checksum(path) != mark["checksums"][name]:
+            raise _damaged(checkpoint, f"{name} is not what was written (its checksum differs)")
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _damaged(checkpoint: Path, what: str) -> AlignGPTError:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoProcessor
 from aligngpt.data.check_result import FileCheck
 from aligngpt.data.checking import Reading, check_files
 from aligngpt.errors import AlignGPTError
+from aligngpt.hub_names import local_or_hub
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.recipe import Recipe, RecipeError, StageName
@@ -26,6 +27,7 @@ def check_for_model(
     Raises:
         AlignGPTError: there is no processor of an AlignGPT, or the image root is not a folder.
     """
+    local_or_hub(model, "the processor of", AlignGPTError)
     try:
         if not Path(model).is_dir():
             # Where the hub has no such model, the many files of a processor would be asked for one after the other.

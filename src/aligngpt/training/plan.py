@@ -139,7 +139,7 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         precision = "bfloat16" if supports_bfloat16(device) else "float32"
     in_bfloat16 = precision == "bfloat16"
     model, processor = load_model(recipe, name, weights=False)
-    freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks)
+    freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks, levels_given=name == "pretrain")
     notes = []
     data = None
     missing = [source.data for source in stage.sources if not _is_there(Path(source.data))]
@@ -149,7 +149,8 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         length, _ = _supposed(name, stage, processor)
         notes.append(f"{', '.join(missing)} is not there: rows of {length:,} tokens are supposed, steps are not known")
     if stage.minutes is not None:
-        notes.append(f"ends after {stage.minutes:g} minutes where the steps are not done by then")
+        at_least = f", but not before step {stage.min_steps:,}" if stage.min_steps else ""
+        notes.append(f"ends after {stage.minutes:g} minutes where the steps are not done by then{at_least}")
     parts = parts_of(model, stage)
     steps = _steps(stage, data)
     work = _work(model, parts, stage, data) * steps * stage.batch_size if data and steps else None

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -47,10 +48,24 @@ def main_process_first(*, cpu: bool) -> Iterator[None]:
         yield
 
 
-def of_main_process(value: float, device: torch.device) -> float:
-    """The value that the main process has: processes that decide by their own clocks would part."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    shared = torch.tensor(value, dtype=torch.float64, device=device)
-    torch.distributed.broadcast(shared, src=0)
-    return float(shared.item())
+def add_up(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The sum of a vector over all processes, in double precision on the CPU; its own values without others."""
+    if not _together():
+        return values
+    # GPUs of some makers know no double precision; the processes that train on them are one.
+    shared = values.to(device, torch.float64)
+    torch.distributed.all_reduce(shared)
+    return shared.cpu()
+
+
+def gather(values: list[Any]) -> list[Any]:
+    """The values of all processes behind each other, the main process's first."""
+    if not _together():
+        return values
+    found: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(found, values)
+    return [one for part in found for one in part]
+
+
+def _together() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -138,12 +138,17 @@ class ValidationRecipe(_Section):
         share: of the training samples, which then do not train; no image is on both sides.
         samples: at most this many of them: the first ones of a file, evenly spaced ones of several files or a share.
         minutes: training time between two looks.
+        until_accuracy: share of answers that must be right when the stage ends. Below it, the schedule starts another
+            round, of the same minutes and steps, warm-up included; none when None.
+        rounds: of the schedule, at most.
     """
 
     data: DataRecipe | None = None
     share: float | None = Field(None, gt=0, lt=1)
     samples: int = Field(256, ge=1)
     minutes: float = Field(10.0, gt=0)
+    until_accuracy: float | None = Field(None, gt=0, le=1)
+    rounds: int = Field(3, ge=1)
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "ValidationRecipe":
@@ -170,6 +175,7 @@ class StageRecipe(_Section):
         epochs: passes over the data; `max_steps` takes its place where given.
         minutes: end after this much training time: the learning rate then falls with the time used, or with the
             steps done where they are further on.
+        min_steps: take at least so many steps, however long they last; for `minutes` on machines of any speed.
         warm_start: a start for the projector that is not in the paper, before pre-training; none when None.
         cache_features: keep what the frozen vision tower makes of each picture on disk, so that later epochs and runs
             do not compute it again. See `aligngpt.training.feature_cache`.
@@ -211,6 +217,7 @@ class StageRecipe(_Section):
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
+    min_steps: int | None = Field(None, ge=1)
     warm_start: WarmStartRecipe | None = None
     cache_features: bool = False
     questions_per_prefix: int = Field(1, ge=1)
@@ -266,6 +273,15 @@ class StageRecipe(_Section):
     def _vision_blocks_where_they_train(self) -> "StageRecipe":
         if self.vision_blocks is not None and "vision_tower" not in self.train:
             raise ValueError("vision_blocks is for a vision tower that trains; name vision_tower in train")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_of_minutes(self) -> "StageRecipe":
+        if self.minutes is None and self.min_steps is not None:
+            raise ValueError("min_steps is for a stage that minutes end; give minutes too, or max_steps in its place")
+        wants_more = self.validation is not None and self.validation.until_accuracy is not None
+        if self.minutes is None and wants_more:
+            raise ValueError("validation.until_accuracy is for a stage that minutes end; give minutes too")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from transformers.trainer_utils import set_seed
 
 from aligngpt.data.collate import Collator
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.rows import columns_of
 from aligngpt.device import resolve_device
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
+from aligngpt.locks import owned_folder
 from aligngpt.memory import peak_memory, reset_peak_memory
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.progress import console
@@ -22,12 +25,14 @@ from aligngpt.training.feature_cache import features_kept_for
 from aligngpt.training.identity import claim, decide_precision, fingerprint_of
 from aligngpt.training.leaving import leave_model, model_folder
 from aligngpt.training.parts import parts_of, parts_table
-from aligngpt.training.processes import is_main_process, launched, main_process_first, processes, rank
+from aligngpt.training.processes import is_main_process, launched, main_process_first, processes
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
+from aligngpt.training.rejected import RejectedSamples
 from aligngpt.training.run_card import DataFacts, write_run_card
 from aligngpt.training.sharding import check_sharding, shard, sharding_line, whole_tensors
 from aligngpt.training.stage_data import training_data, training_samples, validation_of
 from aligngpt.training.stages import (
+    PRETRAINED_FILE,
     compile_layers,
     freeze_all_but,
     hold_frozen_in,
@@ -77,11 +82,18 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
 
     Raises:
         RecipeError: the recipe has none of the `stages`, or the output holds the run of another recipe.
+        FolderInUse: another process trains in the output folder.
         AlignGPTError: a backbone, the data or a checkpoint cannot be used.
     """
     wanted = [(name, stage) for name in STAGES if name in stages and (stage := recipe.stage(name)) is not None]
     if not wanted:
         raise RecipeError(f"the recipe has no section {' or '.join(stages)}")
+    # The others of its processes wait for the main one, and end with it.
+    with owned_folder(recipe.output, "train") if is_main_process() else nullcontext():
+        return _train(recipe, wanted)
+
+
+def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> list[StageResult]:
     results = []
     for name, stage in wanted:
         fingerprint = fingerprint_of(recipe, name, stage)
@@ -94,6 +106,7 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
         if done is None:
             done = _run_stage(recipe, name, stage, fingerprint)
         else:
+            _check_left(recipe, name)
             if is_main_process():
                 console.print(f"{DESCRIPTIONS[name]}: done before ({done.steps} steps, loss {done.loss:.3f})")
         results.append(done)
@@ -114,6 +127,16 @@ def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
         raise AlignGPTError(f"{path} is damaged ({error}); remove {path.parent} to train again") from error
 
 
+def _check_left(recipe: Recipe, name: StageName) -> None:
+    """A finished stage must still have what it left."""
+    left = stage_folder(recipe, name) / PRETRAINED_FILE if name == "pretrain" else model_folder(recipe)
+    if not left.exists():
+        raise AlignGPTError(
+            f"{DESCRIPTIONS[name]} is finished, but {left} is gone; put it back, or remove "
+            f"{stage_folder(recipe, name)} to train the stage again"
+        )
+
+
 def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: str) -> StageResult:
     folder = stage_folder(recipe, name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,22 +147,29 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     check_sharding(stage)
     reset_peak_memory()
     set_seed(recipe.seed)
-    name_of_rejects = "rejects.jsonl" if is_main_process() else f"rejects-{rank()}.jsonl"
-    with Rejects(folder / name_of_rejects, max_share=stage.max_reject_share) as rejects:
+    # All processes count alike; the main process writes them down.
+    path_of_rejects = folder / "rejects.jsonl" if is_main_process() else None
+    with Rejects(path_of_rejects, max_share=stage.max_reject_share) as rejects:
         samples = training_samples(recipe, name, rejects)
         model, processor = load_model(recipe, name, bits_in=torch.bfloat16 if in_bfloat16 else torch.float32)
-        freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks)
+        freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks, levels_given=name == "pretrain")
         if is_main_process():
             DataFacts.of([Path(source.data) for source in stage.sources], samples).save(folder)
             console.print(f"{DESCRIPTIONS[name]}\n{parts_table(parts_of(model, stage))}", highlight=False)
-        dataset = training_data(samples, recipe, name, model, processor, rejects)
-        check_rows_can_branch(model, stage)
+        dataset = training_data(samples, recipe, name, model, processor)
+        if name == "instruct" and is_main_process() and (columns_of(samples).levels > 0).any():
+            console.print(
+                "the levels in the data are not used: in instruction tuning the gate mixes the levels", soft_wrap=True
+            )
         if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
             moved = warm_start(model, dataset, stage.warm_start, seed=recipe.seed)
             with atomic_write(folder / "warm_start.json") as file:
                 json.dump(moved._asdict(), file)
-        clock = TrainingClock(stage.minutes)
+        clock = TrainingClock(stage.minutes, stage.min_steps)
+        rejected = RejectedSamples(rejects, len(samples) + rejects.count)
         packed = decide_packing(model, recipe, stage, device.type)
+        if not packed:
+            check_rows_can_branch(model, stage)
         collator = Collator(processor.tokenizer.pad_token_id, packed=packed)
         validation = validation_of(stage, dataset, collator)
         if in_bfloat16 and (name == "pretrain" or stage.lora is not None):
@@ -152,20 +182,23 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         if stage.compile:
             compile_layers(model)
         try:
+            callback = StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl", validation)
             trainer = StageTrainer(
                 stage,
                 clock,
+                rejected,
                 model=model,
                 args=arguments,
                 train_dataset=dataset,
                 data_collator=collator.with_ids,
-                callbacks=[StageCallback(DESCRIPTIONS[name], stage, clock, folder / "metrics.jsonl", validation)],
+                callbacks=[callback],
             )
+            callback.trainer = trainer
         except (ValueError, RuntimeError, ImportError) as error:
             if not recipe.report_to:
                 raise
             raise RecipeError(f"report_to {', '.join(recipe.report_to)} cannot be used: {error}") from error
-        _go_on(trainer, clock, folder)
+        _train_from_checkpoint(trainer, callback, folder)
         steps = trainer.state.global_step
         result = StageResult(
             stage=name,
@@ -258,19 +291,21 @@ def one_device(arguments: TrainingArguments) -> None:
         arguments._n_gpu = 1
 
 
-def _go_on(trainer: StageTrainer, clock: TrainingClock, folder: Path) -> None:
+def _train_from_checkpoint(trainer: StageTrainer, callback: StageCallback, folder: Path) -> None:
     """Train to the end, from the newest complete checkpoint where there is one."""
     checkpoints = folder / "checkpoints"
-    newest = newest_checkpoint(checkpoints)
+    newest = newest_checkpoint(checkpoints, verify=True)
     remove_checkpoints(checkpoints, keep=newest)
     step = 0
     if newest is not None:
-        clock.before = checkpoint_seconds(newest)
+        trainer.clock.before = checkpoint_seconds(newest)
+        trainer.rejected.resume(newest)
+        callback.resumed_from = newest
         step = step_of(newest)
         if is_main_process():
-            console.print(f"going on from step {step}")
-    forget_metrics_after(folder / "metrics.jsonl", step)
-    callback = next(one for one in trainer.callback_handler.callbacks if isinstance(one, StageCallback))
+            console.print(f"resuming at step {step}")
+    if is_main_process():
+        forget_metrics_after(folder / "metrics.jsonl", step)
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except BaseException as error:

@@ -22,12 +22,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.processes import is_main_process, processes, processes_of_machine
 from aligngpt.training.recipe import RecipeError, StageRecipe
-from aligngpt.training.stages import layers_of
+from aligngpt.training.stages import layers_of, load_tensors
 
 SHARDS_FOLDER = "shards"
 """In a checkpoint: weights that train and the optimiser's state, each process its part, as torch's checkpoints are."""
@@ -149,6 +149,41 @@ def load_shards(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: 
     state_dict_loader.load(state, checkpoint_id=checkpoint / SHARDS_FOLDER)
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+
+def load_whole_tensors(model: nn.Module, path: Path) -> None:
+    """Take the parameters that train from a file that has them whole, as a run without sharding saves them.
+
+    Raises:
+        AlignGPTError: the file cannot be read, or names or shapes differ.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    whole = {name: torch.empty(parameter.shape, dtype=parameter.dtype) for name, parameter in trained.items()}
+    load_tensors(path, whole)
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(_part(parameter, whole[name]))
+
+
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Take the optimiser's state from a file that has it whole, as a run without sharding saves it."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    content["state"] = {
+        number: {
+            name: _part(parameters[number], value) if value.shape == parameters[number].shape else value
+            for name, value in state.items()
+        }
+        for number, state in content["state"].items()
+    }
+    optimizer.load_state_dict(content)
+
+
+def _part(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """A whole tensor as the parameter is: shared out in the same way, or whole."""
+    if not isinstance(parameter, DTensor):
+        return whole.to(parameter.device)
+    return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

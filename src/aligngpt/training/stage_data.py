@@ -32,7 +32,9 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
             grouped by length whose pictures are in row groups.
     """
     stage = _stage(recipe, name)
-    samples = open_sources(stage.sources, rejects, require_level=_needs_level(recipe, name))
+    samples = open_sources(
+        stage.sources, rejects, require_level=_needs_level(recipe, name), with_levels=name == "pretrain"
+    )
     _check_levels(samples, recipe, name)
     if stage.group_by_length and (columns_of(samples).blocks >= 0).any():
         raise RecipeError(
@@ -45,13 +47,18 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
 
 
 def open_sources(
-    sources: Sequence[SourceRecipe], rejects: Rejects, *, require_level: bool = False, check_images: bool = True
+    sources: Sequence[SourceRecipe],
+    rejects: Rejects,
+    *,
+    require_level: bool = False,
+    with_levels: bool = False,
+    check_images: bool = True,
 ) -> Sequence[Sample]:
     """The samples of all sources, one source after the other. All processes that train together must call it.
 
     Raises:
         SourceError, TooManyRejects, CacheError: see `prepare_samples`; the share of rejects is that of all sources.
-        RecipeError: one source has levels and another has none.
+        RecipeError: one source has levels and another has none, and they are to be used (`with_levels`).
     """
     # What is not prepared yet is by one process, while the others wait for it.
     with main_process_first(cpu=resolve_device().type == "cpu"):
@@ -70,7 +77,8 @@ def open_sources(
         return found[0]
     mixture = Mixture(found)
     rejects.check(len(mixture) + rejects.count)
-    _check_all_have_levels(mixture, sources)
+    if with_levels:
+        _check_all_have_levels(mixture, sources)
     return mixture
 
 
@@ -109,7 +117,6 @@ def training_data(
     name: StageName,
     model: AlignGPTForConditionalGeneration,
     processor: AlignGPTProcessor,
-    rejects: Rejects,
 ) -> ConversationDataset:
     """The samples of a stage as its model reads them.
 
@@ -121,11 +128,12 @@ def training_data(
         samples,
         processor,
         _roots(stage.sources),
-        rejects,
         chat_template=NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None,
         max_length=usable_length(model, stage),
         questions_per_prefix=stage.questions_per_prefix,
         pad_images=stage.pad_images,
+        # Once the gate trains, a level would take its place: the stage decides, whatever the records say.
+        with_levels=name == "pretrain",
     )
 
 
@@ -142,20 +150,26 @@ def validation_of(stage: StageRecipe, training: ConversationDataset, collator: C
         samples = _evenly(training.samples.others(), most)
     else:
         sources = stage.validation.sources(_validation_root(stage))
-        samples = open_sources(sources, rejects)
+        samples = open_sources(sources, rejects, with_levels=training.with_levels)
         first = Chosen(samples, np.arange(min(most, len(samples))))
         samples = first if isinstance(stage.validation.data, str) else _evenly(samples, most)
     dataset = ConversationDataset(
         samples,
         training.processor,
         _roots(sources),
-        rejects,
         chat_template=training.chat_template,
         max_length=training.max_length,
         questions_per_prefix=stage.questions_per_prefix,
         pad_images=stage.pad_images,
+        with_levels=training.with_levels,
     )
-    return Validation(dataset, collator, stage.micro_batch_size or stage.batch_size, _names(sources))
+    return Validation(
+        dataset,
+        collator,
+        stage.micro_batch_size or stage.batch_size,
+        _names(sources),
+        max_reject_share=stage.max_reject_share,
+    )
 
 
 def _validation_root(stage: StageRecipe) -> str | None:

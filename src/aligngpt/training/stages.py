@@ -20,6 +20,8 @@ PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
 PRETRAINED_FILE = "aligned.safetensors"
 NEW_PARTS: tuple[Part, ...] = ("projector", "level_table", "gate")
 """Parts that neither backbone brings."""
+MIXING_MODES = ("adaptive", "local")
+"""Modes of `alignment` in which the gate has a part."""
 
 
 def part_of(name: str) -> Part:
@@ -36,22 +38,31 @@ def part_of(name: str) -> Part:
 
 
 def freeze_all_but(
-    model: AlignGPTForConditionalGeneration, parts: Iterable[Part], *, vision_blocks: int | None = None
+    model: AlignGPTForConditionalGeneration,
+    parts: Iterable[Part],
+    *,
+    vision_blocks: int | None = None,
+    levels_given: bool = False,
 ) -> None:
     """Let `parts` train and nothing else. Parts that the model does not have (no alignment module) are passed over.
 
-    Of a language model with adapters, the adapters train.
+    Of a language model with adapters, the adapters train. What the loss does not depend on stays frozen whatever
+    `parts` says: the vision tower behind the layer whose features are used, the gate where no mix of levels is formed.
+    Several processes would wait for its gradients for ever.
 
     Args:
         model: whose parameters are frozen or not.
         parts: that train.
         vision_blocks: of a vision tower that trains, only so many blocks do, the last ones that are used; all of it
             when None.
+        levels_given: the level of each sample is given, as in pre-training, so that no gate runs.
 
     Raises:
         RecipeError: the tower has fewer blocks that are used.
     """
     wanted = set(parts)
+    if levels_given or model.config.alignment not in MIXING_MODES:
+        wanted.discard("gate")
     has_adapters = any(MARK in name for name, _ in model.named_parameters())
     last_blocks = None if vision_blocks is None else _last_blocks(model, vision_blocks)
     for name, parameter in model.named_parameters():
@@ -60,6 +71,18 @@ def freeze_all_but(
         if part == "vision_tower" and last_blocks is not None:
             trains = id(parameter) in last_blocks
         parameter.requires_grad_(part in wanted and trains)
+    if "vision_tower" in wanted:
+        _freeze_unused_of_tower(model)
+
+
+def _freeze_unused_of_tower(model: AlignGPTForConditionalGeneration) -> None:
+    """Freeze what of a tower that trains has no part in the features: found by asking autograd, for any tower."""
+    trains = [one for one in model.model.vision_tower.parameters() if one.requires_grad]
+    with torch.enable_grad():
+        features = model.model.tower_features(model.model.blank_picture())
+        gradients = torch.autograd.grad(features.float().sum(), trains, allow_unused=True)
+    for parameter, gradient in zip(trains, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def _last_blocks(model: AlignGPTForConditionalGeneration, count: int) -> set[int]:
@@ -151,6 +174,10 @@ def load_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path)
         AlignGPTError: the file is missing, or its tensors do not fit this model.
     """
     path = folder / PRETRAINED_FILE
+    if not path.is_file():
+        raise AlignGPTError(
+            f"there is no {path}, which pre-training leaves; run `aligngpt train` with `--stage pretrain` first"
+        )
     expected = {name: tensor for name, tensor in model.named_parameters() if is_pretrained(name)}
     load_tensors(path, expected)
 

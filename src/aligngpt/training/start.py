@@ -8,7 +8,7 @@ from aligngpt.device import resolve_device
 from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.packing import NAME as PACKED_ATTENTION
-from aligngpt.model.packing import can_pack
+from aligngpt.model.packing import PROBE, can_pack, computes_as_alone, shortest_window
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.training.lora import add_lora
 from aligngpt.training.quantizing import quantize_language_model
@@ -56,17 +56,53 @@ def load_model(
 
 
 def check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> None:
-    """A row of several samples needs attention that can leave positions out, over all that a sample is long."""
+    """A padded row of several samples needs attention that can leave positions out, over all that a sample is long.
+
+    Tried on a few tokens: a language model that has a state, or measures distances in the row, ends with other numbers.
+
+    Raises:
+        RecipeError: rows have several samples, and the language model cannot have them.
+    """
     if stage.questions_per_prefix == 1:
         return
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    if model._is_stateful or (window is not None and window < stage.max_length):
-        what = "has a state in place of attention" if model._is_stateful else f"attends over {window} tokens only"
-        raise RecipeError(
-            f"questions_per_prefix is {stage.questions_per_prefix}, but the language model {config.model_type} {what};"
-            " set it to 1"
+    window = shortest_window(config)
+    if model._is_stateful:
+        what = "has a state in place of attention"
+    elif window is not None and window < stage.max_length:
+        what = f"attends over {window} tokens only"
+    elif not _branches_as_alone(model):
+        what = "computes questions that share a picture otherwise than each alone"
+    else:
+        return
+    raise RecipeError(
+        f"questions_per_prefix is {stage.questions_per_prefix}, but the language model {config.model_type} {what}; "
+        "set it to 1"
+    )
+
+
+def _branches_as_alone(model: AlignGPTForConditionalGeneration) -> bool:
+    pieces = PROBE[:3]
+    length = pieces[-1].stop
+    sees = torch.zeros(length, length, dtype=torch.bool)
+    for piece in pieces:
+        sees[piece.start : piece.stop, piece.prefix_start : piece.prefix_stop] = True
+        sees[piece.start : piece.stop, piece.start : piece.stop] = True
+    mask = sees.tril().to(model.device)[None, None]
+
+    def run(ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        return model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+
+    try:
+        return computes_as_alone(
+            model.model.language_model,
+            pieces,
+            together=lambda ids, positions: run(ids, attention_mask=mask, position_ids=positions),
+            reference=run,
         )
+    except Exception:
+        # What language models raise that take no such mask is of any kind.
+        return False
 
 
 def usable_length(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> int:

@@ -15,28 +15,42 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from aligngpt.data.dataset import ConversationDataset, row_lengths
+from aligngpt.data.rejects import Rejected
 from aligngpt.data.rows import columns_of
+from aligngpt.endings import is_disk_full
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
-from aligngpt.progress import Meter
+from aligngpt.progress import Meter, console
 from aligngpt.training.batches import BalancedSampler, shares_of
 from aligngpt.training.block_order import Blocks
 from aligngpt.training.checkpoints import mark_complete, remove_checkpoints
 from aligngpt.training.feature_cache import FeatureCache
 from aligngpt.training.optimizers import make_optimizer
-from aligngpt.training.processes import of_main_process
+from aligngpt.training.processes import add_up, is_main_process
 from aligngpt.training.recipe import StageRecipe
-from aligngpt.training.sharding import gradients_later, has_shards, is_sharded, load_shards, save_shards
+from aligngpt.training.rejected import RejectedSamples
+from aligngpt.training.sharding import (
+    gradients_later,
+    has_shards,
+    is_sharded,
+    load_shards,
+    load_whole_optimizer,
+    load_whole_tensors,
+    save_shards,
+)
 from aligngpt.training.stages import load_tensors, trained_tensors
 from aligngpt.training.validation import Validation
 from aligngpt.training.watch import Watch
 
 WEIGHTS_FILE = "trained.safetensors"
+FIGURES_FILE = "figures.json"
 STOPPED_FILE = "stopped.json"
 LOGS_WITHOUT_GRADIENT = 3
+STEPS_TO_JUDGE, LATE = 5, 1.2
+"""Steps after which the time they take is known, and what a stage may last beyond the time asked for unsaid."""
 
 
 @dataclass
@@ -44,12 +58,19 @@ class TrainingClock:
     """Training time over all the runs of a stage, and how far through the stage it is.
 
     Attributes:
-        minutes: the time budget, None without one.
+        minutes: the time budget of a round of the schedule, None without one.
+        min_steps: what a round takes at least, however long that lasts.
+        round: the number of the schedule's round, from 1.
+        began_step, began_seconds: where the round began.
         before: seconds of training in earlier runs.
         agreed: seconds of training at the last step, the same for all processes; what is decided by time follows it.
     """
 
     minutes: float | None = None
+    min_steps: int | None = None
+    round: int = 1
+    began_step: int = 0
+    began_seconds: float = 0.0
     before: float = 0.0
     started: float = field(default_factory=time.monotonic)
     agreed: float = 0.0
@@ -59,9 +80,9 @@ class TrainingClock:
         self.started = time.monotonic()
         self.agreed = self.before
 
-    def agree(self, device: torch.device) -> None:
-        """Take the main process's time for that of all."""
-        self.agreed = of_main_process(self.seconds, device)
+    def share(self) -> float:
+        """What this process adds to the time that all agree on: the main process's time, and nothing of the others."""
+        return self.seconds if is_main_process() else 0.0
 
     @property
     def seconds(self) -> float:
@@ -69,9 +90,32 @@ class TrainingClock:
         return self.before + time.monotonic() - self.started
 
     def progress(self, step: int, steps: int) -> float:
-        """0…1: the share of the steps done, or of the time used where that is further on."""
+        """0…1: the share of the steps done, or of the round's time used where that is further on."""
         of_steps = step / steps
-        return min(1.0, max(of_steps, self.agreed / (60 * self.minutes)) if self.minutes else of_steps)
+        if not self.minutes:
+            return min(1.0, of_steps)
+        of_round = (self.agreed - self.began_seconds) / (60 * self.minutes)
+        if self.min_steps:
+            of_round = min(of_round, (step - self.began_step) / self.min_steps)
+        return min(1.0, max(of_steps, of_round))
+
+    def next_round(self, step: int) -> None:
+        """Begin another round of the schedule after `step`."""
+        self.round += 1
+        self.began_step, self.began_seconds = step, self.agreed
+
+    def late(self, step: int, first: int) -> float | None:
+        """Seconds that the round's steps will take, where that is clearly more than the time asked for.
+
+        Args:
+            step: the steps done.
+            first: the steps done when this process began.
+        """
+        if not self.minutes or not self.min_steps or step == first:
+            return None
+        a_step = (self.agreed - self.before) / (step - first)
+        seconds = self.agreed - self.began_seconds + a_step * (self.min_steps - (step - self.began_step))
+        return seconds if seconds > LATE * 60 * self.minutes else None
 
 
 def learning_rate_factor(schedule: str, warmup_ratio: float, progress: float) -> float:
@@ -93,18 +137,22 @@ class StageTrainer(Trainer):
     Args:
         stage: the stage's settings.
         clock: the stage's training time, which the learning rate and the checkpoints follow.
+        rejected: counts the samples that turn out to be of no use.
         **kwargs: see `transformers.Trainer`.
     """
 
-    def __init__(self, stage: StageRecipe, clock: TrainingClock, **kwargs: Any) -> None:
+    def __init__(self, stage: StageRecipe, clock: TrainingClock, rejected: RejectedSamples, **kwargs: Any) -> None:
         self.stage = stage
         self.clock = clock
+        self.rejected = rejected
         self.optimizer: torch.optim.Optimizer | None
         self.lr_scheduler: LambdaLR | None
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.is_sharded = is_sharded(self.model)
-        self.watch = Watch(self.accelerator.unwrap_model(self.model).config)
+        self.watch = Watch(
+            self.accelerator.unwrap_model(self.model).config, lambda sums: add_up(sums, self.args.device)
+        )
         self._without_gradient = 0
 
     @property
@@ -127,6 +175,7 @@ class StageTrainer(Trainer):
             AlignGPTError: the loss is not a number any more; the samples are then named in `stopped.json`.
         """
         ids = inputs.pop("sample_ids", [])
+        self.rejected.see(Rejected(*one) for one in inputs.pop("rejected", []))
         inputs = self._with_kept_features(inputs)
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
@@ -134,6 +183,23 @@ class StageTrainer(Trainer):
         with torch.no_grad():
             self.watch.see(inputs, output)
         return (loss, output) if return_outputs else loss
+
+    def of_main(self, value: float) -> float:
+        """The value that the main process has; every process calls it at the same time."""
+        shared = torch.tensor([value if is_main_process() else 0.0], dtype=torch.float64)
+        return float(add_up(shared, self.args.device))
+
+    def agree(self) -> None:
+        """What all processes must know the same of after a step: the time, and the samples that were rejected.
+
+        Raises:
+            TooManyRejects: in all processes alike.
+        """
+        shared = torch.tensor([self.clock.share(), self.rejected.pending], dtype=torch.float64)
+        seconds, pending = add_up(shared, self.args.device).tolist()
+        self.clock.agreed = seconds
+        if pending:
+            self.rejected.settle()
 
     def _with_kept_features(self, inputs: dict[str, Any]) -> dict[str, Any]:
         assert isinstance(self.train_dataset, ConversationDataset)
@@ -213,10 +279,8 @@ class StageTrainer(Trainer):
         if has_shards(folder):
             return
         if self.is_sharded:
-            raise AlignGPTError(
-                f"the checkpoint {folder} was written by one process that held the whole model; go on with one, or "
-                f"remove {folder.parent} to begin the stage anew"
-            )
+            load_whole_tensors(self.model, folder / WEIGHTS_FILE)
+            return
         load_tensors(folder / WEIGHTS_FILE, _trained(self.accelerator.unwrap_model(self.model)))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -229,17 +293,21 @@ class StageTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not has_shards(Path(checkpoint)):
+        if checkpoint is None or not (self.is_sharded or has_shards(Path(checkpoint))):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         assert self.lr_scheduler is not None
-        load_shards(self.model, _inner(self.optimizer), Path(checkpoint))
+        if has_shards(Path(checkpoint)):
+            load_shards(self.model, _inner(self.optimizer), Path(checkpoint))
+        else:
+            load_whole_optimizer(_inner(self.optimizer), Path(checkpoint) / OPTIMIZER_NAME)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            self._save_figures(folder)
             # Every process writes the state of its own random numbers.
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
@@ -248,10 +316,50 @@ class StageTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             # torch and safetensors have errors of their own for a disk that is full.
             shutil.rmtree(folder, ignore_errors=True)
+            advice = "make room and run" if is_disk_full(error) else "run"
             raise AlignGPTError(
-                f"the checkpoint {folder} cannot be written: {error}. The one before it is intact: make room and run "
-                "the same command again"
+                f"the checkpoint {folder} cannot be written: {error}. The one before it is intact: {advice} the same "
+                "command again"
             ) from error
+
+    def _save_figures(self, checkpoint: Path) -> None:
+        """Keep what the next line of the metrics is made of, so that a resumed run writes the line it would have."""
+        loss = add_up(self._tr_loss.double().reshape(1).cpu(), self.args.device) / self.args.world_size
+        clock = self.clock
+        figures = {
+            "loss": loss.item(),
+            "logged": self._globalstep_last_logged,
+            "sums": self.watch.state(),
+            "round": [clock.round, clock.began_step, clock.began_seconds],
+        }
+        if self.is_world_process_zero():
+            self.rejected.save(checkpoint)
+            with atomic_write(checkpoint / FIGURES_FILE) as file:
+                json.dump(figures, file)
+
+    def resume_figures(self, checkpoint: Path) -> None:
+        """Take what `_save_figures` kept; called when training begins.
+
+        Raises:
+            AlignGPTError: the checkpoint's file is damaged.
+        """
+        path = checkpoint / FIGURES_FILE
+        if not path.is_file():
+            return
+        try:
+            figures = json.loads(path.read_text(encoding="utf-8"))
+            loss, logged, sums = float(figures["loss"]), int(figures["logged"]), [float(one) for one in figures["sums"]]
+            number, step, seconds = figures["round"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise AlignGPTError(
+                f"{path} is damaged ({error}); remove {checkpoint.parent} to begin the stage anew"
+            ) from error
+        self.clock.round, self.clock.began_step, self.clock.began_seconds = int(number), int(step), float(seconds)
+        # The logged loss is the mean over the processes, so each has the mean; the sums are added up, so one has them.
+        self._tr_loss += loss
+        self._globalstep_last_logged = logged
+        if self.is_world_process_zero():
+            self.watch.resume(sums)
 
 
 class StageCallback(TrainerCallback):
@@ -263,7 +371,14 @@ class StageCallback(TrainerCallback):
         clock: the stage's training time.
         metrics: JSON lines file that each logged step is appended to.
         validation: what is measured every `stage.validation.minutes` and at the end.
+
+    Attributes:
+        trainer: whose steps these are; known once it was made.
+        resumed_from: the checkpoint that training starts from; None from the beginning.
     """
+
+    trainer: StageTrainer
+    resumed_from: Path | None = None
 
     def __init__(
         self,
@@ -279,10 +394,15 @@ class StageCallback(TrainerCallback):
         self.meter: Meter | None = None
         self.remark = ""
         self.saved_at = 0.0
+        self.first_step = 0
+        self.accuracy = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the progress bar and the clock."""
+        if self.resumed_from is not None:
+            self.trainer.resume_figures(self.resumed_from)
         self.clock.start()
+        self.first_step = state.global_step
         self.saved_at = self.validated_at = self.clock.agreed
         if state.is_world_process_zero:
             self.meter = Meter(self.description, state.max_steps, initial=state.global_step, unit="steps")
@@ -290,17 +410,56 @@ class StageCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step; ask for a checkpoint, a line of metrics or the end where it is time."""
-        self.clock.agree(args.device)
+        self.trainer.agree()
         progress = self.clock.progress(state.global_step, state.max_steps)
-        if self.meter is not None:
+        self._say_when_late(state)
+        self._validate(state, kwargs["model"], in_bfloat16=args.bf16, ends=progress >= 1)
+        if progress >= 1 and self._wants_another_round(state):
+            self.clock.next_round(state.global_step)
+            progress = self.clock.progress(state.global_step, state.max_steps)
+        if self.meter is not None and progress > 0:
             self.meter.total = max(state.global_step, round(state.global_step / progress))
             self.meter.advance(remark=self.remark)
-        if self.clock.agreed - self.saved_at >= 60 * self.stage.checkpoint_minutes:
-            control.should_save = True
         if progress >= 1:
             control.should_training_stop = True
             control.should_log = True
-        self._validate(state, kwargs["model"], in_bfloat16=args.bf16, ends=progress >= 1)
+        elif self.clock.agreed - self.saved_at >= 60 * self.stage.checkpoint_minutes:
+            # Never of the last step: a run that resumes there would have no step left, and take one more.
+            control.should_save = True
+
+    def _say_when_late(self, state: Any) -> None:
+        if state.global_step - self.first_step != STEPS_TO_JUDGE or not state.is_world_process_zero:
+            return
+        if (seconds := self.clock.late(state.global_step, self.first_step)) is not None:
+            console.print(
+                f"this machine is slow, or busy: the {self.clock.min_steps} steps of this stage will take about "
+                f"{seconds / 60:.0f} minutes, not {self.clock.minutes:g}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _wants_another_round(self, state: Any) -> bool:
+        """Whether too little was learnt, and there is a round left; the same in every process."""
+        settings = self.stage.validation
+        if settings is None or settings.until_accuracy is None or state.global_step >= state.max_steps:
+            return False
+        # Where the model is not shared out, the main process alone has looked.
+        accuracy = self.trainer.of_main(self.accuracy)
+        if accuracy >= settings.until_accuracy:
+            return False
+        more = self.clock.round < settings.rounds
+        if state.is_world_process_zero:
+            console.print(
+                f"{accuracy:.1%} of the validation answers are right, {settings.until_accuracy:.0%} are wanted: "
+                + (
+                    f"training goes on with round {self.clock.round + 1} of at most {settings.rounds}"
+                    if more
+                    else f"training ends all the same after {self.clock.round} rounds"
+                ),
+                highlight=False,
+                soft_wrap=True,
+            )
+        return more
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """The time to the next checkpoint begins when this one is written."""
@@ -325,6 +484,7 @@ class StageCallback(TrainerCallback):
             losses = {f"validation_loss_{name}": loss for name, loss in measured.losses.items()}
             figures = {"validation_loss": measured.loss, "validation_accuracy": measured.accuracy}
             self._write(state, figures | losses)
+            self.accuracy = measured.accuracy
             self.validated_at = self.clock.agreed
 
     def _write(self, state: Any, figures: dict[str, float]) -> None:
@@ -355,11 +515,12 @@ def forget_metrics_after(metrics: Path, step: int) -> None:
     if not metrics.is_file():
         return
     kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
+    # A kill may have cut the last line anywhere, within a character too.
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if int(json.loads(line)["step"]) <= step:
                 kept.append(line)
-        except ValueError:
+        except (ValueError, TypeError, KeyError):
             continue
     with atomic_write(metrics) as file:
         file.writelines(line + "\n" for line in kept)

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from aligngpt.data.collate import Collator
 from aligngpt.data.dataset import ConversationDataset, Row
+from aligngpt.data.rejects import Rejects
 from aligngpt.data.rows import columns_of
+from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import IGNORED, AlignGPTForConditionalGeneration
 
 ALL = ""
@@ -40,36 +42,53 @@ class Validation:
         collator: makes batches of its rows.
         batch_size: rows per forward pass.
         sources: what the sources of the samples are called.
+        max_reject_share: share of the samples, 0…1, that may turn out to be of no use; they are left out.
     """
 
     dataset: ConversationDataset
     collator: Collator
     batch_size: int
     sources: tuple[str, ...] = ()
+    max_reject_share: float = 0.05
 
     def measure(self, model: AlignGPTForConditionalGeneration, *, in_bfloat16: bool = False) -> ValidationResult:
-        """Ask everything once, computing as training does; the model's mode and gradients are left as they were."""
+        """Ask everything once, computing as training does; the model's mode and gradients are left as they were.
+
+        Raises:
+            TooManyRejects: of the validation data.
+        """
         trains = model.training
         model.eval()
         loss, tokens = Counter[str](), Counter[str]()
         right: list[Tensor] = []
+        rejects = Rejects(None, self.max_reject_share)
         try:
             with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16):
                 for start in range(0, len(self.dataset), self.batch_size):
                     stop = min(start + self.batch_size, len(self.dataset))
-                    rows = [self.dataset[place] for place in range(start, stop)]
+                    # Not the next good row in the place of a bad one, as in training: it would be asked twice.
+                    read = {place: self.dataset.row(place) for place in range(start, stop)}
+                    for one in (one for _, rejected in read.values() for one in rejected):
+                        rejects.add(one.record, one.id, one.reason, one.detail)
+                    places = [place for place, (row, _) in read.items() if row]
+                    rows = [read[place][0] for place in places]
+                    if not rows:
+                        continue
                     batch = {name: tensor.to(model.device) for name, tensor in self.collator(rows).items()}
                     labels = batch["labels"]
-                    logits = model(**batch).logits.float()
+                    output = model(**batch, skip_logits=True)
                     expected = labels[:, 1:][labels[:, 1:] != IGNORED]
-                    losses = F.cross_entropy(logits, expected, reduction="none").split(_counted(rows, labels))
-                    for place, row, of_row in zip(range(start, stop), rows, losses, strict=True):
+                    losses = output.token_losses.split(_counted(rows, labels))
+                    for place, row, of_row in zip(places, rows, losses, strict=True):
                         for name in self._groups(place, row):
                             loss[name] += of_row.sum().item()
                             tokens[name] += len(of_row)
-                    right.append(right_answers(logits.argmax(dim=-1) == expected, labels).cpu())
+                    right.append(right_answers(output.token_predictions == expected, labels).cpu())
         finally:
             model.train(trains)
+        rejects.check(len(self.dataset.samples))
+        if not right:
+            raise AlignGPTError("not one sample of the validation data can be used; `aligngpt check` says why")
         means = {name: loss[name] / tokens[name] for name in sorted(tokens)}
         return ValidationResult(means.pop(ALL), torch.cat(right).float().mean().item(), means)
 

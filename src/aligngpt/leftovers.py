@@ -1,0 +1,104 @@
+"""Names of temporary files that tell whose they are, and the removal of those that dead processes left."""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+UNTOUCHED_DAYS = 7
+"""After so long a temporary file of another machine is taken for dead: nobody here can ask for its process."""
+
+_NAME = re.compile(
+    r"\.(?P<stem>.+?)\.(?P<old>old\.)?(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL
+)
+_LONGEST_STEM = 180
+"""In bytes: file systems take names of 255."""
+
+
+def temporary_beside(target: Path, *, old: bool = False) -> Path:
+    """A new hidden name in the folder of `target`, with the machine and the process that it belongs to.
+
+    Args:
+        target: what the temporary file or folder is to become.
+        old: it is what `target` was until now.
+    """
+    kind = "old." if old else ""
+    return target.with_name(f".{_stem(target)}.{kind}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove temporary files and folders that dead processes left in the folder of `path`.
+
+    Those of processes that live are never touched. A folder that was moved out of the way, and whose place is still
+    empty since its process died at that moment, is put back.
+
+    Args:
+        path: a file or folder that `atomic_write` or `atomic_folder` writes; what it is called does not matter.
+    """
+    target = Path(path)
+    for leftover, is_old, stem in _dead(target.parent):
+        place = target if stem == _stem(target) else leftover.with_name(stem)
+        with suppress(OSError):
+            if is_old and not os.path.lexists(place):
+                os.rename(leftover, place)
+                continue
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder as far as that is possible."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _stem(target: Path) -> str:
+    name = os.fsencode(target.name)
+    if len(name) <= _LONGEST_STEM:
+        return target.name
+    return hashlib.sha256(name).hexdigest()[:32]
+
+
+def _dead(folder: Path) -> Iterator[tuple[Path, bool, str]]:
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".tmp")]
+    except OSError:
+        return
+    for name in sorted(names):
+        if (found := _NAME.fullmatch(name)) and _is_dead(folder / name, found["machine"], int(found["pid"])):
+            yield folder / name, found["old"] is not None, found["stem"]
+
+
+def _is_dead(path: Path, machine: str, pid: int) -> bool:
+    if machine == _machine() and os.name == "posix":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            pass
+        return False
+    try:
+        return time.time() - path.lstat().st_mtime > UNTOUCHED_DAYS * 86400
+    except OSError:
+        return False
+
+
+@cache
+def _machine() -> str:
+    """Where a process id means one process: a host since it was booted, or a container."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:8]

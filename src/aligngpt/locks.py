@@ -1,0 +1,135 @@
+"""One process at a time writes into an output folder; a second one is told who is at work there."""
+
+import errno
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from aligngpt.errors import AlignGPTError
+
+LOCK_FILE = ".lock"
+"""What the kernel's lock is on. It stays behind, empty and harmless: only a living process can hold the lock."""
+
+MARKER_FILE = ".lock.held"
+"""The lock itself on file systems without kernel locks: there while its process lives."""
+
+OWNER_FILE = ".lock.owner"
+"""Who has the folder, for the message alone: process id, host, verb and time, in JSON."""
+
+_NO_KERNEL_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+_held: dict[tuple[int, str], tuple[BaseFileLock, int]] = {}
+"""By process and folder: the lock, and how often it was entered, since a run within a run shares its folder.
+
+The process is part of the key since a forked child has a copy of this but owns nothing.
+"""
+_guard = threading.Lock()
+
+
+def _new_guard() -> None:
+    global _guard
+    _guard = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_guard)
+
+
+class FolderInUse(AlignGPTError):
+    """Another process is writing into an output folder."""
+
+
+@contextmanager
+def owned_folder(folder: str | Path, verb: str) -> Iterator[None]:
+    """Own an output folder while the body runs; the folder is made if it is missing.
+
+    The owner is the process: it may enter its own folder again, from any thread. Of a group of processes that a
+    launcher started, only the main one enters. The lock is one of the kernel, which ends with its owner however that
+    ends, `kill -9` included. File systems without such locks get a marker file instead, which is taken over when its
+    process on this host is dead. Three hidden files serve this: `.lock`, `.lock.owner` and `.lock.held`; what
+    is left of them may be removed whenever no process is at work in the folder.
+
+    Args:
+        folder: the output folder.
+        verb: what the process does there, as in `train`; the other one's message names it.
+
+    Raises:
+        FolderInUse: another process owns the folder; names its process id, its host and since when.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = (os.getpid(), os.path.realpath(folder))
+    with _guard:
+        lock, entered = _held[key] if key in _held else (_acquire(folder, verb), 0)
+        _held[key] = lock, entered + 1
+    try:
+        yield
+    finally:
+        # A child that was forked in the body leaves it too, and the folder stays its parent's.
+        if key[0] == os.getpid():
+            with _guard:
+                lock, entered = _held.pop(key)
+                if entered > 1:
+                    _held[key] = lock, entered - 1
+                else:
+                    _release(lock, folder)
+
+
+def _acquire(folder: Path, verb: str) -> BaseFileLock:
+    lock: BaseFileLock = FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
+    try:
+        try:
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            unsupported = isinstance(error, NotImplementedError) or error.errno in _NO_KERNEL_LOCKS
+            if isinstance(error, Timeout) or not unsupported:
+                raise
+            lock = SoftFileLock(folder / MARKER_FILE, timeout=0, thread_local=False)
+            lock.acquire()
+    except Timeout:
+        raise FolderInUse(
+            f"{folder} is in use by {_owner(folder)}; let it finish or stop it before `aligngpt {verb}` starts there, "
+            "or choose another folder" + _how_to_free(folder)
+        ) from None
+    # The message is worth less than the work: a full disk does not end it here.
+    with suppress(OSError):
+        _write_owner(folder, verb)
+    return lock
+
+
+def _release(lock: BaseFileLock, folder: Path) -> None:
+    # The folder may be gone by now, and the files of the lock with it.
+    with suppress(OSError):
+        (folder / OWNER_FILE).unlink(missing_ok=True)
+    with suppress(OSError):
+        lock.release()
+
+
+def _write_owner(folder: Path, verb: str) -> None:
+    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "verb": verb, "since": since}
+    (folder / OWNER_FILE).write_text(json.dumps(owner), encoding="utf-8")
+
+
+def _owner(folder: Path) -> str:
+    try:
+        told = json.loads((folder / OWNER_FILE).read_text(encoding="utf-8"))
+        return f"process {told['pid']} on {told['host']} (`aligngpt {told['verb']}`, since {told['since']})"
+    except (OSError, ValueError, TypeError, KeyError):
+        # It has only just taken the folder.
+        return "another process"
+
+
+def _how_to_free(folder: Path) -> str:
+    marker = folder / MARKER_FILE
+    if not marker.exists():
+        return ""
+    return f" (if that process is dead, remove {marker}: this file system cannot tell)"

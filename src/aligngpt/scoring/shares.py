@@ -1,0 +1,46 @@
+"""Shares of the shards of a source, of which several processes score one each into the same folder."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from aligngpt.locks import FolderInUse, owned_folder
+from aligngpt.scoring.parts import ScoresError
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """The share of the shards that `i/n` names; see `score_source`.
+
+    Raises:
+        ScoresError: it is no such text.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ScoresError(f"expected a share of the shards i/n with i in 0…n-1, such as 0/4, found {text!r}")
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def owned_share(out: Path, share: tuple[int, int] | None) -> Iterator[None]:
+    """Own a share of the shards while the body runs; other processes may own other shares.
+
+    Each share has its lock in a hidden folder of its own, `.share-i-of-n` in `out`; see `owned_folder`.
+
+    Args:
+        out: folder of the scores; made if it is missing.
+        share: `(i, n)`; None for all shards.
+
+    Raises:
+        FolderInUse: another process scores this share; names it.
+        OSError: the folder cannot be written.
+    """
+    index, count = share or (0, 1)
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owned_folder(out / f".share-{index}-of-{count}", "score"))
+        except FolderInUse as error:
+            what = "these scores are" if share is None else f"the share {index}/{count} of these scores is"
+            raise FolderInUse(f"{what} being written into {out} already: {error}") from error
+        yield

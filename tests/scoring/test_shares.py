@@ -1,0 +1,81 @@
+"""Processes that score at the same time: other shares side by side, the same share refused."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aligngpt.data.pairs import open_pairs
+from aligngpt.errors import AlignGPTError
+from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.job import score_source
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from aligngpt.data.pairs import open_pairs
+from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.job import score_source
+
+model, source, out, index, count = sys.argv[1:]
+scorer = PairScorer.load(model, device="cpu", dtype="float32")
+encode = scorer.pixel_features
+def held(pixels):
+    (Path(out) / f"at-work-{index}").touch()
+    while not (Path(out) / "go").exists():
+        time.sleep(0.01)
+    return encode(pixels)
+scorer.pixel_features = held
+share = None if count == "1" else (int(index), int(count))
+score_source(open_pairs(source, shard_size=5), scorer, Path(out), workers=0, shard=share)
+"""
+
+
+@pytest.fixture
+def start(scorer_folder: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a process that scores a share, and waits until it is at work; it ends when there is a file `go`."""
+    started: list[subprocess.Popen] = []
+
+    def call(source: Path, index: int, count: int) -> subprocess.Popen:
+        arguments = [scorer_folder("clip"), source, tmp_path / "out", index, count]
+        process = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, arguments)])
+        started.append(process)
+        give_up = time.monotonic() + 120
+        while not (tmp_path / "out" / f"at-work-{index}").exists():
+            assert process.poll() is None and time.monotonic() < give_up
+            time.sleep(0.02)
+        return process
+
+    yield call
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_same_share_twice_is_refused_and_another_goes_on_beside_it(
+    count: int,
+    start: Callable[..., subprocess.Popen],
+    clip_scorer: PairScorer,
+    write_pairs: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    pairs = write_pairs(20)
+    source, out = open_pairs(pairs, shard_size=5), tmp_path / "out"
+    score_source(source, clip_scorer, tmp_path / "whole", workers=0)
+    first = start(pairs, 0, count)
+    share = None if count == 1 else (0, 2)
+    with pytest.raises(AlignGPTError, match=f"written into {out} already.*process {first.pid} on"):
+        score_source(source, clip_scorer, out, workers=0, shard=share)
+    if count == 2:
+        assert not score_source(source, clip_scorer, out, workers=0, shard=(1, 2)).finished
+    (out / "go").touch()
+    assert first.wait() == 0
+    # It is free again, and nothing is left to be done.
+    assert score_source(source, clip_scorer, out, workers=0, shard=share).finished
+    for part in (tmp_path / "whole").glob("*.parquet"):
+        assert (out / part.name).read_bytes() == part.read_bytes()

@@ -1,0 +1,209 @@
+"""A stage that is resumed ends as one that was never stopped; what changes only how it computes may change."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from several_processes import kill_in_instruction_tuning, losses, run
+from stopping import stopped
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.locks import FolderInUse, owned_folder
+from aligngpt.training import run as module
+from aligngpt.training.leaving import model_folder
+from aligngpt.training.recipe import Recipe, RecipeError
+from aligngpt.training.run import stage_result, train
+from aligngpt.training.trainer import forget_metrics_after
+
+EVERY_STEP = 1e-9
+
+
+def weights_of(recipe: Recipe) -> dict[str, torch.Tensor]:
+    if recipe.instruct is None:
+        return load_file(Path(recipe.output) / "pretrain" / "aligned.safetensors")
+    return load_file(model_folder(recipe) / "model.safetensors")
+
+
+def assert_equal(found: Recipe, expected: Recipe) -> None:
+    ours, theirs = weights_of(found), weights_of(expected)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def figures_of(recipe: Recipe, stage: str) -> list[dict[str, Any]]:
+    """The lines of a stage's metrics, without what is measured in time."""
+    lines = (Path(recipe.output) / stage / "metrics.jsonl").read_text().splitlines()
+    timed = ("seconds", "tokens_per_second", "waiting")
+    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
+
+
+def test_a_kill_between_the_last_step_and_the_end_adds_no_step(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a constant learning rate, a step more would be seen in the weights."""
+    options = {"pretrain__schedule": "constant", "instruct": None}
+    whole = tiny_recipe(output=str(tmp_path / "whole"), **options)
+    train(whole)
+    recipe = tiny_recipe(pretrain__checkpoint_minutes=EVERY_STEP, **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(module, "save_pretrained_parts", killed)
+        train(recipe)
+    train(recipe)
+    assert_equal(recipe, whole)
+    assert figures_of(recipe, "pretrain") == figures_of(whole, "pretrain")
+    found, expected = stage_result(recipe, "pretrain"), stage_result(whole, "pretrain")
+    assert found is not None and expected is not None
+    assert (found.steps, found.samples, found.loss) == (expected.steps, expected.samples, expected.loss)
+
+
+def test_a_stop_within_a_log_interval_changes_no_figure(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {f"{stage}__{key}": value for stage in ("pretrain", "instruct") for key, value in LOGGED.items()}
+    whole = tiny_recipe(output=str(tmp_path / "whole"), **options)
+    train(whole)
+    recipe = tiny_recipe(pretrain__checkpoint_minutes=EVERY_STEP, instruct__checkpoint_minutes=EVERY_STEP, **options)
+    for stage, step in (("pretrain", 3), ("pretrain", 5), ("instruct", 3), ("instruct", 6)):
+        stopped(recipe, monkeypatch, step, stage)
+    train(recipe)
+    assert_equal(recipe, whole)
+    for stage in ("pretrain", "instruct"):
+        assert figures_of(recipe, stage) == figures_of(whole, stage)
+        names = {name for line in figures_of(whole, stage) for name in line}
+        assert {"loss", "padding"} < names and any(one.startswith(("gate_", "loss_level")) for one in names)
+
+
+LOGGED = {"log_steps": 3, "max_steps": 7}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"micro_batch_size": 2},
+        {"micro_batch_size": 1, "packing": "padded"},
+        {"gradient_checkpointing": True},
+        {"cache_features": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_how_a_stage_computes_may_change_when_it_is_resumed(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole = tiny_recipe(output=str(tmp_path / "whole"))
+    train(whole)
+    recipe = tiny_recipe(instruct__checkpoint_minutes=EVERY_STEP)
+    stopped(recipe, monkeypatch, 3, "instruct")
+    both = {f"{stage}__{name}": value for stage in ("pretrain", "instruct") for name, value in changes.items()}
+    results = train(tiny_recipe(**both))
+    assert [one.steps for one in results] == [4, 4]
+    assert losses(recipe, "instruct") == pytest.approx(losses(whole, "instruct"), rel=1e-4)
+    with pytest.raises(RecipeError, match="finished stage with other settings"):
+        train(tiny_recipe(instruct__weight_decay=0.1))
+
+
+@pytest.mark.medium
+def test_a_stage_that_one_process_began_may_be_shared_out(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = recipe_of("whole", instruct__max_steps=5)
+    train(whole)
+    recipe = recipe_of("one", instruct__checkpoint_minutes=EVERY_STEP, instruct__max_steps=5)
+    stopped(recipe, monkeypatch, 3, "instruct")
+    shared = recipe_of("one", instruct__sharding="full", instruct__max_steps=5)
+    output = run(shared, tmp_path / "one.yaml")
+    assert "resuming at step 2" in output and "shared out (FSDP2)" in output, output
+    assert losses(shared, "instruct") == pytest.approx(losses(whole, "instruct"), rel=1e-4)
+
+
+def test_other_weights_of_a_backbone_are_another_run(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import shutil
+
+    first = tiny_recipe()
+    moved = str(tmp_path / "language")
+    shutil.copytree(first.model.language_model, moved)
+    recipe = tiny_recipe(pretrain__checkpoint_minutes=EVERY_STEP)
+    stopped(recipe, monkeypatch, 2, "pretrain")
+    model = first.model.model_copy(update={"language_model": moved})
+    elsewhere = recipe.model_copy(update={"model": model})
+    train(elsewhere, ["pretrain"])  # the same files, so the same run
+    file = Path(moved) / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RecipeError, match="other settings or data"):
+        train(elsewhere, ["pretrain"])
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "trainer_state.json", "figures.json"])
+def test_a_flipped_bit_in_a_checkpoint_is_found(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    recipe = tiny_recipe(pretrain__checkpoint_minutes=EVERY_STEP)
+    stopped(recipe, monkeypatch, 2, "pretrain")
+    path = Path(recipe.output) / "pretrain" / "checkpoints" / "checkpoint-1" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AlignGPTError, match=rf"{name} is not what was written.*remove the folder"):
+        train(recipe)
+
+
+@pytest.mark.parametrize("tail", ['{"step": 2, "text": "h\udcc3', "3", "[1]", '{"steps": 1}', '{"step": null}'])
+def test_metrics_that_a_kill_cut_anywhere_are_passed_over(tmp_path: Path, tail: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 5}\n' + tail.encode("utf-8", "surrogateescape"))
+    forget_metrics_after(path, 3)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    recipe = tiny_recipe(instruct=None)
+    hold = (
+        "import sys; from aligngpt.locks import owned_folder\n"
+        "with owned_folder(sys.argv[1], 'train'): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, recipe.output], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(FolderInUse, match=str(other.pid)):
+            train(recipe)
+        other.kill()
+    with owned_folder(recipe.output, "train"):
+        train(recipe)
+
+
+def test_a_finished_stage_whose_model_is_gone_says_so(tiny_recipe: Callable[..., Recipe]) -> None:
+    recipe = tiny_recipe(instruct=None)
+    train(recipe)
+    (Path(recipe.output) / "pretrain" / "aligned.safetensors").unlink()
+    with pytest.raises(AlignGPTError, match=r"is finished, but .*aligned\.safetensors is gone; put it back, or remove"):
+        train(recipe)
+
+
+@pytest.mark.medium
+def test_two_processes_that_are_killed_leave_the_figures_of_an_uninterrupted_run(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    options = {"instruct__max_steps": 40, "instruct__learning_rate": 1e-3, "instruct__log_steps": 7, "pretrain": None}
+    whole = recipe_of("whole", **options)
+    run(whole, tmp_path / "whole.yaml")
+    recipe = recipe_of("killed", instruct__checkpoint_minutes=EVERY_STEP, **options)
+    kill_in_instruction_tuning(recipe, tmp_path / "killed.yaml")
+    output = run(recipe, tmp_path / "killed.yaml")
+    found, expected = figures_of(recipe, "instruct"), figures_of(whole, "instruct")
+    assert [line["step"] for line in found] == [line["step"] for line in expected], output
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-4), output

@@ -1,0 +1,89 @@
+"""A stage with minutes takes the steps that learning needs, on a machine of any speed, and says when that is long."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stopping import stopped
+
+from aligngpt.training.recipe import Recipe, RecipeError
+from aligngpt.training.run import train
+from aligngpt.training.trainer import TrainingClock
+
+NO_TIME = 1e-6
+"""Minutes that are over before the first step is: the machine is as slow as can be."""
+
+
+def lines(recipe: Recipe, stage: str = "instruct") -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(recipe.output) / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_minutes_that_are_too_few_still_give_the_steps_and_the_whole_schedule(
+    tiny_recipe: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"instruct__max_steps": 100, "instruct__minutes": NO_TIME, "instruct__min_steps": 8}
+    recipe = tiny_recipe(pretrain=None, instruct__warmup_ratio=0.0, **options)
+    (result,) = train(recipe)
+    assert result.steps == 8
+    rates = [line["learning_rate"] for line in lines(recipe)]
+    assert rates == sorted(rates, reverse=True) and rates[0] > 0.009 and 0 < rates[-1] < 0.0005
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the 8 steps of this stage will take about" in said
+
+
+@pytest.mark.parametrize("kill", [None, 7])
+def test_too_little_learnt_is_another_round(
+    tiny_recipe: Callable[..., Recipe],
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kill: int | None,
+) -> None:
+    recipe = tiny_recipe(
+        pretrain=None,
+        instruct__max_steps=100,
+        instruct__minutes=NO_TIME,
+        instruct__min_steps=5,
+        instruct__learning_rate=1e-6,
+        instruct__checkpoint_minutes=1e-9,
+        instruct__validation={"data": str(data / "questions.json"), "until_accuracy": 0.9, "rounds": 2, "minutes": 60},
+    )
+    if kill is not None:
+        stopped(recipe, monkeypatch, kill, "instruct")
+    (result,) = train(recipe)
+    assert result.steps == 10
+    measured = [line["step"] for line in lines(recipe) if "validation_accuracy" in line]
+    assert measured == [5, 10]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "90% are wanted: training goes on with round 2 of at most 2" in said
+    assert "training ends all the same after 2 rounds" in said
+
+
+def test_enough_learnt_ends_the_stage(tiny_recipe: Callable[..., Recipe], data: Path) -> None:
+    learnt = {"data": str(data / "questions.json"), "until_accuracy": 1e-9, "minutes": 60}
+    options = {"instruct__max_steps": 100, "instruct__minutes": NO_TIME, "instruct__min_steps": 30}
+    (result,) = train(tiny_recipe(pretrain=None, instruct__validation=learnt, **options))
+    assert result.steps == 30
+
+
+def test_time_left_is_used_beyond_the_steps() -> None:
+    clock = TrainingClock(minutes=1, min_steps=10)
+    clock.agreed = 30
+    assert clock.progress(20, 1000) == 0.5  # half of the time is over, twice the steps are done
+    assert clock.progress(4, 1000) == 0.4  # and where they are not, the steps decide
+    clock.agreed = 90
+    assert clock.progress(9, 1000) == 0.9
+    assert clock.progress(10, 1000) == 1
+    clock.next_round(10)
+    assert clock.progress(10, 1000) == pytest.approx(0.01)
+    assert clock.late(15, 0) is None
+    clock.agreed = 300
+    assert clock.late(15, 0) == pytest.approx(300 - 90 + 5 * 300 / 15)
+
+
+def test_steps_and_rounds_are_for_minutes(tiny_recipe: Callable[..., Recipe], data: Path) -> None:
+    with pytest.raises(RecipeError, match="min_steps is for a stage that minutes end"):
+        tiny_recipe(instruct__min_steps=3)
+    with pytest.raises(RecipeError, match="until_accuracy is for a stage that minutes end"):
+        tiny_recipe(instruct__validation={"data": str(data / "questions.json"), "until_accuracy": 0.5})

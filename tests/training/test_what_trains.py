@@ -1,0 +1,118 @@
+"""What a stage says it trains is what it trains, in every mode, on one process and on two."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from several_processes import losses, run
+from transformers import Trainer
+
+from aligngpt.training.parts import parts_of
+from aligngpt.training.recipe import Recipe
+from aligngpt.training.run import train
+from aligngpt.training.stages import freeze_all_but, part_of
+from aligngpt.training.trainer import StageTrainer
+
+
+def levelled(data: Path) -> None:
+    """Give the questions levels, as `aligngpt levels` over a mixture does."""
+    records = json.loads((data / "questions.json").read_text())
+    for place, record in enumerate(records):
+        record |= {"similarity": place % 8} if "image" in record else {}
+    (data / "questions.json").write_text(json.dumps(records))
+
+
+def test_levels_in_instruction_data_leave_the_gate_to_train(
+    tiny_recipe: Callable[..., Recipe], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = tiny_recipe(output=str(tmp_path / "without"), pretrain=None)
+    train(without)
+    levelled(data)
+    recipe = tiny_recipe(pretrain=None)
+    train(recipe)
+    assert losses(recipe, "instruct") == losses(without, "instruct")
+    lines = (Path(recipe.output) / "instruct" / "metrics.jsonl").read_text()
+    assert "gate_1" in lines and "loss_level" not in lines
+    assert "the levels in the data are not used" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("alignment", "parts"),
+    [
+        ("global", ("language_model", "projector", "gate")),
+        ("mean", ("language_model", "projector", "gate")),
+        ("local", ("language_model", "projector", "gate")),
+        ("none", ("language_model", "projector", "gate")),
+        ("adaptive", ("vision_tower", "language_model", "projector", "gate")),
+    ],
+)
+def test_every_mode_trains_on_two_processes_with_checkpointing(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, data: Path, alignment: str, parts: tuple[str, ...]
+) -> None:
+    levelled(data)
+    options = {
+        "model__alignment": alignment,
+        "instruct__train": list(parts),
+        "instruct__gradient_checkpointing": True,
+        "pretrain": None,
+    }
+    alone, together = recipe_of("one", **options), recipe_of("two", **options)
+    train(alone)
+    output = run(together, tmp_path / "two.yaml")
+    assert losses(together, "instruct") == pytest.approx(losses(alone, "instruct"), rel=1e-5), output
+
+
+@pytest.mark.parametrize(
+    ("alignment", "expected"), [("adaptive", True), ("local", True), ("global", False), ("mean", False)]
+)
+def test_the_gate_trains_where_a_mix_is_formed(assembled: Callable, alignment: str, expected: bool) -> None:
+    model, _ = assembled("qwen2", alignment=alignment)
+    freeze_all_but(model, ("language_model", "projector", "gate"))
+    assert any(one.requires_grad for name, one in model.named_parameters() if part_of(name) == "gate") is expected
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2"])
+@pytest.mark.parametrize("layer", [-2, -1, [-2, -3]])
+def test_whatever_is_shown_as_trained_gets_a_gradient(
+    assembled: Callable, batch_of: Callable, tower: str, layer: int | list[int], tiny_recipe: Callable
+) -> None:
+    model, processor = assembled("qwen2", tower, vision_feature_layer=layer)
+    parts = ("vision_tower", "language_model", "projector", "gate")
+    freeze_all_but(model, parts)
+    batch = batch_of(processor, ["<image> what colour is it ? red", "<image> is it red ? yes"], side="right")
+    labels = batch["input_ids"].clone()
+    labels[:, :-1] = -100
+    model.train()(**batch, labels=labels).loss.backward()
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    idle = [name for name, one in trained.items() if one.grad is None]
+    assert not idle
+    rows = {row.part: row for row in parts_of(model, tiny_recipe(instruct__train=list(parts)).instruct)}
+    assert 0 < rows["vision_tower"].trained < rows["vision_tower"].parameters + (layer == -1)
+
+
+@pytest.mark.medium
+def test_the_figures_of_two_processes_are_those_of_both(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    alone, together = recipe_of("one"), recipe_of("two")
+    train(alone)
+    output = run(together, tmp_path / "two.yaml")
+    for stage in ("pretrain", "instruct"):
+        lines = [
+            [json.loads(line) for line in (Path(one.output) / stage / "metrics.jsonl").read_text().splitlines()]
+            for one in (alone, together)
+        ]
+        assert len(lines[0]) == len(lines[1]) == 4, output
+        for expected, found in zip(*lines, strict=True):
+            names = {name for name in expected if name.startswith(("loss", "gate", "padding", "grad_norm"))}
+            assert names == {name for name in found if name.startswith(("loss", "gate", "padding", "grad_norm"))}
+            assert any(name.startswith("loss_level" if stage == "pretrain" else "gate_") for name in names)
+            for name in names - {"padding"}:
+                assert found[name] == pytest.approx(expected[name], abs=2e-4), (stage, name)
+
+
+def test_what_the_trainer_overrides_is_there_to_be_overridden() -> None:
+    """Hooks of transformers' Trainer without a promise: a rename there must not pass unseen here."""
+    own = {name for name in vars(StageTrainer) if not name.startswith("__")}
+    new = {"agree", "of_main", "resume_figures", "_save_figures", "_with_kept_features", "_stop", "_folder", "_factor"}
+    assert {name for name in own - new if not hasattr(Trainer, name)} == set()
