@@ -166,6 +166,7 @@ def test_samples_about_one_image_share_rows_of_about_equal_size() -> None:
 def test_pairs_of_different_levels_never_share_a_row() -> None:
     samples = [sample("", "a", level=1), sample("", "b", level=2), sample("", "c", level=1)]
     assert rows_of(samples, 8) == [(0, 2), (1,)]
+    assert rows_of(samples, 8, by_level=False) == [(0, 1, 2)]
 
 
 def test_an_example_has_the_pictures_and_the_level(dataset_of: Callable) -> None:

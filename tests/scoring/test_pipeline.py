@@ -294,4 +294,6 @@ def test_pictures_that_came_with_their_record_are_found_equal_by_content(
     with PictureWorkers(clip_scorer, 0) as workers:
         for out, kind in (("files", ListedPairs), ("content", Embedded)):
             score_shard(kind(rows, tmp_path, 6), SHARD, clip_scorer, tmp_path / out, batch_size=4, workers=workers)
-    assert part_path(tmp_path / "files", 0).read_bytes() == part_path(tmp_path / "content", 0).read_bytes()
+    # The bytes differ: only a part of picture files keeps their marks.
+    files, content = (pq.read_table(part_path(tmp_path / out, 0)) for out in ("files", "content"))
+    assert files.num_rows == 6 and files.equals(content)

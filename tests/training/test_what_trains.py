@@ -26,10 +26,11 @@ def levelled(data: Path) -> None:
 def test_levels_in_instruction_data_leave_the_gate_to_train(
     tiny_recipe: Callable[..., Recipe], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without = tiny_recipe(output=str(tmp_path / "without"), pretrain=None)
+    options = {"pretrain": None, "instruct__questions_per_prefix": 2}
+    without = tiny_recipe(output=str(tmp_path / "without"), **options)
     train(without)
     levelled(data)
-    recipe = tiny_recipe(pretrain=None)
+    recipe = tiny_recipe(**options)
     train(recipe)
     assert losses(recipe, "instruct") == losses(without, "instruct")
     lines = (Path(recipe.output) / "instruct" / "metrics.jsonl").read_text()

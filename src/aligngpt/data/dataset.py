@@ -130,7 +130,7 @@ class ConversationDataset(Dataset[Row]):
         with_levels: bool = True,
     ) -> None:
         self.samples = samples
-        self.rows = rows_of(samples, questions_per_prefix)
+        self.rows = rows_of(samples, questions_per_prefix, by_level=with_levels)
         self.processor = processor
         self._roots = [image_root] if isinstance(image_root, Path) else list(image_root)
         self._sources = columns_of(samples).sources if len(self._roots) > 1 else None

@@ -107,18 +107,19 @@ class Rows(Sequence[tuple[int, ...]]):
         return np.add.reduceat(values[self.members], self.starts) if len(self) else values[:0]
 
 
-def rows_of(samples: Sequence[Sample], questions_per_prefix: int) -> Rows:
+def rows_of(samples: Sequence[Sample], questions_per_prefix: int, *, by_level: bool = True) -> Rows:
     """Which samples share a row, by their places in `samples`.
 
-    Samples of one source with the same images and level are cut into as few rows of at most `questions_per_prefix` as
-    will do, of about equal size. Samples without an image get a row each: they have no prefix to share.
+    Samples of one source with the same images, and where `by_level` the same level, are cut into as few rows of at
+    most `questions_per_prefix` as will do, of about equal size. Samples without an image get a row each: they have no
+    prefix to share.
     """
     places = np.arange(len(samples))
     if questions_per_prefix == 1 or not len(samples):
         return Rows(places, places)
     columns = columns_of(samples)
     alone = np.where(columns.images == 0, places + 1, 0)
-    keys = (columns.levels, columns.keys, columns.sources, alone)
+    keys = (columns.levels * by_level, columns.keys, columns.sources, alone)
     order = np.lexsort((places, *keys))
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = np.logical_or.reduce([key[order][1:] != key[order][:-1] for key in keys])

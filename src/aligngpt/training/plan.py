@@ -144,7 +144,7 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
     data = None
     missing = [source.data for source in stage.sources if not _is_there(Path(source.data))]
     if not missing:
-        data = _data_plan(stage, processor, recipe.seed)
+        data = _data_plan(name, stage, processor, recipe.seed)
     else:
         length, _ = _supposed(name, stage, processor)
         notes.append(f"{', '.join(missing)} is not there: rows of {length:,} tokens are supposed, steps are not known")
@@ -204,12 +204,12 @@ def _steps(stage: StageRecipe, data: DataPlan | None) -> int | None:
     return math.ceil(stage.epochs * math.ceil(data.epoch_rows / stage.batch_size))
 
 
-def _data_plan(stage: StageRecipe, processor: AlignGPTProcessor, seed: int) -> DataPlan:
+def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor, seed: int) -> DataPlan:
     rejects = Rejects(None, max_share=stage.max_reject_share)
     samples = open_sources([_without_missing_root(one) for one in stage.sources], rejects, check_images=False)
     if stage.validation is not None and stage.validation.share is not None:
         samples = training_part(samples, stage.validation.share)
-    rows = rows_of(samples, stage.questions_per_prefix)
+    rows = rows_of(samples, stage.questions_per_prefix, by_level=name == "pretrain")
     shares = shares_of(samples, rows, [source.weight for source in stage.sources])
     looked_at = random.Random(seed).sample(rows, min(LOOKED_AT, len(rows)))
     figures = [_row_figures([samples[place] for place in row], stage, processor) for row in looked_at]
