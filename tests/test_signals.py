@@ -138,3 +138,25 @@ def test_scoring_that_is_terminated_leaves_no_worker_and_resumes(
     assert error.strip().endswith("stopped; the same command goes on where it was")
     assert not psutil.wait_procs(workers, timeout=5)[1]
     assert not list((tmp_path / "scores").glob(".*.tmp"))
+
+
+FORKS = """
+import os, signal
+from aligngpt.endings import stoppable
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.{name}))
+with stoppable() as stopping:
+    try:
+        if os.fork() == 0:
+            os._exit(0)
+    except KeyboardInterrupt:
+        print("stopped", stopping.code)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_a_worker_is_forked_is_not_lost(name: str, code: int) -> None:
+    """Python drops what is raised in the hooks of a fork: training would go on, perhaps with a lock that stays held."""
+    program = "import sys; sys.argv[0] = 'aligngpt'" + FORKS.format(name=name)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == f"stopped {code}\n"
+    assert "ignored" not in done.stderr

@@ -50,38 +50,67 @@ def stoppable() -> Iterator[Stopping]:
     `timeout` and cluster managers send it to the command and to its whole group. Forked children keep the system's
     own answer, which is to end.
     """
-    stopping, owner = Stopping(), os.getpid()
+    stopping, owner, fork = Stopping(), os.getpid(), os.fork if hasattr(os, "fork") else None
+    forking, held = False, 0
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal held
         if os.getpid() != owner:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        signal.signal(number, signal.SIG_IGN)
-        stopping.code = TERMINATED
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+            stopping.code = TERMINATED
+        if forking:
+            held = number
+            return
         raise KeyboardInterrupt
+
+    def fork_and_then_stop() -> int:
+        """Python drops what is raised in the hooks of a fork, and a lock that a hook was to release stays locked."""
+        nonlocal forking, held
+        assert fork is not None
+        forking = True
+        try:
+            child = fork()
+        finally:
+            forking = False
+        held, stopped = 0, held
+        if child and stopped:
+            raise KeyboardInterrupt
+        return child
 
     def reset() -> None:
         if installed and signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    installed, before = False, signal.getsignal(signal.SIGTERM)
+    installed, before = False, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # In a thread that is not the main one there are no handlers to be set.
     with suppress(ValueError):
-        # The package takes it away while it is imported.
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if before == signal.SIG_DFL:
+        # The package takes SIGINT's away while it is imported.
+        if before[signal.SIGINT] in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(signal.SIGINT, stop)
+            installed = True
+        if before[signal.SIGTERM] == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, stop)
             installed = True
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=reset)
+        if installed and fork is not None:
+            os.fork = fork_and_then_stop
+            os.register_at_fork(after_in_child=reset)
     try:
         yield stopping
     finally:
         if installed:
             installed = False
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                # One SIGTERM is enough: further ones were ignored.
+                if signal.getsignal(number) in (stop, signal.SIG_IGN):
+                    signal.signal(number, handler)
+            if fork is not None:
+                os.fork = fork
 
 
 def said_in_one_line(error: Exception, verb: str | None) -> str | None:

@@ -108,6 +108,8 @@ def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> l
         else:
             _check_left(recipe, name)
             if is_main_process():
+                # A kill may have come between the result and their removal.
+                remove_checkpoints(stage_folder(recipe, name) / "checkpoints", keep=None)
                 console.print(f"{DESCRIPTIONS[name]}: done before ({done.steps} steps, loss {done.loss:.3f})")
         results.append(done)
     every = [one for name in STAGES if (one := stage_result(recipe, name)) is not None]
@@ -310,6 +312,12 @@ def _train_from_checkpoint(trainer: StageTrainer, callback: StageCallback, folde
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except BaseException as error:
         callback.close(error)
+        # What torch says, at any moment, of a worker that was killed: mostly by the system, for want of memory.
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            raise AlignGPTError(
+                f"a process that reads images for training ended ({error}); if the machine ran out of memory, lower "
+                "workers in the recipe. Run the same command again: it resumes at the last checkpoint"
+            ) from error
         raise
     callback.close()
 
