@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, models
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from aligngpt.model import AlignGPTConfig, AlignGPTForConditionalGeneration
-from aligngpt.model.layouts import OriginalLayout
+from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.foreign.checkpoint_formats import OriginalLayout
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
 VOCABULARY, WIDTH, LAYERS_A_SHARD = 32_000, 4096, 3
 PROGRAM = """

@@ -54,8 +54,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from aligngpt.data.pairs import open_pairs
-from aligngpt.data.pictures import Picture
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.pairs import open_pairs
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import read_scores, score_source
 from aligngpt.scoring.picture_workers import Preparation

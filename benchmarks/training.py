@@ -42,17 +42,18 @@ import transformers
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from aligngpt.data.collate import Collator, common_prefix
-from aligngpt.data.dataset import Example, Row, rows_of
-from aligngpt.data.samples import Sample
+from aligngpt.data.batches.collate import Collator, common_prefix
+from aligngpt.data.batches.dataset import Example, Row
+from aligngpt.data.batches.rows import rows_of
+from aligngpt.data.records.sample import Sample
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.memory import peak_memory, reset_peak_memory
-from aligngpt.model import AlignGPTConfig, AlignGPTForConditionalGeneration
-from aligngpt.model.modeling import IGNORED
+from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.modeling import IGNORED, AlignGPTForConditionalGeneration
 from aligngpt.model.packing import NAME as PACKED_ATTENTION
-from aligngpt.training.batches import balanced_parts
+from aligngpt.training.feed.sampler import balanced_parts
 from aligngpt.training.recipe import Part
-from aligngpt.training.stages import freeze_all_but, hold_frozen_in
+from aligngpt.training.setup.freezing import freeze_all_but, hold_frozen_in
 
 PAD, BOS, EOS, IMAGE, FIRST_WORD = 0, 1, 2, 3, 4
 LEARNING_RATES = {1: 1e-3, 2: 2e-5}

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 from tiny_scorers import CAPTION_WORDS
 
-from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
-from aligngpt.data.pictures import Picture
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.pairs import Pair, PairSource, Unusable
+from aligngpt.data.sources.base import Shard
 
 
 class ListedPairs(PairSource):

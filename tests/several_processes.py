@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from aligngpt.training.leaving import model_folder
+from aligngpt.training.export import model_folder
 from aligngpt.training.recipe import Recipe
 
 SECONDS = 120

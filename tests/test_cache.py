@@ -10,8 +10,8 @@ import pytest
 
 from aligngpt import cache
 from aligngpt.cache import CacheError, cache_entry, cache_folder
-from aligngpt.data.prepared import prepare_samples
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples.preparing import prepare_samples
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from aligngpt import cli
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.results import EvaluationResult, Tally
 from aligngpt.inference.engine import EngineError
-from aligngpt.scoring.apply import LevelsSummary
+from aligngpt.levels.making import LevelsSummary
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import ScoreSummary
 
@@ -263,13 +263,13 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(aligngpt_command: Command
 
 
 def test_ctrl_c_promises_nothing_of_a_verb_that_keeps_nothing(aligngpt_command: Command, calls: Callable) -> None:
-    calls("aligngpt.data.checking.check_files", KeyboardInterrupt())
+    calls("aligngpt.checking.files.check_files", KeyboardInterrupt())
     ended = aligngpt_command("check", "questions.json")
     assert (ended.code, ended.out, ended.error.strip()) == (130, "", "stopped; the same command starts over")
 
 
 def test_a_bug_is_not_taken_for_an_error_of_the_user(aligngpt_command: Command, calls: Callable) -> None:
-    calls("aligngpt.evaluation.reporting.write_report", RuntimeError("a bug"))
+    calls("aligngpt.evaluation.run_report.write_report", RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         aligngpt_command("report", "run")
 
@@ -308,7 +308,7 @@ FULL: dict[str, tuple[Callable[[], Exception], str]] = {
 @pytest.mark.parametrize("case", FULL)
 def test_a_full_disk_is_said_whichever_library_met_it(aligngpt_command: Command, calls: Callable, case: str) -> None:
     error, place = FULL[case]
-    calls("aligngpt.evaluation.reporting.write_report", error())
+    calls("aligngpt.evaluation.run_report.write_report", error())
     ended = aligngpt_command("report", "run")
     assert (ended.code, ended.out, ended.error.count("\n")) == (1, "", 1)
     assert ended.error.startswith(f"error: no space left on {place}")
@@ -318,7 +318,7 @@ def test_a_full_disk_is_said_whichever_library_met_it(aligngpt_command: Command,
 def test_what_was_said_of_a_full_disk_is_said_once(aligngpt_command: Command, calls: Callable) -> None:
     error = AlignGPTError("the cache c cannot be written: No space left on device; make room there")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    calls("aligngpt.evaluation.reporting.write_report", error)
+    calls("aligngpt.evaluation.run_report.write_report", error)
     assert aligngpt_command("report", "run").error == f"error: {error}\n"
 
 
@@ -416,7 +416,7 @@ def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls
     ]
 
     levels = SimpleNamespace(rank_error=0.0007)
-    made = calls("aligngpt.scoring.apply.make_levels", LevelsSummary(levels, np.array([3, 40]), 5, Path("b.json")))
+    made = calls("aligngpt.levels.making.make_levels", LevelsSummary(levels, np.array([3, 40]), 5, Path("b.json")))
     options = ["--levels", "2", "--method", "width", "--borders", "b.json", "--score-column", "s"]
     options += ["--source", "pairs.json", "--out", "levelled.json", "--keep", "2", "--uids", "u.npy"]
     ended = aligngpt_command("levels", "scores", *options)
@@ -437,9 +437,9 @@ def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls
 
 def test_levels_writes_a_page_of_what_was_scored(aligngpt_command: Command, calls: Callable) -> None:
     looks: list[LevelsSummary] = []
-    prepared = calls("aligngpt.scoring.looking.prepare_look", SimpleNamespace(write=looks.append))
+    prepared = calls("aligngpt.levels.page.prepare_look", SimpleNamespace(write=looks.append))
     summary = LevelsSummary(SimpleNamespace(rank_error=0), np.array([30, 40]), 0, Path("b.json"))
-    made = calls("aligngpt.scoring.apply.make_levels", summary)
+    made = calls("aligngpt.levels.making.make_levels", summary)
     options = ["--image-root", "i", "--caption-column", "c", "--image-column", "p", "--score-column", "s"]
     options += ["--source", "pairs.parquet", "--out", "out.parquet"]
     ended = aligngpt_command("levels", "scores", "--report", "page.html", *options)
@@ -490,16 +490,16 @@ def test_check_tells_by_its_exit_code_whether_records_would_be_rejected(
 
 def test_check_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
     found = [SimpleNamespace(text=lambda: "looked at", good=True)]
-    plain = calls("aligngpt.data.checking.check_files", found)
+    plain = calls("aligngpt.checking.files.check_files", found)
     options = ["--image-root", "i", "--levels", "4", "--full"]
     expected = {"image_root": Path("i"), "levels": 4, "full": True}
     assert aligngpt_command("check", "a.json", "b.json", *options).out == "looked at\n"
     assert plain == [(([Path("a.json"), Path("b.json")],), expected)]
-    by_model = calls("aligngpt.training.data_checks.check_for_model", found)
+    by_model = calls("aligngpt.checking.for_training.check_for_model", found)
     assert aligngpt_command("check", "a.json", "--model", "m", *options).code == 0
     assert by_model == [(([Path("a.json")], "m"), expected)]
     read = calls("aligngpt.training.recipe.load_recipe", "a recipe")
-    by_recipe = calls("aligngpt.training.data_checks.check_for_recipe", found)
+    by_recipe = calls("aligngpt.checking.for_training.check_for_recipe", found)
     assert aligngpt_command("check", "a.json", "--recipe", "r.yaml", "--stage", "pretrain", *options).code == 0
     assert read == [((Path("r.yaml"),), {})]
     assert by_recipe == [(([Path("a.json")], "a recipe", "pretrain"), expected)]
@@ -524,7 +524,7 @@ def test_evaluate_hands_its_options_on(aligngpt_command: Command, calls: Callabl
 
 
 def test_ask_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
-    asked = calls("aligngpt.inference.asking.ask", iter(["re", "d"]))
+    asked = calls("aligngpt.inference.ask.ask", iter(["re", "d"]))
     options = ["--base", "b", "--show-alignment", "--level", "2", "--max-new-tokens", "5", "--device", "cpu"]
     assert aligngpt_command("ask", "m", "p.png", "what ?", *options) == (0, "red\n", "")
     expected = {"base": "b", "show_alignment": True, "level": 2, "max_new_tokens": 5, "device": "cpu"}

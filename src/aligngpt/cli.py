@@ -122,10 +122,11 @@ def score(
     """
     from functools import partial
 
-    from aligngpt.data.pairs import open_pairs
+    from aligngpt.data.records.pairs import open_pairs
     from aligngpt.scoring.encoders import PairScorer
-    from aligngpt.scoring.job import parse_share, score_source
+    from aligngpt.scoring.job import score_source
     from aligngpt.scoring.manifest import begun_precision
+    from aligngpt.scoring.shares import parse_share
 
     if engine == "ray" and shard is not None:
         raise typer.BadParameter("--shard is for processes that know nothing of each other; Ray shares the shards out")
@@ -145,7 +146,7 @@ def score(
         model = str(Path(model).absolute())
     load_scorer = partial(PairScorer.load, model, device=device, dtype=begun_precision(out, precision))
     if engine == "ray":
-        from aligngpt.scoring.ray_engine import score_on_ray
+        from aligngpt.scoring.ray.engine import score_on_ray
 
         summary = score_on_ray(
             pairs,
@@ -227,12 +228,12 @@ def levels(
 ) -> None:
     """Cut scores into N levels, 1 the worst aligned and N the best, and write them into the data."""
     from aligngpt.alignment.levels import thin_levels
-    from aligngpt.scoring.apply import make_levels
-    from aligngpt.scoring.level_files import JSON_SUFFIXES
+    from aligngpt.levels.making import make_levels
+    from aligngpt.levels.writing import JSON_SUFFIXES
 
     look = None
     if report is not None:
-        from aligngpt.scoring.looking import prepare_look
+        from aligngpt.levels.page import prepare_look
 
         look = prepare_look(
             scores,
@@ -296,9 +297,9 @@ def train(
     """
     from aligngpt.hub_names import local_or_hub
     from aligngpt.model.backbones import BackboneError
-    from aligngpt.training.leaving import model_folder
-    from aligngpt.training.plan import plan
-    from aligngpt.training.processes import is_main_process
+    from aligngpt.training.distributed.processes import is_main_process
+    from aligngpt.training.dry_run import plan
+    from aligngpt.training.export import model_folder
     from aligngpt.training.recipe import STAGES, load_recipe
     from aligngpt.training.run import train
 
@@ -341,21 +342,21 @@ def check(
     out: Annotated[Path | None, typer.Option("--json", help="Write every problem to this file.")] = None,
 ) -> None:
     """List every problem of data files before anything runs; exit code 1 when a record would be rejected."""
-    from aligngpt.data.checking import check_files, write_checks
+    from aligngpt.checking.files import check_files, write_checks
 
     if model is not None and recipe is not None:
         raise typer.BadParameter("give --model or --recipe, not both")
     if stage is not None and recipe is None:
         raise typer.BadParameter("--stage is one of a recipe; give --recipe too")
     if recipe is not None:
-        from aligngpt.training.data_checks import check_for_recipe
+        from aligngpt.checking.for_training import check_for_recipe
         from aligngpt.training.recipe import load_recipe
 
         checks = check_for_recipe(
             data, load_recipe(recipe), stage or "instruct", image_root=image_root, levels=levels, full=full
         )
     elif model is not None:
-        from aligngpt.training.data_checks import check_for_model
+        from aligngpt.checking.for_training import check_for_model
 
         checks = check_for_model(data, model, image_root=image_root, levels=levels, full=full)
     else:
@@ -428,7 +429,7 @@ def ask(
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
 ) -> None:
     """Ask one question about one picture; the answer appears as it is written."""
-    from aligngpt.inference.asking import ask
+    from aligngpt.inference.ask import ask
 
     for piece in ask(
         model,
@@ -470,7 +471,7 @@ def convert(
     seed: Annotated[int, typer.Option(help="Of weights that SOURCE does not have.")] = 0,
 ) -> None:
     """Turn a published AlignGPT or a LLaVA into a model folder that every other command reads."""
-    from aligngpt.model.converting import convert, to_original
+    from aligngpt.model.foreign.reading import convert, to_original
 
     if original:
         if vision_tower is None:
@@ -519,7 +520,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the page of a run: levels, loss curves, accuracies, the gate's weights, right and wrong answers."""
-    from aligngpt.evaluation.reporting import write_report
+    from aligngpt.evaluation.run_report import write_report
 
     print(write_report(run, out, reference=reference))
 

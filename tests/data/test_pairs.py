@@ -18,8 +18,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from aligngpt.data.pairs import Pair, PairSource, open_pairs
-from aligngpt.data.sources import write_records
+from aligngpt.data.records.pairs import Pair, PairSource, open_pairs
+from aligngpt.data.samples.reading import write_records
 
 COUNT = 10
 CAPTIONS = [f"Caption {number}:\nü 猫 😀, “quoted”" for number in range(COUNT)]

@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from aligngpt.data.check_result import FileCheck
-from aligngpt.data.checking import check_files
-from aligngpt.data.prepared import prepare_samples
+from aligngpt.checking.files import check_files
+from aligngpt.checking.result import FileCheck
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.sample import Sample, parse_record, to_record
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.samples import RecordError, Sample, parse_record, to_record
-from aligngpt.data.sources import SourceError, read_samples
+from aligngpt.data.samples.preparing import prepare_samples
+from aligngpt.data.samples.reading import read_samples
+from aligngpt.data.sources.base import SourceError
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
 

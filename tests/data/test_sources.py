@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from aligngpt.data.records.sample import parse_record
 from aligngpt.data.rejects import Rejects, TooManyRejects
-from aligngpt.data.samples import parse_record
-from aligngpt.data.sources import (
-    BrokenLine,
-    SourceError,
-    load_samples,
-    read_records,
-    read_samples,
-    write_records,
-    write_samples,
-)
+from aligngpt.data.samples.reading import load_samples, read_samples, write_records, write_samples
+from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.byte_ranges import BrokenLine
+from aligngpt.data.sources.json import read_records
 
 RECORDS = [{"image": "a.png", "caption": f"Caption {number}: ü 猫 😀"} for number in range(3)]
 

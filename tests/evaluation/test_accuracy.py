@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aligngpt.data.images import open_image
+from aligngpt.data.images.opening import open_image
+from aligngpt.data.records.sample import Sample, Turn
 from aligngpt.data.rejects import TooManyRejects
-from aligngpt.data.samples import Sample, Turn
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.accuracy import EXTRA_TOKENS, evaluate_file, shuffled_images
 from aligngpt.evaluation.results import (

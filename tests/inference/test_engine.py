@@ -12,9 +12,9 @@ from PIL import Image
 
 from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
 from aligngpt.model.adapters import AdapterError, merge_adapter, save_adapter
-from aligngpt.training.lora import add_lora
 from aligngpt.training.recipe import LoraRecipe
-from aligngpt.training.stages import freeze_all_but, trained_tensors
+from aligngpt.training.setup.freezing import freeze_all_but, trained_tensors
+from aligngpt.training.setup.lora import add_lora
 
 QUESTION = "what colour is the circle ?"
 LONG = "how many big red shape are there on the left of this picture please ?"

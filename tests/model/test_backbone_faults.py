@@ -16,12 +16,12 @@ from tiny_models import Assembled
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from aligngpt.data.collate import Collator
-from aligngpt.data.dataset import Example, Row
-from aligngpt.model.assembling import assemble
+from aligngpt.data.batches.collate import Collator
+from aligngpt.data.batches.dataset import Example, Row
+from aligngpt.model.assembly import assemble
 from aligngpt.model.backbones import BackboneError
 from aligngpt.model.modeling import IGNORED
-from aligngpt.training.stages import freeze_all_but
+from aligngpt.training.setup.freezing import freeze_all_but
 
 LONG = "<image> how many are there in this picture and please describe the small red square ?"
 TEXTS = ["<image> what colour is it ?", LONG]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aligngpt.data.collate import Collator
-from aligngpt.data.dataset import Example, tokenize
+from aligngpt.data.batches.collate import Collator
+from aligngpt.data.batches.dataset import Example, tokenize
 from aligngpt.inference.engine import Engine, Request
 from aligngpt.model.modeling import IGNORED
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.model.converting import convert
-from aligngpt.model.layouts import LayoutError
+from aligngpt.model.foreign.checkpoint_formats import LayoutError
+from aligngpt.model.foreign.reading import convert
 
 PARTED = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% for part in message['content'] %}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from aligngpt.alignment.module import AlignmentModule
-from aligngpt.model.assembling import assemble
+from aligngpt.model.assembly import assemble
 from aligngpt.model.modeling import IGNORED
 
 ONE = "USER : <image> what colour is the circle ? ASSISTANT :"

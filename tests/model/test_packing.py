@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from aligngpt.data.collate import Collator
-from aligngpt.data.dataset import Example, Row
+from aligngpt.data.batches.collate import Collator
+from aligngpt.data.batches.dataset import Example, Row
 from aligngpt.model.modeling import IGNORED
 from aligngpt.model.packing import NAME, Piece, can_pack, packed_attention, pieces_of
-from aligngpt.model.placeholders import Samples
+from aligngpt.model.segments import Samples
 
 LANGUAGES = ["llama", "qwen2", "qwen3", "gemma", "phi", "phi3", "gpt_neox", "granite", "cohere"]
 PATCHES = 16

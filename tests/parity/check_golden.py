@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aligngpt.alignment.module import mean_text_embedding
-from aligngpt.model import AlignGPTForConditionalGeneration
 from aligngpt.model.backbones import load_vision_tower
-from aligngpt.model.converting import convert_weights, our_shapes
-from aligngpt.model.layouts import OriginalLayout, layout_of
+from aligngpt.model.foreign.checkpoint_formats import OriginalLayout, layout_of
+from aligngpt.model.foreign.reading import convert_weights, our_shapes
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
 IGNORED, ORIGINAL_IMAGE = -100, -200
 TOLERANCES = {"logits": 1e-4, "gate weights": 1e-5, "loss": 1e-5, "gradients": 1e-4, "features": 1e-5}

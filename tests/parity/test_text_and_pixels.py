@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from aligngpt.data.dataset import tokenize
-from aligngpt.data.images import open_image
-from aligngpt.data.samples import parse_record
+from aligngpt.data.batches.dataset import tokenize
+from aligngpt.data.images.opening import open_image
+from aligngpt.data.records.sample import parse_record
 from aligngpt.model.backbones import load_tokenizer, load_vision_tower
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES, PLAIN, VICUNA

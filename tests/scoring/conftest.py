@@ -15,7 +15,7 @@ from tiny_scorers import CAPTION_WORDS, TOWER, build_caption_tokenizer, scattere
 
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.manifest import Manifest
-from aligngpt.scoring.parts import PartSummary, Reject, part_table, write_part
+from aligngpt.scoring.score_files import PartSummary, Reject, part_table, write_part
 
 SHARD_SIZE = 3
 

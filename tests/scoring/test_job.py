@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from listed_pairs import ListedPairs, draw_pictures, random_captions
 
-from aligngpt.data.pairs import open_pairs
+from aligngpt.data.records.pairs import open_pairs
 from aligngpt.data.rejects import TooManyRejects
 from aligngpt.leftovers import temporary_beside
 from aligngpt.scoring import job, reject_share
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.job import ScoreSummary, parse_share, read_parts, read_scores, score_source
+from aligngpt.scoring.job import ScoreSummary, read_parts, read_scores, score_source
 from aligngpt.scoring.manifest import MANIFEST, read_manifest
-from aligngpt.scoring.parts import PartSummary, ScoresError, part_path, rejects_path
+from aligngpt.scoring.score_files import PartSummary, ScoresError, part_path, rejects_path
+from aligngpt.scoring.shares import parse_share
 
 COUNT, SHARD_SIZE, SHARDS = 23, 5, 5
 DONE = ScoreSummary(scored=COUNT - 2, rejected=2, reasons={"missing": 1, "turns": 1}, finished=True)

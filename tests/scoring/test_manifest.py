@@ -18,11 +18,11 @@ from listed_pairs import ListedPairs, draw_pictures, random_captions
 from typer.testing import CliRunner
 
 from aligngpt.cli import app
-from aligngpt.data.pairs import open_pairs
+from aligngpt.data.records.pairs import open_pairs
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import read_scores, score_source
 from aligngpt.scoring.manifest import MANIFEST, Manifest, claim, read_manifest
-from aligngpt.scoring.parts import ScoresError
+from aligngpt.scoring.score_files import ScoresError
 
 COUNT, SHARD_SIZE = 6, 2
 

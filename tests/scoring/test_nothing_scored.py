@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aligngpt.data.pairs import open_pairs
+from aligngpt.data.records.pairs import open_pairs
 from aligngpt.errors import AlignGPTError
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import score_source

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from aligngpt.data.pictures import Picture
+from aligngpt.data.images.reference import Picture
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.picture_workers import (
     PICTURES_PER_TASK,

@@ -16,13 +16,14 @@ import transformers
 from listed_pairs import ListedPairs, draw_pictures, random_captions
 from PIL import Image
 
-from aligngpt.data.images import open_image
-from aligngpt.data.pairs import Pair, Shard
-from aligngpt.data.pictures import Picture
+from aligngpt.data.images.opening import open_image
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.pairs import Pair
+from aligngpt.data.sources.base import Shard
 from aligngpt.scoring.encoders import PairScorer, ScorerError
-from aligngpt.scoring.parts import PartSummary, part_path, rejects_path
 from aligngpt.scoring.picture_workers import PICTURES_PER_TASK, PictureWorkers, WorkerError
 from aligngpt.scoring.pipeline import BatchThreads, score_shard
+from aligngpt.scoring.score_files import PartSummary, part_path, rejects_path
 
 COUNT = 35
 SHARD = Shard(0, "all", COUNT)

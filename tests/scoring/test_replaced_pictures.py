@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from aligngpt.cli import app
-from aligngpt.data.pairs import open_pairs
+from aligngpt.data.records.pairs import open_pairs
 from aligngpt.data.rejects import TooManyRejects
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import ScoreSummary, read_scores, score_source

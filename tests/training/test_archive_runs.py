@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 from aligngpt.cli import app
 from aligngpt.data import row_groups
 from aligngpt.data.rejects import Rejects
-from aligngpt.training import block_order
 from aligngpt.training import run as module
-from aligngpt.training.identity import fingerprint_of
-from aligngpt.training.leaving import model_folder
-from aligngpt.training.plan import plan
+from aligngpt.training.dry_run import plan
+from aligngpt.training.export import model_folder
+from aligngpt.training.feed import windowed_shuffle as block_order
+from aligngpt.training.feed.datasets import training_samples, validation_of
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
-from aligngpt.training.stage_data import training_samples, validation_of
+from aligngpt.training.stage import fingerprint_of
 
 
 @pytest.fixture

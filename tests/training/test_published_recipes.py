@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from full_size import LANGUAGE_MODELS
 
-from aligngpt.training.leaving import model_folder
-from aligngpt.training.plan import plan
+from aligngpt.training.dry_run import plan
+from aligngpt.training.export import model_folder
 from aligngpt.training.recipe import Recipe, load_recipe, recipe_path
 from aligngpt.training.run import train
 

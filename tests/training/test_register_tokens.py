@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from aligngpt.training.leaving import model_folder
+from aligngpt.training.export import model_folder
 from aligngpt.training.recipe import Recipe
 from aligngpt.training.run import train
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from stopping import stopped
 
+from aligngpt.training.loop.trainer import TrainingClock
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
-from aligngpt.training.trainer import TrainingClock
 
 NO_TIME = 1e-6
 """Minutes that are over before the first step is: the machine is as slow as can be."""

@@ -19,14 +19,14 @@ from stopping import stopped
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.model.assembling import assemble
-from aligngpt.training import identity
+from aligngpt.model.assembly import assemble
 from aligngpt.training import run as module
-from aligngpt.training import trainer as trainer_module
-from aligngpt.training.leaving import model_folder
+from aligngpt.training import stage as identity
+from aligngpt.training.export import model_folder
+from aligngpt.training.loop import trainer as trainer_module
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import stage_result, train
-from aligngpt.training.stages import part_of
+from aligngpt.training.setup.freezing import part_of
 
 
 def medium(*values: Any) -> Any:

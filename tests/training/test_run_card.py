@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.sources import load_samples
+from aligngpt.data.samples.reading import load_samples
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig

@@ -8,11 +8,11 @@ import pytest
 from several_processes import losses, run
 from transformers import Trainer
 
-from aligngpt.training.parts import parts_of
+from aligngpt.training.loop.trainer import StageTrainer
 from aligngpt.training.recipe import Recipe
 from aligngpt.training.run import train
-from aligngpt.training.stages import freeze_all_but, part_of
-from aligngpt.training.trainer import StageTrainer
+from aligngpt.training.setup.freezing import freeze_all_but, part_of
+from aligngpt.training.setup.parameter_summary import parts_of
 
 
 def levelled(data: Path) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from aligngpt.data.archives import archive_at
-from aligngpt.data.images import ImageError, open_image, resolve_image
+from aligngpt.data.images.opening import ImageError, open_image, resolve_image
+from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.samples import Sample
-from aligngpt.data.sources import load_samples
+from aligngpt.data.samples.reading import load_samples
+from aligngpt.data.sources.finding import archive_at
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.matching import matches, right_answers
@@ -74,7 +74,7 @@ def evaluate_file(
         AlignGPTError: the model or the file cannot be used, `out` holds another evaluation, or another process is
             evaluating into it.
     """
-    if archive_at(questions, image_root) is not None:
+    if archive_at(questions) is not None:
         raise EvaluationError(
             f"{questions} is Parquet or tar, and evaluate reads questions from JSON or JSON lines only; write them as "
             "JSON, with their pictures as files below the image root"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from aligngpt.data.samples import Sample
+from aligngpt.data.records.sample import Sample
 
 ARTICLES = {"a", "an", "the"}
 

@@ -23,10 +23,10 @@ from aligngpt.files import atomic_folder
 from aligngpt.hub_names import local_or_hub
 from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig
-from aligngpt.model.layouts import EMBEDDINGS, HEAD
+from aligngpt.model.foreign.checkpoint_formats import EMBEDDINGS, HEAD
+from aligngpt.model.foreign.weight_files import ShardError, read_shapes
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
-from aligngpt.model.shards import ShardError, read_shapes
 from aligngpt.model.templates import for_images, one_template
 
 OWN_PARTS = ("model.multi_modal_projector", "model.alignment")

@@ -29,7 +29,7 @@ from aligngpt.model.generation import AlignGPTGenerationMixin
 from aligngpt.model.loss import ROWS_AT_ONCE, linear_cross_entropy
 from aligngpt.model.multiscale import AlignGPTProjector, crops_of_scales, merge_scales
 from aligngpt.model.packing import pieces_of
-from aligngpt.model.placeholders import Samples, readable_text, sample_of_image
+from aligngpt.model.segments import Samples, readable_text, sample_of_image
 
 IGNORED = -100
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")

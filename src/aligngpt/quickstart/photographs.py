@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aligngpt.quickstart.packages import Package
-from aligngpt.quickstart.prepared import Facts, Plain, prepare_folder
+from aligngpt.quickstart.prepared_folder import Facts, Plain, prepare_folder
 
 # Both releases hold the same photographs.
 SCIKIT_IMAGE = Package("scikit-image>=0.25.2,<0.27", "skimage", "CC0 or public domain, as named for each photograph")

@@ -18,15 +18,18 @@ from rich.table import Table
 
 import aligngpt
 from aligngpt.alignment.levels import roc_auc
-from aligngpt.data.pairs import open_pairs
+from aligngpt.data.records.pairs import open_pairs
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.sources import load_samples, read_records
+from aligngpt.data.samples.reading import load_samples
+from aligngpt.data.sources.json import read_records
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.accuracy import evaluate_file
-from aligngpt.evaluation.prior import AnswerPrior
-from aligngpt.evaluation.reporting import write_report
+from aligngpt.evaluation.question_only_baseline import AnswerPrior
 from aligngpt.evaluation.results import EvaluationResult
+from aligngpt.evaluation.run_report import write_report
 from aligngpt.files import atomic_write
+from aligngpt.levels.making import make_levels
+from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.locks import owned_folder
 from aligngpt.memory import peak_memory, reset_peak_memory
 from aligngpt.progress import console
@@ -34,11 +37,9 @@ from aligngpt.quickstart.backbones import prepare_language_model, prepare_text_t
 from aligngpt.quickstart.easy_vqa import EasyVQAFiles, prepare_easy_vqa
 from aligngpt.quickstart.photographs import prepare_photographs
 from aligngpt.reports.statistics import wilson_interval
-from aligngpt.scoring.apply import make_levels
+from aligngpt.scoring.dual_encoder.fit import train_dual_encoder
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.fit import train_dual_encoder
 from aligngpt.scoring.job import score_source
-from aligngpt.scoring.scored_pairs import ScoredPairs
 from aligngpt.training.recipe import Recipe, StageName, load_recipe, make_recipe, recipe_path
 from aligngpt.training.run import train
 

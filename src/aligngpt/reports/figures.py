@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from aligngpt.data.images import ImageError, open_image, resolve_image
+from aligngpt.data.images.opening import ImageError, open_image, resolve_image
 
 # A browser has glyphs that matplotlib's own font lacks. Set once: filters belong to the process, not to a thread.
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -5,7 +5,7 @@ Importing this room registers the dual encoder with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModel
 
-from aligngpt.scoring.dual_encoder import DualEncoder, DualEncoderConfig
+from aligngpt.scoring.dual_encoder.model import DualEncoder, DualEncoderConfig
 
 AutoConfig.register("aligngpt_dual_encoder", DualEncoderConfig)
 AutoModel.register(DualEncoderConfig, DualEncoder)

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from aligngpt.data.images import ImageError, open_image, resolve_image
+from aligngpt.data.images.opening import ImageError, open_image, resolve_image
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
-from aligngpt.scoring.dual_encoder import LOADING_ERRORS
+from aligngpt.scoring.dual_encoder.model import LOADING_ERRORS
 
 Features = NDArray[np.float32]
 

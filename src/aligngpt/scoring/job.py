@@ -1,6 +1,6 @@
 """Scoring a source of pairs, shard by shard: goes on where it was stopped, and shares the work with other processes.
 
-The work is in `aligngpt.scoring.pipeline`; what is kept of it, in `aligngpt.scoring.parts`.
+The work is in `aligngpt.scoring.pipeline`; what is kept of it, in `aligngpt.scoring.score_files`.
 """
 
 import os
@@ -10,22 +10,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from aligngpt.data.pairs import PairSource, Shard
+from aligngpt.data.records.pairs import PairSource
+from aligngpt.data.sources.base import Shard
 from aligngpt.progress import Meter
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.manifest import Manifest, claim, finish, finished_manifest
-from aligngpt.scoring.parts import (
-    PART_FIELDS,
-    PartSummary,
-    ScoresError,
-    part_path,
-    part_summary,
-    read_batches,
-)
 from aligngpt.scoring.picture_workers import PictureWorkers
 from aligngpt.scoring.pipeline import score_shard
 from aligngpt.scoring.reject_share import RejectLimit, check_outcome
 from aligngpt.scoring.resuming import kept_parts
+from aligngpt.scoring.score_files import PART_FIELDS, PartSummary, ScoresError, part_path, part_summary, read_batches
 from aligngpt.scoring.shares import owned_share, parse_share
 
 __all__ = ["ScoreSummary", "parse_share", "read_parts", "read_scores", "score_source"]

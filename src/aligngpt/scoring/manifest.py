@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aligngpt.data.pairs import PairSource
+from aligngpt.data.records.pairs import PairSource
 from aligngpt.leftovers import remove_leftovers, temporary_beside
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.parts import PART_PATTERN, PartSummary, ScoresError, write_whole
+from aligngpt.scoring.score_files import PART_PATTERN, PartSummary, ScoresError, write_whole
 
 MANIFEST = "manifest.json"
 SCORE = "cosine similarity of image and text features, not scaled"

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from aligngpt.data.pairs import Pair, PairSource, Shard
+from aligngpt.data.records.pairs import Pair, PairSource
 from aligngpt.data.rejects import TooManyRejects
+from aligngpt.data.sources.base import Shard
 from aligngpt.scoring.picture_marks import has_file
 from aligngpt.scoring.picture_workers import Prepared, Refused
 

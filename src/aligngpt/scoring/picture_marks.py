@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aligngpt.data.pairs import Pair, Unusable
-from aligngpt.data.pictures import Picture
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.pairs import Pair, Unusable
 
 MARK_BYTES = 4
 ABSENT = bytes(MARK_BYTES)

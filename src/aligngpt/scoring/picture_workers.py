@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from aligngpt.data.images import ImageError
-from aligngpt.data.pictures import Picture
+from aligngpt.data.images.opening import ImageError
+from aligngpt.data.images.reference import Picture
 from aligngpt.errors import AlignGPTError
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.picture_marks import ABSENT, has_file, mark_of

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aligngpt.data.pairs import Pair, PairSource, Shard, Unusable
-from aligngpt.data.pictures import Picture
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.pairs import Pair, PairSource, Unusable
+from aligngpt.data.sources.base import Shard
 from aligngpt.scoring.encoders import Features, PairScorer, ScorerError
 from aligngpt.scoring.missing_pictures import MissingPictures
-from aligngpt.scoring.parts import PartSummary, Reject, part_table, write_part
 from aligngpt.scoring.picture_workers import PictureWorkers, Refused
+from aligngpt.scoring.score_files import PartSummary, Reject, part_table, write_part
 
 MAX_MODEL_THREADS = 8
 """Each holds the activations of a batch."""
@@ -42,7 +43,7 @@ def score_shard(
     may_all_be_missing: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> PartSummary:
-    """Score the pairs of one shard and write its part; see `aligngpt.scoring.parts` for what is in it.
+    """Score the pairs of one shard and write its part; see `aligngpt.scoring.score_files` for what is in it.
 
     Args:
         source: where the pairs are.

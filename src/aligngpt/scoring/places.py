@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from aligngpt.scoring.parts import ScoresError
+from aligngpt.scoring.score_files import ScoresError
 
 
 def same_place(one: Path, other: Path) -> bool:

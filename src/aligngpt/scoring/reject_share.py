@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from aligngpt.data.pairs import Shard
 from aligngpt.data.rejects import Rejects, TooManyRejects
+from aligngpt.data.sources.base import Shard
 from aligngpt.progress import console
 from aligngpt.scoring.checksums import DamagedError, open_checked
-from aligngpt.scoring.parts import REJECTS_PATTERN, PartSummary, ScoresError
+from aligngpt.scoring.score_files import REJECTS_PATTERN, PartSummary, ScoresError
 
 RECORDS_TO_JUDGE = 200
 """Records to have read before a word is said: a few bad ones at the beginning say little."""

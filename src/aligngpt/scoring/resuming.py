@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from aligngpt.data.pairs import PairSource, Shard
+from aligngpt.data.records.pairs import PairSource
+from aligngpt.data.sources.base import Shard
 from aligngpt.progress import console
-from aligngpt.scoring.parts import PartSummary, ScoresError, part_marks, part_summary
 from aligngpt.scoring.picture_marks import changed_pictures
+from aligngpt.scoring.score_files import PartSummary, ScoresError, part_marks, part_summary
 
 
 def kept_parts(

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from aligngpt.locks import FolderInUse, owned_folder
-from aligngpt.scoring.parts import ScoresError
+from aligngpt.scoring.score_files import ScoresError
 
 
 def parse_share(text: str) -> tuple[int, int]:

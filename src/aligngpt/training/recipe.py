@@ -37,7 +37,7 @@ class _Section(BaseModel):
 
 
 class ModelRecipe(_Section):
-    """What the model is assembled from; see `aligngpt.model.assembling.assemble`.
+    """What the model is assembled from; see `aligngpt.model.assembly.assemble`.
 
     `attention` is how attention is computed in training, as transformers calls it (`sdpa`, `eager`,
     `flash_attention_2`); its own choice when None. On a CPU, `eager` is the faster one for short sequences.
@@ -58,7 +58,7 @@ class ModelRecipe(_Section):
 
 
 class WarmStartRecipe(_Section):
-    """A start for the projector before pre-training; not part of the paper. See `aligngpt.training.warm_start`.
+    """A start for the projector before pre-training; not part of the paper. See `aligngpt.training.setup.warm_start`.
 
     Attributes:
         steps: optimiser steps.
@@ -76,7 +76,7 @@ class WarmStartRecipe(_Section):
 
 
 class LoraRecipe(_Section):
-    """Low-rank adapters that train in place of the language model's weights; see `aligngpt.training.lora`.
+    """Low-rank adapters that train in place of the language model's weights; see `aligngpt.training.setup.lora`.
 
     Attributes:
         rank: of the two matrices that are added to each weight.
@@ -178,7 +178,7 @@ class StageRecipe(_Section):
         min_steps: take at least so many steps, however long they last; for `minutes` on machines of any speed.
         warm_start: a start for the projector that is not in the paper, before pre-training; none when None.
         cache_features: keep what the frozen vision tower makes of each picture on disk, so that later epochs and runs
-            do not compute it again. See `aligngpt.training.feature_cache`.
+            do not compute it again. See `aligngpt.training.feed.feature_cache`.
         questions_per_prefix: samples with the same images that share one row of a batch, at most. The image is then
             read once for all of them, and one alignment embedding serves them all.
         batch_size: rows per optimiser step, over all devices; a row is a sample, or several that share their images.

@@ -10,9 +10,9 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import set_seed
 
-from aligngpt.data.collate import Collator
+from aligngpt.data.batches.collate import Collator
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.rows import columns_of
+from aligngpt.data.samples.columns import columns_of
 from aligngpt.device import resolve_device
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
@@ -20,18 +20,17 @@ from aligngpt.locks import owned_folder
 from aligngpt.memory import peak_memory, reset_peak_memory
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.progress import console
-from aligngpt.training.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
-from aligngpt.training.feature_cache import features_kept_for
-from aligngpt.training.identity import claim, decide_precision, fingerprint_of
-from aligngpt.training.leaving import leave_model, model_folder
-from aligngpt.training.parts import parts_of, parts_table
-from aligngpt.training.processes import is_main_process, launched, main_process_first, processes
+from aligngpt.training.distributed.fsdp import check_sharding, shard, sharding_line, whole_tensors
+from aligngpt.training.distributed.processes import is_main_process, launched, main_process_first, processes
+from aligngpt.training.export import leave_model, model_folder
+from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
+from aligngpt.training.feed.feature_cache import features_kept_for
+from aligngpt.training.loop.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
+from aligngpt.training.loop.rejected import RejectedSamples
+from aligngpt.training.loop.trainer import StageCallback, StageTrainer, TrainingClock, forget_metrics_after
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
-from aligngpt.training.rejected import RejectedSamples
 from aligngpt.training.run_card import DataFacts, write_run_card
-from aligngpt.training.sharding import check_sharding, shard, sharding_line, whole_tensors
-from aligngpt.training.stage_data import training_data, training_samples, validation_of
-from aligngpt.training.stages import (
+from aligngpt.training.setup.freezing import (
     PRETRAINED_FILE,
     compile_layers,
     freeze_all_but,
@@ -39,9 +38,10 @@ from aligngpt.training.stages import (
     is_pretrained,
     save_pretrained_parts,
 )
-from aligngpt.training.start import check_rows_can_branch, decide_packing, load_model, stage_folder
-from aligngpt.training.trainer import StageCallback, StageTrainer, TrainingClock, forget_metrics_after
-from aligngpt.training.warm_start import warm_start
+from aligngpt.training.setup.loading import check_rows_can_branch, decide_packing, load_model, stage_folder
+from aligngpt.training.setup.parameter_summary import parts_of, parts_table
+from aligngpt.training.setup.warm_start import warm_start
+from aligngpt.training.stage import claim, decide_precision, fingerprint_of
 
 DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
 

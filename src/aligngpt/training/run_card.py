@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from aligngpt.data.prepared import content_of
-from aligngpt.data.rows import columns_of
-from aligngpt.data.samples import Sample
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.samples.columns import columns_of
+from aligngpt.data.sources.finding import content_of
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.model.card import CARD_FILE, PAPER, card_text, escaped, is_hub_name, licence_of, table
 from aligngpt.training.recipe import Recipe, StageName
-from aligngpt.training.start import stage_folder
+from aligngpt.training.setup.loading import stage_folder
 
 if TYPE_CHECKING:
     from aligngpt.reports.report import AccuracyRow

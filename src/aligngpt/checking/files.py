@@ -1,0 +1,315 @@
+"""Looking at data before anything runs: what would be rejected and why, and what is odd without being wrong."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple
+
+from aligngpt.checking.notes import Notes
+from aligngpt.checking.result import FileCheck, Lengths, Problem, Repeat
+from aligngpt.data.batches.dataset import ExampleError, tokenize
+from aligngpt.data.images.opening import ImageError, check_image, open_image, resolve_image
+from aligngpt.data.records.columns import columns_not_read
+from aligngpt.data.records.sample import Sample, own_id
+from aligngpt.data.records.stored import Unread, archive_samples
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples.reading import read_samples
+from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.finding import Archive, archive_at
+from aligngpt.data.sources.parquet import ParquetSource
+from aligngpt.data.sources.stored_images import ArchivePictures
+from aligngpt.files import atomic_write
+from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.progress import track
+
+WORKERS = min(16, 4 + (os.cpu_count() or 1))
+"""Threads that look at pictures: reading waits for the disk, and Pillow decodes without Python's lock."""
+
+
+class Reading(NamedTuple):
+    """How a model reads samples; see `tokenize`."""
+
+    processor: AlignGPTProcessor
+    chat_template: str | None = None
+    max_length: int = 2048
+
+
+def check_files(
+    paths: Sequence[Path],
+    *,
+    image_root: Path | None = None,
+    levels: int | None = None,
+    needs_level: bool = False,
+    reading: Reading | None = None,
+    full: bool = False,
+) -> list[FileCheck]:
+    """Look at files of records and list all that is wrong with them; the samples of one file at a time are in memory.
+
+    Args:
+        paths: JSON arrays or JSON lines, as `load_samples` takes them; or archives, as `prepare_samples` does.
+        image_root: folder that image paths start from; that of each file when None.
+        levels: N; levels outside of 1…N are then wrong.
+        needs_level: samples with an image and without a level are wrong, as in pre-training.
+        reading: how the model reads them; tokens are not counted when None.
+        full: decode every picture, rather than look at its header.
+
+    Raises:
+        SourceError: the image root is not a folder. A file that cannot be read is part of the result.
+    """
+    if image_root is not None and not image_root.is_dir():
+        raise SourceError(f"the image root {image_root} is not a folder")
+    pictures = _Pictures(full)
+    checks = []
+    for path in paths:
+        root = path.parent if image_root is None else image_root
+        checks.append(_check_file(path, root, pictures, levels, needs_level, reading))
+    return checks
+
+
+def write_checks(path: Path, checks: Sequence[FileCheck]) -> None:
+    """Write all that was found as JSON, every problem of every record; atomically."""
+    with atomic_write(path) as file:
+        # Half a surrogate pair, which UTF-8 cannot hold, is written as the escape it was read from.
+        json.dump({"files": [check.facts() for check in checks]}, file, indent=1)
+
+
+class _Found(Rejects):
+    """Rejects that are kept."""
+
+    def __init__(self) -> None:
+        super().__init__(None, max_share=1.0)
+        self.problems: list[Problem] = []
+
+    def add(self, record: int, id: str | None, reason: str, detail: str) -> None:
+        super().add(record, id, reason, detail)
+        self.problems.append(Problem(record, id, reason, detail))
+
+
+class _Pictures:
+    """What is wrong with pictures. Kept between files, since files of questions are often about the same ones."""
+
+    def __init__(self, full: bool) -> None:
+        self.full = full
+        self._look: Callable[[Path], object] = open_image if full else check_image
+        self._known: dict[Path, tuple[str, str] | None] = {}
+        self._folders: dict[Path, dict[str, list[str]]] = {}
+
+    def broken(self, names: Sequence[str], root: Path) -> dict[str, tuple[str, str]]:
+        """Reason and detail of those that cannot be used."""
+        if not names:
+            return {}
+        pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="pictures")
+        try:
+            looked = track(
+                pool.map(lambda name: self._trouble(name, root), names),
+                "looking at pictures",
+                len(names),
+                unit="pictures",
+            )
+            return {name: found for name, found in zip(names, looked, strict=True) if found is not None}
+        finally:
+            # Ctrl-C must not wait for the pictures that nobody has looked at yet.
+            pool.shutdown(cancel_futures=True)
+
+    def _trouble(self, name: str, root: Path) -> tuple[str, str] | None:
+        try:
+            path = resolve_image(name, root)
+        except ImageError as error:
+            return error.reason, str(error)
+        if path not in self._known:
+            self._known[path] = self._look_at(path)
+        return self._known[path]
+
+    def _look_at(self, path: Path) -> tuple[str, str] | None:
+        try:
+            self._look(path)
+        except ImageError as error:
+            others = self._of_the_same_stem(path) if error.reason == "missing" else []
+            hint = f", but {' and '.join(others)} is there; correct the name in the record" if others else ""
+            return error.reason, f"{error}{hint}"
+        return None
+
+    def _of_the_same_stem(self, path: Path) -> list[str]:
+        """Files beside a missing one that differ from it in their extension, or in capitals."""
+        folder = path.parent
+        if folder not in self._folders:
+            stems: dict[str, list[str]] = {}
+            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                stems.setdefault(Path(name).stem.lower(), []).append(name)
+            self._folders[folder] = stems
+        return self._folders[folder].get(path.stem.lower(), [])[:3]
+
+
+def _check_file(
+    path: Path,
+    root: Path,
+    pictures: _Pictures,
+    levels: int | None,
+    needs_level: bool,
+    reading: Reading | None,
+) -> FileCheck:
+    found, notes, error = _Found(), Notes(), None
+    samples: list[Sample] = []
+    named: set[int] = set()
+    stored = _Stored(set(), set(), set(), [])
+    try:
+        archive = archive_at(path)
+        if archive is not None:
+            root = archive.folder if root == path.parent else root
+            _read_archive(archive, pictures.full, samples, named, stored, found, notes)
+        else:
+            for sample, record in track(read_samples(path, found), f"reading {path.name}", unit="samples"):
+                samples.append(sample)
+                notes.add(record)
+                if own_id(record) is not None:
+                    named.add(sample.record)
+    except SourceError as caught:
+        error = str(caught)
+    records = len(samples) + found.count
+    for problem in stored.problems:
+        found.add(*problem)
+    _check_levels(samples, levels, needs_level, found)
+    files = (name for sample in samples if sample.record not in stored.records for name in sample.images)
+    names = list(dict.fromkeys(files))
+    broken = pictures.broken(names, root)
+    _check_images([sample for sample in samples if sample.record not in stored.records], broken, found)
+    lengths = _check_tokens(samples, reading, found) if reading is not None and samples else None
+    bad = {problem.record for problem in found.problems}
+    usable = [sample for sample in samples if sample.record not in bad]
+    if error is None and not usable:
+        error = f"{path} holds no record that can be used"
+    pictured = [sample for sample in samples if sample.images]
+    return FileCheck(
+        path=path,
+        image_root=root,
+        error=error,
+        records=records,
+        samples=len(usable),
+        turns=sum(len(sample.turns) for sample in usable),
+        text_only=sum(not sample.images for sample in usable),
+        images=len(names) + len(stored.pictures),
+        broken_images=len(broken) + len(stored.broken),
+        problems=tuple(sorted(found.problems, key=lambda problem: problem.record)),
+        repeated_ids=_repeats((sample.id, sample) for sample in samples if sample.record in named),
+        identical=_repeats(((sample.images, sample.system, sample.turns), sample) for sample in samples),
+        levels=dict(sorted(Counter(sample.level for sample in samples if sample.level is not None).items())),
+        without_level=sum(sample.level is None for sample in pictured),
+        expected_levels=levels,
+        lengths=lengths,
+        not_read=dict(notes.not_read),
+        notes=dict(notes.others),
+    )
+
+
+class _Stored(NamedTuple):
+    """The pictures of an archive: which records have one, which different ones, the broken ones, and what is wrong."""
+
+    records: set[int]
+    pictures: set[object]
+    broken: set[object]
+    problems: list[Problem]
+
+
+def _read_archive(
+    archive: Archive,
+    full: bool,
+    samples: list[Sample],
+    named: set[int],
+    stored: _Stored,
+    found: _Found,
+    notes: Notes,
+) -> None:
+    """Read the samples of an archive, and look at each picture as it comes.
+
+    Raises:
+        SourceError: see `archive_samples`.
+    """
+    places = ArchivePictures.of(archive)
+    if isinstance(archive, ParquetSource):
+        notes.not_read.update(columns_not_read(archive.files))
+    for one in track(archive_samples(archive, check_images=True), f"reading {archive.folder.name}", unit="samples"):
+        if isinstance(one, Unread):
+            found.add(*one)
+            continue
+        sample = one.sample
+        samples.append(sample)
+        notes.add(one.fields)
+        if sample.id != str(sample.record):
+            named.add(sample.record)
+        if one.stored is None:
+            continue
+        stored.records.add(sample.record)
+        picture = sample.images[0] if one.key is None else one.key
+        stored.pictures.add(picture)
+        trouble = one.trouble
+        try:
+            if full and trouble is None:
+                places.picture(sample.images[0], one.stored).open()
+            elif one.picture is not None:
+                one.picture.check()
+        except ImageError as error:
+            trouble = error.reason, str(error)
+        if trouble is not None:
+            stored.broken.add(picture)
+            stored.problems.append(Problem(sample.record, sample.id, *trouble))
+
+
+def _check_levels(samples: Sequence[Sample], levels: int | None, needs_level: bool, found: _Found) -> None:
+    for sample in samples:
+        if sample.level is None and sample.images and needs_level:
+            detail = "no alignment level (field `similarity`); run `aligngpt levels` first"
+            found.add(sample.record, sample.id, "no_level", detail)
+        elif sample.level is not None and levels is not None and sample.level > levels:
+            detail = (
+                f"`similarity` is {sample.level - 1}, expected 0…{levels - 1} (levels 1…{levels}); name the number of "
+                "levels that the data was made with"
+            )
+            found.add(sample.record, sample.id, "level_outside", detail)
+
+
+def _check_images(samples: Sequence[Sample], broken: dict[str, tuple[str, str]], found: _Found) -> None:
+    for sample in samples:
+        details: dict[str, list[str]] = {}
+        for name in dict.fromkeys(sample.images):
+            if name in broken:
+                reason, detail = broken[name]
+                details.setdefault(reason, []).append(detail)
+        for reason, told in details.items():
+            found.add(sample.record, sample.id, reason, "; ".join(told))
+
+
+def _check_tokens(samples: Sequence[Sample], reading: Reading, found: _Found) -> Lengths | None:
+    """How long the samples are, whole; those that cannot be learnt from are rejected."""
+    lengths, cut = [], []
+    for sample in track(samples, "counting tokens", unit="samples"):
+        try:
+            messages = sample.messages()
+            ids, _ = tokenize(messages, reading.processor, chat_template=reading.chat_template, max_length=1 << 30)
+            lengths.append(len(ids))
+            if len(ids) > reading.max_length:
+                tokenize(
+                    messages, reading.processor, chat_template=reading.chat_template, max_length=reading.max_length
+                )
+                cut.append(sample.record)
+        except ExampleError as error:
+            found.add(sample.record, sample.id, error.reason, str(error))
+    if not lengths:
+        return None
+    lengths.sort()
+    p50, p95, p99 = (lengths[ceil(share * len(lengths)) - 1] for share in (0.5, 0.95, 0.99))
+    return Lengths(p50, p95, p99, lengths[-1], reading.max_length, tuple(cut))
+
+
+def _repeats(keyed: Iterable[tuple[object, Sample]]) -> tuple[Repeat, ...]:
+    """The samples whose key an earlier one has."""
+    first: dict[object, int] = {}
+    repeats = []
+    for key, sample in keyed:
+        earlier = first.setdefault(key, sample.record)
+        if earlier != sample.record:
+            repeats.append(Repeat(sample.record, earlier, sample.id))
+    return tuple(repeats)

@@ -1,0 +1,44 @@
+"""What a look at data notes of records that are used: fields that are not read, and turns that are left out."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from aligngpt.data.records.fields import fields_not_read
+from aligngpt.data.records.sample import notes_on
+
+SHOWN_FIELDS = 10
+"""Fields that a terminal shows; a file of results names all of them."""
+
+
+class Notes:
+    """Counts of records, by field and by note.
+
+    Attributes:
+        not_read: how many records have a field that their sample is made without.
+        others: how many records a note is true of; see `notes_on`.
+    """
+
+    def __init__(self) -> None:
+        self.not_read: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count a record that makes a sample."""
+        self.not_read.update(fields_not_read(record))
+        self.others.update(notes_on(record))
+
+
+def note_lines(not_read: Mapping[str, int], others: Mapping[str, int]) -> list[str]:
+    """The notes in lines for a terminal."""
+    lines = [f"  note: {_records(count)} {note}" for note, count in others.items()]
+    if not_read:
+        most = sorted(not_read.items(), key=lambda pair: -pair[1])
+        named = ", ".join(f"`{field}` ({_records(count)})" for field, count in most[:SHOWN_FIELDS])
+        more = f" and {len(most) - SHOWN_FIELDS:,} more" if len(most) > SHOWN_FIELDS else ""
+        lines.append(f"  note: fields that are not read: {named}{more}")
+    return lines
+
+
+def _records(count: int) -> str:
+    return f"{count:,} record" + ("" if count == 1 else "s")

@@ -1,0 +1,196 @@
+"""From rows of training examples to a batch."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligngpt.data.batches.dataset import Example, Row
+from aligngpt.model.modeling import IGNORED
+from aligngpt.model.packing import Piece
+
+PREFIX, PADDING = 0, -1
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows to a batch: padded on the right, or packed behind each other.
+
+    A row of one example is that example. A row of several, which have the same images, begins with what they have in
+    common (BOS, `<align>`, the image tokens), once; the rest of each follows as a *branch*. A branch sees the prefix
+    and itself, and its positions go on from the prefix's end, so each example gets the logits it would get alone,
+    while the image is read once. Only the alignment embedding is one for all: the gate reads the instructions of all
+    branches together.
+
+    Args:
+        pad_token_id: what fills `input_ids` where a row has ended.
+        packed: put all rows into one without padding, for a model whose attention is `aligngpt_packed`.
+    """
+
+    pad_token_id: int
+    packed: bool = False
+
+    def with_ids(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The same, and what the model does not take.
+
+        `sample_ids` has the ids of all examples; `rejected`, where there are some, the samples that turned out to be of
+        no use while the rows were read, each as the values of `Rejected`. `feature_keys`, where vision features are
+        kept, has for each image, in reading order, the key of what is to be computed, or "" where `vision_features` has
+        it. `pixel_values` then has each picture that is to be computed once, in the order in which the keys first
+        stand.
+        """
+        batch: dict[str, Any] = self(rows)
+        keys = list(chain.from_iterable(_feature_keys(row[0]) for row in rows))
+        if any(keys):
+            batch["feature_keys"] = keys
+            computed = [key for key in keys if key]
+            batch["pixel_values"] = batch["pixel_values"][[computed.index(key) for key in dict.fromkeys(computed)]]
+        if rejected := [tuple(one) for row in rows for one in row[0].rejected]:
+            batch["rejected"] = rejected
+        return batch | {"sample_ids": [example.id for row in rows for example in row]}
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """The inputs of the model for these rows.
+
+        `input_ids`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)` where there are
+        images, and `vision_features (images, P, scales · tower hidden)` of those whose features are known;
+        `alignment_level (batch,)` where the examples have levels.
+
+        `attention_mask` is `(batch, length)`. Where a row has branches it is `(batch, 1, length, length)`, true where
+        a position (first) sees another (second), and `position_ids` and `instruction_mask` `(batch, length)` are given.
+
+        Packed, there is one row `(1, length)` of all, with `position_ids`, `instruction_mask` and the table of `pieces`
+        `(pieces, 4)` in place of an `attention_mask` (see `aligngpt.model.packing`).
+
+        Raises:
+            ValueError: some examples with images have a level and others have none.
+        """
+        lines = [_Line.of(row) for row in rows]
+        return (_packed(lines) if self.packed else self._padded(lines)) | _of_images(rows)
+
+    def _padded(self, lines: Sequence["_Line"]) -> dict[str, Tensor]:
+        length = max(len(line.input_ids) for line in lines)
+
+        def padded(values: list[list[int]], value: int) -> Tensor:
+            return torch.tensor([[*row, *[value] * (length - len(row))] for row in values])
+
+        batch = {
+            "input_ids": padded([line.input_ids for line in lines], self.pad_token_id),
+            "labels": padded([line.labels for line in lines], IGNORED),
+        }
+        branches = padded([line.branches for line in lines], PADDING)
+        if (branches > 1).any():
+            batch["attention_mask"] = branch_mask(branches)
+            batch["position_ids"] = padded([line.positions for line in lines], 0)
+            batch["instruction_mask"] = padded([line.instruction for line in lines], 0)
+        else:
+            batch["attention_mask"] = (branches != PADDING).long()
+        return batch
+
+
+def _packed(lines: Sequence["_Line"]) -> dict[str, Tensor]:
+    def joined(values: Iterable[list[int]]) -> Tensor:
+        return torch.tensor([list(chain.from_iterable(values))])
+
+    pieces: list[Piece] = []
+    start = 0
+    for line in lines:
+        prefix = Piece(start, start, start, start)
+        for branch, run in groupby(line.branches):
+            own = Piece(start, start + len(list(run)), prefix.start, prefix.stop)
+            pieces.append(own)
+            prefix = own if branch == PREFIX else prefix
+            start = own.stop
+    return {
+        "input_ids": joined(line.input_ids for line in lines),
+        "labels": joined(line.labels for line in lines),
+        "position_ids": joined(line.positions for line in lines),
+        "instruction_mask": joined(line.instruction for line in lines),
+        "pieces": torch.tensor(pieces),
+    }
+
+
+def _of_images(rows: Sequence[Row]) -> dict[str, Tensor]:
+    with_images = [row[0] for row in rows if row[0].has_images]
+    if not with_images:
+        return {}
+    batch = {}
+    if pixels := [one.pixel_values for one in with_images if one.pixel_values is not None]:
+        batch["pixel_values"] = torch.cat(pixels)
+    if features := [one.features for one in with_images if one.features is not None]:
+        batch["vision_features"] = torch.cat(features)
+    levels = [one.level for one in with_images]
+    if any(level is not None for level in levels):
+        if None in levels:
+            raise ValueError("some samples have an alignment level and others have none")
+        # Rows without an image have no <align> token: their level is never read.
+        batch["alignment_level"] = torch.tensor([row[0].level or 1 for row in rows])
+    return batch
+
+
+def _feature_keys(example: Example) -> tuple[str, ...]:
+    return example.feature_keys if example.features is None else ("",) * len(example.features)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row laid out: for each position the token, its label, its branch, its position and whether it instructs."""
+
+    input_ids: list[int]
+    labels: list[int]
+    branches: list[int]
+    positions: list[int]
+    instruction: list[int]
+
+    @classmethod
+    def of(cls, row: Row) -> "_Line":
+        shared = common_prefix(row) if len(row) > 1 else 0
+        line = cls(
+            row[0].input_ids[:shared],
+            [IGNORED] * shared,
+            [PREFIX] * shared,
+            list(range(shared)),
+            [1] * shared,
+        )
+        for branch, example in enumerate(row, start=1):
+            rest = example.labels[shared:]
+            answered = _first_counted(example) - shared
+            line.input_ids.extend(example.input_ids[shared:])
+            line.labels.extend(rest)
+            line.branches.extend([branch] * len(rest))
+            line.positions.extend(range(shared, shared + len(rest)))
+            line.instruction.extend(int(place < answered) for place in range(len(rest)))
+        return line
+
+
+def common_prefix(row: Row) -> int:
+    """How many tokens all examples of a row begin with.
+
+    The token before the first that counts stays in each branch: it is the one that predicts it.
+    """
+    longest = min(_first_counted(example) for example in row) - 1
+    first = row[0].input_ids
+    for place in range(longest):
+        if any(example.input_ids[place] != first[place] for example in row[1:]):
+            return place
+    return max(longest, 0)
+
+
+def branch_mask(branches: Tensor) -> Tensor:
+    """Who sees whom: `(batch, length)`, 0 the prefix, 1… a branch, -1 padding → boolean `(batch, 1, length, length)`.
+
+    Padding sees itself alone: a position that sees nothing at all has no softmax.
+    """
+    length = branches.shape[1]
+    seer, seen = branches.unsqueeze(2), branches.unsqueeze(1)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    within = causal & ((seen == PREFIX) | (seen == seer)) & (seer != PADDING)
+    return (within | torch.eye(length, dtype=torch.bool)).unsqueeze(1)
+
+
+def _first_counted(example: Example) -> int:
+    """Where the answer begins; the end of an example in which nothing counts."""
+    return next((place for place, label in enumerate(example.labels) if label != IGNORED), len(example.labels))

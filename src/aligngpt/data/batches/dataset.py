@@ -1,0 +1,346 @@
+"""From samples to training examples: token ids, which of them count, pixels and level."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jinja2.exceptions import TemplateError
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from aligngpt.data.batches.rows import rows_of
+from aligngpt.data.images.opening import ImageError
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.rejects import Rejected
+from aligngpt.data.samples.columns import columns_of
+from aligngpt.data.samples.sequence import picture_of
+from aligngpt.errors import AlignGPTError
+from aligngpt.model.modeling import IGNORED
+from aligngpt.model.processing import AlignGPTProcessor
+
+
+class ExampleError(AlignGPTError):
+    """A sample cannot be made into a training example; `reason` is a short name of why."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample as the model reads it.
+
+    Attributes:
+        input_ids: token ids, `<image>` once per image token.
+        labels: the ids that count and -100 elsewhere, as long as `input_ids`.
+        pixel_values: `(images, channels, height, width)`, or None without images.
+        level: the alignment level 1…N, where the sample has one.
+        id: the sample's.
+        features: what the vision tower made of the images, `(images, P, scales · tower hidden)`, where that is known;
+            there are no `pixel_values` then.
+        feature_keys: of each image whose features are to be computed and kept.
+        rejected: the samples that were found to be of no use when the example's row was read.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    pixel_values: Tensor | None
+    level: int | None
+    id: str = ""
+    features: Tensor | None = None
+    feature_keys: tuple[str, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is an image, as pixels or as features."""
+        return self.pixel_values is not None or self.features is not None
+
+
+class KnownFeatures(Protocol):
+    """Where the vision tower's features of pictures may be found; asked by loader workers, so it is pickled."""
+
+    def key(self, picture: Path | bytes) -> str:
+        """What the features of a picture are kept under, which is a file or given with its content.
+
+        Raises:
+            OSError: the picture cannot be read.
+        """
+        ...
+
+    def read(self, key: str) -> Tensor | None:
+        """The features, `(P, scales · tower hidden)`; None where there are none."""
+        ...
+
+
+class _Images(NamedTuple):
+    """The images of a row; see `Example`."""
+
+    pixel_values: Tensor | None = None
+    features: Tensor | None = None
+    feature_keys: tuple[str, ...] = ()
+
+
+Row = tuple[Example, ...]
+"""What one line of a batch is made of: one example, or several with the same images."""
+
+
+class ConversationDataset(Dataset[Row]):
+    """The training examples of a list of samples, row by row.
+
+    Only what the assistant says counts in the loss, with the mark that ends it. A row that loses all its samples,
+    because they cannot be used, is replaced by the next good one, so that batches keep their size. What was rejected
+    travels with the row (`Example.rejected`), every time it is read: rows may be read by several processes, and only
+    the one that trains can count.
+
+    Args:
+        samples: what `load_samples` gave.
+        processor: of the model to be trained.
+        image_root: folder the samples' image paths start from; of samples of several sources (`Columns.sources`), one
+            for each source.
+        chat_template: Jinja source; the processor's own when None. Pre-training uses the plain one.
+        max_length: tokens per example; see `tokenize` for what is done with longer ones.
+        questions_per_prefix: how many samples with the same images make one row, at most. See `Collator`.
+        pad_images: pad pictures to a square, or cut out the middle; as the processor does when None.
+        with_levels: give examples the level of their sample. The level of a sample takes the place of the gate, so
+            only pre-training wants it.
+
+    Attributes:
+        known_features: where the vision tower's features may be found, so that a picture need not be decoded.
+    """
+
+    known_features: KnownFeatures | None = None
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: AlignGPTProcessor,
+        image_root: Path | Sequence[Path],
+        *,
+        chat_template: str | None = None,
+        max_length: int = 2048,
+        questions_per_prefix: int = 1,
+        pad_images: bool | None = None,
+        with_levels: bool = True,
+    ) -> None:
+        self.samples = samples
+        self.rows = rows_of(samples, questions_per_prefix, by_level=with_levels)
+        self.processor = processor
+        self._roots = [image_root] if isinstance(image_root, Path) else list(image_root)
+        self._sources = columns_of(samples).sources if len(self._roots) > 1 else None
+        self.with_levels = with_levels
+        self.chat_template = chat_template
+        self.max_length = max_length
+        self._how = {} if pad_images is None else {"do_pad": pad_images}
+        self._rejected: dict[int, Rejected] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        if index < 0:
+            # A row that fills a batch, `-1 - row`: it is read, and nothing of it counts.
+            return tuple(replace(example, labels=[IGNORED] * len(example.labels)) for example in self[-1 - index])
+        rejected: list[Rejected] = []
+        for offset in range(len(self.rows)):
+            members = self.rows[(index + offset) % len(self.rows)]
+            row = self._row(members)
+            rejected += self._rejected_of(members)
+            if row:
+                return (replace(row[0], rejected=tuple(rejected)), *row[1:])
+        first = min(rejected)
+        raise AlignGPTError(
+            f"not one of the {len(self.samples)} samples of the data can be used; the first is record {first.record} "
+            f"(id {first.id}): {first.detail}"
+        )
+
+    def row(self, index: int) -> tuple[Row, tuple[Rejected, ...]]:
+        """The examples of a row that can be made, perhaps none, and the samples of it that cannot be used."""
+        members = self.rows[index]
+        return self._row(members), tuple(self._rejected_of(members))
+
+    def _rejected_of(self, members: Sequence[int]) -> list[Rejected]:
+        return [self._rejected[member] for member in members if member in self._rejected]
+
+    def _row(self, members: Sequence[int]) -> Row:
+        """The examples of a row that can be made; none where its images cannot be read."""
+        samples = [(member, self.samples[member]) for member in members if member not in self._rejected]
+        if not samples:
+            return ()
+        examples: list[Example] = []
+        try:
+            images = self._images(samples[0][0], len(samples[0][1].images))
+        except ImageError as error:
+            for member, sample in samples:
+                self._reject(member, sample, error.reason, error)
+            return ()
+        for member, sample in samples:
+            try:
+                input_ids, labels = tokenize(
+                    sample.messages(), self.processor, chat_template=self.chat_template, max_length=self.max_length
+                )
+            except ExampleError as error:
+                self._reject(member, sample, error.reason, error)
+            else:
+                level = sample.level if self.with_levels else None
+                of_images = (images.features, images.feature_keys)
+                examples.append(Example(input_ids, labels, images.pixel_values, level, sample.id, *of_images))
+        return tuple(examples)
+
+    def root_of(self, member: int) -> Path:
+        """The folder that the image paths of a sample start from, by the sample's place."""
+        return self._roots[0 if self._sources is None else self._sources[member]]
+
+    def picture(self, member: int, number: int) -> Picture:
+        """A picture of a sample, by the sample's place and the picture's number in it; not decoded yet.
+
+        Raises:
+            ImageError: its path leaves the image root, or its archive cannot be read any more.
+        """
+        return picture_of(self.samples, member, number, self.root_of(member))
+
+    def _images(self, member: int, count: int) -> _Images:
+        """The pixels of all images of a row, or the features of all, where all are known."""
+        if not count:
+            return _Images()
+        pictures = [self.picture(member, number) for number in range(count)]
+        keys: tuple[str, ...] = ()
+        if self.known_features is not None:
+            # What cannot be read is left to `open_image`, which says what is wrong with it.
+            with suppress(OSError):
+                pictures = [_at_hand(picture) for picture in pictures]
+                keys = tuple(self.known_features.key(_content(picture)) for picture in pictures)
+            found = [features for key in keys if (features := self.known_features.read(key)) is not None]
+            if found and len(found) == len(pictures):
+                return _Images(features=torch.stack(found))
+        return _Images(self.preprocess([picture.open() for picture in pictures]), feature_keys=keys)
+
+    @property
+    def picture_settings(self) -> dict[str, Any]:
+        """What decides how a picture becomes pixels, as plain data."""
+        settings: dict[str, Any] = json.loads(self.processor.image_processor.to_json_string())
+        return settings | self._how
+
+    def preprocess(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Pictures as the vision tower takes them, `(images, channels, height, width)`."""
+        pixels: Tensor = self.processor.image_processor(list(pictures), return_tensors="pt", **self._how)[
+            "pixel_values"
+        ]
+        return pixels
+
+    def _reject(self, member: int, sample: Sample, reason: str, error: AlignGPTError) -> None:
+        self._rejected[member] = Rejected(member, sample.record, sample.id, reason, str(error))
+
+
+def _at_hand(picture: Picture) -> Picture:
+    """A picture that is a part of a file, with its content: it is read once, for its key and to be decoded."""
+    return picture if picture.length is None else Picture(picture.name, content=picture.read())
+
+
+def _content(picture: Picture) -> Path | bytes:
+    if picture.content is not None:
+        return picture.content
+    assert picture.path is not None
+    return picture.path
+
+
+def tokenize(
+    messages: list[dict[str, Any]],
+    processor: AlignGPTProcessor,
+    *,
+    chat_template: str | None = None,
+    max_length: int = 2048,
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a conversation; only the assistant's turns and the marks that end them count.
+
+    The conversation is rendered and tokenized as a whole, exactly as for generation; what counts is found by where
+    each turn begins and ends in the text.
+
+    Args:
+        messages: in transformers' chat format, with a placeholder part for each image.
+        processor: whose tokenizer, template and `<align>` are used.
+        chat_template: Jinja source; the processor's own when None.
+        max_length: a longer conversation loses its last turns, whole ones; if the first answer alone is still too
+            long, its end is cut off.
+
+    Returns:
+        `input_ids` and `labels` of equal length; labels are -100 where a token does not count.
+
+    Raises:
+        ExampleError: images and first question leave no room for an answer, nothing counts, or the template refuses
+            the conversation (some have no system turn) or rewrites earlier turns.
+    """
+    messages = processor.neutral(messages)
+    input_ids, labels = _encode(messages, processor, chat_template)
+    while len(input_ids) > max_length and sum(message["role"] == "assistant" for message in messages) > 1:
+        last = max(place for place, message in enumerate(messages[:-1]) if message["role"] == "assistant")
+        messages = messages[: last + 1]
+        input_ids, labels = _encode(messages, processor, chat_template)
+    counted = [place for place, label in enumerate(labels) if label != IGNORED]
+    if not counted:
+        raise ExampleError("no_answer", "the conversation has no token of an answer to learn from")
+    if counted[0] >= max_length:
+        raise ExampleError(
+            "too_long",
+            f"images and question take {counted[0]} tokens, which leaves no room for an answer within {max_length}; "
+            "raise max_length",
+        )
+    return input_ids[:max_length], labels[:max_length]
+
+
+def _encode(
+    messages: list[dict[str, Any]], processor: AlignGPTProcessor, chat_template: str | None
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation in full."""
+    tokenizer = processor.tokenizer
+
+    def render(turns: list[dict[str, Any]], opening: bool) -> str:
+        try:
+            text = processor.apply_chat_template(turns, chat_template, add_generation_prompt=opening, tokenize=False)
+        except TemplateError as error:
+            raise ExampleError(
+                "template",
+                f"the chat template refuses the conversation: {error}; change the record, or take another template",
+            ) from error
+        return processor.expand(text)
+
+    whole = render(messages, False)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = render(messages[:index], True), render(messages[: index + 1], False)
+        if not (whole.startswith(after) and after.startswith(before)):
+            raise ExampleError(
+                "template", "the chat template rewrites earlier turns when later ones follow; give it another template"
+            )
+        spans.append((len(before), len(before) + len(_counted(after[len(before) :], tokenizer))))
+
+    input_ids, offsets = processor.encode(whole)
+    labels = [IGNORED] * len(input_ids)
+    for position, (start, end) in enumerate(offsets):
+        if start < end and any(first <= start and end <= last for first, last in spans):
+            labels[position] = input_ids[position]
+    return input_ids, labels
+
+
+def _counted(answer: str, tokenizer: Any) -> str:
+    """A turn without the line break that some templates write after its end mark: generation has stopped by then."""
+    stripped = answer.rstrip()
+    ended = any(stripped.endswith(mark) for mark in tokenizer.all_special_tokens)
+    return stripped if ended else answer
+
+
+def row_lengths(dataset: ConversationDataset) -> list[int]:
+    """A cheap estimate of each row's length in characters, image tokens counted fourfold; for grouping batches."""
+    columns = columns_of(dataset.samples)
+    images = 4 * dataset.processor.image_seq_length * columns.images
+    lengths: list[int] = (dataset.rows.sums(columns.characters) + images[dataset.rows.first]).tolist()
+    return lengths

@@ -1,0 +1,75 @@
+"""The columns of Parquet files that samples are made of, and those that are left."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow
+
+from aligngpt.data.records.conversation import ANSWER_FIELDS, SYSTEM_FIELDS, TURN_FIELDS, question_field
+from aligngpt.data.records.fields import CONTENT_FIELDS
+from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.fields import CAPTION_COLUMNS, ID_COLUMNS, PICTURE_COLUMNS, ColumnNames, first_of
+from aligngpt.data.sources.parquet import open_parquet
+
+RECORD_IDS = (*ID_COLUMNS, "question_id")
+
+# Whether these are there tells something even where they are empty; see `question_field`.
+ASKING = ("question", *ANSWER_FIELDS, "question_id")
+READ_COLUMNS = (
+    *(*TURN_FIELDS, *ASKING, *SYSTEM_FIELDS, *CONTENT_FIELDS),
+    *("level", "similarity", "score", "question_type", "accepted_answers"),
+)
+
+
+def columns_not_read(files: Iterable[Path]) -> dict[str, int]:
+    """The columns of Parquet files that samples are not made of, and how many records the files with them have.
+
+    Raises:
+        SourceError: a file cannot be opened, or has not the columns of a sample.
+    """
+    found: Counter[str] = Counter()
+    for path in files:
+        with open_parquet(path) as file:
+            read = columns_read(file.schema_arrow, str(path))
+            unread = [name for name in file.schema_arrow.names if name not in read]
+            found.update(dict.fromkeys(unread, file.metadata.num_rows))
+    return dict(found)
+
+
+def columns_read(schema: pyarrow.Schema, where: str) -> list[str]:
+    """The columns of a file that are read.
+
+    Raises:
+        SourceError: they make no sample, or pictures are in none of them.
+    """
+    there: list[str] = schema.names
+    asks = question_field(dict.fromkeys(there, "x")) is not None and any(name in there for name in ANSWER_FIELDS)
+    if not any(name in there for name in TURN_FIELDS) and not asks:
+        if not any(name in there for name in CAPTION_COLUMNS):
+            raise SourceError(
+                f"{where} has no column to learn from: expected conversations, messages, texts, question and answer, "
+                f"or one of {', '.join(CAPTION_COLUMNS)}; found {', '.join(there) or 'none'}"
+            )
+        # Captions are of something.
+        if "images" not in there:
+            ColumnNames().found_in(there, where)
+    picture = first_of(PICTURE_COLUMNS, there)
+    known = [*READ_COLUMNS, *RECORD_IDS, *CAPTION_COLUMNS, "images"]
+    read = [name for name in there if name in known or name == picture]
+    if picture is None:
+        for name in there:
+            if name not in read and _holds_pictures(schema.field(name).type):
+                raise SourceError(
+                    f"{where} has binary data in the column {name}, and pictures are read from "
+                    f"{', '.join(PICTURE_COLUMNS)}; rename the column, or remove it if the records are text only"
+                )
+    return read
+
+
+def _holds_pictures(kind: pyarrow.DataType) -> bool:
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        return _holds_pictures(kind.value_type)
+    if pyarrow.types.is_struct(kind):
+        return any(_holds_pictures(kind.field(place).type) for place in range(kind.num_fields))
+    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))

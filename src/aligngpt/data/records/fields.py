@@ -1,0 +1,88 @@
+"""Which fields of a record are read, and which must not be there since what they hold would be lost."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from aligngpt.data.records.conversation import ANSWER_FIELDS, SYSTEM_FIELDS, TURN_FIELDS, caption_field, question_field
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.sources.fields import is_given
+
+IMAGE_FIELDS = ("image", "images")
+VIDEO_FIELDS, AUDIO_FIELDS = ("video", "videos"), ("audio", "audios")
+
+# Beside turns these change what is asked or which answer is right; a pair's question is no whole one without these.
+_BESIDE_TURNS = ("tools", "functions", "chosen", "rejected")
+_BESIDE_PAIR = (*_BESIDE_TURNS, "instruction", "input", "output", "context", "hint", "choices", "options", "history")
+
+_ALWAYS_READ = (
+    *("id", "question_id", *IMAGE_FIELDS, *SYSTEM_FIELDS),
+    *("similarity", "score", "question_type", "accepted_answers"),
+)
+
+CONTENT_FIELDS = tuple(dict.fromkeys((*VIDEO_FIELDS, *AUDIO_FIELDS, *_BESIDE_PAIR)))
+"""Fields that are looked at only to refuse a record that has them."""
+
+_PICTURE_FILE = re.compile(r"[^\n]{1,1000}\.(?:avif|bmp|gif|heic|jfif|jpe?g|png|ppm|tiff?|webp)", re.IGNORECASE)
+
+
+def check_fields(record: Mapping[str, Any]) -> None:
+    """Refuse a record of which a field that is not read holds a part of what is said or shown.
+
+    Raises:
+        RecordError: the field is about a video or a sound, belongs to the question or the answer, or names a picture
+            in a record that would be text only.
+    """
+    for reason, fields in (("video", VIDEO_FIELDS), ("audio", AUDIO_FIELDS)):
+        for field in fields:
+            if is_given(record.get(field)):
+                raise RecordError(
+                    reason, f"the record has the field `{field}`: only texts and pictures are read; leave it out"
+                )
+    in_turns = any(is_given(record.get(field)) for field in TURN_FIELDS)
+    for field in _BESIDE_TURNS if in_turns else _BESIDE_PAIR:
+        # LLaMA-Factory's files have the empty list as a text.
+        if is_given(record.get(field)) and record[field] != "[]":
+            raise RecordError(
+                "unread_field",
+                f"the field `{field}` is not read, and without it the record says something else; write what it holds "
+                "into the turns, or remove it",
+            )
+    if not any(is_given(record.get(field)) for field in IMAGE_FIELDS):
+        read = fields_read(record)
+        for field, value in record.items():
+            if field not in read and _is_picture(value):
+                raise RecordError(
+                    "image_field",
+                    f"the field `{field}` holds a picture ({value!r:.80}), expected it in `image` or `images`; rename "
+                    "the field, or remove it from a record that is text only",
+                )
+
+
+def fields_read(record: Mapping[str, Any]) -> set[str]:
+    """The fields of a record that its sample is made of, whether or not they are there."""
+    read = set(_ALWAYS_READ)
+    if any(is_given(record.get(field)) for field in TURN_FIELDS):
+        return read | set(TURN_FIELDS)
+    asked = question_field(record)
+    if asked is None:
+        return read | {caption_field(record) or "caption"}
+    given = [field for field in ANSWER_FIELDS if is_given(record.get(field))]
+    return read | {asked, "answer", "answers", *(given[:1] or [caption_field(record) or "answer"])}
+
+
+def fields_not_read(record: Mapping[str, Any]) -> list[str]:
+    """The fields of a record that hold something and are not read, which the record is used without."""
+    read = fields_read(record)
+    return [str(field) for field, value in record.items() if field not in read and is_given(value)]
+
+
+def _is_picture(value: object) -> bool:
+    if isinstance(value, str):
+        return _PICTURE_FILE.fullmatch(value) is not None
+    if isinstance(value, Mapping):
+        return isinstance(value.get("bytes"), bytes) or _is_picture(value.get("path"))
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        listed = list(value)
+        return bool(listed) and all(_is_picture(one) for one in listed)
+    return False

@@ -1,0 +1,51 @@
+"""What the members of a tar file that belong together say: a picture, a caption, the fields of a `.json`."""
+
+import json
+from typing import Any
+
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.captions import checked_caption
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.sources.fields import CAPTION_COLUMNS, ColumnNames
+from aligngpt.data.sources.tar import TarSample
+
+
+def picture_of_members(members: TarSample) -> Picture:
+    if not members.pictures:
+        raise RecordError("no_picture", "there is no picture with this key")
+    if len(members.pictures) > 1:
+        raise RecordError("image_count", f"a pair has one image, the sample has {len(members.pictures)}")
+    return members.pictures[0]
+
+
+def values_of_members(members: TarSample) -> dict[str, Any]:
+    """The fields of the sample's `.json`.
+
+    Raises:
+        RecordError: it is broken, or the sample has neither a picture nor a text.
+    """
+    if members.others and not members.pictures and not members.has_text:
+        found = f"{members.others[0]!r}" + (f" and {len(members.others) - 1} more" if members.others[1:] else "")
+        raise RecordError("unpaired", f"expected a picture and a .txt or .json of one name, found only {found}")
+    if members.json is None:
+        return {}
+    try:
+        found = json.loads(members.json)
+    except (ValueError, RecursionError) as error:
+        if members.text is not None:
+            return {}
+        raise RecordError("broken_json", f"its .json cannot be read: {error}") from error
+    if isinstance(found, dict):
+        return found
+    raise RecordError("not_an_object", f"expected a JSON object, found {type(found).__name__}")
+
+
+def caption_of_members(members: TarSample, values: dict[str, Any], names: ColumnNames) -> str:
+    if members.text is not None and names.caption is None:
+        try:
+            return checked_caption(members.text.decode("utf-8-sig"), ".txt")
+        except UnicodeDecodeError as error:
+            raise RecordError("broken_text", "its .txt is not UTF-8") from error
+    wanted = CAPTION_COLUMNS if names.caption is None else (names.caption,)
+    name = next((name for name in wanted if name in values), wanted[0])
+    return checked_caption(values.get(name), name)

@@ -1,0 +1,231 @@
+"""One sample of image–text data, and the LLaVA record it is written as."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aligngpt.data.records.conversation import Said, what_is_said
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.fields import check_fields
+from aligngpt.data.records.pictures import pictures_of, stands_behind
+from aligngpt.data.records.tags import IMAGE_PLACEHOLDER
+from aligngpt.data.sources.json_keys import RepeatedKeys
+
+__all__ = ["RecordError", "Role", "Sample", "Turn", "notes_on", "own_id", "parse_record", "to_record"]
+
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says once, without image placeholders."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A conversation about any number of images.
+
+    Attributes:
+        id: the record's own, or its number in the file.
+        turns: user and assistant in turn, the user first.
+        images: paths as written in the record, relative to an image root; all belong to the first turn.
+        level: alignment level 1…N, where the record has one.
+        score: similarity score, where the record has one.
+        kind: what kind of question it is, where the record says (`question_type`).
+        record: number of the record in its file, from 0.
+        system: what the model is told before the conversation, where the record has it.
+        accepted: all answers to the last question that count as right, where there are several.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...] = ()
+    level: int | None = None
+    score: float | None = None
+    kind: str | None = None
+    record: int = 0
+    system: str | None = None
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def caption(self) -> str:
+        """The text of the assistant's first turn, without outer white space."""
+        return self.turns[1].text.strip()
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation in transformers' chat format, with a part `{"type": "image"}` for each image."""
+        messages: list[dict[str, Any]] = [
+            {"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in self.turns
+        ]
+        messages[0]["content"] = [{"type": "image"} for _ in self.images] + [
+            {"type": "text", "text": self.turns[0].text}
+        ]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
+        return messages
+
+
+def parse_record(record: object, index: int = 0) -> Sample:
+    """A sample out of a record as LLaVA, ShareGPT, OpenAI or FineVision write it, or of a pair of image and caption.
+
+    A pair is `{"image", "caption"}` or `{"image", "question", "answer"}`; the others are lists of turns, see
+    `what_is_said`. As in LLaVA, a conversation that begins with the assistant loses its first turn, and images that
+    stand at the end of the first question are shown before it. The level is read from the field `similarity` (an
+    integer 0…N-1, as the authors' files have it; a float there is a score).
+
+    Args:
+        record: one JSON object.
+        index: its number in the file.
+
+    Raises:
+        RecordError: the record says nothing that can be trained or asked, or a part of it would be lost; the message
+            names the field.
+    """
+    if not isinstance(record, Mapping):
+        raise RecordError("not_an_object", f"expected a JSON object, found {type(record).__name__}")
+    if isinstance(record, RepeatedKeys):
+        raise RecordError("repeated_key", "the record has a key twice, and only one of its values can be meant")
+    check_fields(record)
+    system, said, _ = _in_turn(record)
+    if len(said) < 2:
+        if said and said[0].speaker == "user":
+            raise RecordError("unanswered", "the user's question has no answer; the assistant's answer is needed")
+        raise RecordError("no_conversation", "a user's turn and the assistant's answer are needed")
+    images = pictures_of(record, system, said)
+    id = own_id(record)
+    return Sample(
+        id=str(index) if id is None else id,
+        turns=_turns(said, with_images=bool(images)),
+        images=images,
+        level=_level(record),
+        score=_score(record),
+        kind=None if record.get("question_type") is None else str(record["question_type"]),
+        record=index,
+        system=_system(system),
+        accepted=_accepted(record, said),
+    )
+
+
+def own_id(record: object) -> str | None:
+    """The id that a record has itself, in `id` or else in `question_id`; None without."""
+    if not isinstance(record, Mapping):
+        return None
+    return next((str(record[field]) for field in ("id", "question_id") if record.get(field) is not None), None)
+
+
+def notes_on(record: Mapping[str, Any]) -> list[str]:
+    """What a record that makes a sample loses on the way, or has in another place; each goes on after "3 records"."""
+    _, said, greeted = _in_turn(record)
+    notes = ["beginning with the assistant, whose first turn is left out"] if greeted else []
+    if len(said) % 2:
+        notes.append("ending with a question without an answer, which is left out")
+    if stands_behind(said[0]):
+        notes.append("with images at the end of the first question, which are shown before it")
+    return notes
+
+
+def _in_turn(record: Mapping[str, Any]) -> tuple[Said | None, list[Said], bool]:
+    """What the system says, the turns from the user's first on, and whether the assistant had one before."""
+    said = what_is_said(record)
+    system = said.pop(0) if said and said[0].speaker == "system" else None
+    greeted = bool(said) and said[0].speaker == "assistant"
+    return system, said[1:] if greeted else said, greeted
+
+
+def _accepted(record: Mapping[str, Any], said: list[Said]) -> tuple[str, ...]:
+    listed = record.get("accepted_answers")
+    if listed is None:
+        listed = said[1].accepted
+    elif not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+        raise RecordError("accepted_answers", f"`accepted_answers` must be a list of texts, found {listed!r:.80}")
+    for one in listed:
+        _check_unicode(one, "an accepted answer")
+    return tuple(listed)
+
+
+def to_record(sample: Sample) -> dict[str, Any]:
+    """The sample as a LLaVA record, which `parse_record` reads back to the same sample."""
+    record: dict[str, Any] = {"id": sample.id}
+    if sample.images:
+        record["image"] = sample.images[0] if len(sample.images) == 1 else list(sample.images)
+    values = [turn.text for turn in sample.turns]
+    values[0] = "\n".join([*[IMAGE_PLACEHOLDER] * len(sample.images), *([values[0]] if values[0] else [])])
+    names = {"user": "human", "assistant": "gpt"}
+    record["conversations"] = [
+        {"from": names[turn.role], "value": value} for turn, value in zip(sample.turns, values, strict=True)
+    ]
+    if sample.system is not None:
+        record["conversations"].insert(0, {"from": "system", "value": sample.system})
+    if sample.kind is not None:
+        record["question_type"] = sample.kind
+    if sample.level is not None:
+        record["similarity"] = sample.level - 1
+    if sample.score is not None:
+        record["score"] = sample.score
+    if sample.accepted:
+        record["accepted_answers"] = list(sample.accepted)
+    return record
+
+
+def _turns(said: list[Said], *, with_images: bool) -> tuple[Turn, ...]:
+    """The turns, user and assistant in turn, without placeholders."""
+    turns: list[Turn] = []
+    for number, turn in enumerate(said):
+        expected: Role = "user" if number % 2 == 0 else "assistant"
+        if turn.speaker != expected:
+            raise RecordError("wrong_roles", f"turn {number + 1} is the {turn.speaker}'s, expected the {expected}'s")
+        text = turn.text.replace(IMAGE_PLACEHOLDER, "")
+        # As LLaVA does: what stands beside an image is stripped, other texts stay as they are.
+        if IMAGE_PLACEHOLDER in turn.text or (number == 0 and with_images):
+            text = text.strip()
+        # A pair's first turn is the picture alone.
+        if not text.strip() and not (number == 0 and with_images):
+            raise RecordError("empty_text", f"turn {number + 1}, the {expected}'s, is empty")
+        _check_unicode(text, f"turn {number + 1}, the {expected}'s")
+        turns.append(Turn(expected, text))
+    if len(turns) % 2:
+        turns.pop()
+    return tuple(turns)
+
+
+def _system(turn: Said | None) -> str | None:
+    """What the system says; an empty text, which some files have in every record, is none."""
+    if turn is None:
+        return None
+    text = turn.text.replace(IMAGE_PLACEHOLDER, "")
+    _check_unicode(text, "the system's turn")
+    return text if text.strip() else None
+
+
+def _check_unicode(text: str, where: str) -> None:
+    """A text must be such that it can be tokenized and stored; JSON lets one be cut in the middle of an emoji."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError("broken_text", f"{where}, holds half a character") from error
+
+
+def _level(record: Mapping[str, Any]) -> int | None:
+    """An integer in `similarity` is a level, 0…N-1; a float there is a score, as in LAION's files."""
+    found = record.get("similarity")
+    if found is None or isinstance(found, float):
+        return None
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise RecordError("level", f"`similarity` must be a level 0…N-1, found {found!r}")
+    return found + 1
+
+
+def _score(record: Mapping[str, Any]) -> float | None:
+    similarity = record.get("similarity")
+    scored = record.get("score") is not None
+    return similarity if not scored and isinstance(similarity, float) else _number(record, "score")
+
+
+def _number(record: Mapping[str, Any], name: str) -> float | None:
+    found = record.get(name)
+    if found is not None and (isinstance(found, bool) or not isinstance(found, (int, float))):
+        raise RecordError(name, f"`{name}` must be a number, found {found!r}")
+    return found

@@ -1,0 +1,193 @@
+"""The samples of Parquet and tar files, each with the place of its picture; no picture is decoded."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from aligngpt.data.images.opening import ImageError
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.captions import checked_caption
+from aligngpt.data.records.columns import ASKING, READ_COLUMNS, RECORD_IDS, columns_read
+from aligngpt.data.records.conversation import TURN_FIELDS, question_field
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.members import caption_of_members, picture_of_members, values_of_members
+from aligngpt.data.records.sample import Sample, parse_record
+from aligngpt.data.sources.base import BrokenRecord, StoredAt
+from aligngpt.data.sources.fields import (
+    CAPTION_COLUMNS,
+    PICTURE_COLUMNS,
+    ColumnNames,
+    first_of,
+    is_given,
+    listed,
+)
+from aligngpt.data.sources.finding import Archive
+from aligngpt.data.sources.parquet import ParquetSource, stored_bytes
+from aligngpt.data.sources.tar import TarSample, TarSource
+
+
+class Found(NamedTuple):
+    """A sample of an archive.
+
+    Attributes:
+        sample: its image is named for people; nothing is opened by that name where `stored` is given.
+        stored: where its picture is; None without one, or when it is a file below the image root.
+        key: a number that is equal where the pictures are; None to go by the name.
+        picture: what is still to be looked at; None where that was done.
+        trouble: why the picture cannot be used, a short name and the whole story.
+        fields: the record that the sample was made of, as `parse_record` took it.
+    """
+
+    sample: Sample
+    stored: StoredAt | None = None
+    key: int | None = None
+    picture: Picture | None = None
+    trouble: tuple[str, str] | None = None
+    fields: Mapping[str, Any] = {}
+
+
+class Unread(NamedTuple):
+    """A record that is no sample, as `Rejects.add` takes it."""
+
+    record: int
+    id: str | None
+    reason: str
+    detail: str
+
+
+def archive_samples(archive: Archive, *, check_images: bool) -> Iterator[Found | Unread]:
+    """The samples of all files of an archive, in order, numbered through.
+
+    Of tar files headers and texts are read, of Parquet files every page of the columns that are used.
+
+    Raises:
+        SourceError: a file cannot be opened, or has not the columns of a sample.
+    """
+    if isinstance(archive, TarSource):
+        return _tar_samples(archive)
+    return _parquet_samples(archive, check_images=check_images)
+
+
+def _tar_samples(archive: TarSource) -> Iterator[Found | Unread]:
+    number = 0
+    for file, shard in enumerate(archive.shards()):
+        for record in archive.read(shard):
+            if isinstance(record, BrokenRecord):
+                yield Unread(number, None, record.kind, record.detail)
+            else:
+                try:
+                    yield _of_members(record.value, number, file, shard.name)
+                except RecordError as error:
+                    yield Unread(number, record.value.key, error.reason, f"{record.place}: {error}")
+            number += 1
+
+
+def _of_members(members: TarSample, record: int, file: int, shard: str) -> Found:
+    values = values_of_members(members)
+    fields, speaks = _spoken(values)
+    if not speaks:
+        fields["caption"] = caption_of_members(members, values, ColumnNames())
+    id = next((values[name] for name in RECORD_IDS if values.get(name) is not None), members.key)
+    named = [one for name in ("image", "images") for one in listed(values.get(name))]
+    if not members.pictures and not named and speaks:
+        # Whatever else it has is looked at: it must not be a picture.
+        return _found(values, id, record, None)
+    picture = picture_of_members(members)
+    if max(len(listed(values.get(name))) for name in ("image", "images")) > 1:
+        raise RecordError("image_count", f"its .json names {len(named)} images, and there is one with this key")
+    assert picture.length is not None
+    stored = StoredAt(file, -1, picture.offset, picture.length)
+    # The name is told with its file's, so that a name in another file is another picture.
+    found = _found(fields, id, record, f"{shard}/{picture.name.rpartition(' in ')[0]}")
+    others = {name: value for name, value in values.items() if name not in ("level", *RECORD_IDS)}
+    return found._replace(stored=stored, picture=picture, fields={**others, **found.fields})
+
+
+def _spoken(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """What is read of a record but its picture and its caption, and whether turns or a question are in it."""
+    fields = {name: value for name, value in values.items() if name in READ_COLUMNS}
+    asked = question_field(values)
+    speaks = asked is not None or any(values.get(name) is not None for name in TURN_FIELDS)
+    if asked is not None:
+        fields[asked] = values[asked]
+    return fields, speaks
+
+
+def _parquet_samples(archive: ParquetSource, *, check_images: bool) -> Iterator[Found | Unread]:
+    for stored, record in archive.read_all(columns_read):
+        if isinstance(record, BrokenRecord):
+            yield Unread(record.number, None, record.kind, record.detail)
+        else:
+            yield _of_row(record.value, record.number, stored, record.place, check_images=check_images)
+
+
+def _of_row(
+    values: Mapping[str, Any], record: int, stored: StoredAt, place: str, *, check_images: bool
+) -> Found | Unread:
+    id = next((values[name] for name in RECORD_IDS if values.get(name) not in (None, "")), record)
+    fields, speaks = _spoken(values)
+    column = first_of(PICTURE_COLUMNS, values)
+    try:
+        if not speaks:
+            name = first_of(CAPTION_COLUMNS, values) or CAPTION_COLUMNS[0]
+            fields["caption"] = checked_caption(values.get(name), name)
+        pictures = [] if column is None else listed(values.get(column))
+        if column != "images" and is_given(values.get("images")):
+            raise RecordError("image_field", f"pictures are in `images`, expected all of them in `{column}`")
+        content = next((content for one in pictures if (content := stored_bytes(one)) is not None), None)
+        if content is None:
+            paths: list[str] = []
+            for one in pictures:
+                path = one.get("path") if isinstance(one, Mapping) else one
+                if not isinstance(path, str):
+                    kind = type(path).__name__
+                    raise RecordError("image_field", f"`{column}` must be a path or a picture, found {kind}")
+                paths.append(path)
+            if not paths and not speaks:
+                raise RecordError("no_picture", f"`{column}` is empty")
+            return _found(fields, id, record, paths or None)
+        if len(pictures) > 1:
+            raise RecordError(
+                "image_count",
+                f"`{column}` has {len(pictures)} pictures, and of a Parquet file one is read for each record; save "
+                "them as files and name these in JSON",
+            )
+        found = _found(fields, id, record, place)
+    except RecordError as error:
+        return Unread(record, str(id), error.reason, f"{place}: {error}")
+    # Questions about one picture each bring a copy of it, so its name does not tell which it is.
+    key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
+    found = found._replace(stored=stored._replace(length=len(content)), key=key)
+    if check_images:
+        try:
+            Picture(place, content=content).check()
+        except ImageError as error:
+            return found._replace(trouble=(error.reason, str(error)))
+    return found
+
+
+def _found(fields: Mapping[str, Any], id: object, record: int, image: str | list[str] | None) -> Found:
+    """The sample of a record's fields; `image` is a list of paths, or what people call the one picture."""
+    given = {name: value for name, value in fields.items() if value is not None or name in ASKING}
+    level = given.pop("level", None)
+    if level is not None:
+        _set_level(given, level)
+    # A stand-in is checked as a name in a record is; what the picture is called need not be one.
+    names = {} if image is None else {"image": image if isinstance(image, list) else "picture"}
+    read = given | {"id": id} | names
+    sample = parse_record(read, record)
+    return Found(replace(sample, images=(image,)) if isinstance(image, str) else sample, fields=read)
+
+
+def _set_level(fields: dict[str, Any], level: object) -> None:
+    """Say a level 1…N as a record does, which counts from 0; tables may keep it as a float beside missing ones."""
+    whole = not isinstance(level, bool) and isinstance(level, int | float) and level == level and level % 1 == 0
+    if not whole or level < 1:  # type: ignore[operator]
+        raise RecordError("level", f"`level` must be a level 1…N, found {level!r}")
+    given = fields.get("similarity")
+    if isinstance(given, float):
+        fields.setdefault("score", given)
+    elif given is not None and given != level - 1:  # type: ignore[operator]
+        raise RecordError("level", f"`level` is {level} (from 1) and `similarity` {given!r} (from 0); keep one of them")
+    fields["similarity"] = int(level) - 1  # type: ignore[call-overload]

@@ -1,0 +1,133 @@
+"""Samples of several sources as one sequence, and some of the samples of a sequence; neither copies a sample."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate, chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.samples.columns import Columns, columns_of
+from aligngpt.data.samples.sequence import LazySamples, stored_picture
+from aligngpt.data.samples.table import image_key
+
+
+class Mixture(LazySamples):
+    """The samples of several sources, one source after the other; `columns.sources` numbers them from 0."""
+
+    def __init__(self, sources: Sequence[Sequence[Sample]]) -> None:
+        self.sources = sources
+        self._stops = list(accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self._stops[-1]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return chain.from_iterable(self.sources)
+
+    def _at(self, place: int) -> Sample:
+        source, within = self._within(place)
+        return source[within]
+
+    def picture(self, place: int, number: int) -> Picture | None:
+        """A picture that is in an archive; None where it is a file below the source's image root.
+
+        Raises:
+            ImageError: the archive cannot be read any more.
+        """
+        return stored_picture(*self._within(place), number)
+
+    def _within(self, place: int) -> tuple[Sequence[Sample], int]:
+        """The source of a sample, and its place there."""
+        number = bisect_right(self._stops, place)
+        return self.sources[number], place - (self._stops[number - 1] if number else 0)
+
+    @cached_property
+    def columns(self) -> Columns:
+        """What is asked of all samples at once."""
+        parts = [columns_of(source) for source in self.sources]
+        return Columns(
+            levels=np.concatenate([part.levels for part in parts]),
+            characters=np.concatenate([part.characters for part in parts]),
+            images=np.concatenate([part.images for part in parts]),
+            keys=np.concatenate([part.keys for part in parts]),
+            sources=np.repeat(np.arange(len(parts)), [len(source) for source in self.sources]),
+            blocks=np.concatenate([part.blocks for part in parts]),
+            block_bytes=np.concatenate([part.block_bytes for part in parts]),
+        )
+
+
+class Chosen(LazySamples):
+    """Some samples of a sequence.
+
+    Args:
+        samples: the sequence.
+        places: of those that are chosen, `(chosen,)`.
+    """
+
+    def __init__(self, samples: Sequence[Sample], places: NDArray[np.int64]) -> None:
+        self.samples, self.places = samples, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _at(self, place: int) -> Sample:
+        return self.samples[int(self.places[place])]
+
+    def picture(self, place: int, number: int) -> Picture | None:
+        """A picture that is in an archive; None where it is a file below the image root.
+
+        Raises:
+            ImageError: the archive cannot be read any more.
+        """
+        return stored_picture(self.samples, int(self.places[place]), number)
+
+    @cached_property
+    def columns(self) -> Columns:
+        """What is asked of all chosen samples at once."""
+        return columns_of(self.samples).take(self.places)
+
+    def others(self) -> "Chosen":
+        """The samples of the sequence that are not chosen."""
+        return Chosen(self.samples, np.setdiff1d(np.arange(len(self.samples)), self.places))
+
+
+def held_out(samples: Sequence[Sample], share: float) -> NDArray[np.bool_]:
+    """Which samples are held out, `(samples,)`: about a share of them, always the same ones, in whatever order.
+
+    Samples that have an image in common, or share one with a third, are all held out or none is. What decides is a hash
+    of the images' names; of a sample without an image, that of its id.
+
+    Args:
+        samples: prepared ones.
+        share: of all images and samples without one, 0…1.
+    """
+    columns = columns_of(samples)
+    keys = columns.keys.copy()
+    leaders: dict[int, int] = {}
+
+    def leader(key: int) -> int:
+        while (above := leaders.setdefault(key, key)) != key:
+            leaders[key] = leaders[above]
+            key = above
+        return key
+
+    several = {int(place): samples[int(place)].images for place in np.flatnonzero(columns.images > 1)}
+    for images in several.values():
+        found = [leader(image_key([name])) for name in images]
+        first = min(found)
+        for one in found:
+            leaders[one] = first
+    for at, images in several.items():
+        keys[at] = leader(image_key(images[:1]))
+    if leaders:
+        for place in np.flatnonzero((columns.images == 1) & np.isin(keys, np.fromiter(leaders, dtype=np.int64))):
+            keys[place] = leader(int(keys[place]))
+    # A leader is the smallest of its group, so the keys themselves are not even: mix them (splitmix64).
+    mixed = keys.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> np.uint64(31))) < np.uint64(share * 2.0**64)

@@ -1,0 +1,266 @@
+"""Samples that were read and checked once and are kept on disk, from where any process maps them into memory."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from aligngpt.cache import CacheError, cache_entry, entry_path
+from aligngpt.data.images.opening import IMAGE_REASONS, ImageError
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.records.stored import Found, Unread, archive_samples
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples.index import ARCHIVE_FILE, SAMPLES_FILE, PreparedSamples
+from aligngpt.data.samples.reading import read_samples, trouble_with
+from aligngpt.data.samples.table import SCHEMA, row_of
+from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.finding import Archive, archive_at, content_of, root_of, root_of_data
+from aligngpt.data.sources.stored_images import ArchivePictures
+from aligngpt.progress import Meter
+
+FORMAT = 3
+"""Of an entry; another number makes all entries anew."""
+
+RULES = Path(__file__).parents[1]
+"""Folder of the modules that read records; an entry made by other ones, of an older version, is not used."""
+
+BATCH = 4096
+"""Samples in a batch of the Arrow file; all but the last have so many."""
+
+PART = 1024
+"""Samples whose pictures are looked at before more are read."""
+
+WORKERS = min(16, 4 + (os.cpu_count() or 1))
+"""Threads that look at pictures."""
+
+REJECTS_FILE = "rejects.jsonl"
+
+
+def prepare_samples(
+    path: Path,
+    *,
+    image_root: Path | None = None,
+    require_level: bool = False,
+    rejects: Rejects,
+    check_images: bool = True,
+    among_others: bool = False,
+) -> PreparedSamples:
+    """As `load_samples`, of which the work is done once and kept in `cache_folder("samples")`; of archives as well.
+
+    What is kept is found again by the file's content, so a file that changed is read anew; that of archives by names,
+    sizes, times of change and a part of the content of their files (see `state_of_archive`). Pictures that could not be
+    used are looked at each time; where one of them now can be, all is read anew. One that goes missing later is found
+    when it is opened.
+
+    Args:
+        path: JSON array or JSON lines of records; or Parquet or tar files, a folder of them or a pattern (see
+            `archive_at`), of whose pictures the places are kept and not the content.
+        image_root, require_level, rejects, check_images: see `load_samples`.
+        among_others: this is one of several files. Rejects then name it, and their share is left to the caller.
+
+    Raises:
+        SourceError: the file cannot be read, changes while it is read, or holds nothing that can be used.
+        TooManyRejects: too large a share of the records cannot be used.
+        CacheError: the cache cannot be written.
+    """
+    archive = archive_at(path)
+    if archive is not None and image_root is not None and not image_root.is_dir():
+        raise SourceError(f"the image root {image_root} is not a folder")
+    root = root_of(path, image_root) if archive is None else root_of_data(path, image_root)
+    demands = {"require_level": require_level, "check_images": check_images}
+    state = _state_of(path, archive)
+    # An archive's files are opened again where they are now.
+    where = str(root.resolve()) if archive is None else [str(root.resolve()), str(archive.folder.resolve())]
+    key = json.dumps([FORMAT, _rules(RULES), state, where, demands])
+    folder = entry_path("samples", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
+    found = _opened(folder, root, demands)
+    if found is None:
+        try:
+            _build(folder, path, archive, root, demands)
+        except CacheError:
+            # Another process may have made it meanwhile.
+            if (found := _opened(folder, root, demands)) is None:
+                raise
+        else:
+            found = _Entry.of(folder)
+    for reject in found.rejects:
+        detail = f"{path}: {reject.detail}" if among_others else reject.detail
+        rejects.add(reject.record, reject.id, reject.reason, detail)
+    if not among_others:
+        rejects.check(len(found.samples) + rejects.count)
+    if not found.samples:
+        raise SourceError(f"{path} holds no record that can be used")
+    return found.samples
+
+
+@lru_cache(maxsize=4)
+def _rules(folder: Path) -> str:
+    """A SHA-256 of all modules in a folder. Which of them have a say in what becomes of a record need not be kept in a
+    list; to read data anew once after an upgrade costs little."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _state_of(path: Path, archive: Archive | None) -> str:
+    return content_of(path) if archive is None else state_of_archive(archive)
+
+
+def state_of_archive(archive: Archive) -> str:
+    """As the fingerprint of an archive, and of the times of change: with another state the archive is read anew.
+
+    Reading it anew once too often costs only time, and a change that the content does not tell may have another time.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    digest = hashlib.sha256(archive.fingerprint().encode())
+    for path in archive.files:
+        try:
+            digest.update(f"{path.stat().st_mtime_ns}\n".encode())
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+class _Reject(NamedTuple):
+    record: int
+    id: str | None
+    reason: str
+    detail: str
+    images: tuple[str, ...] = ()
+
+
+class _Entry(NamedTuple):
+    samples: PreparedSamples
+    rejects: list[_Reject]
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Entry":
+        with (folder / REJECTS_FILE).open(encoding="utf-8") as file:
+            rejects = [_Reject(*json.loads(line)) for line in file]
+        return cls(PreparedSamples(folder), rejects)
+
+
+def _opened(folder: Path, root: Path, demands: dict[str, bool]) -> _Entry | None:
+    """What was kept, where it is whole and still true."""
+    with suppress(OSError, ValueError, TypeError):
+        entry = _Entry.of(folder)
+        for reject in entry.rejects:
+            # What is wrong with a picture in an archive stays so; the archive would be another one.
+            looked_for = reject.reason in IMAGE_REASONS and reject.images
+            if looked_for and trouble_with(_shown(reject), root, **demands) is None:
+                return None
+        return entry
+    return None
+
+
+def _shown(reject: _Reject) -> Sample:
+    """A sample that has a rejected one's images, and whatever level it may need."""
+    return Sample("", (), tuple(reject.images), level=1)
+
+
+class _Kept(Rejects):
+    """Rejects that are written to an entry."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(None, max_share=1.0)
+        self._file = path.open("w", encoding="utf-8")
+        self._new: list[_Reject] = []
+
+    def add(self, record: int, id: str | None, reason: str, detail: str, images: Sequence[str] = ()) -> None:
+        super().add(record, id, reason, detail)
+        self._new.append(_Reject(record, id, reason, detail, tuple(images)))
+
+    def flush(self) -> None:
+        """Write the new ones in the order of their records: pictures are looked at after the records were read."""
+        self._file.writelines(json.dumps(reject) + "\n" for reject in sorted(self._new, key=lambda one: one.record))
+        self._new.clear()
+
+    def __enter__(self) -> "_Kept":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _build(folder: Path, path: Path, archive: Archive | None, root: Path, demands: dict[str, bool]) -> None:
+    state = _state_of(path, archive)
+    with (
+        cache_entry(folder) as made,
+        _Kept(made / REJECTS_FILE) as rejects,
+        pa.OSFile(str(made / SAMPLES_FILE), "wb") as file,
+        pa.ipc.new_file(file, SCHEMA) as writer,
+        Meter(f"preparing {path.name}", None, unit="samples") as meter,
+        ThreadPoolExecutor(WORKERS, thread_name_prefix="pictures") as pool,
+    ):
+        rows: list[dict[str, Any]] = []
+        if archive is not None:
+            ArchivePictures.of(archive).save(made / ARCHIVE_FILE)
+        for part in _parts(_found_in(path, archive, rejects, demands)):
+            for found, trouble in zip(part, _troubles(pool, part, root, demands), strict=True):
+                sample = found.sample
+                if trouble is not None:
+                    rejects.add(sample.record, sample.id, *trouble, () if found.stored else sample.images)
+                    continue
+                try:
+                    rows.append(row_of(sample, found.stored, found.key))
+                except OverflowError:
+                    rejects.add(sample.record, sample.id, "level", "`similarity` or `score` is no number of this size")
+            rejects.flush()
+            while len(rows) >= BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(rows[:BATCH], schema=SCHEMA))
+                del rows[:BATCH]
+            meter.advance(len(part))
+        rejects.flush()
+        if rows:
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+        if _state_of(path, archive) != state:
+            raise SourceError(f"{path} changed while it was read; run the command again when it is written")
+
+
+def _found_in(path: Path, archive: Archive | None, rejects: Rejects, demands: dict[str, bool]) -> Iterator[Found]:
+    """The samples of a file or of an archive; what is none goes to `rejects`."""
+    if archive is None:
+        yield from (Found(sample) for sample, _ in read_samples(path, rejects))
+        return
+    for one in archive_samples(archive, check_images=demands["check_images"]):
+        if isinstance(one, Unread):
+            rejects.add(*one)
+        else:
+            yield one
+
+
+def _parts(samples: Iterator[Found]) -> Iterator[list[Found]]:
+    while part := list(islice(samples, PART)):
+        yield part
+
+
+def _troubles(
+    pool: ThreadPoolExecutor, found: Sequence[Found], root: Path, demands: dict[str, bool]
+) -> Iterable[tuple[str, str] | None]:
+    """What is wrong with each sample; pictures are looked at by several threads, since most of it is waiting."""
+
+    def look(one: Found) -> tuple[str, str] | None:
+        if one.stored is None:
+            return trouble_with(one.sample, root, **demands)
+        if demands["require_level"] and one.sample.level is None:
+            return "no_level", "no alignment level (`level` or `similarity`); run `aligngpt levels` first"
+        if one.picture is not None and demands["check_images"]:
+            try:
+                one.picture.check()
+            except ImageError as error:
+                return error.reason, str(error)
+        return one.trouble
+
+    with_images = pool.map(look, [one for one in found if one.sample.images])
+    return [next(with_images) if one.sample.images else None for one in found]

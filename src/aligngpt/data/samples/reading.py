@@ -1,0 +1,100 @@
+"""Samples of JSON files, read into memory and written."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from aligngpt.data.images.opening import ImageError, check_image, resolve_image
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.sample import Sample, own_id, parse_record, to_record
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.byte_ranges import BrokenLine
+from aligngpt.data.sources.finding import root_of
+from aligngpt.data.sources.json import read_records
+from aligngpt.files import atomic_write
+
+
+def read_samples(path: Path, rejects: Rejects) -> Iterator[tuple[Sample, dict[str, Any]]]:
+    """The samples of a file, each with the record it was made of; records that are none go to `rejects`.
+
+    Raises:
+        SourceError: see `read_records`.
+    """
+    for index, record in read_records(path):
+        if isinstance(record, BrokenLine):
+            rejects.add(index, None, record.kind, record.reason)
+            continue
+        try:
+            sample = parse_record(record, index)
+        except RecordError as error:
+            rejects.add(index, own_id(record), error.reason, str(error))
+            continue
+        assert isinstance(record, dict)
+        yield sample, record
+
+
+def load_samples(
+    path: Path,
+    *,
+    image_root: Path | None = None,
+    require_level: bool = False,
+    rejects: Rejects,
+    check_images: bool = True,
+) -> list[Sample]:
+    """All the samples of a file whose images are there; the others go to `rejects`.
+
+    Args:
+        path: JSON array or JSON lines of LLaVA records.
+        image_root: folder that image paths start from; the file's own when None.
+        require_level: reject samples with an image but without an alignment level.
+        rejects: where records that cannot be used go.
+        check_images: look at each image's header now, rather than find out when it is opened.
+
+    Raises:
+        SourceError: the file cannot be read, or holds nothing that can be used.
+        TooManyRejects: too large a share of the records cannot be used.
+    """
+    root = root_of(path, image_root)
+    before = rejects.count
+    samples = []
+    for sample, _ in read_samples(path, rejects):
+        if trouble := trouble_with(sample, root, require_level=require_level, check_images=check_images):
+            rejects.add(sample.record, sample.id, *trouble)
+        else:
+            samples.append(sample)
+    rejects.check(len(samples) + rejects.count - before)
+    if not samples:
+        raise SourceError(f"{path} holds no record that can be used")
+    return samples
+
+
+def trouble_with(sample: Sample, root: Path, *, require_level: bool, check_images: bool) -> tuple[str, str] | None:
+    """Why a sample cannot be used, a short name and the whole story; None when it can. See `load_samples`."""
+    if require_level and sample.images and sample.level is None:
+        return "no_level", "no alignment level (field `similarity`); run `aligngpt levels` first"
+    try:
+        for name in sample.images:
+            image = resolve_image(name, root)
+            if check_images:
+                check_image(image)
+    except ImageError as error:
+        return error.reason, str(error)
+    return None
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write samples as LLaVA records: a JSON array when the name ends in `.json`, else JSON lines; atomically."""
+    write_records(path, [to_record(sample) for sample in samples])
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write records one a line, as a JSON array when the name ends in `.json`, else as JSON lines; atomically."""
+    # What UTF-8 cannot hold (half a surrogate pair) stays the JSON escape that it was read from.
+    lines = [json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace").decode() for record in records]
+    with atomic_write(path) as file:
+        if path.suffix == ".json":
+            file.write("[\n" + ",\n".join(lines) + "\n]\n")
+        else:
+            file.writelines(line + "\n" for line in lines)

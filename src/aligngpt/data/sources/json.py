@@ -1,0 +1,148 @@
+"""Files of JSON records: one array, or one record a line; told apart by what they hold."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
+from aligngpt.data.sources.byte_ranges import BOM, BrokenLine, cut, json_of, read_lines, text_start
+from aligngpt.data.sources.json_array import read_array, read_array_range
+from aligngpt.data.sources.text_files import HEAD, check_kind, check_lines
+from aligngpt.files import sha256_of
+
+LOOK_AT = 100
+"""Records among which the first JSON object of a file is looked for."""
+
+
+class JsonSource(RecordSource):
+    """A file of JSON records, cut into ranges of bytes.
+
+    Args:
+        path: the file.
+        shard_size: records a shard.
+        is_array: whether it is one array, rather than one record a line.
+        columns: the fields to read where it is a table; None where each record says itself what it is.
+    """
+
+    kind = "json"
+
+    def __init__(self, path: Path, shard_size: int, *, is_array: bool, columns: ReadColumns | None = None) -> None:
+        self.path, self.base = path, path.parent
+        self.shard_size = shard_size
+        self.is_array = is_array
+        self._columns = columns
+        self._shards: tuple[Shard, ...] = ()
+
+    def shards(self) -> Sequence[Shard]:
+        if not self._shards:
+            self._shards = cut(self.path, self._spans(), self.shard_size)
+        return self._shards
+
+    def read(self, shard: Shard) -> Iterator[Record | BrokenRecord]:
+        for number, value in enumerate(self._values(shard)):
+            place = f"record {shard.first + number} of {self.path.name}"
+            if isinstance(value, BrokenLine):
+                where = f"record {shard.first + number} of {self.path}"
+                yield BrokenRecord(number, value.kind, f"{where}: {value.reason}")
+            else:
+                yield Record(number, value, place, self._columns)
+
+    def fingerprint(self) -> str:
+        with self.path.open("rb") as file:
+            return sha256_of(file)
+
+    def columns(self) -> set[ReadColumns]:
+        return set() if self._columns is None else {self._columns}
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        if self.is_array:
+            for element in read_array(self.path):
+                yield element.start, element.stop
+            return
+        check_lines(self.path)
+        for line in read_lines(self.path, text_start(self.path)):
+            if line.content.strip():
+                yield line.start, line.stop
+
+    def _values(self, shard: Shard) -> Iterator[object]:
+        if self.is_array:
+            for element in read_array_range(self.path, shard.start, shard.stop):
+                yield element.value
+            return
+        for line in read_lines(self.path, shard.start, shard.stop):
+            if line.content.strip():
+                yield json_of(line)
+
+
+def first_object(path: Path, *, is_array: bool) -> dict[str, object] | None:
+    """The first JSON object among the first records of a file; None without.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    return next((value for value in islice(_good_values(path, is_array), LOOK_AT) if isinstance(value, dict)), None)
+
+
+def _good_values(path: Path, is_array: bool) -> Iterator[object]:
+    if is_array:
+        yield from (element.value for element in read_array(path))
+        return
+    check_lines(path)
+    for line in read_lines(path, text_start(path)):
+        if line.content.strip() and not isinstance(value := json_of(line), BrokenLine):
+            yield value
+
+
+def read_records(path: Path) -> Iterator[tuple[int, object]]:
+    """The records of a file, numbered from 0, one in memory at a time.
+
+    A line of JSON lines that is no JSON, and a record that is not UTF-8, come as a `BrokenLine`; an array that is
+    broken ends with an error there.
+
+    Raises:
+        SourceError: the file cannot be read, is empty, is packed, is in another encoding than UTF-8, or is neither an
+            array nor JSON lines.
+    """
+    try:
+        if _is_array(path):
+            yield from ((index, element.value) for index, element in enumerate(read_array(path)))
+        else:
+            yield from _read_lines(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(HEAD).removeprefix(BOM)
+        check_kind(path, head)
+        while head and not (start := head.lstrip()):
+            head = file.read(HEAD)
+    if not head:
+        raise SourceError(f"{path} is empty")
+    return start.startswith(b"[")
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, object]]:
+    check_lines(path)
+    index = 0
+    for line in read_lines(path, text_start(path)):
+        if not line.content.strip():
+            continue
+        record = json_of(line)
+        if isinstance(record, BrokenLine):
+            if index == 0 and record.kind == "broken_line" and not line.content.lstrip().startswith(b"{"):
+                raise SourceError(f"{path} is neither a JSON array nor JSON lines of records{_instead(path)}")
+            record = BrokenLine(f"line {line.number}: {record.reason}", record.kind)
+        yield index, record
+        index += 1
+
+
+def _instead(path: Path) -> str:
+    """What reads a file that is none of records."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return ""
+    return (
+        "; CSV is read by `aligngpt score` and `aligngpt levels` only: check, train and evaluate read JSON arrays, "
+        "JSON lines, Parquet and tar files"
+    )

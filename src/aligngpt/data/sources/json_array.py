@@ -1,0 +1,165 @@
+"""The elements of a JSON array, one at a time: neither the file nor the list of its elements is ever in memory."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.byte_ranges import MAX_RECORD, BrokenLine, text_start
+from aligngpt.data.sources.json_keys import DECODER
+
+CHUNK = 1 << 16
+
+# A literal, an escape or a number cut at the end of the text makes the decoder fail at most so many characters earlier.
+CUT_MARGIN = 16
+
+# How "surrogateescape" keeps a byte that is not UTF-8; no text in UTF-8 holds these characters themselves.
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_decode = DECODER.raw_decode
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An element of an array: its value, first byte, and the byte after it.
+
+    The value of one with a byte that is not UTF-8 is a `BrokenLine`.
+    """
+
+    value: object
+    start: int
+    stop: int
+
+
+def read_array(path: Path) -> Iterator[Element]:
+    """The elements of a file that is one JSON array.
+
+    Raises:
+        SourceError: the file cannot be read, or is no whole JSON array; the line is named.
+    """
+    try:
+        with path.open("rb") as file:
+            window = _Window(file, path, text_start(path), None)
+            window.expect("[")
+            if window.peek() != "]":
+                yield from _elements(window)
+            window.expect("]")
+            if window.peek():
+                raise window.error("more text after the array's end")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_array_range(path: Path, start: int, stop: int) -> Iterator[Element]:
+    """The elements between two bytes: the first of one element, and the one after another.
+
+    Raises:
+        SourceError: as `read_array`, when the file has changed meanwhile.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _elements(_Window(file, path, start, stop))
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _elements(window: "_Window") -> Iterator[Element]:
+    while True:
+        window.peek()
+        start = window.byte
+        value = window.value()
+        yield Element(value, start, window.byte)
+        if window.peek() != ",":
+            return
+        window.expect(",")
+
+
+class _Window:
+    """The text of a file between two bytes, of which only the part around the next element is in memory.
+
+    Attributes:
+        text: the part in memory.
+        at: the next character in it.
+        byte: where that character is in the file.
+        line: its line, from 1 within the range.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, start: int, stop: int | None) -> None:
+        self._file = file
+        self._path = path
+        self._left = stop - start if stop is not None else None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.text = ""
+        self.at = 0
+        self.byte = file.seek(start)
+        self.line = 1
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            space = _SPACE.match(self.text, self.at)
+            assert space is not None
+            self._go(space.end())
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._more():
+                return ""
+
+    def expect(self, character: str) -> None:
+        """Step over a character."""
+        if (found := self.peek()) != character:
+            raise self.error(f"expected {character!r}, found {found!r}" if found else f"no {character!r} at the end")
+        self._go(self.at + 1)
+
+    def value(self) -> object:
+        """Read the JSON value that begins here."""
+        while True:
+            try:
+                value, end = _decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - CUT_MARGIN
+                if is_cut and self._more():
+                    continue
+                self._go(min(error.pos, len(self.text)))
+                raise self.error(error.msg) from error
+            except (ValueError, RecursionError) as error:
+                raise self.error(str(error)) from error
+            # A number that ends with the text, or nearly (`1.5e-`), may go on behind it.
+            if isinstance(value, (int, float)) and end > len(self.text) - CUT_MARGIN and self._more():
+                continue
+            broken = _NO_TEXT.search(self.text, self.at, end)
+            if broken:
+                line = self.line + self.text.count("\n", self.at, broken.start())
+                value = BrokenLine(f"line {line} is not UTF-8", "broken_text")
+            self._go(end)
+            return value
+
+    def error(self, what: str) -> SourceError:
+        """The error that something is wrong here."""
+        return SourceError(f"{self._path} is no whole JSON array: line {self.line}: {what}")
+
+    def _go(self, to: int) -> None:
+        passed = self.text[self.at : to]
+        self.byte += len(passed.encode(errors="surrogateescape"))
+        self.line += passed.count("\n")
+        self.at = to
+
+    def _more(self) -> bool:
+        """Read on; whether there was anything. The text doubles, so a long element is decoded a few times only."""
+        kept = self.text[self.at :]
+        if len(kept) > MAX_RECORD:
+            raise self.error(f"an element is longer than {MAX_RECORD} characters")
+        size = max(CHUNK, len(kept))
+        content = self._file.read(size if self._left is None else min(size, self._left))
+        if self._left is not None:
+            self._left -= len(content)
+        text = self._decoder.decode(content, final=not content)
+        if not content:
+            return False
+        self.text, self.at = kept + text, 0
+        return True

@@ -1,0 +1,172 @@
+"""Rows of Parquet files, with paths of pictures or the pictures themselves."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError, StoredAt
+from aligngpt.data.sources.fields import ColumnNames, listed
+from aligngpt.data.sources.fingerprints import files_fingerprint
+
+BATCH_ROWS = 64
+"""Rows in memory at a time; each may carry a picture of some megabytes."""
+
+READ_BUFFER = 1 << 20
+"""Bytes read at a time from each column."""
+
+
+class ParquetSource(RecordSource):
+    """Parquet files of one data set, cut at row groups, and row groups into shards.
+
+    Args:
+        folder: the folder that the files' names are told from.
+        files: the files, in order.
+        shard_size: at most so many rows a shard.
+        names: which columns to read.
+    """
+
+    kind = "parquet"
+
+    def __init__(self, folder: Path, files: Sequence[Path], shard_size: int, names: ColumnNames) -> None:
+        self.folder = self.base = folder
+        self.files = tuple(files)
+        self.shard_size = shard_size
+        self.names = names
+        self._shards: tuple[Shard, ...] = ()
+        self._columns: set[ReadColumns] = set()
+
+    def shards(self) -> Sequence[Shard]:
+        if not self._shards:
+            self._shards = tuple(self._cut())
+            if not self._shards:
+                raise SourceError(f"{self.folder} holds no record: its {len(self.files)} Parquet files have no rows")
+        return self._shards
+
+    def read(self, shard: Shard) -> Iterator[Record | BrokenRecord]:
+        assert shard.path is not None
+        with open_parquet(shard.path) as file:
+            columns = self.names.found_in(file.schema_arrow.names, str(shard.path))
+            for record in read_records(file, shard, columns.all(), f"row {{}} of {shard.path.name}"):
+                yield record._replace(columns=columns) if isinstance(record, Record) else record
+
+    def read_all(
+        self, wanted: Callable[[pyarrow.Schema, str], list[str]]
+    ) -> Iterator[tuple[StoredAt, Record | BrokenRecord]]:
+        """The rows of all files, numbered through, each with its place in its file.
+
+        Args:
+            wanted: the columns to read, from the schema of a file and its name.
+
+        Raises:
+            SourceError: a file cannot be opened, or `wanted` finds it of no use.
+        """
+        first = 0
+        for number, path in enumerate(self.files):
+            name = path.relative_to(self.folder).as_posix()
+            with open_parquet(path) as file:
+                columns = wanted(file.schema_arrow, str(path))
+                in_file = 0
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    shard = Shard(group, path.name, rows, path=path, stop=rows, first=in_file, group=group)
+                    for record in read_records(file, shard, columns, f"{name}[{{}}]"):
+                        yield StoredAt(number, group, record.number, 0), record._replace(number=first)
+                        first += 1
+                    in_file += rows
+
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.files, self.folder)
+
+    def columns(self) -> set[ReadColumns]:
+        self.shards()
+        return self._columns
+
+    def _cut(self) -> Iterator[Shard]:
+        index = first = 0
+        for path in self.files:
+            name = path.relative_to(self.folder).as_posix()
+            with open_parquet(path) as file:
+                self._columns.add(self.names.found_in(file.schema_arrow.names, str(path)))
+                groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            begin = 0
+            for group, rows in enumerate(groups):
+                for start in range(0, rows, self.shard_size):
+                    stop = min(start + self.shard_size, rows)
+                    whole = f"{name}[{begin + start}:{begin + stop}]"
+                    yield Shard(index, whole, stop - start, path=path, start=start, stop=stop, first=first, group=group)
+                    index, first = index + 1, first + stop - start
+                begin += rows
+
+
+def open_parquet(path: Path) -> Any:
+    """A Parquet file of which a batch is in memory at a time.
+
+    Raises:
+        SourceError: it is none that can be read.
+    """
+    try:
+        # Otherwise the columns of a whole row group, pictures and all, are in memory at once.
+        return pyarrow.parquet.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SourceError(f"{path} is no Parquet file that can be read: {error}") from error
+
+
+def read_records(file: Any, shard: Shard, columns: list[str], place: str) -> Iterator[Record | BrokenRecord]:
+    """The rows of a shard, by the names of their columns; what a file that breaks off has left is one broken record.
+
+    Args:
+        file: see `open_parquet`.
+        shard: of the file.
+        columns: that are read.
+        place: what people call a row, with `{}` for its number.
+    """
+    number = 0
+    try:
+        for row in read_rows(file, shard, columns):
+            where = place.format(shard.first + number)
+            if isinstance(row, UnicodeDecodeError):
+                yield BrokenRecord(number, "broken_text", f"{where} is not UTF-8")
+            else:
+                yield Record(number, row, where)
+            number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        detail = f"{shard.path}: row group {shard.group} cannot be read from row {number} of it on: {error}"
+        yield BrokenRecord(number, "broken_parquet", detail)
+
+
+def read_rows(file: Any, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """The shard's rows; rows of the row group that stand before it are read past."""
+    at = 0
+    # Threads would read ahead, past what a batch needs.
+    batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=[shard.group], columns=columns, use_threads=False)
+    for batch in batches:
+        start, stop = max(shard.start - at, 0), min(shard.stop - at, batch.num_rows)
+        if start < stop:
+            yield from _values(batch.slice(start, stop - start))
+        at += batch.num_rows
+        if at >= shard.stop:
+            return
+
+
+def _values(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        # Nothing was given out yet: the conversion is of the whole batch. Which row is it?
+        if batch.num_rows == 1:
+            yield error
+            return
+        for row in range(batch.num_rows):
+            yield from _values(batch.slice(row, 1))
+
+
+def stored_bytes(found: object) -> bytes | None:
+    """The encoded picture in a cell of a Parquet file, which is bytes or `{"bytes", "path"}`, or a list of one of
+    these; None without."""
+    if isinstance(found, list):
+        found = next(iter(listed(found)), None)
+    content = found.get("bytes") if isinstance(found, Mapping) else found
+    return content if isinstance(content, bytes) else None

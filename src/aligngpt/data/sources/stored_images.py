@@ -1,0 +1,135 @@
+"""The pictures that archives hold, by their places; row groups that were read last are kept in memory."""
+
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+
+from aligngpt.data.images.opening import ImageError
+from aligngpt.data.images.reference import Picture
+from aligngpt.data.sources.base import SourceError, StoredAt
+from aligngpt.data.sources.fields import PICTURE_COLUMNS, first_of
+from aligngpt.data.sources.finding import Archive
+from aligngpt.data.sources.parquet import BATCH_ROWS, open_parquet, stored_bytes
+from aligngpt.data.sources.tar import TarSource
+
+KEPT_BYTES = 1 << 30
+"""Of row groups that are kept, in each process and for each source; the last one is kept however large it is."""
+
+
+class _Group(NamedTuple):
+    batches: list[Any]
+    stops: list[int]
+    size: int
+
+
+class RowGroups:
+    """The picture columns of row groups.
+
+    Attributes:
+        reads: how many row groups were read so far.
+    """
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self._kept: OrderedDict[tuple[Path, int], _Group] = OrderedDict()
+
+    def picture(self, path: Path, column: str, group: int, row: int) -> bytes:
+        """The encoded picture in a row of a row group.
+
+        Raises:
+            ImageError: the file or the row group cannot be read any more, or has no picture there.
+        """
+        found = self._group(path, column, group)
+        batch = bisect_right(found.stops, row)
+        if batch < len(found.batches):
+            cell = found.batches[batch].column(0)[row - (found.stops[batch - 1] if batch else 0)].as_py()
+            if (content := stored_bytes(cell)) is not None:
+                return content
+        raise ImageError("missing", f"{path} has no picture in row {row} of row group {group}; it has changed")
+
+    def _group(self, path: Path, column: str, group: int) -> _Group:
+        key = (path, group)
+        if key not in self._kept:
+            read = _read(path, column, group)
+            self.reads += 1
+            kept = sum(one.size for one in self._kept.values())
+            while self._kept and kept + read.size > KEPT_BYTES:
+                kept -= self._kept.popitem(last=False)[1].size
+            self._kept[key] = read
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+def _read(path: Path, column: str, group: int) -> _Group:
+    try:
+        with open_parquet(path) as file:
+            # In batches, for a column of more than 2 GB has no single array; a loader worker has no other threads.
+            batches = list(
+                file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False)
+            )
+    except (SourceError, pyarrow.ArrowException, OSError) as error:
+        raise ImageError("unreadable", f"{path}: row group {group} cannot be read: {error}") from error
+    stops = list(accumulate(batch.num_rows for batch in batches))
+    return _Group(batches, stops, sum(batch.nbytes for batch in batches))
+
+
+class ArchiveFile(NamedTuple):
+    """A file of an archive, and the column its pictures are in (of a tar file none)."""
+
+    path: Path
+    column: str | None
+
+
+class ArchivePictures:
+    """The pictures of an archive, by place.
+
+    Args:
+        files: of the archive, in order.
+    """
+
+    def __init__(self, files: Sequence[ArchiveFile]) -> None:
+        self.files = files
+        self.groups = RowGroups()
+
+    @classmethod
+    def of(cls, archive: Archive) -> "ArchivePictures":
+        """Those of an archive."""
+        return cls([ArchiveFile(path, _picture_column(archive, path)) for path in archive.files])
+
+    def save(self, path: Path) -> None:
+        """Write down where they are, which `load` reads."""
+        # Bytes that are no Unicode are in the names of files as JSON's escapes.
+        path.write_text(json.dumps([[str(file.path), file.column] for file in self.files]), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "ArchivePictures | None":
+        """Read what `save` wrote; None where nothing was written."""
+        try:
+            files = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return cls([ArchiveFile(Path(name), column) for name, column in files])
+
+    def picture(self, name: str, stored: StoredAt) -> Picture:
+        """The picture at a place, with its content where that had to be read.
+
+        Raises:
+            ImageError: the file cannot be read any more.
+        """
+        path, column = self.files[stored.file]
+        if column is None:
+            return Picture(f"{name} in {path}", path=path, offset=stored.start, length=stored.length)
+        return Picture(name, content=self.groups.picture(path, column, stored.group, stored.start))
+
+
+def _picture_column(archive: Archive, path: Path) -> str | None:
+    if isinstance(archive, TarSource):
+        return None
+    with open_parquet(path) as file:
+        return first_of(PICTURE_COLUMNS, file.schema_arrow.names)

@@ -1,0 +1,164 @@
+"""Scores in a field of JSON records, and the records of a JSON file one at a time."""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from aligngpt.data.sources.byte_ranges import json_of, read_lines, text_start
+from aligngpt.data.sources.json_array import read_array
+from aligngpt.levels.score_tables import SIMILARITY, ScoreBatch, ScoreTable, id_column, levels_not_scores
+from aligngpt.scoring.places import same_place
+from aligngpt.scoring.score_files import ScoresError
+
+RECORDS_AT_ONCE = 10_000
+
+
+class JsonScores(ScoreTable):
+    """A field of the records of a JSON array or of JSON lines; records without it, and broken lines, have no score.
+
+    Args:
+        path: the file.
+        column: name of the field of scores.
+    """
+
+    def __init__(self, path: Path, column: str) -> None:
+        self.path = path
+        self.column = column
+        self._schema: pa.Schema | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """What columns the records' fields make together; the first call reads through the file.
+
+        Raises:
+            ScoresError: a field holds values of kinds that make no column.
+        """
+        if self._schema is None:
+            found = pa.schema([])
+            for rows in self._rows():
+                try:
+                    some = pa.RecordBatch.from_pylist([row for _, row, score in rows if score is not None])
+                    found = pa.unify_schemas([found, some.schema], promote_options="permissive")
+                except (pa.ArrowException, UnicodeError) as error:
+                    raise self._no_columns(error) from error
+            self._schema = found
+        return self._schema
+
+    def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
+        for rows in self._rows():
+            scored = [(number, row, score) for number, row, score in rows if score is not None]
+            numbers = np.array([number for number, _, _ in scored], dtype=np.int64)
+            yield ScoreBatch(
+                numbers,
+                pa.array([_id(number, row) for number, row, _ in scored], type=pa.string()),
+                np.array([score for _, _, score in scored], dtype=np.float64),
+                self._columns([row for _, row, _ in scored]) if with_columns else None,
+                len(rows) - len(scored),
+            )
+
+    def reads(self, path: Path) -> bool:
+        return same_place(path, self.path)
+
+    def _rows(self) -> Iterator[list[tuple[int, dict[str, Any], float | None]]]:
+        """Number, record and score of all records, some at a time.
+
+        Raises:
+            ScoresError: no record has the field, or it does not hold scores.
+        """
+        kinds: dict[type, int] = {}
+        others: dict[str, None] = {}
+        records = enumerate(read_json(self.path))
+        while some := list(islice(records, RECORDS_AT_ONCE)):
+            rows = []
+            for number, value in some:
+                record = value if isinstance(value, dict) else {}
+                found = record.get(self.column)
+                if found is None:
+                    others.update(dict.fromkeys(record))
+                else:
+                    self._check(found, number, kinds)
+                rows.append((number, record, _finite(found)))
+            yield rows
+        if not kinds:
+            fields = ", ".join(islice(others, 20)) or "none"
+            raise ScoresError(
+                f"no record of {self.path} has the field {self.column}, they have {fields}; name the one with the "
+                "scores with --score-column"
+            )
+        if self.column == SIMILARITY and float not in kinds:
+            raise levels_not_scores(self.path)
+
+    def _check(self, found: object, number: int, kinds: dict[type, int]) -> None:
+        if isinstance(found, bool) or not isinstance(found, (int, float)):
+            raise ScoresError(f"record {number} of {self.path}: `{self.column}` must be a number, found {found!r:.80}")
+        kinds.setdefault(type(found), number)
+        if self.column == SIMILARITY and len(kinds) > 1:
+            raise ScoresError(
+                f"{self.path} mixes scores and levels in the field `{SIMILARITY}`: record {kinds[float]} has a number "
+                f"with a point, a score, and record {kinds[int]} an integer, a level; keep the two in different files "
+                "(a score of 1 is written 1.0)"
+            )
+
+    def _columns(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
+        try:
+            return pa.RecordBatch.from_pylist(rows, schema=self.schema)
+        except (pa.ArrowException, UnicodeError) as error:
+            raise self._no_columns(error) from error
+
+    def _no_columns(self, error: Exception) -> ScoresError:
+        return ScoresError(
+            f"the records of {self.path} do not make a table ({error}); write them as .jsonl instead of .parquet"
+        )
+
+
+def read_json(path: Path) -> Iterator[object]:
+    """The records of a JSON array or of JSON lines, one in memory at a time; one that is broken is a `BrokenLine`.
+
+    They are the records that `open_pairs` numbers: blank lines do not count.
+
+    Raises:
+        SourceError: the file cannot be read, or is no whole array.
+    """
+    if starts_as(path) == "[":
+        yield from (element.value for element in read_array(path))
+        return
+    for line in read_lines(path, text_start(path)):
+        if line.content.strip():
+            yield json_of(line)
+
+
+def starts_as(path: Path) -> str:
+    """The first character of a file that is no white space, as far as the first few kilobytes tell.
+
+    Raises:
+        ScoresError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(4096).decode("utf-8-sig", errors="replace").lstrip()[:1]
+    except OSError as error:
+        raise ScoresError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _finite(found: int | float | None) -> float | None:
+    """The number as a float; None where it is NaN or beyond what a float holds, as 1e400 is."""
+    try:
+        score = math.nan if found is None else float(found)
+    except OverflowError:
+        return None
+    return score if math.isfinite(score) else None
+
+
+def _id(number: int, row: dict[str, Any]) -> str:
+    name = id_column(list(row))
+    text = str(number if name is None or row[name] is None else row[name])
+    return text.encode("utf-8", "backslashreplace").decode()

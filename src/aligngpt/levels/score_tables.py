@@ -1,0 +1,257 @@
+"""Scores that become levels: what a table of them is, and columns of Parquet and CSV files."""
+
+import csv
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from aligngpt.data.sources.fields import ID_COLUMNS
+from aligngpt.scoring.places import is_inside, same_place
+from aligngpt.scoring.score_files import ScoresError
+
+SIMILARITY = "similarity"
+"""A field that holds scores in some people's files and levels in others'."""
+
+DEFAULT_COLUMN = "score"
+
+NO_SCORE = sorted(
+    {*pyarrow.csv.ConvertOptions().null_values}
+    | {spelling for word in ("none", "null", "na", "n/a", "nan", "<na>") for spelling in (word, word.upper())}
+    | {"None", "Null", "NaN", "Nan", "-"}
+)
+"""What a cell of a CSV file holds that has no score: what Arrow knows, and what pandas, R and databases write."""
+
+
+class ScoreBatch(NamedTuple):
+    """Some rows that have a score.
+
+    Attributes:
+        numbers: of the rows in what they were read from, rising from 0, `(rows,)`.
+        ids: the rows' own, or their numbers, as texts.
+        scores: finite numbers, `(rows,)`.
+        columns: all columns of the table, when they were asked for.
+        without: how many more rows there were, which have no score.
+    """
+
+    numbers: NDArray[np.int64]
+    ids: pa.Array
+    scores: NDArray[np.float64]
+    columns: pa.RecordBatch | None
+    without: int
+
+
+class ScoreTable(ABC):
+    """Rows of scores, read as often as wanted, a batch at a time."""
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows there are, where that is known beforehand."""
+        return None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the table, beside the scores, that go with the rows."""
+        return pa.schema([])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read, where they may be anyone's."""
+        return ()
+
+    @abstractmethod
+    def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
+        """The rows in their order.
+
+        Args:
+            with_columns: also give all the columns of `schema`.
+
+        Raises:
+            ScoresError: something cannot be read, or the column does not hold scores.
+        """
+
+    def reads(self, path: Path) -> bool:
+        """Whether the file at a path is, or would be, one of those that are read here."""
+        return False
+
+
+class ParquetScores(ScoreTable):
+    """A column of one or several Parquet files of the same columns.
+
+    Args:
+        path: the file, or the folder they are in.
+        files: the files, in order.
+        column: name of the column of scores.
+
+    Raises:
+        ScoresError: a file cannot be read, or has no such column of numbers.
+    """
+
+    def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
+        self.path = path
+        self._files = tuple(files)
+        self.column = column
+        self._rows = 0
+        self._schema = pa.schema([])
+        for file in self.files:
+            with _readable(file), pq.ParquetFile(file) as opened:
+                schema = opened.schema_arrow
+                self._rows += opened.metadata.num_rows
+            check_column(column, schema.names, file)
+            _check_type(schema.field(column), file)
+            if file == self.files[0]:
+                self._schema = schema.remove_metadata()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._files
+
+    @property
+    def rows(self) -> int | None:
+        return self._rows
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema
+
+    def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
+        first = 0
+        for path in self.files:
+            with _readable(path), pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                wanted = {self.column, id_column(names)}
+                if with_columns and (missing := [name for name in self.schema.names if name not in names]):
+                    raise ScoresError(
+                        f"{path} has no column {', '.join(missing)}, as the first file of {self.path} has"
+                    )
+                for batch in file.iter_batches(columns=None if with_columns else [n for n in names if n in wanted]):
+                    yield rows_of(batch, first, self.column, self.schema if with_columns else None)
+                    first += batch.num_rows
+
+    def reads(self, path: Path) -> bool:
+        if path.suffix == ".parquet" and is_inside(path, self.path):
+            return True
+        return any(same_place(path, file) for file in (self.path, *self.files))
+
+
+class CsvScores(ScoreTable):
+    """A column of a CSV file with a header; all other columns are texts.
+
+    Args:
+        path: the file: UTF-8, commas, double quotes.
+        column: name of the column of scores.
+
+    Raises:
+        ScoresError: the file cannot be read, or its header has no such column.
+    """
+
+    def __init__(self, path: Path, column: str) -> None:
+        self.path = path
+        self.column = column
+        with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
+            self.names = next(csv.reader(file), [])
+        check_column(column, self.names, path)
+        if len(set(self.names)) < len(self.names):
+            raise ScoresError(f"{path} has several columns of the same name; give each its own")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([(name, pa.float64() if name == self.column else pa.string()) for name in self.names])
+
+    def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
+        wanted = {self.column, id_column(self.names)}
+        names = [name for name in self.names if with_columns or name in wanted]
+        convert = pyarrow.csv.ConvertOptions(
+            column_types=self.schema, include_columns=names, null_values=NO_SCORE, strings_can_be_null=False
+        )
+        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        first = 0
+        with (
+            _readable(self.path, self.names),
+            pyarrow.csv.open_csv(self.path, parse_options=parse, convert_options=convert) as rows,
+        ):
+            for batch in rows:
+                yield rows_of(batch, first, self.column, self.schema if with_columns else None)
+                first += batch.num_rows
+
+    def reads(self, path: Path) -> bool:
+        return same_place(path, self.path)
+
+
+def rows_of(batch: pa.RecordBatch, first: int, column: str, schema: pa.Schema | None) -> ScoreBatch:
+    """The rows of a batch that have a score.
+
+    Args:
+        batch: has the column of scores, and perhaps one of ids.
+        first: number of the batch's first row.
+        column: the column of scores; where it is empty, NaN or infinite there is no score.
+        schema: columns to keep, of these types; none when None.
+    """
+    scores = batch[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    numbers = first + np.arange(batch.num_rows)
+    with_score = np.isfinite(scores)
+    without = batch.num_rows - int(with_score.sum())
+    if without:
+        batch = batch.filter(pa.array(with_score))
+        scores, numbers = scores[with_score], numbers[with_score]
+    ids = pa.array(numbers).cast(pa.string())
+    if name := id_column(batch.schema.names):
+        ids = pc.coalesce(batch[name].cast(pa.string()), ids)
+    columns = None if schema is None else batch.select(schema.names).cast(schema)
+    return ScoreBatch(numbers, ids, scores, columns, without)
+
+
+def id_column(names: Sequence[str]) -> str | None:
+    """Which of the columns holds ids, if any."""
+    return next((name for name in ID_COLUMNS if name in names), None)
+
+
+def check_column(column: str, names: Sequence[str], where: Path) -> None:
+    """Nothing, when the column is there.
+
+    Raises:
+        ScoresError: it is not.
+    """
+    if column not in names:
+        raise ScoresError(
+            f"{where} has no column {column}, it has {', '.join(names) or 'none'}; name the one with the scores with "
+            "--score-column"
+        )
+
+
+def levels_not_scores(where: Path) -> ScoresError:
+    """The error that a field `similarity` was made by `aligngpt levels` or the authors."""
+    return ScoresError(
+        f"the field `{SIMILARITY}` of {where} holds integers only: these are levels, and no scores; name the field "
+        "with the scores with --score-column"
+    )
+
+
+def _check_type(field: pa.Field, where: Path) -> None:
+    if pa.types.is_integer(field.type) and field.name == SIMILARITY:
+        raise levels_not_scores(where)
+    if not (pa.types.is_floating(field.type) or pa.types.is_integer(field.type) or pa.types.is_decimal(field.type)):
+        raise ScoresError(f"the column {field.name} of {where} holds {field.type}, expected numbers")
+
+
+@contextmanager
+def _readable(path: Path, names: Sequence[str] = ()) -> Iterator[None]:
+    """Errors of reading become one that names the file, and the column of a CSV file by its name."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
+        said = re.sub(r"In CSV column #(\d+)", lambda found: f"in the column {names[int(found[1])]}", str(error))
+        raise ScoresError(f"{path} cannot be read: {said}") from error

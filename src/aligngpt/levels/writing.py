@@ -1,0 +1,205 @@
+"""What levels are written into: JSON records, a Parquet table, or the list of ids of those that are kept."""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from aligngpt.files import atomic_write
+from aligngpt.levels.json_scores import read_json
+from aligngpt.levels.score_tables import ScoreBatch
+from aligngpt.scoring.score_files import ScoresError
+
+JSON_SUFFIXES, TABLE_SUFFIX, UIDS_SUFFIXES = (".json", ".jsonl"), ".parquet", (".npy", ".txt")
+
+LEVEL_FIELDS = (
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("score", pa.float64(), nullable=False),
+    pa.field("level", pa.int32(), nullable=False),
+)
+"""First columns of a table of levels; `level` is 1…N. Columns of these names in the data are replaced."""
+
+UID = np.dtype([("f0", np.uint64), ("f1", np.uint64)])
+"""DataComp's uid, 32 hexadecimal digits, as two numbers."""
+
+
+class LevelWriter(ABC):
+    """Takes levels a batch at a time, in the order of the data."""
+
+    @abstractmethod
+    def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
+        """Take rows and their levels 1…N, `(rows,)`."""
+
+
+class _Records(LevelWriter):
+    """JSON records with the fields `similarity` (the level less one) and `score`, those that have a score."""
+
+    def __init__(self, file: IO[str], source: Path, *, is_array: bool) -> None:
+        self._file = file
+        self._source = source
+        self._records = enumerate(read_json(source))
+        self._is_array = is_array
+        self._any = False
+
+    def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
+        places = zip(batch.numbers.tolist(), batch.scores.tolist(), levels.tolist(), strict=True)
+        for number, score, level in places:
+            record = next((value for at, value in self._records if at == number), None)
+            if not isinstance(record, dict):
+                raise ScoresError(f"{self._source} has no record {number} any more; score it again")
+            try:
+                line = json.dumps(
+                    record | {"similarity": level - 1, "score": score}, ensure_ascii=False, allow_nan=False
+                )
+            except ValueError as error:
+                raise ScoresError(
+                    f"record {number} of {self._source} has a field that is NaN or beyond the range of numbers, which "
+                    "JSON cannot hold; replace it by null there, or leave the record out"
+                ) from error
+            # What UTF-8 cannot hold (half a surrogate pair) stays the JSON escape that it was read from.
+            if self._any:
+                self._file.write(",\n" if self._is_array else "\n")
+            self._file.write(line.encode(errors="backslashreplace").decode())
+            self._any = True
+
+    def close(self) -> None:
+        """Write what follows the last record."""
+        self._file.write("\n" if self._any else "")
+        self._file.write("]\n" if self._is_array else "")
+
+
+class _Table(LevelWriter):
+    def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self._file = file
+        self._schema = schema
+
+    def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
+        columns = {"id": batch.ids, "score": pa.array(batch.scores), "level": pa.array(levels, type=pa.int32())}
+        if batch.columns is not None:
+            columns = dict(zip(batch.columns.schema.names, batch.columns.columns, strict=True)) | columns
+        arrays = [columns[name] for name in self._schema.names]
+        self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+
+class _TextUids(LevelWriter):
+    def __init__(self, file: IO[str], path: Path, keep: Set[int]) -> None:
+        self._file = file
+        self._path = path
+        self._keep = sorted(keep)
+
+    def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
+        kept = batch.ids.filter(pa.array(np.isin(levels, self._keep))).to_pylist()
+        # Readers differ in what ends a line; an id may hold none of it.
+        if wrong := next((id for id in kept if id.splitlines() != [id]), None):
+            raise ScoresError(
+                f"the id {wrong!r:.80} holds a line break, and {self._path} has one id a line; write the levels as "
+                ".parquet with --out, and select the ids there"
+            )
+        if "" in kept:
+            raise ScoresError(f"an id is empty, and {self._path} has one id a line; give each record an id")
+        self._file.writelines(f"{id}\n" for id in kept)
+
+
+class _BinaryUids(LevelWriter):
+    """Keeps the uids as numbers.
+
+    Attributes:
+        parts: the uids so far, in the order of the data.
+    """
+
+    def __init__(self, path: Path, keep: Set[int]) -> None:
+        self._path = path
+        self._keep = sorted(keep)
+        self.parts = [np.empty(0, dtype=UID)]
+
+    def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
+        ids = batch.ids.filter(pa.array(np.isin(levels, self._keep)))
+        is_uid = pc.match_substring_regex(ids, "^[0-9a-fA-F]{32}$")
+        if not pc.all(is_uid).as_py() and len(ids):
+            wrong = ids.filter(pc.invert(is_uid))[0].as_py()
+            raise ScoresError(
+                f"the id {wrong!r:.80} is not 32 hexadecimal digits, as {self._path} needs; with the name "
+                f"{self._path.with_suffix('.txt').name} the ids are written as they are, one a line"
+            )
+        numbers = np.frombuffer(bytes.fromhex("".join(ids.to_pylist())), dtype=">u8").reshape(-1, 2)
+        uids = np.empty(len(numbers), dtype=UID)
+        uids["f0"], uids["f1"] = numbers[:, 0], numbers[:, 1]
+        self.parts.append(uids)
+
+
+@contextmanager
+def records_writer(out: Path, source: Path) -> Iterator[LevelWriter]:
+    """Writes the records of a JSON file: a JSON array when `out` ends in `.json`, else JSON lines; atomically.
+
+    Raises:
+        ScoresError: a record that has a score is not there.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    is_array = out.suffix == ".json"
+    with atomic_write(out) as file:
+        file.write("[\n" if is_array else "")
+        records = _Records(file, source, is_array=is_array)
+        yield records
+        records.close()
+
+
+@contextmanager
+def table_writer(out: Path, columns: pa.Schema) -> Iterator[LevelWriter]:
+    """Writes a Parquet file of `LEVEL_FIELDS` and of the columns that come with the batches; atomically.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    own = {field.name for field in LEVEL_FIELDS}
+    schema = pa.schema([*LEVEL_FIELDS, *(field for field in columns if field.name not in own)])
+    with atomic_write(out, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield _Table(writer, schema)
+
+
+@contextmanager
+def uids_writer(out: Path, keep: Set[int]) -> Iterator[LevelWriter]:
+    """Writes the ids of some levels, atomically.
+
+    Args:
+        out: `.npy` for a sorted array of `UID`, as DataComp's tools read it; `.txt` for one id a line, in the order of
+            the data.
+        keep: the levels 1…N whose ids are written.
+
+    Raises:
+        ScoresError: the name has another ending, or an id for `.npy` is not 32 hexadecimal digits.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    if out.suffix == ".txt":
+        with atomic_write(out) as file:
+            yield _TextUids(file, out, keep)
+        return
+    writer = _BinaryUids(out, keep)
+    yield writer
+    uids = np.concatenate(writer.parts)
+    with atomic_write(out, "wb") as file:
+        np.save(file, uids[np.lexsort((uids["f1"], uids["f0"]))])
+
+
+def parse_levels(text: str, num_levels: int) -> frozenset[int]:
+    """The levels that a text such as `5-8` or `1,3,7-8` names.
+
+    Raises:
+        ScoresError: it is no such text, or names a level that is not there.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        found: Any = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= low <= high <= num_levels:
+            raise ScoresError(f"expected levels of 1 to {num_levels}, such as 2-{num_levels} or 1,2, found {text!r}")
+        chosen.update(range(low, high + 1))
+    return frozenset(chosen)

@@ -1,0 +1,87 @@
+"""What a first stage of the original or of LLaVA leaves, put on the backbones that it was trained for."""
+
+from pathlib import Path
+from typing import Any
+
+from aligngpt.files import atomic_folder
+from aligngpt.model.assembly import assemble
+from aligngpt.model.foreign.checkpoint_formats import TABLE, LayoutError, OriginalLayout, layout_of
+from aligngpt.model.foreign.conversion import Conversion, check_registers, check_weights, read_config
+from aligngpt.model.foreign.settings import check_before_loading
+from aligngpt.model.foreign.weight_files import has_shards, read_shard
+from aligngpt.model.templates import VICUNA
+
+STAGE_ONE_FILE = "mm_projector_align.bin"
+STAGE_ONE_FILES = (STAGE_ONE_FILE, "mm_projector.bin")
+"""What a first stage leaves: the original's, with the levels, and LLaVA's, without."""
+
+ALIGNMENT = "model.alignment."
+
+
+def first_stage_file(source: Path) -> Path | None:
+    """What a first stage left, where the source is that; None where it is a whole model, or something else."""
+    if source.name in STAGE_ONE_FILES:
+        return source
+    left = next((source / name for name in STAGE_ONE_FILES if (source / name).is_file()), None)
+    return None if left is None or has_shards(source) else left
+
+
+def convert_first_stage(
+    file: Path,
+    out: Path,
+    vision_tower: str | Path | None,
+    language_model: str | Path | None,
+    chat_template: str | None,
+    seed: int,
+) -> Conversion:
+    """As `converting.convert`, for a file that a first stage left, with the settings beside it where there are some."""
+    if language_model is None or vision_tower is None:
+        raise LayoutError(
+            f"{file} is what a first stage leaves, a projector and perhaps levels; give the models it was trained "
+            "for with --language-model and --vision-tower"
+        )
+    notes: tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
+    layout = layout_of({"mm_vision_tower": str(vision_tower), "mm_projector_type": "mlp2x_gelu"})
+    if (file.parent / "config.json").is_file() and OriginalLayout.recognises(beside := read_config(file.parent)):
+        layout = OriginalLayout(beside)
+        check_before_loading(file.parent, layout)
+        settings = {"pad_images": layout.pads_images, "image_scales": layout.image_scales}
+        settings["vision_feature_layer"] = layout.our_fields()["vision_feature_layer"]
+    else:
+        notes = (
+            "no config.json of its training is beside it: pictures are padded to a square and the features are those "
+            "of the last layer but one, as LLaVA-1.5's are",
+        )
+    tensors = {ours: tensor for name, tensor in read_shard(file).items() if (ours := layout.rename(name)) is not None}
+    levels = tensors.get(TABLE)
+    if levels is None and file.name == STAGE_ONE_FILE:
+        raise LayoutError(f"{file} has no table of levels (align_indicators.indicator_embs)")
+    model, processor = assemble(
+        vision_tower,
+        language_model,
+        num_levels=8 if levels is None else len(levels),
+        text_pooling="all",
+        chat_template=chat_template,
+        seed=seed,
+        **settings,
+    )
+    check_registers(file, model.config.vision_register_tokens)
+    parts = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.named_parameters()
+        if "multi_modal_projector" in name or (name == TABLE and levels is not None)
+    }
+    check_weights(file, parts, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    model.load_state_dict(tensors, strict=False)
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    fresh = tuple(
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(ALIGNMENT) and not (name == TABLE and levels is not None)
+    )
+    words = "The first stage of the original" if levels is not None else "The first stage of LLaVA"
+    taken = chat_template or ("Vicuna's, for want of another" if processor.chat_template == VICUNA else language_model)
+    return Conversion(words, model.num_parameters(), fresh, str(taken), notes)

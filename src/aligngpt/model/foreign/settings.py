@@ -1,0 +1,195 @@
+"""Settings of a configuration that others saved: what is not carried over is of no account, said, or refused.
+
+A layout carries what it names into our configuration. Here the rest is gone through, so that no setting that changes
+a model's answers is dropped without a word.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aligngpt.model.backbones import VisionTower
+from aligngpt.model.foreign.checkpoint_formats import TOWER, Layout, LayoutError, LlavaLayout, OriginalLayout
+
+ABOUT_IMAGES = ("mm_", "vision_", "image_", "multimodal_", "projector_", "s2", "use_s2", "rope_")
+"""How names of settings begin that may change what a model makes of pictures or of positions."""
+
+# What is read elsewhere, what weights show by their shapes, and what is for training or for other settings alone.
+_WITHOUT_LOSS = {
+    OriginalLayout: {
+        *("mm_vision_tower", "mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"),
+        *("mm_use_im_start_end", "mm_use_im_patch_token", "mm_hidden_size", "mm_patch_merge_type", "mm_resampler_type"),
+        *("mm_projector_lr", "mm_vision_tower_lr", "mm_tunable_parts", "image_aspect_ratio", "image_grid_pinpoints"),
+        *("image_crop_resolution", "image_split_resolution", "use_s2", "s2", "s2_scales"),
+        *("rope_theta", "rope_scaling", "rope_parameters", "vision_tower_pretrained"),
+    },
+    LlavaLayout: {
+        *("vision_config", "vision_feature_layer", "vision_feature_select_strategy", "image_token_index"),
+        *("image_token_id", "image_seq_length", "projector_hidden_act", "multimodal_projector_bias"),
+    },
+}
+_TOWER_SETTINGS = (
+    *("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("hidden_act", "layer_norm_eps", "num_channels"),
+)
+_ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "non_lora_trainables.bin",
+)
+_ANYRES = (
+    "it cuts pictures into tiles (image_aspect_ratio {!r}, as LLaVA-1.6 and LLaVA-NeXT do), which is not supported; "
+    "only models that read a picture as one square, padded or cut (LLaVA-1.5, AlignGPT), can be converted"
+)
+
+
+def check_kind(source: Path) -> None:
+    """Refuse a folder of adapters, which is no whole model.
+
+    Raises:
+        LayoutError: it is one of peft's or of LLaVA's code; the message says how it becomes a model.
+    """
+    if not any((source / name).is_file() for name in _ADAPTER_FILES):
+        return
+    llavas = (source / "non_lora_trainables.bin").is_file()
+    whose = "LLaVA" if llavas else "peft"
+    how = "scripts/merge_lora_weights.py of LLaVA" if llavas else "aligngpt merge, or merge_and_unload of peft"
+    raise LayoutError(
+        f"{source} is an adapter folder of {whose}, not a whole model; merge it with its base first ({how}), then "
+        "convert the merged model"
+    )
+
+
+def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[str, ...]:
+    """Take over how the source's own image processor brings pictures to the tower.
+
+    Args:
+        source: the folder.
+        layout: of its configuration; only transformers' LLaVA saves an image processor.
+        tower: its image processor is changed.
+
+    Returns:
+        A sentence where the source does not say whether pictures are padded.
+
+    Raises:
+        LayoutError: it brings pictures to another size than the vision tower reads.
+    """
+    if not isinstance(layout, LlavaLayout):
+        return ()
+    stored = _image_settings(source)
+    ours = tower.image_processor
+    for name in ("image_mean", "image_std", "resample", "do_pad"):
+        if stored.get(name) is not None:
+            setattr(ours, name, stored[name])
+    sides = stored.get("crop_size") or stored.get("size") or {}
+    side = sides if isinstance(sides, int) else sides.get("height") or sides.get("shortest_edge")
+    read = dict(ours.crop_size)["height"]
+    if side and side != read:
+        raise LayoutError(
+            f"{source} reads pictures of {side} px and the vision tower of {read} px; name the tower that it was "
+            "trained with (--vision-tower)"
+        )
+    if stored.get("do_pad") is None:
+        return ("pictures are padded to a square, as LLaVA-1.5 was trained; its image processor does not say so",)
+    return ()
+
+
+def check_settings(
+    source: Path, layout: Layout, tower: VisionTower, shapes: Mapping[str, Sequence[int]]
+) -> tuple[str, ...]:
+    """Go through the settings of a source that its layout does not carry.
+
+    Args:
+        source: the folder, for the messages.
+        layout: of its configuration.
+        tower: the vision tower that the model gets.
+        shapes: of its weights, by our names.
+
+    Returns:
+        A sentence for each setting that is lost and may matter.
+
+    Raises:
+        LayoutError: a setting that changes what the model answers cannot be kept; all of those are named.
+    """
+    theirs = layout.theirs
+    own_tower = any(name.startswith(TOWER) for name in shapes)
+    problems = _refused(layout, tower, own_tower)
+    if theirs.get("quantization_config"):
+        problems.append("its weights are quantized (quantization_config); convert the unquantized ones")
+    if problems:
+        raise LayoutError(f"{source} cannot be converted: {'; '.join(problems)}")
+    known = next(names for kind, names in _WITHOUT_LOSS.items() if isinstance(layout, kind))
+    return tuple(
+        f"the setting {name}: {value!r} of its configuration is not known and not kept"
+        for name, value in theirs.items()
+        if name.startswith(ABOUT_IMAGES) and name not in known and value not in (None, False, "", [], {})
+    )
+
+
+def check_before_loading(source: Path, layout: Layout) -> None:
+    """Refuse what the configuration alone tells cannot be converted, before any model is loaded.
+
+    Raises:
+        LayoutError: pictures are cut into tiles, or the projector is of another kind.
+    """
+    try:
+        ratio = layout.theirs.get("image_aspect_ratio")
+        if ratio not in (None, "pad", "square"):
+            known = "anyres" in str(ratio) or "unpad" in str(layout.theirs.get("mm_patch_merge_type"))
+            raise LayoutError(_ANYRES.format(ratio) if known else f"image_aspect_ratio {ratio!r} is not supported")
+        layout.our_fields()
+        _ = layout.image_scales
+    except LayoutError as error:
+        raise LayoutError(f"{source} cannot be converted: {error}") from error
+
+
+def _refused(layout: Layout, tower: VisionTower, own_tower: bool) -> list[str]:
+    theirs = layout.theirs
+    if isinstance(layout, LlavaLayout):
+        strategy = theirs.get("vision_feature_select_strategy", "default")
+        problems = []
+        if strategy != tower.select_strategy:
+            problems.append(
+                f"vision_feature_select_strategy is {strategy!r}, and with this vision tower it can only be "
+                f"{tower.select_strategy!r} (the patches, without a class token)"
+            )
+        stated, found = theirs.get("vision_config") or {}, tower.model.config
+        problems += [
+            f"the {name} of its vision_config is {stated[name]!r} and that of the vision tower "
+            f"{getattr(found, name)!r}; name the tower that it was trained with (--vision-tower)"
+            for name in _TOWER_SETTINGS
+            if stated.get(name) is not None and hasattr(found, name) and stated[name] != getattr(found, name)
+        ]
+        return problems
+    problems = [
+        f"{name} is {theirs[name]!r}, which is not supported"
+        for name, kept in (("mm_patch_merge_type", ("flat",)), ("mm_resampler_type", ("identity",)))
+        if theirs.get(name) and theirs[name] not in kept
+    ]
+    if theirs.get("mm_vision_select_feature", "patch") != "patch" and tower.select_strategy != "full":
+        problems.append(
+            f"mm_vision_select_feature is {theirs['mm_vision_select_feature']!r}: it keeps the class token among the "
+            "image tokens, which is not supported"
+        )
+    if theirs.get("unfreeze_mm_vision_tower") and not own_tower:
+        problems.append(
+            "its vision tower was trained (unfreeze_mm_vision_tower), and the trained tower is not among its weights"
+        )
+    return problems
+
+
+def _image_settings(source: Path) -> Mapping[str, Any]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = source / name
+        if not file.is_file():
+            continue
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            settings = stored.get("image_processor", stored) if name.startswith("processor") else stored
+            if "image_mean" in settings:
+                return dict(settings)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise LayoutError(f"{file} cannot be read: {error}; download it again") from error
+    return {}

@@ -1,0 +1,256 @@
+"""Learning a dual encoder's two linear maps from pairs that are not all right.
+
+Locked towers, as in LiT (arXiv 2111.07991), and CLIP's symmetric loss (arXiv 2103.00020, figure 3). What a pair's
+score tends to is how much more often its image and its caption occur together than by chance: more often than not a
+wrong caption occurs with other images, and a vague one with all. Two linear maps have no room to learn the exceptions.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aligngpt.data.images.opening import ImageError
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples.reading import load_samples
+from aligngpt.files import atomic_folder
+from aligngpt.progress import Meter
+from aligngpt.scoring.dual_encoder.model import DualEncoder, DualEncoderError, ImagePooling, assemble_dual_encoder
+from aligngpt.scoring.encoders import PairScorer, load_image_processor, load_tokenizer
+
+START_TEMPERATURE = 0.07
+HIGHEST_SCALE = 100.0
+
+
+class EncodedPairs(NamedTuple):
+    """What the towers make of a file of pairs, each image and each caption once.
+
+    Attributes:
+        images: `(images, vision hidden)`.
+        captions: `(captions, text hidden)`.
+        pairs: index of the image and of the caption of each pair, `(pairs, 2)`.
+    """
+
+    images: Tensor
+    captions: Tensor
+    pairs: Tensor
+
+
+def train_dual_encoder(
+    source: Path,
+    image_tower: str | Path,
+    text_tower: str | Path,
+    out: Path,
+    *,
+    image_root: Path | None = None,
+    vision_layers: int | None = None,
+    image_pooling: ImagePooling = "class",
+    projection_dim: int = 128,
+    epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    device: str = "auto",
+    rejects: Rejects | None = None,
+) -> Path:
+    """Make a dual encoder of two towers by training linear maps on a file of pairs, and save it as one folder.
+
+    `PairScorer.load` and `AutoModel.from_pretrained` read the folder; it appears only when it is complete.
+
+    Args:
+        source: LLaVA-format JSON or JSON lines; samples with exactly one image count.
+        image_tower: folder or hub name of a vision transformer with its image processor.
+        text_tower: folder or hub name of a text encoder with its tokenizer.
+        out: the folder to write; an older one is replaced.
+        image_root: folder that image paths start from; the file's own when None.
+        vision_layers, image_pooling, projection_dim: see `assemble_dual_encoder`.
+        epochs, batch_size, learning_rate: see `fit_projections`.
+        seed: of the maps' first values and the order of the pairs.
+        device: where the towers run.
+        rejects: where pairs that cannot be used go; only counted when None.
+
+    Returns:
+        `out`.
+
+    Raises:
+        DualEncoderError: a tower cannot be loaded, or fewer than two pairs can be used.
+        ScorerError: a tower has no image processor or no tokenizer.
+        SourceError, TooManyRejects: the pairs cannot be read, or too many of them cannot be used.
+    """
+    model = assemble_dual_encoder(
+        image_tower,
+        text_tower,
+        vision_layers=vision_layers,
+        image_pooling=image_pooling,
+        projection_dim=projection_dim,
+    )
+    scorer = PairScorer(
+        model, load_image_processor(image_tower), load_tokenizer(text_tower), device=device, dtype="float32"
+    )
+    rejects = Rejects(None) if rejects is None else rejects
+    encoded = encode_pairs(source, scorer, image_root=image_root, rejects=rejects)
+    fit_projections(model.cpu(), *encoded, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder)
+        scorer.image_processor.save_pretrained(folder)
+        scorer.tokenizer.save_pretrained(folder)
+    return out
+
+
+def encode_pairs(
+    source: Path,
+    scorer: PairScorer,
+    *,
+    image_root: Path | None = None,
+    rejects: Rejects,
+    batch_size: int = 64,
+) -> EncodedPairs:
+    """Run a dual encoder's towers over a file, each image and each caption once, and keep what they make of them.
+
+    Raises:
+        DualEncoderError: the file has fewer than two pairs that can be used.
+        SourceError, TooManyRejects: the pairs cannot be read, or too many of them cannot be used.
+    """
+    root = source.parent if image_root is None else image_root
+    samples = load_samples(source, image_root=root, rejects=rejects, check_images=False)
+    total = len(samples) + rejects.count
+    pairs_of_image: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if len(sample.images) == 1:
+            pairs_of_image.setdefault(sample.images[0], []).append(sample)
+        else:
+            rejects.add(sample.record, sample.id, "image_count", f"{len(sample.images)} images, a pair has one")
+    encoder = scorer.model
+    images: list[Tensor] = []
+    usable: list[tuple[int, str]] = []
+    count = 0
+    with torch.inference_mode(), Meter("encoding pictures", len(pairs_of_image), unit="images") as meter:
+        for names in batches(list(pairs_of_image), batch_size):
+            pixels = []
+            for name in names:
+                try:
+                    pixels.append(scorer.open_pixels(name, root))
+                except ImageError as error:
+                    for sample in pairs_of_image[name]:
+                        rejects.add(sample.record, sample.id, error.reason, str(error))
+                    continue
+                usable.extend((count, sample.caption) for sample in pairs_of_image[name])
+                count += 1
+            if pixels:
+                images.append(encoder.pooled_image(torch.cat(pixels).to(scorer.device)).cpu())
+            rejects.check(total)
+            meter.advance(len(names))
+        captions = list(dict.fromkeys(caption for _, caption in usable))
+        texts = [encoder.pooled_text(**scorer.tokens(part)).cpu() for part in batches(captions, batch_size)]
+    if len(usable) < 2:
+        raise DualEncoderError(f"{source} has {len(usable)} pairs that can be used, at least 2 are needed")
+    place = {caption: index for index, caption in enumerate(captions)}
+    return EncodedPairs(
+        torch.cat(images),
+        torch.cat(texts),
+        torch.tensor([(image, place[caption]) for image, caption in usable]),
+    )
+
+
+def fit_projections(
+    model: DualEncoder,
+    images: Tensor,
+    captions: Tensor,
+    pairs: Tensor,
+    *,
+    epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> float:
+    """Train the two linear maps and the temperature of a dual encoder on what its towers made of pairs.
+
+    The loss is CLIP's: in each batch, every image has to find its caption among all, and every caption its image.
+    Captions that are the same are not held against each other, nor are captions of the same image. Both maps start
+    from random values; Adam with a one-cycle schedule trains them, in float32 on the CPU.
+
+    Args:
+        model: gets the maps and the temperature; its towers are neither run nor changed.
+        images: `(images, vision hidden)`, see `EncodedPairs`.
+        captions: `(captions, text hidden)`, each caption once.
+        pairs: index of the image and of the caption of each pair, `(pairs, 2)`.
+        epochs: times each pair is seen. Few: the maps should learn what most captions say, and not by heart which
+            image had a wrong one.
+        batch_size: pairs that are told apart from each other.
+        learning_rate: the highest of the schedule.
+        seed: of the maps' first values and the order of the pairs.
+
+    Returns:
+        The mean loss of the last epoch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    image_map, text_map = (
+        (torch.randn(model.projection_dim, part.shape[1], generator=generator) / part.shape[1] ** 0.5).requires_grad_()
+        for part in (images, captions)
+    )
+    log_scale = torch.tensor(math.log(1 / START_TEMPERATURE), requires_grad=True)
+    steps = math.ceil(len(pairs) / batch_size)
+    optimizer = torch.optim.Adam([image_map, text_map, log_scale], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
+    loss_of_epoch = 0.0
+    with Meter("fitting the dual encoder", epochs, unit="epochs") as meter:
+        for _ in range(epochs):
+            loss_of_epoch = 0.0
+            # Parts of almost equal size: in a very small last one there is nobody to be told apart from.
+            for chosen in torch.randperm(len(pairs), generator=generator).tensor_split(steps):
+                image_index, caption_index = pairs[chosen].unbind(dim=1)
+                loss = contrastive_loss(
+                    images[image_index] @ image_map.T,
+                    captions[caption_index] @ text_map.T,
+                    log_scale,
+                    same=same_pairs(image_index, caption_index),
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                with torch.no_grad():
+                    log_scale.clamp_(max=math.log(HIGHEST_SCALE))
+                loss_of_epoch += loss.item() / steps
+            meter.advance(remark=f"loss {loss_of_epoch:.3f}")
+    with torch.no_grad():
+        model.visual_projection.weight.copy_(image_map)
+        model.text_projection.weight.copy_(text_map)
+        model.logit_scale.copy_(log_scale)
+    return loss_of_epoch
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor, *, same: Tensor) -> Tensor:
+    """Symmetric InfoNCE of pairs, the i-th text being the i-th image's.
+
+    Args:
+        images: `(pairs, dim)`, of any length.
+        texts: `(pairs, dim)`, of any length.
+        log_scale: logarithm of what cosines are multiplied with, one over the temperature.
+        same: `(pairs, pairs)`, true where an image and a text are no counterexample to each other.
+
+    Returns:
+        The mean over both directions and all pairs, a scalar.
+    """
+    logits = log_scale.exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(same & ~own, float("-inf"))
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def same_pairs(image_index: Tensor, caption_index: Tensor) -> Tensor:
+    """Which pairs share their image or their caption: `(pairs,)` and `(pairs,)` → `(pairs, pairs)`."""
+    same_image = image_index[:, None] == image_index[None, :]
+    return same_image | (caption_index[:, None] == caption_index[None, :])
+
+
+def batches(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Consecutive parts of `size` items, the last one perhaps smaller."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,200 @@
+"""Training that shares out the model: parameters, gradients and optimiser state in parts, one part a device (FSDP2).
+
+torch's own `fully_shard`, which runs on GPUs (NCCL) and on CPUs (gloo) alike; accelerate's plugin does not. Each layer
+of the language model is a group of its own, gathered when it is needed; what surrounds them is another. A frozen vision
+tower is held whole by every device: it is small, and has no gradients.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.training.distributed.processes import is_main_process, processes, processes_of_machine
+from aligngpt.training.recipe import RecipeError, StageRecipe
+from aligngpt.training.setup.freezing import layers_of, load_tensors
+
+SHARDS_FOLDER = "shards"
+"""In a checkpoint: weights that train and the optimiser's state, each process its part, as torch's checkpoints are."""
+
+OPTIMIZERS = ("adamw", "sgd")
+"""Those that treat every number by itself, so that a part of a matrix is enough for them."""
+
+
+def check_sharding(stage: StageRecipe) -> None:
+    """Whether what a stage wants can be shared out.
+
+    Raises:
+        RecipeError: its optimiser needs whole matrices, or its frozen weights are in 4 bits.
+    """
+    if stage.sharding != "none" and stage.lora is not None and stage.lora.bits is not None:
+        raise RecipeError("weights in 4 bits are not shared out; leave lora.bits out, or set sharding to none")
+    if stage.sharding != "none" and stage.optimizer not in OPTIMIZERS:
+        raise RecipeError(
+            f"optimizer {stage.optimizer} needs whole matrices, and sharding {stage.sharding} leaves each device a "
+            f"part of them; set optimizer to {' or '.join(OPTIMIZERS)}, or sharding to none"
+        )
+
+
+def shard(model: AlignGPTForConditionalGeneration, how: str, device: torch.device, *, in_bfloat16: bool) -> None:
+    """Share out a model, in place, over all processes; what trains must be decided before.
+
+    Args:
+        model: the same in every process.
+        how: `full`, all of it in parts (as ZeRO-3); `gradients`, parameters are gathered once a step and kept until
+            the backward pass ends (as ZeRO-2); `hybrid`, in parts within each machine, and the machines hold the same.
+        device: of this process.
+        in_bfloat16: gather the layers of the language model in bfloat16; gradients are summed in float32.
+    """
+    mesh = _mesh(how, device)
+    reshard = how != "gradients"
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if in_bfloat16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    tower = model.model.vision_tower
+    whole: set[nn.Parameter] = set()
+    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        tower.to(device)
+        whole = set(tower.parameters())
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=whole or None)
+    model.to(device)
+    # transformers' Trainer then leaves the placement and the sums of gradients to the model.
+    model._is_distributed_loading_by_transformers = True
+    model._is_fsdp_managed_module = True
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was applied to a model."""
+    return isinstance(model, FSDPModule)
+
+
+def sharding_line(model: AlignGPTForConditionalGeneration) -> str:
+    """How a model is shared out, for people: what was found in it, not what was asked for.
+
+    Raises:
+        RecipeError: a parameter that trains is not shared out.
+    """
+    held = total = 0
+    for name, parameter in model.named_parameters():
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        held, total = held + local.numel(), total + parameter.numel()
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            raise RecipeError(f"sharding failed: {name} is whole in every process; set sharding to none")
+    kinds = sorted({type(module).__name__ for module in model.modules() if isinstance(module, FSDPModule)})
+    groups = sum(isinstance(module, FSDPModule) for module in model.modules())
+    return (
+        f"shared out (FSDP2) over {processes()} processes in {groups} groups ({', '.join(kinds)}): this one holds "
+        f"{held:,} of {total:,} parameters"
+    )
+
+
+@contextlib.contextmanager
+def gradients_later(model: nn.Module) -> Iterator[None]:
+    """Sum no gradients over the processes yet: more micro-batches of this step come."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def whole_tensors(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool]) -> dict[str, torch.Tensor]:
+    """Parameters put together on the CPU, by name; every process must ask, and only the main process gets them.
+
+    Args:
+        model: sharded or not.
+        wanted: of name and parameter.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        if wanted(name, parameter):
+            data = parameter.detach()
+            tensor = data.full_tensor() if isinstance(data, DTensor) else data
+            if is_main_process():
+                found[name] = tensor.cpu().contiguous()
+    return found
+
+
+def save_shards(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Write what trains and the optimiser's state, each process its own part, to `checkpoint/shards`."""
+    state_dict_saver.save(_state(model, optimizer), checkpoint_id=checkpoint / SHARDS_FOLDER)
+
+
+def has_shards(checkpoint: Path) -> bool:
+    """Whether a checkpoint is one of `save_shards`."""
+    return (checkpoint / SHARDS_FOLDER).is_dir()
+
+
+def load_shards(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Take what `save_shards` wrote; the number of processes may be another one than then, one alone included."""
+    state = _state(model, optimizer)
+    state_dict_loader.load(state, checkpoint_id=checkpoint / SHARDS_FOLDER)
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+
+def load_whole_tensors(model: nn.Module, path: Path) -> None:
+    """Take the parameters that train from a file that has them whole, as a run without sharding saves them.
+
+    Raises:
+        AlignGPTError: the file cannot be read, or names or shapes differ.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    whole = {name: torch.empty(parameter.shape, dtype=parameter.dtype) for name, parameter in trained.items()}
+    load_tensors(path, whole)
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(_part(parameter, whole[name]))
+
+
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Take the optimiser's state from a file that has it whole, as a run without sharding saves it."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    content["state"] = {
+        number: {
+            name: _part(parameters[number], value) if value.shape == parameters[number].shape else value
+            for name, value in state.items()
+        }
+        for number, state in content["state"].items()
+    }
+    optimizer.load_state_dict(content)
+
+
+def _part(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """A whole tensor as the parameter is: shared out in the same way, or whole."""
+    if not isinstance(parameter, DTensor):
+        return whole.to(parameter.device)
+    return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {
+        "model": get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True)),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
+
+
+def _mesh(how: str, device: torch.device) -> DeviceMesh:
+    if how != "hybrid":
+        return init_device_mesh(device.type, (processes(),))
+    inside = processes_of_machine()
+    return init_device_mesh(device.type, (processes() // inside, inside), mesh_dim_names=("replicate", "shard"))

@@ -1,0 +1,316 @@
+"""What a recipe would do, before it does it: what trains, on how much data, for how long, in how much memory."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from aligngpt.data.batches.dataset import ExampleError, tokenize
+from aligngpt.data.batches.rows import rows_of
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.sources.finding import is_pattern
+from aligngpt.device import matrix_product_rate, resolve_device, supports_bfloat16
+from aligngpt.model.modeling import IGNORED, AlignGPTForConditionalGeneration
+from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.model.templates import NAMED_TEMPLATES
+from aligngpt.training.activation_memory import BFLOAT16, FLOAT32, activation_bytes, head_bytes
+from aligngpt.training.feed.datasets import open_sources, training_part
+from aligngpt.training.feed.sampler import shares_of
+from aligngpt.training.recipe import STAGES, Recipe, SourceRecipe, StageName, StageRecipe
+from aligngpt.training.setup.freezing import freeze_all_but
+from aligngpt.training.setup.loading import load_model
+from aligngpt.training.setup.parameter_summary import PartRow, parts_of, parts_table
+from aligngpt.training.setup.quantization import SMALL_BYTES, quantizable
+
+LOOKED_AT = 200
+"""Rows whose tokens are counted; the rest is supposed to be like them."""
+
+CAPTION_TOKENS = 64
+"""A long caption, where there is no data to look at."""
+
+DEVICES = 8
+"""For which memory is worked out where the model is shared out."""
+
+STATE_BYTES = {"adamw": 2 * FLOAT32, "adamw_8bit": 2, "muon": FLOAT32, "adafactor": 0, "sgd": FLOAT32}
+"""What an optimiser keeps of a parameter, nearly: Muon has two moments of what is no matrix, Adafactor keeps sums."""
+
+ATTAINABLE = 0.5
+"""The share of a matrix product's rate that training may reach; the best of this class reach 30 to 50 %."""
+
+
+class DataPlan(NamedTuple):
+    """The data of a stage.
+
+    Attributes:
+        samples, rows: how many; the images were not looked at.
+        epoch_rows: the rows of an epoch: not each one once where sources have weights.
+        tokens, counted: in a row, on average of those looked at: all of them, and those that the loss counts.
+        longest: the longest row looked at.
+        images: in a row, on average.
+    """
+
+    samples: int
+    rows: int
+    epoch_rows: int
+    tokens: float
+    counted: float
+    longest: int
+    images: float
+
+
+class MemoryPlan(NamedTuple):
+    """Bytes on one device, where each holds the whole model.
+
+    Attributes:
+        weights: parameters, as they are held while training.
+        training: gradients and the optimiser's moments, and the copies in which autocast computes.
+        activations: what the backward pass reads of the longest micro-batch.
+    """
+
+    weights: int
+    training: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        stage: `pretrain` or `instruct`.
+        parts: see `parts_of`.
+        data: None where the file of samples is not there.
+        steps: optimiser steps; None where only the minutes of the recipe or missing data decide.
+        memory: see `MemoryPlan`.
+        work: floating-point operations of all steps; None where the steps are not known.
+        seconds: what that takes on this machine's device, at half of what a matrix product reaches.
+        precision: of the computation.
+        notes: what else the reader should know.
+    """
+
+    stage: StageName
+    parts: list[PartRow]
+    data: DataPlan | None
+    steps: int | None
+    memory: MemoryPlan
+    work: float | None
+    seconds: float | None
+    precision: str
+    notes: tuple[str, ...]
+
+    def text(self) -> str:
+        """The plan as lines of text."""
+        lines = [f"[{self.stage}]", parts_table(self.parts)]
+        if self.data is not None:
+            lines.append(
+                f"data: {self.data.samples:,} samples in {self.data.rows:,} rows; a row has {self.data.tokens:.0f} "
+                f"tokens on average, {self.data.counted:.0f} of which count, and {self.data.longest:,} at most"
+            )
+        if self.steps is not None:
+            lines.append(f"steps: {self.steps:,}")
+        gigabytes = [f"{part / 1e9:.1f} GB {name}" for name, part in self.memory._asdict().items()]
+        lines.append(f"memory a device: {sum(self.memory) / 1e9:.1f} GB ({', '.join(gigabytes)}), in {self.precision}")
+        if self.work is not None and self.seconds is not None:
+            lines.append(
+                f"work: {self.work:.1e} floating-point operations, about {_duration(self.seconds)} on this machine"
+            )
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def plan(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StagePlan]:
+    """Work out the stages of a recipe. Reads configurations, tokenizers and data; no weights and no images.
+
+    Raises:
+        BackboneError: a backbone's configuration or tokenizer cannot be loaded.
+        AlignGPTError: the data cannot be read.
+    """
+    return [_stage_plan(recipe, name, stage) for name in STAGES if name in stages and (stage := recipe.stage(name))]
+
+
+def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePlan:
+    device = resolve_device()
+    precision = stage.precision
+    if precision == "auto":
+        precision = "bfloat16" if supports_bfloat16(device) else "float32"
+    in_bfloat16 = precision == "bfloat16"
+    model, processor = load_model(recipe, name, weights=False)
+    freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks, levels_given=name == "pretrain")
+    notes = []
+    data = None
+    missing = [source.data for source in stage.sources if not _is_there(Path(source.data))]
+    if not missing:
+        data = _data_plan(name, stage, processor, recipe.seed)
+    else:
+        length, _ = _supposed(name, stage, processor)
+        notes.append(f"{', '.join(missing)} is not there: rows of {length:,} tokens are supposed, steps are not known")
+    if stage.minutes is not None:
+        at_least = f", but not before step {stage.min_steps:,}" if stage.min_steps else ""
+        notes.append(f"ends after {stage.minutes:g} minutes where the steps are not done by then{at_least}")
+    parts = parts_of(model, stage)
+    steps = _steps(stage, data)
+    work = _work(model, parts, stage, data) * steps * stage.batch_size if data and steps else None
+    rate = matrix_product_rate(device, torch.bfloat16 if in_bfloat16 else torch.float32) if work else 1.0
+    memory = _memory(
+        model,
+        parts,
+        name,
+        stage,
+        (data.longest, data.counted) if data else _supposed(name, stage, processor),
+        in_bfloat16=in_bfloat16,
+    )
+    if stage.sharding != "none":
+        notes.append(_shared_out(memory, stage, parts))
+    return StagePlan(
+        stage=name,
+        parts=parts,
+        data=data,
+        steps=steps,
+        memory=memory,
+        work=work,
+        seconds=work / (ATTAINABLE * rate) if work else None,
+        precision=precision,
+        notes=tuple(notes),
+    )
+
+
+def _shared_out(memory: MemoryPlan, stage: StageRecipe, parts: Sequence[PartRow]) -> str:
+    """The memory of one of eight devices that share out the model; a frozen vision tower is whole on each."""
+    everywhere = sum(FLOAT32 * row.parameters for row in parts if row.part == "vision_tower" and not row.trained)
+    gathered = stage.sharding == "gradients"
+    weights = memory.weights if gathered else everywhere + (memory.weights - everywhere) / DEVICES
+    held = (weights + memory.training / DEVICES) / 1e9
+    return (
+        f"sharding {stage.sharding}: each of {DEVICES} devices holds {held:.1f} GB of weights and training, "
+        f"{held + memory.activations / 1e9:.1f} GB with activations"
+    )
+
+
+def _supposed(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor) -> tuple[int, float]:
+    """Tokens of a long row, and those that count, where there is no data to look at."""
+    if name == "pretrain":
+        return min(stage.max_length, processor.image_seq_length + CAPTION_TOKENS), CAPTION_TOKENS
+    return stage.max_length, stage.max_length / 2
+
+
+def _steps(stage: StageRecipe, data: DataPlan | None) -> int | None:
+    if stage.max_steps is not None or data is None:
+        return stage.max_steps
+    # The last batch of an epoch may be a smaller one.
+    return math.ceil(stage.epochs * math.ceil(data.epoch_rows / stage.batch_size))
+
+
+def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor, seed: int) -> DataPlan:
+    rejects = Rejects(None, max_share=stage.max_reject_share)
+    samples = open_sources([_without_missing_root(one) for one in stage.sources], rejects, check_images=False)
+    if stage.validation is not None and stage.validation.share is not None:
+        samples = training_part(samples, stage.validation.share)
+    rows = rows_of(samples, stage.questions_per_prefix, by_level=name == "pretrain")
+    shares = shares_of(samples, rows, [source.weight for source in stage.sources])
+    looked_at = random.Random(seed).sample(rows, min(LOOKED_AT, len(rows)))
+    figures = [_row_figures([samples[place] for place in row], stage, processor) for row in looked_at]
+    count = len(figures)
+    return DataPlan(
+        samples=len(samples),
+        rows=len(rows),
+        epoch_rows=sum(share.drawn for share in shares) if shares else len(rows),
+        tokens=sum(one.tokens for one in figures) / count,
+        counted=sum(one.counted for one in figures) / count,
+        longest=max(one.tokens for one in figures),
+        images=sum(one.images for one in figures) / count,
+    )
+
+
+class _RowFigures(NamedTuple):
+    tokens: int
+    counted: int
+    images: int
+
+
+def _row_figures(samples: Sequence[Sample], stage: StageRecipe, processor: AlignGPTProcessor) -> _RowFigures:
+    """Of one row; samples that share their images have these tokens once."""
+    template = NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None
+    tokens = counted = 0
+    images = len(samples[0].images)
+    for number, sample in enumerate(samples):
+        try:
+            ids, labels = tokenize(sample.messages(), processor, chat_template=template, max_length=stage.max_length)
+        except ExampleError:
+            continue
+        shared = images * processor.image_seq_length if number else 0
+        tokens += len(ids) - shared
+        counted += sum(label != IGNORED for label in labels)
+    return _RowFigures(tokens, counted, images)
+
+
+def _memory(
+    model: AlignGPTForConditionalGeneration,
+    parts: Sequence[PartRow],
+    name: StageName,
+    stage: StageRecipe,
+    row: tuple[int, float],
+    *,
+    in_bfloat16: bool,
+) -> MemoryPlan:
+    """What the longest micro-batch takes, of rows of so many tokens, and so many that count."""
+    trained = sum(row.trained for row in parts)
+    frozen = sum(row.parameters for row in parts) - trained
+    frozen_bytes = BFLOAT16 if in_bfloat16 and (name == "pretrain" or stage.lora is not None) else FLOAT32
+    small = quantizable(model) if stage.lora is not None and stage.lora.bits is not None else 0
+    copies = BFLOAT16 * trained if in_bfloat16 else 0
+    config = model.config.get_text_config()
+    if stage.lora is not None:
+        # The configuration alone makes layers without adapters, which need what trained layers need.
+        language_trains = True
+    else:
+        language_trains = any(row.part == "language_model" and row.trained for row in parts)
+    length, counted = row
+    rows = stage.micro_batch_size or stage.batch_size
+    kept = activation_bytes(
+        config, length, trains=language_trains, in_bfloat16=in_bfloat16, checkpointing=stage.gradient_checkpointing
+    )
+    kept += counted * head_bytes(config.vocab_size, in_bfloat16=in_bfloat16)
+    return MemoryPlan(
+        weights=round(FLOAT32 * trained + frozen_bytes * (frozen - small) + SMALL_BYTES * small),
+        training=(FLOAT32 + STATE_BYTES[stage.optimizer]) * trained + copies,
+        activations=round(rows * kept),
+    )
+
+
+def _work(
+    model: AlignGPTForConditionalGeneration, parts: Sequence[PartRow], stage: StageRecipe, data: DataPlan
+) -> float:
+    """Floating-point operations for one row: two a parameter and token forwards, and as many for each gradient.
+
+    The products of attention are left out: at a few thousand tokens they are a few per cent.
+    """
+    size = {row.part: row for row in parts}
+    language, tower = size["language_model"], size["vision_tower"]
+    table = model.get_input_embeddings().weight.numel()
+    body = language.parameters - (1 if model.config.tie_word_embeddings else 2) * table
+    of_body = 2 * body * (2 + stage.gradient_checkpointing) + 2 * min(language.trained, body)
+    of_language = data.tokens * of_body + data.counted * 6 * table
+    tower_tokens = data.images * (model.config.image_seq_length + model.config.leading_tokens)
+    return of_language + tower_tokens * 2 * tower.parameters * (3 if tower.trained else 1)
+
+
+def _is_there(data: Path) -> bool:
+    """Whether there is a source; which files a pattern lacks is told when it is read."""
+    return data.exists() or (is_pattern(data) and data.parent.is_dir())
+
+
+def _without_missing_root(source: SourceRecipe) -> SourceRecipe:
+    """Images are not looked at, so a folder that is not there yet is no error."""
+    there = source.image_root is not None and Path(source.image_root).is_dir()
+    return source if there else source.model_copy(update={"image_root": None})
+
+
+def _duration(seconds: float) -> str:
+    for size, word in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {word}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,222 @@
+"""The data of a stage: its samples, checked against the recipe, and those that validate it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from aligngpt.data.batches.collate import Collator
+from aligngpt.data.batches.dataset import ConversationDataset
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples.columns import columns_of
+from aligngpt.data.samples.mixtures import Chosen, Mixture, held_out
+from aligngpt.data.samples.preparing import prepare_samples
+from aligngpt.data.sources.finding import name_of_data, root_of_data
+from aligngpt.device import resolve_device
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.model.templates import NAMED_TEMPLATES
+from aligngpt.training.distributed.processes import main_process_first
+from aligngpt.training.loop.validation import Validation
+from aligngpt.training.recipe import Recipe, RecipeError, SourceRecipe, StageName, StageRecipe
+from aligngpt.training.setup.loading import usable_length
+
+
+def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Sequence[Sample]:
+    """The samples that a stage trains on.
+
+    Raises:
+        SourceError, TooManyRejects, CacheError: see `open_sources`.
+        RecipeError: a level is above the model's number of levels, validation gets all samples or none, or steps are
+            grouped by length whose pictures are in row groups.
+    """
+    stage = _stage(recipe, name)
+    samples = open_sources(
+        stage.sources, rejects, require_level=_needs_level(recipe, name), with_levels=name == "pretrain"
+    )
+    _check_levels(samples, recipe, name)
+    if stage.group_by_length and (columns_of(samples).blocks >= 0).any():
+        raise RecipeError(
+            f"{name}.group_by_length would read a row group of a Parquet file for each of its rows; leave it out, or "
+            "keep the pictures in tar files or as files"
+        )
+    if stage.validation is not None and stage.validation.share is not None:
+        return training_part(samples, stage.validation.share)
+    return samples
+
+
+def open_sources(
+    sources: Sequence[SourceRecipe],
+    rejects: Rejects,
+    *,
+    require_level: bool = False,
+    with_levels: bool = False,
+    check_images: bool = True,
+) -> Sequence[Sample]:
+    """The samples of all sources, one source after the other. All processes that train together must call it.
+
+    Raises:
+        SourceError, TooManyRejects, CacheError: see `prepare_samples`; the share of rejects is that of all sources.
+        RecipeError: one source has levels and another has none, and they are to be used (`with_levels`).
+    """
+    # What is not prepared yet is by one process, while the others wait for it.
+    with main_process_first(cpu=resolve_device().type == "cpu"):
+        found = [
+            prepare_samples(
+                Path(source.data),
+                image_root=Path(source.image_root) if source.image_root else None,
+                require_level=require_level,
+                rejects=rejects,
+                check_images=check_images,
+                among_others=len(sources) > 1,
+            )
+            for source in sources
+        ]
+    if len(found) == 1:
+        return found[0]
+    mixture = Mixture(found)
+    rejects.check(len(mixture) + rejects.count)
+    if with_levels:
+        _check_all_have_levels(mixture, sources)
+    return mixture
+
+
+def _check_all_have_levels(mixture: Mixture, sources: Sequence[SourceRecipe]) -> None:
+    """A batch takes levels for all its images or for none."""
+    columns = mixture.columns
+    shown = columns.images > 0
+    first = [np.flatnonzero(shown & has_level) for has_level in (columns.levels > 0, columns.levels == 0)]
+    if all(len(places) for places in first):
+        one, other = (sources[columns.sources[places[0]]].data for places in first)
+        raise RecipeError(
+            f"samples of {one} have an alignment level (field `similarity`) and some of {other} have none; give levels "
+            "to all that have an image, or to none"
+        )
+
+
+def training_part(samples: Sequence[Sample], share: float) -> Chosen:
+    """The samples that are not held out; its `others` are.
+
+    Raises:
+        RecipeError: all of them are held out, or none.
+    """
+    is_held_out = held_out(samples, share)
+    if is_held_out.all() or not is_held_out.any():
+        which = "all" if is_held_out.all() else "none"
+        raise RecipeError(
+            f"validation.share {share} holds out {which} of {len(samples)} samples: they are about too few images; "
+            "choose another share, or name validation.data"
+        )
+    return Chosen(samples, np.flatnonzero(~is_held_out))
+
+
+def training_data(
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    name: StageName,
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+) -> ConversationDataset:
+    """The samples of a stage as its model reads them.
+
+    Raises:
+        RecipeError: an image fills all of a sample.
+    """
+    stage = _stage(recipe, name)
+    return ConversationDataset(
+        samples,
+        processor,
+        _roots(stage.sources),
+        chat_template=NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None,
+        max_length=usable_length(model, stage),
+        questions_per_prefix=stage.questions_per_prefix,
+        pad_images=stage.pad_images,
+        # Once the gate trains, a level would take its place: the stage decides, whatever the records say.
+        with_levels=name == "pretrain",
+    )
+
+
+def validation_of(stage: StageRecipe, training: ConversationDataset, collator: Collator) -> Validation | None:
+    """The stage's validation data, read as its training data is; what cannot be used of it is passed over."""
+    if stage.validation is None:
+        return None
+    rejects = Rejects(None, max_share=stage.max_reject_share)
+    most = stage.validation.samples
+    samples: Sequence[Sample]
+    if stage.validation.share is not None:
+        assert isinstance(training.samples, Chosen)
+        sources = stage.sources
+        samples = _evenly(training.samples.others(), most)
+    else:
+        sources = stage.validation.sources(_validation_root(stage))
+        samples = open_sources(sources, rejects, with_levels=training.with_levels)
+        first = Chosen(samples, np.arange(min(most, len(samples))))
+        samples = first if isinstance(stage.validation.data, str) else _evenly(samples, most)
+    dataset = ConversationDataset(
+        samples,
+        training.processor,
+        _roots(sources),
+        chat_template=training.chat_template,
+        max_length=training.max_length,
+        questions_per_prefix=stage.questions_per_prefix,
+        pad_images=stage.pad_images,
+        with_levels=training.with_levels,
+    )
+    return Validation(
+        dataset,
+        collator,
+        stage.micro_batch_size or stage.batch_size,
+        _names(sources),
+        max_reject_share=stage.max_reject_share,
+    )
+
+
+def _validation_root(stage: StageRecipe) -> str | None:
+    """Where validation images are looked for: one file's beside those of the training data."""
+    assert stage.validation is not None
+    if stage.image_root is None and isinstance(stage.data, str) and isinstance(stage.validation.data, str):
+        return str(root_of_data(Path(stage.data), None))
+    return stage.image_root
+
+
+def _evenly(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
+    """At most so many of the samples, from all over them."""
+    count = min(most, len(samples))
+    return Chosen(samples, np.arange(count) * len(samples) // count)
+
+
+def _roots(sources: Sequence[SourceRecipe]) -> list[Path]:
+    return [
+        root_of_data(Path(source.data), Path(source.image_root) if source.image_root else None) for source in sources
+    ]
+
+
+def _names(sources: Sequence[SourceRecipe]) -> tuple[str, ...]:
+    """What the sources are called: their files' names without extension, with a number where they would be equal."""
+    names: list[str] = []
+    for source in sources:
+        stem = name_of_data(Path(source.data))
+        same = sum(name_of_data(Path(other.data)) == stem for other in sources[: len(names)])
+        names.append(f"{stem}_{same + 1}" if same else stem)
+    return tuple(names)
+
+
+def _needs_level(recipe: Recipe, name: StageName) -> bool:
+    return name == "pretrain" and recipe.model.alignment != "none"
+
+
+def _check_levels(samples: Sequence[Sample], recipe: Recipe, name: StageName) -> None:
+    levels = columns_of(samples).levels
+    if _needs_level(recipe, name) and levels.max() > recipe.model.num_levels:
+        top = samples[int(levels.argmax())]
+        raise RecipeError(
+            f"record {top.record} (id {top.id}) is of level {top.level}, but model.num_levels is "
+            f"{recipe.model.num_levels}; set it to the number the data was made with"
+        )
+
+
+def _stage(recipe: Recipe, name: StageName) -> StageRecipe:
+    stage = recipe.stage(name)
+    assert stage is not None
+    return stage

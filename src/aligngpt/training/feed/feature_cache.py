@@ -1,0 +1,220 @@
+"""What a frozen vision tower makes of each picture, kept on disk and read there by later epochs and runs.
+
+An entry is named after all that decides it: the picture's content, the tower's weights, and how picture and tower are
+read. So it is never out of date, several runs may share the folder at the same time, and the folder may be removed at
+any time. The tower reads one picture at a time, so that an entry does not depend on what was in a batch with it: a run
+that was stopped goes on with the same numbers.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from aligngpt.cache import CACHE_VARIABLE, cache_folder
+from aligngpt.data.batches.dataset import ConversationDataset
+from aligngpt.data.samples.columns import columns_of
+from aligngpt.files import atomic_write, sha256_of
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.progress import console
+from aligngpt.training.distributed.processes import is_main_process
+
+NAME = "features"
+
+
+@dataclass
+class FeatureCache:
+    """The features of pictures, one file each.
+
+    Attributes:
+        folder: where they are kept.
+        fingerprint: of all but the picture that decides them, see `fingerprint_of_tower`.
+        shape: of one picture's features, `(P, scales · tower hidden)`.
+        dtype: they are kept in, as the projector reads them.
+    """
+
+    folder: Path
+    fingerprint: str
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    _writes: bool = field(default=True, repr=False)
+    _warned: bool = field(default=False, repr=False)
+
+    def key(self, picture: Path | bytes) -> str:
+        """What the features of a picture are kept under, a SHA-256 of its content and the fingerprint.
+
+        Args:
+            picture: its file, or its content.
+
+        Raises:
+            OSError: the picture cannot be read.
+        """
+        if isinstance(picture, bytes):
+            content = hashlib.sha256(picture).hexdigest()
+        else:
+            with picture.open("rb") as file:
+                content = sha256_of(file)
+        return hashlib.sha256((self.fingerprint + content).encode()).hexdigest()
+
+    def path_of(self, key: str) -> Path:
+        """The file of an entry; it need not be there."""
+        return self.folder / key[:2] / key[2:4] / f"{key}.safetensors"
+
+    def read(self, key: str) -> Tensor | None:
+        """The features of a picture, `(P, scales · tower hidden)`; None where they are not there or damaged."""
+        path = self.path_of(key)
+        try:
+            features = load(path.read_bytes())[NAME]
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            self._warn(f"{path} cannot be read ({error})")
+            return None
+        if tuple(features.shape) != self.shape or features.dtype != self.dtype:
+            self._warn(f"{path} holds {tuple(features.shape)} {features.dtype}, not {self.shape} {self.dtype}")
+            return None
+        return features
+
+    def write(self, key: str, features: Tensor) -> None:
+        """Keep the features of a picture; where the disk does not take them, nothing more is kept by this process."""
+        if not self._writes:
+            return
+        try:
+            with atomic_write(self.path_of(key), "wb") as file:
+                file.write(save({NAME: features.cpu().contiguous()}))
+        except OSError as error:
+            self._writes = False
+            why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            console.print(
+                f"warning: features of pictures cannot be kept in {self.folder} any more ({why}); training goes on and "
+                f"computes them. Make room there, or set {CACHE_VARIABLE} to another folder"
+            )
+
+    def complete(
+        self, model: AlignGPTForConditionalGeneration, inputs: dict[str, Any], *, in_bfloat16: bool
+    ) -> dict[str, Any]:
+        """A batch with the features of all its images; those that were not known are computed and kept.
+
+        Args:
+            model: whose tower is frozen.
+            inputs: what `Collator.with_ids` made.
+            in_bfloat16: compute as training does.
+
+        Returns:
+            The inputs with `vision_features` in place of `pixel_values` and `feature_keys`.
+        """
+        keys: list[str] = inputs.get("feature_keys", [])
+        if not any(keys):
+            return inputs
+        computed = self._compute(model, [key for key in keys if key], inputs["pixel_values"], in_bfloat16=in_bfloat16)
+        known = iter(inputs.get("vision_features", ()))
+        features = torch.stack([computed[key] if key else next(known) for key in keys])
+        others = {name: value for name, value in inputs.items() if name not in ("feature_keys", "pixel_values")}
+        return others | {"vision_features": features}
+
+    def _compute(
+        self, model: AlignGPTForConditionalGeneration, keys: Sequence[str], pixels: Tensor, *, in_bfloat16: bool
+    ) -> dict[str, Tensor]:
+        computed = {}
+        tower = model.model.vision_tower
+        trains = tower.training
+        tower.eval()
+        with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=in_bfloat16):
+            for key, picture in zip(dict.fromkeys(keys), pixels.split(1), strict=True):
+                # Batches are read ahead: a batch before this one may have brought it.
+                if (features := self.read(key)) is None:
+                    # In bfloat16 the projector rounds what it reads; rounded before, it takes half the room.
+                    features = model.model.tower_features(picture)[0].to(self.dtype)
+                    self.write(key, features)
+                computed[key] = features.to(picture.device)
+        tower.train(trains)
+        return computed
+
+    def _warn(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            console.print(f"warning: {what}; the features are computed anew, as those of other such entries")
+
+
+def features_kept_for(
+    dataset: ConversationDataset, model: AlignGPTForConditionalGeneration, device: torch.device, *, in_bfloat16: bool
+) -> FeatureCache:
+    """The cache of a stage's pictures, with a line on how large it may get.
+
+    Args:
+        dataset: the stage's data.
+        model: as it is to be trained, its tower frozen and in the precision that it is held in.
+        device: that training runs on.
+        in_bfloat16: whether training computes in bfloat16.
+    """
+    shape = (model.config.image_seq_length, model.model.multi_modal_projector.linear_1.in_features)
+    dtype = torch.bfloat16 if in_bfloat16 else model.model.vision_tower.dtype
+    how = {"device": device.type, "in_bfloat16": in_bfloat16, "image_processor": dataset.picture_settings}
+    cache = FeatureCache(cache_folder(NAME), fingerprint_of_tower(model, how), shape, dtype)
+    if is_main_process():
+        _say_how_large(cache, pictures_at_most(dataset))
+    return cache
+
+
+def fingerprint_of_tower(model: AlignGPTForConditionalGeneration, how: dict[str, Any]) -> str:
+    """A SHA-256 of the vision tower's weights and of all settings that decide what the projector reads.
+
+    Args:
+        model: with the weights as they are held.
+        how: what the model does not say, of plain data.
+    """
+    config, tower = model.config, model.model.vision_tower
+    architecture = config.vision_config.to_dict()
+    # Where the tower was loaded from says nothing of what it is.
+    for name in ("_name_or_path", "transformers_version"):
+        architecture.pop(name, None)
+    settings = how | {
+        "architecture": architecture,
+        "attention": config.vision_config._attn_implementation,
+        "feature_layer": config.vision_feature_layer,
+        "select_strategy": config.vision_feature_select_strategy,
+        "image_scales": config.image_scales,
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def pictures_at_most(dataset: ConversationDataset) -> int:
+    """How many pictures there are; one that is among other ones in another sample counts again."""
+    columns = columns_of(dataset.samples)
+    lists = np.stack([columns.sources, columns.keys, columns.images])[:, columns.images > 0]
+    return int(np.unique(lists, axis=1)[2].sum())
+
+
+def _say_how_large(cache: FeatureCache, pictures: int) -> None:
+    one = cache.shape[0] * cache.shape[1] * cache.dtype.itemsize
+    most = one * pictures
+    there = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    console.print(
+        f"features of pictures: kept in {cache.folder}, {one / 1e6:.2f} MB a picture, {most / 1e9:.1f} GB for all "
+        f"{pictures:,} of the data at most; {free / 1e9:.1f} GB are free",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if most > free:
+        console.print(
+            "warning: if most of them are not there yet, the disk fills up; make room, set "
+            f"{CACHE_VARIABLE} to another folder, or leave cache_features out",
+            soft_wrap=True,
+        )

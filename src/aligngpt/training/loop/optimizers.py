@@ -1,0 +1,124 @@
+"""Optimisers by name, over the parameters of a stage in groups of equal learning rate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Adafactor, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from aligngpt.training.recipe import Part, StageRecipe
+from aligngpt.training.setup.freezing import part_of
+from aligngpt.training.setup.parameter_summary import learning_rate
+from aligngpt.training.setup.quantization import bitsandbytes_for
+
+ORDER: tuple[Part, ...] = ("language_model", "vision_tower", "projector", "level_table", "gate")
+"""Of the groups. The learning rate of the first is the one in metrics.jsonl."""
+WITH_MATRICES: tuple[Part, ...] = ("language_model", "projector")
+"""Parts whose hidden layers Muon trains."""
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon (https://kellerjordan.github.io/posts/muon) for matrices and AdamW for all else, as one optimiser.
+
+    Muon's updates are scaled to the size of AdamW's (arXiv 2502.16982), so that one learning rate serves both.
+
+    Args:
+        matrices: groups of two-dimensional parameters, with their `lr`.
+        others: groups of any parameters, with their `lr`.
+        betas: of AdamW.
+        weight_decay: of both.
+    """
+
+    def __init__(
+        self,
+        matrices: list[dict[str, Any]],
+        others: list[dict[str, Any]],
+        *,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        # torch's optimisers refuse an empty list of groups.
+        # The annotation is the base class's: Muon's own `step` has no type hints.
+        self.muon: torch.optim.Optimizer | None = (
+            torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw") if matrices else None
+        )
+        self.adamw = torch.optim.AdamW(others, betas=betas, weight_decay=weight_decay, fused=True) if others else None
+        groups = [group for one in (self.muon, self.adamw) if one is not None for group in one.param_groups]
+        super().__init__(groups, {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of each."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for one in (self.muon, self.adamw):
+            if one is not None:
+                # Loading a checkpoint replaces the groups and the state of this object, not of those inside.
+                one.param_groups = [group for group in self.param_groups if ("ns_steps" in group) is (one is self.muon)]
+                one.state = self.state
+                one.step()
+        return loss
+
+
+def make_optimizer(model: PreTrainedModel, stage: StageRecipe) -> torch.optim.Optimizer:
+    """The optimiser that a stage names, over the parameters of `model` that train.
+
+    `weight_decay` is that of all of them; `adam_betas` are those of AdamW, and the first is the momentum of SGD.
+
+    Raises:
+        AlignGPTError: the optimiser is not installed.
+    """
+    groups = parameter_groups(model, stage)
+    decay, betas = stage.weight_decay, stage.adam_betas
+    if stage.optimizer == "adamw_8bit":
+        optimizer: torch.optim.Optimizer = bitsandbytes_for("optimizer adamw_8bit", "set it to adamw").optim.AdamW8bit(
+            groups, betas=betas, weight_decay=decay
+        )
+        return optimizer
+    if stage.optimizer == "adafactor":
+        return Adafactor(groups, scale_parameter=False, relative_step=False, weight_decay=decay)
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=betas[0], weight_decay=decay)
+    if stage.optimizer == "muon":
+        matrices = hidden_matrices(model)
+        return MuonWithAdamW(
+            _only(groups, lambda parameter: id(parameter) in matrices),
+            _only(groups, lambda parameter: id(parameter) not in matrices),
+            betas=betas,
+            weight_decay=decay,
+        )
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=decay, fused=True)
+
+
+def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any]]:
+    """The parameters that train, in a group for each learning rate: `params` and `lr`."""
+    by_part: dict[Part, list[nn.Parameter]] = {part: [] for part in ORDER}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            by_part[part_of(name)].append(parameter)
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for part, parameters in by_part.items():
+        if parameters:
+            by_rate.setdefault(learning_rate(part, stage), []).extend(parameters)
+    return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+
+
+def hidden_matrices(model: PreTrainedModel) -> set[int]:
+    """The `id` of each weight that Muon trains: those of linear layers in the language model and the projector.
+
+    Not the head, which is an embedding by another name (and may be the very same tensor).
+    """
+    head = model.get_output_embeddings()
+    return {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and part_of(f"{name}.weight") in WITH_MATRICES
+    }
+
+
+def _only(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
+    chosen = [group | {"params": [one for one in group["params"] if wanted(one)]} for group in groups]
+    return [group for group in chosen if group["params"]]

@@ -1,0 +1,147 @@
+"""What a stage begins with: the model as the stage before left it, with adapters where the recipe wants some."""
+
+from pathlib import Path
+
+import torch
+
+from aligngpt.device import resolve_device
+from aligngpt.model.assembly import assemble
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.packing import NAME as PACKED_ATTENTION
+from aligngpt.model.packing import PROBE, can_pack, computes_as_alone, shortest_window
+from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
+from aligngpt.training.setup.freezing import load_pretrained_parts
+from aligngpt.training.setup.lora import add_lora
+from aligngpt.training.setup.quantization import quantize_language_model
+
+
+def stage_folder(recipe: Recipe, name: StageName) -> Path:
+    """Where a stage leaves its files."""
+    return Path(recipe.output) / name
+
+
+def load_model(
+    recipe: Recipe, name: StageName, *, weights: bool = True, bits_in: torch.dtype | None = None
+) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+    """The model of a stage and its processor.
+
+    Args:
+        recipe: names the backbones.
+        name: of the stage.
+        weights: False for parameters that have shapes but no values, see `assemble`.
+        bits_in: what is computed in where the recipe's `lora.bits` holds the language model in 4 bits; when None it is
+            held as it came, whatever the recipe says.
+
+    Raises:
+        BackboneError: a backbone cannot be loaded.
+        AlignGPTError: what the stage before left is missing or damaged.
+        RecipeError: the kind of attention that the recipe names is not there.
+    """
+    settings = recipe.model.model_dump()
+    attention = settings.pop("attention")
+    model, processor = assemble(
+        settings.pop("vision_tower"), settings.pop("language_model"), **settings, seed=recipe.seed, weights=weights
+    )
+    if attention is not None:
+        _set_attention(model, attention)
+    if weights and name == "instruct" and recipe.pretrain is not None:
+        load_pretrained_parts(model, stage_folder(recipe, "pretrain"))
+    stage = recipe.stage(name)
+    if stage is not None and stage.lora is not None:
+        if stage.lora.bits is not None and bits_in is not None:
+            quantize_language_model(model, resolve_device(), bits_in)
+        add_lora(model, stage.lora, seed=recipe.seed)
+    return model, processor
+
+
+def check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> None:
+    """A padded row of several samples needs attention that can leave positions out, over all that a sample is long.
+
+    Tried on a few tokens: a language model that has a state, or measures distances in the row, ends with other numbers.
+
+    Raises:
+        RecipeError: rows have several samples, and the language model cannot have them.
+    """
+    if stage.questions_per_prefix == 1:
+        return
+    config = model.config.get_text_config()
+    window = shortest_window(config)
+    if model._is_stateful:
+        what = "has a state in place of attention"
+    elif window is not None and window < stage.max_length:
+        what = f"attends over {window} tokens only"
+    elif not _branches_as_alone(model):
+        what = "computes questions that share a picture otherwise than each alone"
+    else:
+        return
+    raise RecipeError(
+        f"questions_per_prefix is {stage.questions_per_prefix}, but the language model {config.model_type} {what}; "
+        "set it to 1"
+    )
+
+
+def _branches_as_alone(model: AlignGPTForConditionalGeneration) -> bool:
+    pieces = PROBE[:3]
+    length = pieces[-1].stop
+    sees = torch.zeros(length, length, dtype=torch.bool)
+    for piece in pieces:
+        sees[piece.start : piece.stop, piece.prefix_start : piece.prefix_stop] = True
+        sees[piece.start : piece.stop, piece.start : piece.stop] = True
+    mask = sees.tril().to(model.device)[None, None]
+
+    def run(ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        return model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+
+    try:
+        return computes_as_alone(
+            model.model.language_model,
+            pieces,
+            together=lambda ids, positions: run(ids, attention_mask=mask, position_ids=positions),
+            reference=run,
+        )
+    except Exception:
+        # What language models raise that take no such mask is of any kind.
+        return False
+
+
+def usable_length(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> int:
+    """Tokens a sample may have: what the stage allows, and no more than the language model can read.
+
+    Raises:
+        RecipeError: an image alone takes all of that.
+    """
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or stage.max_length
+    length = min(stage.max_length, int(context))
+    if model.config.image_seq_length >= length:
+        raise RecipeError(
+            f"an image takes {model.config.image_seq_length} tokens, and a sample may have {length} (max_length "
+            f"{stage.max_length}, and the language model {config.model_type} reads {context} at most); raise "
+            "max_length, or take a vision tower with fewer patches or a smaller model.image_size"
+        )
+    return length
+
+
+def decide_packing(model: AlignGPTForConditionalGeneration, recipe: Recipe, stage: StageRecipe, device: str) -> bool:
+    """Whether the rows of a stage are packed; if so the language model is given the attention that this takes.
+
+    Raises:
+        RecipeError: the recipe asks for packed rows, and this language model cannot have them.
+    """
+    if stage.packing == "padded" or (stage.packing == "auto" and (device != "cpu" or recipe.model.attention)):
+        return False
+    possible = can_pack(model.model.language_model, stage.max_length)
+    if possible:
+        model.set_attn_implementation({"text_config": PACKED_ATTENTION})
+    elif stage.packing == "packed":
+        kind = model.config.get_text_config().model_type
+        raise RecipeError(f"packing is packed, but rows of the language model {kind} cannot be; set it to auto")
+    return possible
+
+
+def _set_attention(model: AlignGPTForConditionalGeneration, attention: str) -> None:
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"model.attention {attention!r} cannot be used here: {error}") from error

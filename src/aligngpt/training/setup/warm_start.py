@@ -1,0 +1,182 @@
+"""A warm start of the projector before pre-training. Not part of the paper: a recipe option, off in its recipes.
+
+A fresh projector puts image tokens where no word of the language model is, and a small language model then takes long
+to compare what it sees with what it is asked. The warm start moves each image token towards its caption's words first:
+
+    target = Σ_w idf(w) e(w) / ‖idf‖          w: the caption's tokens, e: the language model's input embeddings
+    loss   = mean over image tokens of ‖H_v[j] − target‖² / hidden
+
+The inverse document frequency over the captions takes out what every caption says ("a picture of"). Nothing of the
+language model is run, only its embedding table is read, so it takes seconds.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from math import log
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aligngpt.data.batches.dataset import ConversationDataset
+from aligngpt.data.images.opening import ImageError
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.samples.columns import columns_of
+from aligngpt.errors import AlignGPTError
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.multiscale import AlignGPTProjector
+from aligngpt.progress import Meter
+from aligngpt.training.recipe import WarmStartRecipe
+
+IMAGES_AT_ONCE = 64
+
+
+class WarmStartResult(NamedTuple):
+    """The loss before and after (the mean over the last tenth of the steps), and what it took in seconds."""
+
+    before: float
+    after: float
+    seconds: float
+
+
+def warm_start(
+    model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, settings: WarmStartRecipe, *, seed: int
+) -> WarmStartResult:
+    """Train a model's projector towards the captions' words; everything else stays as it is.
+
+    The projector's first layer is left so that it first standardises each channel of the tower's features, as they are
+    over these pairs: the scale of a tower's features says nothing, but sets how fast a projector learns.
+
+    Args:
+        model: its projector is changed in place.
+        dataset: pairs with one image; levels where `settings.from_level` is above 1.
+        settings: steps, batch size, learning rate and which pairs.
+        seed: of the draw of pairs and batches.
+
+    Returns:
+        The loss it began and ended with, and the seconds it took.
+
+    Raises:
+        AlignGPTError: fewer than two pairs can be used.
+    """
+    started = time.monotonic()
+    rng = random.Random(seed)
+    columns = columns_of(dataset.samples)
+    # A sample without a level has level 0 there.
+    has_level = columns.levels >= (settings.from_level if settings.from_level > 1 else 0)
+    places: list[int] = np.flatnonzero((columns.images == 1) & has_level).tolist()
+    if len(places) > settings.max_pairs:
+        places = rng.sample(places, settings.max_pairs)
+    if (columns.blocks >= 0).any():
+        # In the order of the file a row group is read once, not once a picture.
+        places.sort()
+    pairs, features = _image_features(model, dataset, places)
+    if len(pairs) < 2:
+        raise AlignGPTError(
+            f"the warm start found {len(pairs)} pairs of level {settings.from_level} or above with a readable image, "
+            "at least 2 are needed; lower warm_start.from_level or leave warm_start out"
+        )
+    tokenizer = dataset.processor.tokenizer
+    captions = [tokenizer(sample.caption, add_special_tokens=False)["input_ids"] for sample in pairs]
+    targets = caption_targets(captions, model.get_input_embeddings().weight.detach().float())
+    features, mean, scale = _standardised(features)
+    projector = model.model.multi_modal_projector
+    trained = AlignGPTProjector(model.config).to(features.device)
+    trained.load_state_dict({name: tensor.float() for name, tensor in projector.state_dict().items()})
+    losses = _fit(trained, features, targets, settings, seed)
+    first = trained.linear_1
+    with torch.no_grad():
+        first.weight.div_(scale)
+        if first.bias is not None:
+            first.bias.sub_(first.weight @ mean)
+    projector.load_state_dict(trained.state_dict())
+    end = losses[-max(1, len(losses) // 10) :]
+    return WarmStartResult(losses[0], sum(end) / len(end), round(time.monotonic() - started, 1))
+
+
+def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
+    """Where each caption's image tokens should be: the sum of its words' embeddings, weighted by their rarity.
+
+    Args:
+        captions: token ids of each caption.
+        table: embeddings, `(vocabulary, hidden)`.
+
+    Returns:
+        `(captions, hidden)`; zero for a caption all of whose tokens are in every caption.
+    """
+    frequency = Counter(token for caption in captions for token in set(caption))
+    idf = {token: log(len(captions) / count) for token, count in frequency.items()}
+    rows = []
+    for caption in captions:
+        weights = torch.tensor([idf[token] for token in caption], device=table.device)
+        words = table[torch.tensor(list(caption), dtype=torch.long, device=table.device)]
+        rows.append((weights.unsqueeze(-1) * words).sum(dim=0) / weights.norm().clamp(min=1e-6))
+    return torch.stack(rows)
+
+
+def _image_features(
+    model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, places: Sequence[int]
+) -> tuple[list[Sample], Tensor]:
+    """What the tower makes of the pairs' images, `(pairs, P, tower hidden)`, and the pairs whose image can be read."""
+    kept, found = [], []
+    with torch.no_grad(), Meter("warm start: images", len(places), unit="images") as meter:
+        for start in range(0, len(places), IMAGES_AT_ONCE):
+            pictures, part = [], places[start : start + IMAGES_AT_ONCE]
+            for place in part:
+                sample = dataset.samples[place]
+                try:
+                    pictures.append(dataset.picture(place, 0).open())
+                except ImageError:
+                    continue  # Stage 1 will come to it and write down why.
+                kept.append(sample)
+            if pictures:
+                pixels = dataset.preprocess(pictures)
+                found.append(tower_features(model, pixels.to(model.device, model.dtype)))
+            meter.advance(len(part))
+    return kept, torch.cat(found) if found else torch.empty(0)
+
+
+def tower_features(model: AlignGPTForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """What the projector is given for images, `(images, P, tower hidden)`, in float32."""
+    seen: list[Tensor] = []
+    hook = model.model.multi_modal_projector.linear_1.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
+    try:
+        model.model.get_image_features(pixels)
+    finally:
+        hook.remove()
+    return seen[0].float()
+
+
+def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features with mean 0 and deviation 1 in each channel, and the mean and the deviation they had."""
+    scale, mean = torch.std_mean(features, dim=(0, 1), correction=0)
+    # A channel that never changes says nothing and must not become infinite.
+    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))
+    return (features - mean) / scale, mean, scale
+
+
+def _fit(
+    projector: AlignGPTProjector, features: Tensor, targets: Tensor, settings: WarmStartRecipe, seed: int
+) -> list[float]:
+    """Train the projector; returns the loss of each step."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(projector.parameters(), lr=settings.learning_rate)
+    size = min(settings.batch_size, len(features))
+    losses: list[float] = []
+    with torch.enable_grad(), Meter("warm start", settings.steps, unit="steps") as meter:
+        for _ in range(settings.steps):
+            chosen = torch.randperm(len(features), generator=generator)[:size].to(features.device)
+            target = targets[chosen].unsqueeze(1).expand(-1, features.shape[1], -1)
+            loss = F.mse_loss(projector.project(features[chosen]), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            meter.advance(remark=f"loss {losses[-1]:.4f}")
+    return losses

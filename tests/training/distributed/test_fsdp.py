@@ -1,0 +1,96 @@
+"""A model that several processes share out trains as one that a single process holds."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from several_processes import SECONDS, assert_same_weights, free_port, kill_in_instruction_tuning, losses, run, start
+from transformers import AutoModelForImageTextToText
+
+from aligngpt.training.export import model_folder
+from aligngpt.training.recipe import Recipe, RecipeError
+from aligngpt.training.run import train
+
+MACHINES = {"sharding": "hybrid", "micro_batch_size": 1}
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("sharding", ["full", "gradients"])
+def test_a_model_that_is_shared_out_trains_as_a_whole_one(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, sharding: str
+) -> None:
+    parts = ["language_model", "projector", "gate"]
+    options = {
+        "full": {"instruct__gradient_checkpointing": True},
+        "gradients": {"instruct__train": ["vision_tower", *parts]},
+    }[sharding]
+    shares = {"pretrain__sharding": sharding, "instruct__sharding": sharding}
+    alone, shared = recipe_of("alone", **options), recipe_of("shared", **options, **shares)
+    train(alone)
+    output = run(shared, tmp_path / "shared.yaml")
+    assert output.count("shared out (FSDP2) over 2 processes") == 2, output
+    for stage in ("pretrain", "instruct"):
+        assert losses(shared, stage) == pytest.approx(losses(alone, stage), rel=1e-5), output
+    assert_same_weights(shared, alone)
+    AutoModelForImageTextToText.from_pretrained(model_folder(shared))
+
+
+@pytest.mark.medium
+def test_a_model_that_is_shared_out_goes_on_after_a_kill(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    """On two processes again to the same losses, bit for bit; and on one that holds the whole model."""
+    options = {"instruct__max_steps": 60, "instruct__learning_rate": 1e-3, "instruct__sharding": "full"}
+    whole = recipe_of("whole", **options)
+    run(whole, tmp_path / "whole.yaml")
+    recipe = recipe_of("killed", instruct__checkpoint_minutes=1e-9, **options)
+    kill_in_instruction_tuning(recipe, tmp_path / "killed.yaml")
+    alone = recipe_of("alone", **options)
+    shutil.copytree(recipe.output, alone.output)
+    output = run(recipe, tmp_path / "killed.yaml")
+    assert "resuming at step" in output
+    assert losses(recipe, "instruct") == losses(whole, "instruct")
+    assert_same_weights(recipe, whole)
+    train(alone)
+    assert losses(alone, "instruct") == pytest.approx(losses(whole, "instruct"), rel=1e-3)
+
+
+@pytest.mark.medium
+def test_two_machines_share_out_the_model_within_each(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Two processes on each of two machines, as far as torchrun can tell: `hybrid` shards in pairs."""
+    options = {f"{stage}__{key}": value for stage in ("pretrain", "instruct") for key, value in MACHINES.items()}
+    alone, shared = recipe_of("alone"), recipe_of("shared", **options)
+    train(alone)
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    nodes = [
+        start(shared, tmp_path / f"{node}.yaml", launch=["--nnodes", "2", "--node_rank", str(node), *address])
+        for node in range(2)
+    ]
+    output = "\n".join(node.communicate(timeout=SECONDS)[0] for node in nodes)
+    assert output.count("shared out (FSDP2) over 4 processes") == 2, output
+    for stage in ("pretrain", "instruct"):
+        assert losses(shared, stage) == pytest.approx(losses(alone, stage), rel=1e-5), output
+    assert_same_weights(shared, alone)
+
+
+@pytest.mark.medium
+def test_adapters_beside_weights_that_are_shared_out(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The frozen weights are held in bfloat16 beside adapters in float32, in the same group."""
+    options = {"instruct__lora": {"rank": 4}, "instruct__precision": "bfloat16", "pretrain": None}
+    alone, shared = recipe_of("alone", **options), recipe_of("shared", instruct__sharding="full", **options)
+    train(alone)
+    output = run(shared, tmp_path / "shared.yaml")
+    # Sums of bfloat16 products depend on their order.
+    assert losses(shared, "instruct") == pytest.approx(losses(alone, "instruct"), rel=2e-2), output
+    AutoModelForImageTextToText.from_pretrained(model_folder(shared))
+
+
+def test_one_process_has_nothing_to_share_out(
+    tiny_recipe: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_recipe(pretrain__sharding="full", instruct=None))
+    assert "one process, so nothing is shared out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_optimiser_of_whole_matrices_cannot_be_shared_out(tiny_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(RecipeError, match="optimizer muon needs whole matrices"):
+        train(tiny_recipe(pretrain=None, instruct__sharding="full", instruct__optimizer="muon"))

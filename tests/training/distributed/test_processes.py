@@ -1,0 +1,60 @@
+"""Two processes that train together (gloo, on this machine) do what one does with the same batches."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from several_processes import assert_same_weights, kill_in_instruction_tuning, losses, run
+
+from aligngpt.training.distributed.processes import add_up, gather, is_main_process
+from aligngpt.training.recipe import Recipe
+from aligngpt.training.run import train
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_processes_have_the_losses_of_one(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, checkpointing: bool
+) -> None:
+    # With activation checkpointing DDP waits for every trained parameter in every step.
+    # An epoch of the instructions is four whole steps and one of five rows, an odd number.
+    options = {"instruct__gradient_checkpointing": checkpointing, "instruct__max_steps": 7}
+    alone, together = (recipe_of(name, **options) for name in ("one", "two"))
+    train(alone)
+    output = run(together, tmp_path / "two.yaml")
+    for stage in ("pretrain", "instruct"):
+        assert losses(together, stage) == pytest.approx(losses(alone, stage), rel=1e-5), output
+    assert_same_weights(together, alone)
+    assert output.count("language model") == 2, "the main process alone shows what trains"
+
+
+@pytest.mark.medium
+def test_two_processes_that_are_killed_go_on(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    options = {"instruct__max_steps": 60, "instruct__learning_rate": 1e-3}
+    whole = recipe_of("whole", **options)
+    run(whole, tmp_path / "whole.yaml")
+    recipe = recipe_of("killed", instruct__checkpoint_minutes=1e-9, **options)
+    kill_in_instruction_tuning(recipe, tmp_path / "killed.yaml")
+    output = run(recipe, tmp_path / "killed.yaml")
+    assert "resuming at step" in output
+    assert losses(recipe, "instruct") == pytest.approx(losses(whole, "instruct"), rel=1e-5)
+    assert_same_weights(recipe, whole)
+
+
+@pytest.mark.medium
+def test_minutes_end_both_at_the_same_step(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = recipe_of("timed", pretrain__max_steps=100_000, pretrain__minutes=0.05, instruct=None)
+    output = run(recipe, tmp_path / "timed.yaml")
+    result = json.loads((Path(recipe.output) / "pretrain" / "stage.json").read_text())
+    assert 1 <= result["steps"] < 100_000, output
+
+
+def test_one_process_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert is_main_process()
+    assert add_up(torch.tensor([1.5]), torch.device("cpu")).tolist() == [1.5]
+    assert gather([3]) == [3]
+    monkeypatch.setenv("RANK", "1")
+    assert not is_main_process()

@@ -1,0 +1,157 @@
+"""What a stage trains on and is validated with: one file, several with weights, a share held out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from aligngpt.data.batches.collate import Collator
+from aligngpt.data.rejects import Rejects, TooManyRejects
+from aligngpt.model.assembly import assemble
+from aligngpt.training.dry_run import plan
+from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
+from aligngpt.training.recipe import Recipe, RecipeError, make_recipe
+from aligngpt.training.run import train
+from aligngpt.training.setup.loading import decide_packing
+from aligngpt.training.stage import fingerprint_of
+
+
+@pytest.fixture
+def sources(data: Path) -> list[dict[str, Any]]:
+    """The questions, of which an epoch has two fifths, and others about pictures of the same names elsewhere, twice."""
+    other = data / "other"
+    other.mkdir()
+    for place in range(3):
+        Image.new("RGB", (32, 32), (90 * place, 0, 0)).save(other / f"{place}.png")
+    records = [{"image": f"{n}.png", "question": "is it red ?", "answer": "yes"} for n in range(3)]
+    (other / "others.json").write_text(json.dumps(records))
+    return [
+        {"data": str(data / "questions.json"), "weight": 0.4},
+        {"data": str(other / "others.json"), "image_root": str(other), "weight": 2},
+    ]
+
+
+def dataset_of(recipe: Recipe, rejects: Rejects) -> Any:
+    model, processor = assemble(recipe.model.vision_tower, recipe.model.language_model, weights=False)
+    samples = training_samples(recipe, "instruct", rejects)
+    return training_data(samples, recipe, "instruct", model, processor)
+
+
+def test_each_source_has_its_own_image_root(tiny_recipe: Callable, sources: list, data: Path) -> None:
+    dataset = dataset_of(tiny_recipe(instruct__data=sources), Rejects(None))
+    assert len(dataset) == 28
+    assert {dataset.root_of(place) for place in range(25)} == {data}
+    assert {dataset.root_of(place) for place in range(25, 28)} == {data / "other"}
+    assert dataset.samples[0].images == dataset.samples[25].images
+    # One is noise, the other of one colour.
+    noise, plain = (dataset[place][0].pixel_values for place in (0, 25))
+    assert noise.std(dim=(2, 3)).min() > 0.1 > plain.std(dim=(2, 3)).max()
+
+
+def test_rejects_name_their_source_and_their_share_is_that_of_all(
+    tiny_recipe: Callable, sources: list, data: Path, tmp_path: Path
+) -> None:
+    (data / "other" / "0.png").unlink()
+    with Rejects(tmp_path / "rejects.jsonl", max_share=0.1) as rejects:
+        assert len(training_samples(tiny_recipe(instruct__data=sources), "instruct", rejects)) == 27
+    reject = json.loads((tmp_path / "rejects.jsonl").read_text())
+    assert reject["reason"] == "missing" and reject["detail"].startswith(sources[1]["data"])
+    with pytest.raises(TooManyRejects, match="1 of 28 records"):
+        training_samples(tiny_recipe(instruct__data=sources), "instruct", Rejects(None, max_share=0.02))
+
+
+def test_a_dry_run_sums_the_sources(tiny_recipe: Callable, sources: list) -> None:
+    recipe = tiny_recipe(instruct__data=sources, instruct__max_steps=None, instruct__epochs=3)
+    (one,) = plan(recipe, ("instruct",))
+    assert one.data is not None and (one.data.samples, one.data.epoch_rows) == (28, 10 + 6)
+    assert one.steps == 3 * 4
+    sources[1]["data"] = "nowhere.json"
+    assert "nowhere.json is not there" in plan(tiny_recipe(instruct__data=sources), ("instruct",))[0].text()
+
+
+def test_the_fingerprint_is_of_all_sources_and_of_what_is_held_out(
+    tiny_recipe: Callable, sources: list, data: Path
+) -> None:
+    def fingerprint(**changes: Any) -> str:
+        recipe = tiny_recipe(**changes)
+        return fingerprint_of(recipe, "instruct", recipe.instruct)
+
+    mixed = fingerprint(instruct__data=sources)
+    assert mixed == fingerprint(instruct__data=sources) != fingerprint()
+    looks = {"data": "elsewhere.json"}
+    assert fingerprint(instruct__validation=looks) == fingerprint() != fingerprint(instruct__validation={"share": 0.5})
+    (data / "other" / "others.json").write_text("[]")
+    assert fingerprint(instruct__data=sources) != mixed
+    sources[0]["weight"] = 1
+    assert fingerprint(instruct__data=sources) not in (mixed, fingerprint())
+
+
+def test_a_share_is_held_out_and_looked_at(tiny_recipe: Callable) -> None:
+    recipe = tiny_recipe(instruct__validation={"share": 0.4, "minutes": 1e-9})
+    dataset = dataset_of(recipe, Rejects(None))
+    validation = validation_of(recipe.instruct, dataset, Collator(0))
+    assert validation is not None
+    kept, others = ({sample.record for sample in one.samples} for one in (dataset, validation.dataset))
+    assert kept | others == set(range(25)) and not kept & others and kept and others
+    assert not {s.images for s in dataset.samples if s.images} & {s.images for s in validation.dataset.samples}
+    (result,) = train(tiny_recipe(pretrain=None, instruct__validation={"share": 0.4, "minutes": 1e-9}))
+    lines = (Path(recipe.output) / "instruct" / "metrics.jsonl").read_text().splitlines()
+    assert sum("validation_accuracy" in line for line in lines) == result.steps
+    with pytest.raises(RecipeError, match="holds out none of 25 samples"):
+        training_samples(tiny_recipe(instruct__validation={"share": 1e-9}), "instruct", Rejects(None))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_losses_by_level_and_source_are_those_of_their_samples(
+    tiny_recipe: Callable, sources: list, assembled: Callable, packed: bool
+) -> None:
+    def measured(files: Any, name: str = "instruct") -> Any:
+        options = {"validation": {"data": files}, "micro_batch_size": 4, "packing": "packed" if packed else "padded"}
+        recipe = tiny_recipe(**{f"{name}__{key}": value for key, value in options.items()})
+        model, processor = assembled("qwen2", alignment="global")
+        stage = recipe.stage(name)
+        if packed:
+            decide_packing(model, recipe, stage, "cpu")
+        dataset = training_data(training_samples(recipe, name, Rejects(None)), recipe, name, model, processor)
+        validation = validation_of(stage, dataset, Collator(processor.tokenizer.pad_token_id, packed=packed))
+        return validation.measure(model)
+
+    others = sources[1]
+    records = json.loads(Path(others["data"]).read_text())
+    both, first, second = (measured(files) for files in (sources, sources[:1], sources[1:]))
+    assert both.losses == {"questions": pytest.approx(first.loss), "others": pytest.approx(second.loss)}
+    assert first.losses == {}
+    records = [record | {"similarity": place} for place, record in enumerate(records)]
+    Path(others["data"]).write_text(json.dumps(records))
+    with pytest.raises(RecipeError, match=r"others.json have an alignment level .* some of .*questions.json have none"):
+        measured(sources, "pretrain")
+    # Where no level is learnt, none is looked at, and some may have none.
+    assert measured(sources).losses.keys() == {"questions", "others"}
+    by_level = measured(sources[1:], "pretrain")
+    assert set(by_level.losses) == {"level_1", "level_2", "level_3"}
+    # The three have equally many tokens.
+    assert sum(by_level.losses.values()) / 3 == pytest.approx(by_level.loss)
+    Path(others["data"]).write_text(json.dumps(records[2:]))
+    assert measured(sources[1:], "pretrain").loss == pytest.approx(by_level.losses["level_3"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": []}, "data.sources: List should have at least 1 item"),
+        ({"data": [{"data": "a.json", "weigth": 1}]}, "data.sources.0.weigth: unknown; did you mean weight"),
+        ({"data": [{"data": "a.json", "weight": 0}]}, "data.sources.0.weight: Input should be greater than 0"),
+        ({"data": 3}, "data.file: Input should be a valid string"),
+        ({"validation": {"share": 0.1, "data": "a.json"}}, "name data or share"),
+        ({"validation": {"samples": 3}}, "name data or share"),
+    ],
+)
+def test_wrong_data_is_named(tiny_recipe: Callable, changes: dict[str, Any], message: str) -> None:
+    content = tiny_recipe().model_dump(mode="json", exclude_defaults=True)
+    content["instruct"] |= changes
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(content)
+    assert message in str(caught.value)

@@ -1,0 +1,90 @@
+"""Answers that are looked at while a model trains."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aligngpt.data.batches.collate import Collator
+from aligngpt.data.batches.dataset import ConversationDataset
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples.reading import load_samples
+from aligngpt.inference.engine import Engine, Request, Sampling
+from aligngpt.model.modeling import IGNORED
+from aligngpt.training.export import model_folder
+from aligngpt.training.loop.validation import Validation, right_answers
+from aligngpt.training.run import train
+
+
+def test_an_answer_is_right_to_its_last_token() -> None:
+    x = IGNORED
+    labels = torch.tensor([[x, 4, 5, x, x, 6, 7], [x, x, 8, x, x, x, x], [x, x, x, x, x, 9, 9]])
+    right = torch.tensor([True, False, True, True, True, False, True])
+    assert right_answers(right, labels).tolist() == [False, True, True, False]
+
+
+@pytest.fixture
+def validation_of(data: Path) -> Callable[..., Validation]:
+    def make(processor: Any, questions_per_prefix: int = 1) -> Validation:
+        samples = load_samples(data / "questions.json", rejects=Rejects(None))
+        dataset = ConversationDataset(samples, processor, data, questions_per_prefix=questions_per_prefix)
+        return Validation(dataset, Collator(processor.tokenizer.pad_token_id), batch_size=3)
+
+    return make
+
+
+@pytest.mark.parametrize("questions_per_prefix", [1, 2])
+def test_it_counts_what_generation_would_answer(
+    tiny_recipe: Callable, validation_of: Callable, questions_per_prefix: int
+) -> None:
+    # A gate pools over a row, so only without one is a row of two exactly as two rows of one.
+    recipe = tiny_recipe(model__alignment="global", instruct__max_steps=30, instruct__batch_size=8)
+    train(recipe)
+    engine = Engine.load(model_folder(recipe), dtype="float32")
+    engine.model.train()
+    validation = validation_of(engine.processor, questions_per_prefix)
+    measured = validation.measure(engine.model)
+    assert engine.model.training
+    engine.model.eval()
+    samples = validation.dataset.samples
+    requests = [Request(sample.messages()[:-1], tuple(_pictures(validation, sample))) for sample in samples]
+    answers = [engine.answer([request], Sampling(max_new_tokens=8))[0] for request in requests]
+    right = [
+        answer.text == sample.turns[-1].text and answer.stopped for answer, sample in zip(answers, samples, strict=True)
+    ]
+    assert 0 < sum(right) < len(right)
+    assert measured.accuracy == pytest.approx(sum(right) / len(right))
+
+
+def test_the_loss_is_the_mean_over_all_tokens(assembled: Callable, validation_of: Callable) -> None:
+    model, processor = assembled("qwen2")
+    validation = validation_of(processor)
+    batch = validation.collator([validation.dataset[place] for place in range(len(validation.dataset))])
+    with torch.no_grad():
+        expected = model(**batch).loss.item()
+    assert validation.measure(model).loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_stage_is_looked_at_while_it_trains_and_at_its_end(tiny_recipe: Callable, data: Path) -> None:
+    looks = {"data": str(data / "questions.json"), "minutes": 1e-9, "samples": 6}
+    recipe = tiny_recipe(instruct__validation=looks, pretrain__precision="bfloat16")
+    plain = tiny_recipe(output=str(Path(recipe.output).with_name("plain")), pretrain__precision="bfloat16")
+    train(recipe)
+    train(plain)
+    lines = [json.loads(line) for line in (Path(recipe.output) / "instruct" / "metrics.jsonl").read_text().splitlines()]
+    looked = [line for line in lines if "validation_accuracy" in line]
+    assert [line["step"] for line in looked] == [1, 2, 3, 4]
+    assert all(0 <= line["validation_accuracy"] <= 1 for line in looked)
+    # Looking changes nothing.
+    losses = [line["loss"] for line in lines if "loss" in line]
+    others = (Path(plain.output) / "instruct" / "metrics.jsonl").read_text().splitlines()
+    assert losses == [json.loads(line)["loss"] for line in others]
+
+
+def _pictures(validation: Validation, sample: Any) -> list:
+    from aligngpt.data.images.opening import open_image
+
+    return [open_image(validation.dataset.root_of(0) / name) for name in sample.images]

@@ -1,0 +1,24 @@
+"""What a stage begins with, and what is found out before it does."""
+
+from collections.abc import Callable
+
+import pytest
+
+from aligngpt.training.recipe import Recipe, RecipeError
+from aligngpt.training.run import train
+from aligngpt.training.setup.loading import usable_length
+
+
+def test_samples_are_no_longer_than_the_language_model_reads(
+    assembled: Callable, tiny_recipe: Callable[..., Recipe]
+) -> None:
+    model, _ = assembled("qwen2")
+    stage = tiny_recipe(pretrain__max_length=200).pretrain
+    assert usable_length(model, stage) == 200
+    model.config.text_config.max_position_embeddings = 64
+    assert usable_length(model, stage) == 64
+
+
+def test_an_image_that_fills_all_of_a_sample_is_an_error(tiny_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(RecipeError, match=r"an image takes 16 tokens, and a sample may have 16 .*raise max_length"):
+        train(tiny_recipe(pretrain__max_length=16), ["pretrain"])
