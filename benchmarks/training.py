@@ -43,13 +43,12 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from aligngpt.data.batches.collate import Collator, common_prefix
-from aligngpt.data.batches.dataset import Example, Row
+from aligngpt.data.batches.examples import Example, Row
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.records.sample import Sample
-from aligngpt.device import resolve_device, resolve_dtype
-from aligngpt.memory import peak_memory, reset_peak_memory
+from aligngpt.device import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
 from aligngpt.model.configuration import AlignGPTConfig
-from aligngpt.model.modeling import IGNORED, AlignGPTForConditionalGeneration
+from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.packing import NAME as PACKED_ATTENTION
 from aligngpt.training.feed.sampler import balanced_parts
 from aligngpt.training.recipe import Part
@@ -191,7 +190,7 @@ def draw_work(size: Size, stage: int, count: int, questions_per_prefix: int, see
         question = [] if stage == 1 else words(QUESTION)
         prompt = [BOS, *([IMAGE] * size.image_tokens if image else []), *question]
         answer = [*words(CAPTION if stage == 1 else ANSWER), EOS]
-        labels = [IGNORED] * len(prompt) + answer
+        labels = [IGNORE_INDEX] * len(prompt) + answer
         samples.append(Sample(id=str(len(samples)), turns=(), images=(image,) if image else ()))
         examples.append(Example(prompt + answer, labels, pixels, None))
 
@@ -220,7 +219,7 @@ def padded_batches(work: Work, step: int) -> Iterator[Batch]:
 
         batch = {
             "input_ids": padded([one.input_ids for one in members], PAD),
-            "labels": padded([one.labels for one in members], IGNORED),
+            "labels": padded([one.labels for one in members], IGNORE_INDEX),
             "attention_mask": padded([[1] * len(one.input_ids) for one in members], 0),
         }
         pixels = [one.pixel_values for one in members if one.pixel_values is not None]
@@ -276,7 +275,7 @@ class Side:
             batches = [
                 {name: tensor.to(self.device) for name, tensor in batch.items()} for batch in self.batches(number)
             ]
-            counted = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+            counted = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
         losses = []
         for batch in batches:
             with (

@@ -14,8 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from aligngpt.training.export import model_folder
 from aligngpt.training.recipe import Recipe
+from aligngpt.training.stage import model_folder
 
 SECONDS = 120
 

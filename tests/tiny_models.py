@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from aligngpt.model.assembly import assemble
+from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 

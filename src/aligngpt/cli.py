@@ -299,9 +299,9 @@ def train(
     from aligngpt.model.backbones import BackboneError
     from aligngpt.training.distributed.processes import is_main_process
     from aligngpt.training.dry_run import plan
-    from aligngpt.training.export import model_folder
     from aligngpt.training.recipe import STAGES, load_recipe
     from aligngpt.training.run import train
+    from aligngpt.training.stage import model_folder
 
     read = load_recipe(recipe, settings or [])
     local_or_hub(read.model.vision_tower, "the vision tower", BackboneError)
@@ -471,7 +471,7 @@ def convert(
     seed: Annotated[int, typer.Option(help="Of weights that SOURCE does not have.")] = 0,
 ) -> None:
     """Turn a published AlignGPT or a LLaVA into a model folder that every other command reads."""
-    from aligngpt.model.foreign.reading import convert, to_original
+    from aligngpt.model.foreign.conversion import convert, to_original
 
     if original:
         if vision_tower is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aligngpt.checking.for_training import check_for_model, check_for_recipe
-from aligngpt.data.batches.dataset import tokenize
+from aligngpt.data.batches.examples import tokenize
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import load_samples
 from aligngpt.errors import AlignGPTError

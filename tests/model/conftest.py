@@ -8,7 +8,7 @@ import torch
 from tiny_backbones import save_language_model
 from tiny_models import Assembled
 
-from aligngpt.model.assembly import assemble
+from aligngpt.model.assembling import assemble
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from aligngpt.data.batches.collate import Collator
-from aligngpt.data.batches.dataset import Example, Row
-from aligngpt.model.assembly import assemble
+from aligngpt.data.batches.examples import Example, Row
+from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
-from aligngpt.model.modeling import IGNORED
+from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.training.setup.freezing import freeze_all_but
 
 LONG = "<image> how many are there in this picture and please describe the small red square ?"
@@ -163,7 +163,7 @@ def test_half_precision_is_no_reason_to_refuse_or_to_leave_the_cache_out(
     model, processor = with_language(name, torch.bfloat16)
     assert model.generation_config.use_cache
     batch = batch_of(processor, TEXTS)
-    labels = batch["input_ids"].masked_fill(batch["input_ids"] >= min(model.config.placeholder_ids), IGNORED)
+    labels = batch["input_ids"].masked_fill(batch["input_ids"] >= min(model.config.placeholder_ids), IGNORE_INDEX)
     model.train()
     try:
         loss = model(**batch, labels=labels, instruction_mask=batch["attention_mask"]).loss
@@ -228,7 +228,7 @@ def row_of(model: Any, words: list[int], answer: list[int], pixels: Tensor | Non
     config = model.config
     image = [] if pixels is None else [config.align_token_index, *[config.image_token_index] * config.image_seq_length]
     opening = [1, *image, *words]
-    return (Example([*opening, *answer], [IGNORED] * len(opening) + answer, pixels, None),)
+    return (Example([*opening, *answer], [IGNORE_INDEX] * len(opening) + answer, pixels, None),)
 
 
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4"])

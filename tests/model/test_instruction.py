@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from aligngpt.data.batches.collate import Collator
-from aligngpt.data.batches.dataset import Example, tokenize
+from aligngpt.data.batches.examples import Example, tokenize
 from aligngpt.inference.engine import Engine, Request
-from aligngpt.model.modeling import IGNORED
+from aligngpt.model.modeling import IGNORE_INDEX
 
 FIRST, ANSWER, SECOND = "what colour is the circle ?", "red", "how many are there ?"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
@@ -37,7 +37,7 @@ def test_four_ways_to_the_gate_of_a_later_turn_are_one(
 
     by_labels = weights(**batch)
     example = Example(input_ids, labels, pixels, None)
-    other = Example(input_ids, [IGNORED] * (len(labels) - 1) + labels[-1:], pixels, None)
+    other = Example(input_ids, [IGNORE_INDEX] * (len(labels) - 1) + labels[-1:], pixels, None)
     collated = Collator(processor.tokenizer.pad_token_id, packed=True)([(example,)])
     by_collator = weights(**{name: collated[name] for name in ("input_ids", "instruction_mask")})
     with_picture = [{**turn, "content": list(turn["content"])} for turn in later]

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from aligngpt.alignment.module import AlignmentModule
-from aligngpt.model.assembly import assemble
-from aligngpt.model.modeling import IGNORED
+from aligngpt.model.assembling import assemble
+from aligngpt.model.modeling import IGNORE_INDEX
 
 ONE = "USER : <image> what colour is the circle ? ASSISTANT :"
 LONG = "USER : <image> how many big red shape are there on the left of this picture please ? ASSISTANT :"
@@ -52,7 +52,7 @@ def words_of(logits: Tensor, model: Any) -> Tensor:
 
 def answered(batch: Batch) -> Tensor:
     """Labels that count the last three tokens of each (left-padded) sample."""
-    labels = torch.full_like(batch["input_ids"], IGNORED)
+    labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     labels[:, -3:] = batch["input_ids"][:, -3:]
     return labels
 
@@ -195,8 +195,8 @@ def test_instruction_pooling_reads_the_same_in_training_and_at_inference(
     inference = batch_of(processor, prompts)
     labels = training["input_ids"].clone()
     for row, length in enumerate(inference["attention_mask"].sum(dim=1)):
-        labels[row, :length] = IGNORED
-    labels[training["attention_mask"] == 0] = IGNORED
+        labels[row, :length] = IGNORE_INDEX
+    labels[training["attention_mask"] == 0] = IGNORE_INDEX
     trained = model(**training, labels=labels).alignment_weights
     torch.testing.assert_close(trained, model(**inference).alignment_weights)
     assert not torch.allclose(trained, model(**training).alignment_weights, atol=1e-5)
@@ -213,7 +213,7 @@ def test_instruction_of_a_conversation_ends_at_the_first_response(assembled: Cal
     text = ONE + " red USER : how many are there ? ASSISTANT : two"
     batch = batch_of(processor, [text])
     start, length = first["input_ids"].shape[1], batch["input_ids"].shape[1]
-    labels = torch.full_like(batch["input_ids"], IGNORED)
+    labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     labels[0, [start, length - 1]] = batch["input_ids"][0, [start, length - 1]]
     torch.testing.assert_close(model(**batch, labels=labels).alignment_weights, model(**first).alignment_weights)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from aligngpt.model.modeling import IGNORED
+from aligngpt.model.modeling import IGNORE_INDEX
 
 ONE = "USER : <image> what colour is the circle ? ASSISTANT :"
 LONG = "USER : <image> how many big red shape are there on the left of this picture please ? ASSISTANT :"
@@ -18,7 +18,7 @@ TEXTS = [ONE, LONG, TWO, NONE]
 
 def answered(batch: dict[str, Tensor]) -> Tensor:
     """Labels that count the last three tokens of each (left-padded) sample."""
-    labels = torch.full_like(batch["input_ids"], IGNORED)
+    labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     labels[:, -3:] = batch["input_ids"][:, -3:]
     return labels
 
@@ -27,12 +27,12 @@ def test_loss_is_that_of_full_logits(assembled: Callable, batch_of: Callable) ->
     model, processor = assembled("gemma2", chat_template="plain")  # which caps its logits
     batch = batch_of(processor, TEXTS)
     labels = answered(batch)
-    labels[1, -1] = IGNORED
-    labels[3] = IGNORED
-    instruction = ((labels != IGNORED).cumsum(dim=-1) == 0).long()
+    labels[1, -1] = IGNORE_INDEX
+    labels[3] = IGNORE_INDEX
+    instruction = ((labels != IGNORE_INDEX).cumsum(dim=-1) == 0).long()
     out = model(**batch, labels=labels)
     full = model(**batch, instruction_mask=instruction).logits
-    expected = cross_entropy(full[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+    expected = cross_entropy(full[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
     torch.testing.assert_close(out.loss, expected, rtol=1e-6, atol=1e-6)
     assert out.logits.shape == full.shape
     torch.testing.assert_close(out.logits, full)
@@ -50,12 +50,12 @@ def test_logits_keep_their_shape_outside_training_and_are_left_out_in_it(
     assert out.logits.shape == (*batch["input_ids"].shape, len(processor.tokenizer))
     assert model(**batch, labels=labels, logits_to_keep=1).logits.shape[:2] == (len(TEXTS), 1)
     expected = cross_entropy(
-        out.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
+        out.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
     with torch.no_grad():
         without = model(**batch, labels=labels, skip_logits=True)
     assert without.logits is None
-    counted = labels[:, 1:] != IGNORED
+    counted = labels[:, 1:] != IGNORE_INDEX
     torch.testing.assert_close(without.token_losses, expected[counted.flatten()], rtol=1e-5, atol=1e-5)
     assert torch.equal(without.token_predictions, out.logits[:, :-1][counted].argmax(dim=-1))
     torch.testing.assert_close(without.loss, out.loss)
@@ -68,17 +68,17 @@ def test_placeholders_are_never_targets(assembled: Callable, batch_of: Callable)
     """Labels that are a copy of the ids, as many examples have them, would give an infinite loss."""
     model, processor = assembled("qwen2")
     batch = batch_of(processor, [ONE, TWO], side="right")
-    copied = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    copied = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
     clean = copied.clone()
     for placeholder in model.config.placeholder_ids:
-        clean[clean == placeholder] = IGNORED
+        clean[clean == placeholder] = IGNORE_INDEX
     assert (clean != copied).any()
     mask = batch["attention_mask"]
     found = model(**batch, labels=copied, instruction_mask=mask).loss
     assert torch.isfinite(found)
     torch.testing.assert_close(found, model(**batch, labels=clean, instruction_mask=mask).loss)
     with pytest.raises(ValueError, match="num_items_in_batch counts them; set labels to -100 at the token ids"):
-        model(**batch, labels=copied, num_items_in_batch=(copied != IGNORED).sum())
+        model(**batch, labels=copied, num_items_in_batch=(copied != IGNORE_INDEX).sum())
 
 
 def test_the_first_token_is_never_counted(assembled: Callable, batch_of: Callable) -> None:
@@ -96,7 +96,7 @@ def test_parts_of_a_batch_add_up_to_its_loss_and_gradient(assembled: Callable, b
     model, processor = assembled()
     whole = batch_of(processor, [ONE, LONG])
     labels = answered(whole)
-    labels[0, -3] = IGNORED
+    labels[0, -3] = IGNORE_INDEX
     weight = model.model.multi_modal_projector.linear_1.weight
     model(**whole, labels=labels).loss.backward()
     loss, gradient = model(**whole, labels=labels).loss, weight.grad.clone()
@@ -109,7 +109,7 @@ def test_parts_of_a_batch_add_up_to_its_loss_and_gradient(assembled: Callable, b
         total += out.loss.detach()
     torch.testing.assert_close(total, loss.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-6)
-    nothing = model(**whole, labels=torch.full_like(labels, IGNORED), num_items_in_batch=5)
+    nothing = model(**whole, labels=torch.full_like(labels, IGNORE_INDEX), num_items_in_batch=5)
     assert nothing.loss == 0
 
 

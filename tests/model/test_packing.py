@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from aligngpt.data.batches.collate import Collator
-from aligngpt.data.batches.dataset import Example, Row
-from aligngpt.model.modeling import IGNORED
+from aligngpt.data.batches.examples import Example, Row
+from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.packing import NAME, Piece, can_pack, packed_attention, pieces_of
 from aligngpt.model.segments import Samples
 
@@ -22,7 +22,7 @@ def example(model: Any, words: list[int], answer: list[int], pixels: torch.Tenso
     config = model.config
     image = [] if pixels is None else [config.align_token_index, *[config.image_token_index] * PATCHES * len(pixels)]
     opening = [1, *image, *words]
-    return Example([*opening, *answer], [IGNORED] * len(opening) + answer, pixels, level)
+    return Example([*opening, *answer], [IGNORE_INDEX] * len(opening) + answer, pixels, level)
 
 
 def rows_for(model: Any, *, levels: bool = False) -> list[Row]:
@@ -71,7 +71,7 @@ def test_a_packed_row_has_the_loss_and_the_gradients_of_its_rows(
     model, processor = assembled(language)
     model.train()
     rows = rows_for(model, levels=levels)
-    counted = sum(label != IGNORED for row in rows for one in row for label in one.labels)
+    counted = sum(label != IGNORE_INDEX for row in rows for one in row for label in one.labels)
     pad = processor.tokenizer.pad_token_id
     expected = gradients(model, [Collator(pad)([row]) for row in rows], counted)
     padded = gradients(model, [Collator(pad)(rows)], counted)

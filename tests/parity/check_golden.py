@@ -20,10 +20,10 @@ from torch import Tensor
 from aligngpt.alignment.module import mean_text_embedding
 from aligngpt.model.backbones import load_vision_tower
 from aligngpt.model.foreign.checkpoint_formats import OriginalLayout, layout_of
-from aligngpt.model.foreign.reading import convert_weights, our_shapes
+from aligngpt.model.foreign.conversion import convert_weights, our_shapes
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
-IGNORED, ORIGINAL_IMAGE = -100, -200
+IGNORE_INDEX, ORIGINAL_IMAGE = -100, -200
 TOLERANCES = {"logits": 1e-4, "gate weights": 1e-5, "loss": 1e-5, "gradients": 1e-4, "features": 1e-5}
 
 
@@ -69,16 +69,16 @@ def our_inputs(cases: dict[str, Tensor], case: str, model: AlignGPTForConditiona
     images = []
     for row, ids in enumerate(mine["input_ids"]):
         length = int(mine["attention_mask"][row].sum()) if "attention_mask" in mine else len(ids)
-        labels = mine["labels"][row] if "labels" in mine else torch.full_like(ids, IGNORED)
+        labels = mine["labels"][row] if "labels" in mine else torch.full_like(ids, IGNORE_INDEX)
         new_ids, new_labels = [], []
         has_image = ORIGINAL_IMAGE in ids.tolist()
         for place, (token, label) in enumerate(zip(ids[:length].tolist(), labels[:length].tolist(), strict=True)):
             count = config.image_seq_length if token == ORIGINAL_IMAGE else 1
             new_ids += [config.image_token_index if token == ORIGINAL_IMAGE else token] * count
-            new_labels += [IGNORED if token == ORIGINAL_IMAGE else label] * count
+            new_labels += [IGNORE_INDEX if token == ORIGINAL_IMAGE else label] * count
             if place == 0 and has_image:
                 new_ids.append(config.align_token_index)
-                new_labels.append(IGNORED)
+                new_labels.append(IGNORE_INDEX)
         rows.append((new_ids, new_labels))
         if has_image:
             images.append(int(mine["image_index"][row]))
@@ -90,7 +90,7 @@ def our_inputs(cases: dict[str, Tensor], case: str, model: AlignGPTForConditiona
     inputs = {"input_ids": padded(0, 0), "pixel_values": cases["pixel_values"][images]}
     inputs["attention_mask"] = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows])
     if "labels" in mine:
-        inputs["labels"] = padded(1, IGNORED)
+        inputs["labels"] = padded(1, IGNORE_INDEX)
     if "alignment_level" in mine:
         inputs["alignment_level"] = mine["alignment_level"] + 1
     return inputs

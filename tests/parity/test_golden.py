@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aligngpt.model.foreign.reading import convert, to_original
+from aligngpt.model.foreign.conversion import convert, to_original
 
 HERE = Path(__file__)
 GOLDEN = Path(os.environ.get("ALIGNGPT_GOLDEN", HERE.parents[3] / "shared" / "golden"))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from aligngpt.data.batches.dataset import tokenize
+from aligngpt.data.batches.examples import tokenize
 from aligngpt.data.images.opening import open_image
 from aligngpt.data.records.sample import parse_record
 from aligngpt.model.backbones import load_tokenizer, load_vision_tower

@@ -16,16 +16,15 @@ from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 from aligngpt.cli import app
-from aligngpt.data import row_groups
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.sources import stored_images
 from aligngpt.training import run as module
 from aligngpt.training.dry_run import plan
-from aligngpt.training.export import model_folder
 from aligngpt.training.feed import windowed_shuffle as block_order
 from aligngpt.training.feed.datasets import training_samples, validation_of
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
-from aligngpt.training.stage import fingerprint_of
+from aligngpt.training.stage import fingerprint_of, model_folder
 
 
 @pytest.fixture
@@ -111,7 +110,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(
 ) -> None:
     # Two windows, and memory for less than all row groups.
     monkeypatch.setattr(block_order, "WINDOW_BLOCKS", 4)
-    monkeypatch.setattr(row_groups, "KEPT_BYTES", 60_000)
+    monkeypatch.setattr(stored_images, "KEPT_BYTES", 60_000)
     whole, broken = (recipe(name, archives[kind], workers=workers) for name in ("whole", "broken"))
     train(whole)
     stopped(broken, monkeypatch)
@@ -132,9 +131,9 @@ def test_row_groups_are_read_about_once_an_epoch(
 ) -> None:
     monkeypatch.setattr(block_order, "WINDOW_BLOCKS", 2)
     # Of eight row groups about four are kept.
-    monkeypatch.setattr(row_groups, "KEPT_BYTES", 4 * 10_000)
-    read, groups = [], row_groups._read
-    monkeypatch.setattr(row_groups, "_read", lambda *what: read.append(what) or groups(*what))
+    monkeypatch.setattr(stored_images, "KEPT_BYTES", 4 * 10_000)
+    read, groups = [], stored_images._read
+    monkeypatch.setattr(stored_images, "_read", lambda *what: read.append(what) or groups(*what))
     (result,) = train(recipe("run", archives["parquet"], questions_per_prefix=1))
     assert result.steps == 12 and result.rejects == 0
     # What is kept when the second epoch begins need not be read again.

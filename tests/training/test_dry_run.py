@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aligngpt.model.assembly import assemble
+from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
 from aligngpt.training.dry_run import plan
 from aligngpt.training.recipe import Recipe

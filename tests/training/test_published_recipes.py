@@ -7,9 +7,9 @@ import pytest
 from full_size import LANGUAGE_MODELS
 
 from aligngpt.training.dry_run import plan
-from aligngpt.training.export import model_folder
 from aligngpt.training.recipe import Recipe, load_recipe, recipe_path
 from aligngpt.training.run import train
+from aligngpt.training.stage import model_folder
 
 CLIP, SIGLIP = 303_507_456, 428_225_600
 """Parameters of the two vision towers."""

@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from aligngpt.training.export import model_folder
 from aligngpt.training.recipe import Recipe
 from aligngpt.training.run import train
+from aligngpt.training.stage import model_folder
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from stopping import stopped
 from aligngpt.errors import AlignGPTError
 from aligngpt.locks import FolderInUse, owned_folder
 from aligngpt.training import run as module
-from aligngpt.training.export import model_folder
 from aligngpt.training.loop.trainer import forget_metrics_after
 from aligngpt.training.recipe import Recipe, RecipeError
-from aligngpt.training.run import stage_result, train
+from aligngpt.training.run import train
+from aligngpt.training.stage import model_folder, stage_result
 
 EVERY_STEP = 1e-9
 

@@ -19,14 +19,14 @@ from stopping import stopped
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.model.assembly import assemble
+from aligngpt.model.assembling import assemble
 from aligngpt.training import run as module
 from aligngpt.training import stage as identity
-from aligngpt.training.export import model_folder
 from aligngpt.training.loop import trainer as trainer_module
 from aligngpt.training.recipe import Recipe, RecipeError
-from aligngpt.training.run import stage_result, train
+from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import part_of
+from aligngpt.training.stage import model_folder, stage_result
 
 
 def medium(*values: Any) -> Any:

@@ -17,8 +17,9 @@ from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.reports.report import AccuracyRow
 from aligngpt.training.recipe import Recipe, make_recipe
-from aligngpt.training.run import StageResult, train
+from aligngpt.training.run import train
 from aligngpt.training.run_card import DATA_FILE, DataFacts, add_results, run_card, write_run_card
+from aligngpt.training.stage import StageResult
 
 RESULTS = [
     StageResult("pretrain", "f", steps=2180, samples=558_128, seconds=5400.4, peak_memory=2**31, loss=2.25, rejects=7),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from aligngpt.checking.notes import Notes
 from aligngpt.checking.result import FileCheck, Lengths, Problem, Repeat
-from aligngpt.data.batches.dataset import ExampleError, tokenize
+from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.images.opening import ImageError, check_image, open_image, resolve_image
 from aligngpt.data.records.columns import columns_not_read
 from aligngpt.data.records.sample import Sample, own_id

@@ -31,7 +31,7 @@ from aligngpt.model.multiscale import AlignGPTProjector, crops_of_scales, merge_
 from aligngpt.model.packing import pieces_of
 from aligngpt.model.segments import Samples, readable_text, sample_of_image
 
-IGNORED = -100
+IGNORE_INDEX = -100
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
 LOGIT_SETTINGS = ("logit_scale", "lm_head_multiplier", "logits_scaling", *SOFT_CAPS)
 """Settings of language models that do something to the logits; see `_logits`."""
@@ -39,7 +39,7 @@ LOGIT_SETTINGS = ("logit_scale", "lm_head_multiplier", "logits_scaling", *SOFT_C
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
-def _as_transformers_calls_it(forward: Forward) -> Forward:
+def _hf_signature(forward: Forward) -> Forward:
     """Let `return_dict=False` ask for a tuple and `past_key_values` be another name of `cache`, as in LLaVA."""
     decorated: Forward = can_return_tuple(deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")(forward))
     return decorated
@@ -108,7 +108,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             )
         self.post_init()
 
-    @_as_transformers_calls_it
+    @_hf_signature
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -199,7 +199,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             embeds = embeds.masked_scatter(is_align.unsqueeze(-1), rows)
 
         outputs = self.language_model(
-            attention_mask=self._as_attention_takes_it(attention_mask, embeds),
+            attention_mask=self._additive_mask(attention_mask, embeds),
             position_ids=position_ids,
             inputs_embeds=embeds,
             **self._per_layer_inputs(input_ids),
@@ -342,7 +342,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         takes_embeddings = "inputs_embeds" in signature(look_up).parameters
         return {"per_layer_inputs": look_up(words, None) if takes_embeddings else look_up(words)}
 
-    def _as_attention_takes_it(self, mask: Any, embeds: Tensor) -> Any:
+    def _additive_mask(self, mask: Any, embeds: Tensor) -> Any:
         """A mask of who sees whom, in the form of numbers to be added where attention is computed step by step.
 
         A language model of states alone (Mamba) reads no mask of what its cache holds, only of what it is given now.
@@ -386,7 +386,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         self._is_stateful = self.model.language_model._is_stateful
         self.post_init()
 
-    @_as_transformers_calls_it
+    @_hf_signature
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -441,7 +441,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             # A cache has no use in training, and a row of several samples would be attended as if it were one.
             kwargs.setdefault("use_cache", False)
             if instruction_mask is None and self.config.text_pooling == "instruction":
-                instruction_mask = (labels != IGNORED).cumsum(dim=-1) == 0
+                instruction_mask = (labels != IGNORE_INDEX).cumsum(dim=-1) == 0
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -466,7 +466,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         if labels is None or not skip_logits:
             logits = self._logits(slice_logits_to_keep(hidden, logits_to_keep))
         if labels is not None:
-            counted = labels[:, 1:] != IGNORED
+            counted = labels[:, 1:] != IGNORE_INDEX
             # Two dimensions, not three: a frozen head on a sliced batch would be copied for every sample.
             hidden, expected = hidden[:, :-1][counted], labels[:, 1:][counted]
             if self._fuses_loss():
@@ -502,9 +502,9 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         if num_items_in_batch is not None and not torch.compiler.is_compiling() and placeholder.any():
             raise ValueError(
                 "the labels hold <image> or <align>, which are never an answer, and num_items_in_batch counts them; "
-                f"set labels to {IGNORED} at the token ids {', '.join(map(str, self.config.placeholder_ids))}"
+                f"set labels to {IGNORE_INDEX} at the token ids {', '.join(map(str, self.config.placeholder_ids))}"
             )
-        return labels.masked_fill(placeholder, IGNORED)
+        return labels.masked_fill(placeholder, IGNORE_INDEX)
 
     def _losses_in_parts(self, hidden: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the likeliest token at each place, `(tokens,)` each, of `hidden (tokens, hidden)`; no gradients.

@@ -22,6 +22,7 @@ from aligngpt.data.records.pairs import open_pairs
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import load_samples
 from aligngpt.data.sources.json import read_records
+from aligngpt.device import peak_memory, reset_peak_memory
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.accuracy import evaluate_file
 from aligngpt.evaluation.question_only_baseline import AnswerPrior
@@ -31,7 +32,6 @@ from aligngpt.files import atomic_write
 from aligngpt.levels.making import make_levels
 from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.locks import owned_folder
-from aligngpt.memory import peak_memory, reset_peak_memory
 from aligngpt.progress import console
 from aligngpt.quickstart.backbones import prepare_language_model, prepare_text_tower, prepare_vision_tower
 from aligngpt.quickstart.easy_vqa import EasyVQAFiles, prepare_easy_vqa

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from aligngpt.data.batches.dataset import ExampleError, tokenize
+from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources.finding import is_pattern
 from aligngpt.device import matrix_product_rate, resolve_device, supports_bfloat16
-from aligngpt.model.modeling import IGNORED, AlignGPTForConditionalGeneration
+from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.activation_memory import BFLOAT16, FLOAT32, activation_bytes, head_bytes
@@ -243,7 +243,7 @@ def _row_figures(samples: Sequence[Sample], stage: StageRecipe, processor: Align
             continue
         shared = images * processor.image_seq_length if number else 0
         tokens += len(ids) - shared
-        counted += sum(label != IGNORED for label in labels)
+        counted += sum(label != IGNORE_INDEX for label in labels)
     return _RowFigures(tokens, counted, images)
 
 

@@ -1,7 +1,5 @@
 """What a stage leaves when it ends: projector and level table, a whole model, or adapters beside their model."""
 
-from pathlib import Path
-
 import torch
 
 from aligngpt.files import atomic_folder
@@ -11,19 +9,10 @@ from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.training.recipe import LoraRecipe, Recipe
 from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.lora import merge_lora
+from aligngpt.training.stage import base_folder, model_folder
 
 
-def model_folder(recipe: Recipe) -> Path:
-    """Where instruction tuning leaves the model."""
-    return Path(recipe.output) / "model"
-
-
-def base_folder(recipe: Recipe) -> Path:
-    """Where instruction tuning leaves the model as it found it, where it leaves adapters beside it."""
-    return Path(recipe.output) / "base"
-
-
-def leave_model(
+def export_model(
     recipe: Recipe,
     model: AlignGPTForConditionalGeneration | None,
     processor: AlignGPTProcessor,
@@ -41,7 +30,7 @@ def leave_model(
     assert recipe.instruct is not None
     lora = recipe.instruct.lora
     if lora is not None and not lora.merge:
-        _leave_adapter(recipe, lora, trained)
+        _export_adapter(recipe, lora, trained)
         return
     if model is None:
         model, processor = load_model(recipe, "instruct")
@@ -52,7 +41,7 @@ def leave_model(
         processor.save_pretrained(temporary)
 
 
-def _leave_adapter(recipe: Recipe, lora: LoraRecipe, trained: dict[str, torch.Tensor]) -> None:
+def _export_adapter(recipe: Recipe, lora: LoraRecipe, trained: dict[str, torch.Tensor]) -> None:
     """Leave what instruction tuning trained as an adapter folder, and beside it the model that this belongs to."""
     assert recipe.instruct is not None
     instruct = recipe.instruct.model_copy(update={"lora": None})

@@ -1,6 +1,7 @@
 """A recipe: everything that decides a training run, as a YAML file that anyone can compare with another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,7 +21,6 @@ from pydantic_core import ErrorDetails
 import aligngpt
 from aligngpt.alignment.module import AlignmentMode
 from aligngpt.errors import AlignGPTError
-from aligngpt.spelling import closest
 
 Part = Literal["vision_tower", "projector", "level_table", "gate", "language_model"]
 StageName = Literal["pretrain", "instruct"]
@@ -37,7 +37,7 @@ class _Section(BaseModel):
 
 
 class ModelRecipe(_Section):
-    """What the model is assembled from; see `aligngpt.model.assembly.assemble`.
+    """What the model is assembled from; see `aligngpt.model.assembling.assemble`.
 
     `attention` is how attention is computed in training, as transformers calls it (`sdpa`, `eager`,
     `flash_attention_2`); its own choice when None. On a CPU, `eager` is the faster one for short sequences.
@@ -444,3 +444,9 @@ def _override(content: dict[str, Any], override: str) -> None:
         target[field] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is spelt most like `name`, ignoring case; None where none is much like it."""
+    spelt = {other.lower(): other for other in known}
+    return next((spelt[match] for match in get_close_matches(name.lower(), spelt, n=1)), None)

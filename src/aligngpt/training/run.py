@@ -1,9 +1,9 @@
-"""A training run: the stages of a recipe, each done once, gone on with after a kill, and left as files."""
+"""A training run: the stages of a recipe, each run once and resumed where it was interrupted."""
 
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,16 +13,15 @@ from transformers.trainer_utils import set_seed
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.columns import columns_of
-from aligngpt.device import resolve_device
+from aligngpt.device import peak_memory, reset_peak_memory, resolve_device
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.locks import owned_folder
-from aligngpt.memory import peak_memory, reset_peak_memory
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.progress import console
 from aligngpt.training.distributed.fsdp import check_sharding, shard, sharding_line, whole_tensors
 from aligngpt.training.distributed.processes import is_main_process, launched, main_process_first, processes
-from aligngpt.training.export import leave_model, model_folder
+from aligngpt.training.export import export_model
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.feed.feature_cache import features_kept_for
 from aligngpt.training.loop.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
@@ -38,37 +37,19 @@ from aligngpt.training.setup.freezing import (
     is_pretrained,
     save_pretrained_parts,
 )
-from aligngpt.training.setup.loading import check_rows_can_branch, decide_packing, load_model, stage_folder
+from aligngpt.training.setup.loading import check_rows_can_branch, decide_packing, load_model
 from aligngpt.training.setup.parameter_summary import parts_of, parts_table
 from aligngpt.training.setup.warm_start import warm_start
-from aligngpt.training.stage import claim, decide_precision, fingerprint_of
-
-DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What one stage took.
-
-    Attributes:
-        stage: `pretrain` or `instruct`.
-        fingerprint: of everything that decides its result.
-        steps: optimiser steps.
-        samples: training samples seen, from the mean number of samples in a row.
-        seconds: training time over all runs of the stage.
-        peak_memory: of this process while it trained, in bytes.
-        loss: mean of the last logged steps.
-        rejects: samples that could not be used.
-    """
-
-    stage: StageName
-    fingerprint: str
-    steps: int
-    samples: int
-    seconds: float
-    peak_memory: int
-    loss: float
-    rejects: int
+from aligngpt.training.stage import (
+    DESCRIPTIONS,
+    StageResult,
+    claim,
+    decide_precision,
+    fingerprint_of,
+    model_folder,
+    stage_folder,
+    stage_result,
+)
 
 
 def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageResult]:
@@ -116,17 +97,6 @@ def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> l
     if is_main_process() and stage_result(recipe, "instruct") is not None:
         write_run_card(model_folder(recipe), recipe, every)
     return results
-
-
-def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
-    """What a finished stage took; None while it is not finished."""
-    path = stage_folder(recipe, name) / "stage.json"
-    if not path.is_file():
-        return None
-    try:
-        return StageResult(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise AlignGPTError(f"{path} is damaged ({error}); remove {path.parent} to train again") from error
 
 
 def _check_left(recipe: Recipe, name: StageName) -> None:
@@ -224,7 +194,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         if name == "pretrain":
             save_pretrained_parts(tensors, folder)
         else:
-            leave_model(recipe, model if as_it_is else None, processor, tensors)
+            export_model(recipe, model if as_it_is else None, processor, tensors)
         with atomic_write(folder / "stage.json") as file:
             json.dump(asdict(result), file, indent=2)
         remove_checkpoints(folder / "checkpoints", keep=None)

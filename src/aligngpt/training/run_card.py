@@ -16,11 +16,11 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.model.card import CARD_FILE, PAPER, card_text, escaped, is_hub_name, licence_of, table
 from aligngpt.training.recipe import Recipe, StageName
-from aligngpt.training.setup.loading import stage_folder
+from aligngpt.training.stage import stage_folder
 
 if TYPE_CHECKING:
     from aligngpt.reports.report import AccuracyRow
-    from aligngpt.training.run import StageResult
+    from aligngpt.training.stage import StageResult
 
 DATA_FILE = "data.json"
 """In a stage's folder: the facts of the data it trained on."""

@@ -1,7 +1,8 @@
-"""Whose run a stage's folder holds: what decides a stage's result, as one number, and what was decided once."""
+"""A stage as files: its folders, the run they belong to, what was decided once, and the result of a finished stage."""
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from aligngpt.data.sources.finding import content_of
 from aligngpt.data.sources.fingerprints import files_fingerprint
 from aligngpt.device import supports_bfloat16
+from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
+
+DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
 
 WITHOUT_EFFECT = {"checkpoint_minutes", "log_steps", "workers", "max_reject_share", "validation"}
 """Settings of a stage that do not change what it leaves."""
@@ -27,9 +31,59 @@ HOW_IT_IS_COMPUTED = {
 }
 """Settings of a stage that change how its steps are computed and not, but for rounding, what is learnt."""
 
-
 BACKBONE_FILES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf"}
 """Endings of the files of a backbone: weights, configuration, tokenizer."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage took.
+
+    Attributes:
+        stage: `pretrain` or `instruct`.
+        fingerprint: of everything that decides its result.
+        steps: optimiser steps.
+        samples: training samples seen, from the mean number of samples in a row.
+        seconds: training time over all runs of the stage.
+        peak_memory: of this process while it trained, in bytes.
+        loss: mean of the last logged steps.
+        rejects: samples that could not be used.
+    """
+
+    stage: StageName
+    fingerprint: str
+    steps: int
+    samples: int
+    seconds: float
+    peak_memory: int
+    loss: float
+    rejects: int
+
+
+def stage_folder(recipe: Recipe, name: StageName) -> Path:
+    """Where a stage leaves its files."""
+    return Path(recipe.output) / name
+
+
+def model_folder(recipe: Recipe) -> Path:
+    """Where instruction tuning leaves the model."""
+    return Path(recipe.output) / "model"
+
+
+def base_folder(recipe: Recipe) -> Path:
+    """Where instruction tuning leaves the model as it found it, where it leaves adapters beside it."""
+    return Path(recipe.output) / "base"
+
+
+def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
+    """What a finished stage took; None while it is not finished."""
+    path = stage_folder(recipe, name) / "stage.json"
+    if not path.is_file():
+        return None
+    try:
+        return StageResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise AlignGPTError(f"{path} is damaged ({error}); remove {path.parent} to train again") from error
 
 
 def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:

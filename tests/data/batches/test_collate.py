@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from aligngpt.data.batches.collate import Collator, branch_mask, common_prefix
-from aligngpt.data.batches.dataset import Example, Row, tokenize
+from aligngpt.data.batches.examples import Example, Row, tokenize
 from aligngpt.data.records.sample import Sample, Turn
-from aligngpt.model.modeling import IGNORED
+from aligngpt.model.modeling import IGNORE_INDEX
 
 QUESTIONS = [("what colour is it ?", "red"), ("is there a big circle in this picture ?", "yes"), ("how many ?", "two")]
 
@@ -41,7 +41,7 @@ def test_padding_is_on_the_right_and_not_attended(assembled: Callable, rows: Cal
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     assert lengths[1] < lengths[0] == batch["input_ids"].shape[1]
     assert (batch["input_ids"][1, lengths[1] :] == 0).all()
-    assert (batch["labels"][1, lengths[1] :] == IGNORED).all()
+    assert (batch["labels"][1, lengths[1] :] == IGNORE_INDEX).all()
     assert batch["pixel_values"].shape[0] == 1
     assert "alignment_level" not in batch
 
@@ -65,11 +65,11 @@ def test_levels_go_with_images(assembled: Callable) -> None:
 
 def test_a_prefix_ends_before_what_predicts_an_answer() -> None:
     first, second = (
-        Example([1, 2, 3, 4], [IGNORED, IGNORED, 3, 4], None, None),
-        Example([1, 2, 3, 9], [IGNORED, IGNORED, IGNORED, 9], None, None),
+        Example([1, 2, 3, 4], [IGNORE_INDEX, IGNORE_INDEX, 3, 4], None, None),
+        Example([1, 2, 3, 9], [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 9], None, None),
     )
     assert common_prefix((first, second)) == 1
-    other = Example([1, 7, 3, 9], [IGNORED, IGNORED, IGNORED, 9], None, None)
+    other = Example([1, 7, 3, 9], [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 9], None, None)
     assert common_prefix((other, second)) == 1
     assert common_prefix((Example([5], [5], None, None), second)) == 0
 
@@ -118,7 +118,7 @@ def test_branches_share_one_gate_that_reads_all_their_instructions(assembled: Ca
     assert batch["position_ids"].max() < batch["input_ids"].shape[1] - 1
     weights = model(**batch).alignment_weights
     ids, instructs = batch["input_ids"][0], batch["instruction_mask"][0].bool()
-    answers = batch["labels"][0] != IGNORED
+    answers = batch["labels"][0] != IGNORE_INDEX
     assert not (instructs & answers).any()
     config = model.config
     read = instructs & (ids != config.image_token_index) & (ids != config.align_token_index)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from aligngpt.data.batches.dataset import ConversationDataset, ExampleError, row_lengths, tokenize
+from aligngpt.data.batches.dataset import ConversationDataset, row_lengths
+from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.records.sample import Sample, Turn
 from aligngpt.errors import AlignGPTError
-from aligngpt.model.modeling import IGNORED
+from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.templates import PLAIN
 
 
@@ -26,10 +27,10 @@ def counted(processor: Any, input_ids: list[int], labels: list[int]) -> list[str
     """The pieces of text that count, one for each run of counted tokens."""
     pieces: list[list[int]] = []
     for place, label in enumerate(labels):
-        if label == IGNORED:
+        if label == IGNORE_INDEX:
             continue
         assert label == input_ids[place]
-        if place == 0 or labels[place - 1] == IGNORED:
+        if place == 0 or labels[place - 1] == IGNORE_INDEX:
             pieces.append([])
         pieces[-1].append(label)
     return [processor.tokenizer.decode(piece) for piece in pieces]
@@ -78,8 +79,8 @@ def test_training_reads_what_generation_reads(assembled: Callable, pictures: lis
             [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"][0]
         assert input_ids[: len(prompt)] == list(prompt)
-        assert labels[: len(prompt)] == [IGNORED] * len(prompt)
-        assert labels[len(prompt)] != IGNORED
+        assert labels[: len(prompt)] == [IGNORE_INDEX] * len(prompt)
+        assert labels[len(prompt)] != IGNORE_INDEX
 
 
 def test_a_caption_counts_with_its_end(assembled: Callable) -> None:

@@ -8,9 +8,9 @@ import pytest
 from several_processes import SECONDS, assert_same_weights, free_port, kill_in_instruction_tuning, losses, run, start
 from transformers import AutoModelForImageTextToText
 
-from aligngpt.training.export import model_folder
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
+from aligngpt.training.stage import model_folder
 
 MACHINES = {"sharding": "hybrid", "micro_batch_size": 1}
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.rejects import Rejects, TooManyRejects
-from aligngpt.model.assembly import assemble
+from aligngpt.model.assembling import assemble
 from aligngpt.training.dry_run import plan
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.recipe import Recipe, RecipeError, make_recipe

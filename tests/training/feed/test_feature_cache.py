@@ -21,11 +21,11 @@ from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import load_samples
 from aligngpt.training import run
-from aligngpt.training.export import model_folder
 from aligngpt.training.feed import feature_cache as module
 from aligngpt.training.feed.feature_cache import FeatureCache, features_kept_for, pictures_at_most
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
+from aligngpt.training.stage import model_folder
 
 CPU = torch.device("cpu")
 PICTURES = 12

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from aligngpt.data.batches.collate import Collator
-from aligngpt.data.batches.dataset import Example
-from aligngpt.model.modeling import IGNORED
+from aligngpt.data.batches.examples import Example
+from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.packing import NAME
-from aligngpt.training.loop.metrics import Watch
+from aligngpt.training.loop.metrics import StepMetrics
 
 
 def rows_of(model: Any, levels: bool) -> list[tuple[Example, ...]]:
@@ -22,7 +22,7 @@ def rows_of(model: Any, levels: bool) -> list[tuple[Example, ...]]:
     def row(words: int, answer: list[int], level: int | None) -> tuple[Example, ...]:
         prompt = [1, *(image if level != 0 else []), *[5] * words]
         picture = pixels if level != 0 else None
-        return (Example(prompt + answer, [IGNORED] * len(prompt) + answer, picture, level or None),)
+        return (Example(prompt + answer, [IGNORE_INDEX] * len(prompt) + answer, picture, level or None),)
 
     if levels:
         # The last one has no image, and so no level.
@@ -40,10 +40,10 @@ def seen(request: pytest.FixtureRequest, assembled: Callable) -> Callable[[bool]
         rows = rows_of(model, levels)
         batch = Collator(processor.tokenizer.pad_token_id, packed=request.param)(rows)
         output = model(**batch)
-        watch = Watch(model.config)
-        watch.see(batch, output)
-        watch.wait(0.001)
-        return model, rows, output, watch.figures()
+        metrics = StepMetrics(model.config)
+        metrics.update(batch, output)
+        metrics.wait(0.001)
+        return model, rows, output, metrics.compute()
 
     return make
 
@@ -74,7 +74,7 @@ def test_the_loss_of_each_level_is_the_mean_over_its_tokens(seen: Callable) -> N
     model.set_attn_implementation({"text_config": "sdpa"})
     for row in rows[:3]:
         batch = Collator(0)([row])
-        counted = batch["labels"][:, 1:] != IGNORED
+        counted = batch["labels"][:, 1:] != IGNORE_INDEX
         logits = model.eval()(**batch).logits[:, :-1][counted]
         losses = F.cross_entropy(logits, batch["labels"][:, 1:][counted], reduction="none")
         expected.setdefault(str(row[0].level), []).extend(losses.tolist())
@@ -85,19 +85,21 @@ def test_the_loss_of_each_level_is_the_mean_over_its_tokens(seen: Callable) -> N
 
 
 def test_figures_begin_anew_each_time(assembled: Callable) -> None:
-    watch = Watch(assembled("llama")[0].config)
-    watch.wait(1e6)
-    assert watch.figures()["waiting"] == 1
-    assert watch.figures()["waiting"] == 0
+    metrics = StepMetrics(assembled("llama")[0].config)
+    metrics.wait(1e6)
+    assert metrics.compute()["waiting"] == 1
+    assert metrics.compute()["waiting"] == 0
 
 
 def test_padding_is_told_from_tokens_where_rows_have_branches(assembled: Callable) -> None:
     model, processor = assembled("llama")
     pixels = torch.rand(1, 3, 32, 32)
     image = [model.config.align_token_index, *[model.config.image_token_index] * 16]
-    row = tuple(Example([1, *image, 5, *[6] * words], [IGNORED] * 19 + [6] * words, pixels, None) for words in (1, 4))
+    row = tuple(
+        Example([1, *image, 5, *[6] * words], [IGNORE_INDEX] * 19 + [6] * words, pixels, None) for words in (1, 4)
+    )
     batch = Collator(processor.tokenizer.pad_token_id)([row, (row[0],)])
-    watch = Watch(model.config)
-    watch.see(batch, model.train()(**batch))
+    metrics = StepMetrics(model.config)
+    metrics.update(batch, model.train()(**batch))
     length = batch["input_ids"].shape[1]
-    assert watch.figures()["padding"] == pytest.approx(1 - (length + 20) / (2 * length), abs=1e-4)
+    assert metrics.compute()["padding"] == pytest.approx(1 - (length + 20) / (2 * length), abs=1e-4)

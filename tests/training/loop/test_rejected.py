@@ -10,7 +10,8 @@ from stopping import stopped
 
 from aligngpt.data.rejects import TooManyRejects
 from aligngpt.training.recipe import Recipe
-from aligngpt.training.run import stage_result, train
+from aligngpt.training.run import train
+from aligngpt.training.stage import stage_result
 
 
 @pytest.fixture

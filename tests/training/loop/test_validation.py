@@ -13,14 +13,14 @@ from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import load_samples
 from aligngpt.inference.engine import Engine, Request, Sampling
-from aligngpt.model.modeling import IGNORED
-from aligngpt.training.export import model_folder
+from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.training.loop.validation import Validation, right_answers
 from aligngpt.training.run import train
+from aligngpt.training.stage import model_folder
 
 
 def test_an_answer_is_right_to_its_last_token() -> None:
-    x = IGNORED
+    x = IGNORE_INDEX
     labels = torch.tensor([[x, 4, 5, x, x, 6, 7], [x, x, 8, x, x, x, x], [x, x, x, x, x, 9, 9]])
     right = torch.tensor([True, False, True, True, True, False, True])
     assert right_answers(right, labels).tolist() == [False, True, True, False]

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from aligngpt.training.feed.datasets import usable_length
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
-from aligngpt.training.setup.loading import usable_length
 
 
 def test_samples_are_no_longer_than_the_language_model_reads(

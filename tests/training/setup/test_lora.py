@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from aligngpt.model.adapters import AdapterError, load_adapter, merge_adapter, save_adapter
-from aligngpt.training.export import base_folder, model_folder
 from aligngpt.training.recipe import LoraRecipe, Recipe
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import freeze_all_but, part_of, trained_tensors
 from aligngpt.training.setup.lora import MARK, add_lora, merge_lora
+from aligngpt.training.stage import base_folder, model_folder
 
 TEXTS = ["USER : <image> what colour is the circle ? ASSISTANT :", "USER : describe it ASSISTANT :"]
 

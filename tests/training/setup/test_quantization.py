@@ -14,7 +14,6 @@ from transformers import AutoModelForImageTextToText
 from aligngpt.errors import AlignGPTError
 from aligngpt.training.distributed.fsdp import check_sharding
 from aligngpt.training.dry_run import plan
-from aligngpt.training.export import base_folder, model_folder
 from aligngpt.training.recipe import LoraRecipe, Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup import quantization as quantizing
@@ -22,6 +21,7 @@ from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.lora import MARK, add_lora
 from aligngpt.training.setup.parameter_summary import parts_of
 from aligngpt.training.setup.quantization import quantize_language_model
+from aligngpt.training.stage import base_folder, model_folder
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligngpt.data.batches.dataset import Example, Row
-from aligngpt.model.modeling import IGNORED
+from aligngpt.data.batches.examples import Example, Row
+from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.packing import Piece
 
 PREFIX, PADDING = 0, -1
@@ -79,7 +79,7 @@ class Collator:
 
         batch = {
             "input_ids": padded([line.input_ids for line in lines], self.pad_token_id),
-            "labels": padded([line.labels for line in lines], IGNORED),
+            "labels": padded([line.labels for line in lines], IGNORE_INDEX),
         }
         branches = padded([line.branches for line in lines], PADDING)
         if (branches > 1).any():
@@ -150,7 +150,7 @@ class _Line:
         shared = common_prefix(row) if len(row) > 1 else 0
         line = cls(
             row[0].input_ids[:shared],
-            [IGNORED] * shared,
+            [IGNORE_INDEX] * shared,
             [PREFIX] * shared,
             list(range(shared)),
             [1] * shared,
@@ -193,4 +193,4 @@ def branch_mask(branches: Tensor) -> Tensor:
 
 def _first_counted(example: Example) -> int:
     """Where the answer begins; the end of an example in which nothing counts."""
-    return next((place for place, label in enumerate(example.labels) if label != IGNORED), len(example.labels))
+    return next((place for place, label in enumerate(example.labels) if label != IGNORE_INDEX), len(example.labels))

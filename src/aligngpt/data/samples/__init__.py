@@ -1,0 +1,5 @@
+"""Samples: conversations about pictures, read, kept on disk and mixed."""
+
+from aligngpt.data.records.sample import Sample, parse_record
+
+__all__ = ["Sample", "parse_record"]

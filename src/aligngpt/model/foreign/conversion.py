@@ -1,65 +1,295 @@
-"""What every conversion shares: its result, and the checks that a source's files and weights must pass."""
+"""Converting models that others saved, weight by weight and shard by shard, into folders that we read."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aligngpt.model.backbones import BackboneError
-from aligngpt.model.foreign.checkpoint_formats import LayoutError
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from aligngpt.files import atomic_folder
+from aligngpt.model.assembling import PUBLISHED_GATE_GRID, build_processor, chosen_template, end_tokens, fresh_alignment
+from aligngpt.model.backbones import VisionTower, load_tokenizer, load_vision_tower, new_rows
+from aligngpt.model.card import write_card
+from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.foreign.checkpoint_formats import (
+    BY_TOKEN,
+    EMBEDDINGS,
+    HEAD,
+    TABLE,
+    TOWER,
+    Layout,
+    LayoutError,
+    OriginalLayout,
+    layout_of,
+)
+from aligngpt.model.foreign.checks import Conversion, check_registers, check_weights, read_config
+from aligngpt.model.foreign.first_stage import ALIGNMENT, STAGE_ONE_FILE, convert_first_stage, first_stage_file
+from aligngpt.model.foreign.settings import carry_pictures, check_before_loading, check_kind, check_settings
+from aligngpt.model.foreign.tokens import carried_generation, check_tokens, without_our_tokens
+from aligngpt.model.foreign.weight_files import read_shapes, read_shard, shard_files, write_shards
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
+from aligngpt.model.templates import VICUNA, for_images, one_template, stored_template
+
+__all__ = ["STAGE_ONE_FILE", "Conversion", "convert", "convert_weights", "our_shapes", "to_original"]
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What a conversion did.
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    vision_tower: str | Path | None = None,
+    language_model: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    chat_template: str | None = None,
+    seed: int = 0,
+) -> Conversion:
+    """Turn a model that others saved into a folder that `from_pretrained` and every command read.
 
-    Attributes:
-        layout: what the source was, in words.
-        parameters: how many numbers the model has.
-        fresh: names of weights that the source does not have and that were drawn anew.
-        chat_template: where the chat template was taken from, in words.
-        notes: a sentence for each setting of the source that is not kept as it was.
+    What the source is, its `config.json` says: the original AlignGPT or one of its family, or a LLaVA of transformers'
+    (which gets a fresh alignment module, to be trained). A `mm_projector_align.bin` or LLaVA's `mm_projector.bin`, or a
+    folder without other weights, is what a first stage leaves; it needs `language_model`. One shard at a time is in
+    memory.
+
+    Args:
+        source: a model folder, or a `mm_projector_align.bin` or `mm_projector.bin`.
+        out: the folder to write; it appears when it is complete.
+        vision_tower: folder or hub name of the tower, with its image processor; what the source names when None.
+        language_model: for what the first stage leaves: the language model it was trained for.
+        tokenizer: folder or hub name; the source's own when None.
+        chat_template: a name in `NAMED_TEMPLATES` or a Jinja file; the source's own when None, and Vicuna's where it
+            has none.
+        seed: of weights that are drawn anew.
+
+    Raises:
+        LayoutError: the source is none of these, weights are missing, unknown or of another shape, its tokenizer has
+            tokens without a row, or a setting that changes its answers cannot be kept.
+        ShardError: its files are damaged, or hold more than tensors.
+        ChatTemplateError: its chat template cannot be used.
+        BackboneError: the vision tower, the language model or the tokenizer cannot be loaded.
     """
+    stage_one = first_stage_file(source)
+    if stage_one is not None:
+        if tokenizer is not None:
+            raise LayoutError(f"{stage_one} takes the tokenizer of its language model; leave --tokenizer out")
+        return convert_first_stage(stage_one, out, vision_tower, language_model, chat_template, seed)
+    check_kind(source)
+    layout = layout_of(read_config(source))
+    check_before_loading(source, layout)
+    if language_model is not None:
+        raise LayoutError(f"{source} holds its language model; --language-model is for what a first stage left")
+    named = vision_tower or layout.vision_tower
+    if named is None:
+        raise LayoutError(f"{source} does not name its vision tower; give it with --vision-tower")
+    tower = load_vision_tower(named, pad_images=layout.pads_images, image_scales=layout.image_scales)
+    check_registers(source, tower.register_tokens)
+    words = load_tokenizer(tokenizer or source, with_align=True)
+    shapes = our_shapes(source, layout)
+    if EMBEDDINGS not in shapes:
+        raise LayoutError(f"{source}: the weights have no table of embeddings where its layout has one")
+    check_tokens(str(tokenizer or source), words, shapes[EMBEDDINGS][0])
+    notes = check_settings(source, layout, tower, shapes) + carry_pictures(source, layout, tower)
+    template, taken_from = _template(source, words, tokenizer, chat_template)
+    config = layout.configuration(tower, shapes, max(len(words), shapes[EMBEDDINGS][0]))
+    config.image_token_index = words.convert_tokens_to_ids(IMAGE_TOKEN)
+    config.align_token_index = words.convert_tokens_to_ids(ALIGN_TOKEN)
+    if TABLE not in shapes:
+        config.gate_grid = min(PUBLISHED_GATE_GRID, round(tower.image_tokens**0.5))
+    notes += _untied(source, layout, config, shapes)
+    generation = _generation(source, config, words, template)
+    with atomic_folder(out) as folder:
+        fresh, parameters = convert_weights(source, folder, layout, config, tower, seed)
+        config.save_pretrained(folder)
+        build_processor(tower, words, template, with_align=True).save_pretrained(folder)
+        generation.save_pretrained(folder)
+        tower_words = layout.vision_tower or "the one it came with"
+        made_from = f"converted from `{source.name}`. Vision tower: {tower_words}."
+        write_card(folder, out.name, config, made_from)
+    return Conversion(layout.words, parameters, fresh, taken_from, notes)
 
-    layout: str
-    parameters: int
-    fresh: tuple[str, ...]
-    chat_template: str = ""
-    notes: tuple[str, ...] = ()
+
+def convert_weights(
+    source: Path, folder: Path, layout: Layout, config: AlignGPTConfig, tower: VisionTower | None, seed: int = 0
+) -> tuple[tuple[str, ...], int]:
+    """Write the weights of a foreign folder under our names, with rows for new tokens and parts that are missing.
+
+    Args:
+        source: the foreign folder.
+        folder: where our files go; it must exist.
+        layout: of the source.
+        config: ours.
+        tower: whose weights are taken where the source has none of it.
+        seed: of an alignment module that the source does not have.
+
+    Returns:
+        Names of what was drawn anew, and the number of parameters.
+
+    Raises:
+        LayoutError: weights are missing, unknown or of another shape, all of them named.
+    """
+    with torch.device("meta"):
+        model = AlignGPTForConditionalGeneration(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for tied in model._tied_weights_keys if config.tie_word_embeddings else ():
+        expected.pop(tied, None)
+    files = shard_files(source)
+    found = our_shapes(source, layout)
+    found = {name: shape for name, shape in found.items() if name in expected or name != HEAD}
+    extra: dict[str, Tensor] = {}
+    if not any(name.startswith(ALIGNMENT) for name in found):
+        extra |= _fresh_weights(config, seed)
+    fresh = tuple(extra)
+    if tower is not None and not any(name.startswith(TOWER) for name in found):
+        extra |= {TOWER + name: tensor for name, tensor in tower.model.state_dict().items()}
+    for name in BY_TOKEN:
+        if name in found and found[name][0] < expected.get(name, (0,))[0]:
+            found[name] = (expected[name][0], *found[name][1:])
+    check_weights(source, expected, found | {name: tuple(tensor.shape) for name, tensor in extra.items()})
+
+    def shards() -> Iterator[Mapping[str, Tensor]]:
+        for number, file in enumerate(files, start=1):
+            tensors = {
+                ours: _grown(ours, tensor, expected)
+                for name, tensor in read_shard(file).items()
+                if (ours := layout.rename(name)) is not None and ours in expected
+            }
+            yield tensors | (extra if number == len(files) else {})
+
+    write_shards(folder, shards(), len(files))
+    return fresh, sum(torch.Size(shape).numel() for shape in expected.values())
 
 
-def check_registers(source: Path, registers: int) -> None:
-    """Refuse a vision tower with register tokens, which the original code and LLaVA treat otherwise."""
-    if registers:
-        raise LayoutError(
-            f"the vision tower of {source} has {registers} register tokens; the original code and LLaVA of "
-            "transformers keep them among the image tokens, here they are dropped, so neither can be made of the other"
-        )
+def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
+    """Write one of our models as the original code has it, in safetensors: what `convert` read comes back exactly.
+
+    The rows of `<image>` and `<align>` are left out, where they are the last of the vocabulary, and so are these two
+    tokens of the tokenizer.
+
+    Args:
+        source: one of our model folders.
+        out: the folder to write; it appears when it is complete.
+        vision_tower: what the original code is to load the tower's configuration from.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        LayoutError: the model has something that the original code does not know.
+        ShardError: the weights are missing or damaged.
+    """
+    ours = read_config(source)
+    if ours.get("model_type") != AlignGPTConfig.model_type or "text_config" not in ours:
+        raise LayoutError(f"{source} is not one of our model folders; only those can be written as the original's")
+    config = AlignGPTConfig.from_pretrained(source)
+    check_registers(source, config.vision_register_tokens)
+    processor = AlignGPTProcessor.from_pretrained(source)
+    pads = bool(processor.image_processor.do_pad)
+    files = shard_files(source)
+    rows = read_shapes(files)[EMBEDDINGS][0]
+    vocabulary = rows - 2 if sorted(config.placeholder_ids) == [rows - 2, rows - 1] else rows
+    theirs = OriginalLayout.their_config(config, vocabulary, vision_tower, pads)
+    parameters = 0
+
+    def shards() -> Iterator[Mapping[str, Tensor]]:
+        nonlocal parameters
+        for file in files:
+            tensors = {
+                OriginalLayout.rename_back(name): tensor[:vocabulary] if name in BY_TOKEN else tensor
+                for name, tensor in read_shard(file).items()
+            }
+            parameters += sum(tensor.numel() for tensor in tensors.values())
+            yield tensors
+
+    with atomic_folder(out) as folder:
+        write_shards(folder, shards(), len(files))
+        (folder / "config.json").write_text(json.dumps(theirs, indent=2, default=str) + "\n", encoding="utf-8")
+        processor.tokenizer.save_pretrained(folder)
+        if vocabulary < rows:
+            without_our_tokens(folder)
+    return parameters
 
 
-def check_weights(source: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are missing, unknown or of another shape, by name: `expected` and `found` are shapes."""
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not part of such a model" for name in found if name not in expected]
-    problems += [
-        f"{name} is {found[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    if problems:
-        raise LayoutError(f"{source} cannot be converted: {'; '.join(sorted(problems))}")
+def our_shapes(source: Path, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight in a foreign folder, by our names."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    names: dict[str, str] = {}
+    for name, shape in read_shapes(shard_files(source)).items():
+        ours = layout.rename(name)
+        if ours is None:
+            continue
+        if ours in names:
+            raise LayoutError(f"{source} has the same weight twice, as {names[ours]} and as {name}; keep one of them")
+        shapes[ours], names[ours] = shape, name
+    return shapes
 
 
-def read_config(source: Path) -> Mapping[str, Any]:
-    """The `config.json` of a folder that others saved."""
-    path = source / "config.json"
+def _grown(name: str, tensor: Tensor, expected: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """A table with rows for the tokens that were added."""
+    missing = expected[name][0] - len(tensor) if name in BY_TOKEN else 0
+    if not missing:
+        return tensor
+    rows = tensor.float().mean().to(tensor.dtype).expand(missing) if tensor.ndim == 1 else None
+    return torch.cat([tensor, new_rows(tensor, missing, apart=name == EMBEDDINGS) if rows is None else rows])
+
+
+def _fresh_weights(config: AlignGPTConfig, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = fresh_alignment(config)
+    return {ALIGNMENT + name: tensor.detach() for name, tensor in module.state_dict().items()}
+
+
+def _template(source: Path, words: Any, tokenizer: str | Path | None, wanted: str | None) -> tuple[str, str]:
+    """The chat template, and where it is from: what is asked for, the processor's, the tokenizer's, or Vicuna's."""
+    if wanted is not None:
+        return chosen_template(wanted, words, source), wanted
+    if stored := stored_template(source):
+        return for_images(stored[0], f"{source / stored[1]}"), stored[1]
+    where = str(tokenizer or source)
+    if own := one_template(words.chat_template, f"the tokenizer of {where}"):
+        return for_images(own, where), f"the tokenizer of {where}"
+    return VICUNA, f"Vicuna's, for {source} has none"
+
+
+def _untied(
+    source: Path, layout: Layout, config: AlignGPTConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, ...]:
+    """Take head and embeddings apart where the configuration ties them and the weights differ."""
+    if not config.tie_word_embeddings or HEAD not in shapes:
+        return ()
+    both = {
+        ours: tensor
+        for file in shard_files(source)
+        for name, tensor in read_shard(file).items()
+        if (ours := layout.rename(name)) in (HEAD, EMBEDDINGS)
+    }
+    if both[HEAD].shape == both[EMBEDDINGS].shape and torch.equal(both[HEAD], both[EMBEDDINGS]):
+        return ()
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    return ("its configuration ties the head to the embeddings, its weights differ: they are kept apart",)
+
+
+def _generation(source: Path, config: AlignGPTConfig, words: Any, template: str) -> GenerationConfig:
+    """The source's own settings, with the ends of answers that this model knows and without our placeholders."""
+    settings = carried_generation(source)
+    ends = [*_listed(config.get_text_config().eos_token_id), *_listed(settings.pop("eos_token_id", None))]
+    suppressed = _listed(settings.pop("suppress_tokens", None))
+    generation = GenerationConfig(
+        **settings,
+        bos_token_id=words.bos_token_id,
+        pad_token_id=words.pad_token_id,
+        eos_token_id=end_tokens(words, template, ends),
+        suppress_tokens=[*config.placeholder_ids, *(token for token in suppressed if token >= 0)],
+    )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LayoutError(f"{path} cannot be read: {error.strerror}; give a model folder") from error
+        generation.validate(strict=True)
     except ValueError as error:
-        raise LayoutError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BackboneError(f"{path} must hold an object, found {type(content).__name__}")
-    return content
+        raise LayoutError(f"generation_config.json of {source} contradicts itself: {error}") from error
+    return generation
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]

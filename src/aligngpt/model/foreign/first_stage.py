@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from aligngpt.files import atomic_folder
-from aligngpt.model.assembly import assemble
+from aligngpt.model.assembling import assemble
 from aligngpt.model.foreign.checkpoint_formats import TABLE, LayoutError, OriginalLayout, layout_of
-from aligngpt.model.foreign.conversion import Conversion, check_registers, check_weights, read_config
+from aligngpt.model.foreign.checks import Conversion, check_registers, check_weights, read_config
 from aligngpt.model.foreign.settings import check_before_loading
 from aligngpt.model.foreign.weight_files import has_shards, read_shard
 from aligngpt.model.templates import VICUNA

@@ -20,7 +20,6 @@ from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.distributed.processes import main_process_first
 from aligngpt.training.loop.validation import Validation
 from aligngpt.training.recipe import Recipe, RecipeError, SourceRecipe, StageName, StageRecipe
-from aligngpt.training.setup.loading import usable_length
 
 
 def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Sequence[Sample]:
@@ -220,3 +219,21 @@ def _stage(recipe: Recipe, name: StageName) -> StageRecipe:
     stage = recipe.stage(name)
     assert stage is not None
     return stage
+
+
+def usable_length(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> int:
+    """Tokens a sample may have: what the stage allows, and no more than the language model can read.
+
+    Raises:
+        RecipeError: an image alone takes all of that.
+    """
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or stage.max_length
+    length = min(stage.max_length, int(context))
+    if model.config.image_seq_length >= length:
+        raise RecipeError(
+            f"an image takes {model.config.image_seq_length} tokens, and a sample may have {length} (max_length "
+            f"{stage.max_length}, and the language model {config.model_type} reads {context} at most); raise "
+            "max_length, or take a vision tower with fewer patches or a smaller model.image_size"
+        )
+    return length

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aligngpt.model.configuration import AlignGPTConfig
-from aligngpt.model.modeling import IGNORED, AlignGPTOutput
+from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTOutput
 from aligngpt.model.packing import pieces_of
 from aligngpt.model.segments import Samples
 
@@ -17,8 +17,8 @@ COUNTS = ("seconds", "waited", "tokens", "places", "gated", "entropy")
 """What the sums begin with; behind them stand the gate's weights, and tokens and loss of each level."""
 
 
-class Watch:
-    """Running sums over the micro-batches of a log interval; `figures` turns them into numbers and starts again.
+class StepMetrics:
+    """Running sums over the micro-batches of a log interval; `compute` turns them into numbers and starts again.
 
     The sums of several processes are added up, so that the figures are those of all of them.
 
@@ -41,7 +41,7 @@ class Watch:
         """Count seconds in which the model had no data to work on."""
         self.sums[COUNTS.index("waited")] += seconds
 
-    def see(self, batch: dict[str, Any], output: AlignGPTOutput) -> None:
+    def update(self, batch: dict[str, Any], output: AlignGPTOutput) -> None:
         """Count a micro-batch."""
         ids = batch["input_ids"]
         seen = {"tokens": _tokens(batch), "places": ids.numel()}
@@ -55,7 +55,7 @@ class Watch:
             seen |= {"gated": len(weights), "entropy": torch.special.entr(weights).sum().item()}
             gate = weights.sum(dim=0).cpu()
         if output.token_losses is not None and (level := batch.get("alignment_level")) is not None:
-            of_counted = samples.of_token[:, 1:][batch["labels"][:, 1:] != IGNORED]
+            of_counted = samples.of_token[:, 1:][batch["labels"][:, 1:] != IGNORE_INDEX]
             # A sample without an image has a level in the batch that stands for none.
             levelled = with_image[of_counted]
             place = level[of_counted][levelled] - 1
@@ -76,7 +76,7 @@ class Watch:
         if len(state) == len(self.sums):
             self.sums += torch.tensor(state, dtype=torch.float64)
 
-    def figures(self) -> Figures:
+    def compute(self) -> Figures:
         """Numbers since the last call; every process calls it at the same time.
 
         Returns:

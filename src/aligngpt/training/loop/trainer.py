@@ -38,7 +38,7 @@ from aligngpt.training.feed.feature_cache import FeatureCache
 from aligngpt.training.feed.sampler import BalancedSampler, shares_of
 from aligngpt.training.feed.windowed_shuffle import Blocks
 from aligngpt.training.loop.checkpoints import mark_complete, remove_checkpoints
-from aligngpt.training.loop.metrics import Watch
+from aligngpt.training.loop.metrics import StepMetrics
 from aligngpt.training.loop.optimizers import make_optimizer
 from aligngpt.training.loop.rejected import RejectedSamples
 from aligngpt.training.loop.validation import Validation
@@ -150,7 +150,7 @@ class StageTrainer(Trainer):
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.is_sharded = is_sharded(self.model)
-        self.watch = Watch(
+        self.metrics = StepMetrics(
             self.accelerator.unwrap_model(self.model).config, lambda sums: add_up(sums, self.args.device)
         )
         self._without_gradient = 0
@@ -163,7 +163,7 @@ class StageTrainer(Trainer):
         """As the Trainer's; the time it takes is time without data."""
         started = time.monotonic()
         batches = super().get_batch_samples(*args, **kwargs)
-        self.watch.wait(time.monotonic() - started)
+        self.metrics.wait(time.monotonic() - started)
         return batches
 
     def compute_loss(
@@ -181,7 +181,7 @@ class StageTrainer(Trainer):
         if not torch.isfinite(loss):
             self._stop(f"the loss is {loss.item()}", ids)
         with torch.no_grad():
-            self.watch.see(inputs, output)
+            self.metrics.update(inputs, output)
         return (loss, output) if return_outputs else loss
 
     def of_main(self, value: float) -> float:
@@ -216,7 +216,7 @@ class StageTrainer(Trainer):
             AlignGPTError: several times in a row nothing was learnt from.
         """
         if "loss" in logs:
-            logs |= self.watch.figures()
+            logs |= self.metrics.compute()
             self._without_gradient = self._without_gradient + 1 if logs.get("grad_norm") == 0 else 0
             if self._without_gradient == LOGS_WITHOUT_GRADIENT:
                 self._stop(f"all gradients were zero {LOGS_WITHOUT_GRADIENT} times in a row", [])
@@ -329,7 +329,7 @@ class StageTrainer(Trainer):
         figures = {
             "loss": loss.item(),
             "logged": self._globalstep_last_logged,
-            "sums": self.watch.state(),
+            "sums": self.metrics.state(),
             "round": [clock.round, clock.began_step, clock.began_seconds],
         }
         if self.is_world_process_zero():
@@ -359,7 +359,7 @@ class StageTrainer(Trainer):
         self._tr_loss += loss
         self._globalstep_last_logged = logged
         if self.is_world_process_zero():
-            self.watch.resume(sums)
+            self.metrics.resume(sums)
 
 
 class StageCallback(TrainerCallback):

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aligngpt.data.batches.collate import Collator
-from aligngpt.data.batches.dataset import ConversationDataset, Row
+from aligngpt.data.batches.dataset import ConversationDataset
+from aligngpt.data.batches.examples import Row
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.errors import AlignGPTError
-from aligngpt.model.modeling import IGNORED, AlignGPTForConditionalGeneration
+from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 
 ALL = ""
 
@@ -77,7 +78,7 @@ class Validation:
                     batch = {name: tensor.to(model.device) for name, tensor in self.collator(rows).items()}
                     labels = batch["labels"]
                     output = model(**batch, skip_logits=True)
-                    expected = labels[:, 1:][labels[:, 1:] != IGNORED]
+                    expected = labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
                     losses = output.token_losses.split(_counted(rows, labels))
                     for place, row, of_row in zip(places, rows, losses, strict=True):
                         for name in self._groups(place, row):
@@ -110,11 +111,11 @@ def _counted(rows: Sequence[Row], labels: Tensor) -> list[int]:
         labels: what the collator made of them, a line each or all in one, `(batch, length)`.
     """
     if len(labels) == len(rows):
-        counts: list[int] = (labels[:, 1:] != IGNORED).sum(dim=1).tolist()
+        counts: list[int] = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
         return counts
-    counts = [sum(label != IGNORED for example in row for label in example.labels) for row in rows]
+    counts = [sum(label != IGNORE_INDEX for example in row for label in example.labels) for row in rows]
     # Nothing predicts the first token of a line.
-    counts[0] -= int(labels[0, 0].item() != IGNORED)
+    counts[0] -= int(labels[0, 0].item() != IGNORE_INDEX)
     return counts
 
 
@@ -128,7 +129,7 @@ def right_answers(right_tokens: Tensor, labels: Tensor) -> Tensor:
     Returns:
         `(answers,)`, boolean.
     """
-    counted = labels[:, 1:] != IGNORED
+    counted = labels[:, 1:] != IGNORE_INDEX
     begins = counted & ~F.pad(counted[:, :-1], (1, 0))
     answer_of = (begins.flatten().cumsum(dim=0) - 1)[counted.flatten()]
     wrong = torch.zeros(int(begins.sum()), dtype=torch.long, device=labels.device)

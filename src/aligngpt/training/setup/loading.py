@@ -1,11 +1,9 @@
 """What a stage begins with: the model as the stage before left it, with adapters where the recipe wants some."""
 
-from pathlib import Path
-
 import torch
 
 from aligngpt.device import resolve_device
-from aligngpt.model.assembly import assemble
+from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.packing import NAME as PACKED_ATTENTION
 from aligngpt.model.packing import PROBE, can_pack, computes_as_alone, shortest_window
@@ -14,11 +12,7 @@ from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.setup.freezing import load_pretrained_parts
 from aligngpt.training.setup.lora import add_lora
 from aligngpt.training.setup.quantization import quantize_language_model
-
-
-def stage_folder(recipe: Recipe, name: StageName) -> Path:
-    """Where a stage leaves its files."""
-    return Path(recipe.output) / name
+from aligngpt.training.stage import stage_folder
 
 
 def load_model(
@@ -103,24 +97,6 @@ def _branches_as_alone(model: AlignGPTForConditionalGeneration) -> bool:
     except Exception:
         # What language models raise that take no such mask is of any kind.
         return False
-
-
-def usable_length(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> int:
-    """Tokens a sample may have: what the stage allows, and no more than the language model can read.
-
-    Raises:
-        RecipeError: an image alone takes all of that.
-    """
-    config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or stage.max_length
-    length = min(stage.max_length, int(context))
-    if model.config.image_seq_length >= length:
-        raise RecipeError(
-            f"an image takes {model.config.image_seq_length} tokens, and a sample may have {length} (max_length "
-            f"{stage.max_length}, and the language model {config.model_type} reads {context} at most); raise "
-            "max_length, or take a vision tower with fewer patches or a smaller model.image_size"
-        )
-    return length
 
 
 def decide_packing(model: AlignGPTForConditionalGeneration, recipe: Recipe, stage: StageRecipe, device: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
-from aligngpt.model.assembly import assemble
+from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
 from aligngpt.model.templates import CHATML, VICUNA, with_images
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from aligngpt import memory
-from aligngpt.memory import peak_memory, reset_peak_memory
+from aligngpt import device
+from aligngpt.device import peak_memory, reset_peak_memory
 
 MIB = 1 << 20
 
@@ -68,13 +68,13 @@ def test_where_proc_is_missing_the_peak_is_the_systems_own(
 ) -> None:
     resource = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=5000))
     monkeypatch.setitem(sys.modules, "resource", resource)
-    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / "gone" / Path(name).name)
+    monkeypatch.setattr(device, "Path", lambda name: tmp_path / "gone" / Path(name).name)
     monkeypatch.setattr(sys, "platform", platform)
     reset_peak_memory()
     assert peak_memory() == 5000 * unit
 
 
 def test_where_nothing_tells_the_peak_is_zero(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / "gone" / Path(name).name)
+    monkeypatch.setattr(device, "Path", lambda name: tmp_path / "gone" / Path(name).name)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() == 0

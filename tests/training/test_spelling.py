@@ -2,7 +2,7 @@
 
 import pytest
 
-from aligngpt.spelling import closest
+from aligngpt.training.recipe import closest
 
 
 @pytest.mark.parametrize(

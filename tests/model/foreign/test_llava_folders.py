@@ -21,7 +21,7 @@ from transformers import (
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.foreign.checkpoint_formats import LayoutError
-from aligngpt.model.foreign.reading import convert
+from aligngpt.model.foreign.conversion import convert
 
 PARTED = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% for part in message['content'] %}"

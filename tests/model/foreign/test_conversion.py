@@ -22,8 +22,8 @@ from transformers import (
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.backbones import BackboneError
 from aligngpt.model.foreign.checkpoint_formats import LayoutError
+from aligngpt.model.foreign.conversion import convert, to_original
 from aligngpt.model.foreign.first_stage import STAGE_ONE_FILE
-from aligngpt.model.foreign.reading import convert, to_original
 from aligngpt.model.foreign.weight_files import ShardError, read_shard, shard_files
 
 TEXT = "USER : <image> what colour is the circle ? ASSISTANT :"

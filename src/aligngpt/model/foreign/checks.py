@@ -1,0 +1,65 @@
+"""What every conversion shares: its result, and the checks that a source's files and weights must pass."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aligngpt.model.backbones import BackboneError
+from aligngpt.model.foreign.checkpoint_formats import LayoutError
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        layout: what the source was, in words.
+        parameters: how many numbers the model has.
+        fresh: names of weights that the source does not have and that were drawn anew.
+        chat_template: where the chat template was taken from, in words.
+        notes: a sentence for each setting of the source that is not kept as it was.
+    """
+
+    layout: str
+    parameters: int
+    fresh: tuple[str, ...]
+    chat_template: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def check_registers(source: Path, registers: int) -> None:
+    """Refuse a vision tower with register tokens, which the original code and LLaVA treat otherwise."""
+    if registers:
+        raise LayoutError(
+            f"the vision tower of {source} has {registers} register tokens; the original code and LLaVA of "
+            "transformers keep them among the image tokens, here they are dropped, so neither can be made of the other"
+        )
+
+
+def check_weights(source: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights that are missing, unknown or of another shape, by name: `expected` and `found` are shapes."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not part of such a model" for name in found if name not in expected]
+    problems += [
+        f"{name} is {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        raise LayoutError(f"{source} cannot be converted: {'; '.join(sorted(problems))}")
+
+
+def read_config(source: Path) -> Mapping[str, Any]:
+    """The `config.json` of a folder that others saved."""
+    path = source / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LayoutError(f"{path} cannot be read: {error.strerror}; give a model folder") from error
+    except ValueError as error:
+        raise LayoutError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BackboneError(f"{path} must hold an object, found {type(content).__name__}")
+    return content
