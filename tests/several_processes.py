@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -63,6 +64,13 @@ def kill_in_instruction_tuning(recipe: Recipe, path: Path) -> None:
 def losses(recipe: Recipe, stage: str) -> list[float]:
     lines = (Path(recipe.output) / stage / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
+
+
+def figures(recipe: Recipe, stage: str) -> list[dict[str, Any]]:
+    """The lines of a stage's metrics, without what is measured in time."""
+    lines = (Path(recipe.output) / stage / "metrics.jsonl").read_text().splitlines()
+    timed = ("seconds", "tokens_per_second", "waiting")
+    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
 
 
 def assert_same_weights(found: Recipe, expected: Recipe) -> None:

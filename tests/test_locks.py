@@ -25,9 +25,12 @@ if {soft}:
         raise OSError(errno.ENOLCK, "No locks available")
     unix.lock_fd_nonblocking = refuse
 with locks.owned_folder(sys.argv[1], "train"):
-    print("in", flush=True)
-    if {fork} and os.fork() == 0:
+    if not {fork}:
+        print("in", flush=True)
+    elif os.fork() == 0:
         import time
+        # Only now are the hooks of the fork over, in which a child lets go of what its parent holds.
+        print("in", flush=True)
         os.close(0), os.close(1)
         time.sleep(5)
         os._exit(0)

@@ -1,6 +1,5 @@
 """A stage that is resumed ends as one that was never stopped; what changes only how it computes may change."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from several_processes import kill_in_instruction_tuning, losses, run
+from several_processes import figures, losses, run
 from stopping import stopped
 
 from aligngpt.errors import AlignGPTError
@@ -33,13 +32,6 @@ def assert_equal(found: Recipe, expected: Recipe) -> None:
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
-def figures_of(recipe: Recipe, stage: str) -> list[dict[str, Any]]:
-    """The lines of a stage's metrics, without what is measured in time."""
-    lines = (Path(recipe.output) / stage / "metrics.jsonl").read_text().splitlines()
-    timed = ("seconds", "tokens_per_second", "waiting")
-    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
-
-
 def test_a_kill_between_the_last_step_and_the_end_adds_no_step(
     tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -57,7 +49,7 @@ def test_a_kill_between_the_last_step_and_the_end_adds_no_step(
         train(recipe)
     train(recipe)
     assert_equal(recipe, whole)
-    assert figures_of(recipe, "pretrain") == figures_of(whole, "pretrain")
+    assert figures(recipe, "pretrain") == figures(whole, "pretrain")
     found, expected = stage_result(recipe, "pretrain"), stage_result(whole, "pretrain")
     assert found is not None and expected is not None
     assert (found.steps, found.samples, found.loss) == (expected.steps, expected.samples, expected.loss)
@@ -75,8 +67,8 @@ def test_a_stop_within_a_log_interval_changes_no_figure(
     train(recipe)
     assert_equal(recipe, whole)
     for stage in ("pretrain", "instruct"):
-        assert figures_of(recipe, stage) == figures_of(whole, stage)
-        names = {name for line in figures_of(whole, stage) for name in line}
+        assert figures(recipe, stage) == figures(whole, stage)
+        names = {name for line in figures(whole, stage) for name in line}
         assert {"loss", "padding"} < names and any(one.startswith(("gate_", "loss_level")) for one in names)
 
 
@@ -191,19 +183,3 @@ def test_a_finished_stage_whose_model_is_gone_says_so(tiny_recipe: Callable[...,
     (Path(recipe.output) / "pretrain" / "aligned.safetensors").unlink()
     with pytest.raises(AlignGPTError, match=r"is finished, but .*aligned\.safetensors is gone; put it back, or remove"):
         train(recipe)
-
-
-@pytest.mark.medium
-def test_two_processes_that_are_killed_leave_the_figures_of_an_uninterrupted_run(
-    recipe_of: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    options = {"instruct__max_steps": 40, "instruct__learning_rate": 1e-3, "instruct__log_steps": 7, "pretrain": None}
-    whole = recipe_of("whole", **options)
-    run(whole, tmp_path / "whole.yaml")
-    recipe = recipe_of("killed", instruct__checkpoint_minutes=EVERY_STEP, **options)
-    kill_in_instruction_tuning(recipe, tmp_path / "killed.yaml")
-    output = run(recipe, tmp_path / "killed.yaml")
-    found, expected = figures_of(recipe, "instruct"), figures_of(whole, "instruct")
-    assert [line["step"] for line in found] == [line["step"] for line in expected], output
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-4), output

@@ -43,8 +43,6 @@ def test_levels_in_instruction_data_leave_the_gate_to_train(
     ("alignment", "parts"),
     [
         ("global", ("language_model", "projector", "gate")),
-        ("mean", ("language_model", "projector", "gate")),
-        ("local", ("language_model", "projector", "gate")),
         ("none", ("language_model", "projector", "gate")),
         ("adaptive", ("vision_tower", "language_model", "projector", "gate")),
     ],

@@ -39,7 +39,8 @@ def test_a_model_that_is_shared_out_trains_as_a_whole_one(
 @pytest.mark.medium
 def test_a_model_that_is_shared_out_goes_on_after_a_kill(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     """On two processes again to the same losses, bit for bit; and on one that holds the whole model."""
-    options = {"instruct__max_steps": 60, "instruct__learning_rate": 1e-3, "instruct__sharding": "full"}
+    options = {"pretrain": None, "instruct__max_steps": 20, "instruct__learning_rate": 1e-3}
+    options["instruct__sharding"] = "full"
     whole = recipe_of("whole", **options)
     run(whole, tmp_path / "whole.yaml")
     recipe = recipe_of("killed", instruct__checkpoint_minutes=1e-9, **options)
