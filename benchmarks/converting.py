@@ -1,8 +1,8 @@
-"""How much memory a conversion takes: `python benchmarks/converting.py [--layers 24]`.
+"""Measure the memory of a conversion: `python benchmarks/converting.py [--layers 24]`.
 
-Makes a checkpoint of random numbers as the original code saves one, with a 7B model's width and fewer layers, in
-shards of `.bin` files in bfloat16; converts it in a process of its own; and prints the peak memory of that process
-beside the size of the largest shard.
+Makes a checkpoint of random numbers in the original code's layout, with a 7B model's width and fewer layers, as
+several `.bin` files in bfloat16; converts it in a separate process; and prints the peak memory of that process and
+the size of the largest file.
 """
 
 import argparse
@@ -25,8 +25,8 @@ VOCABULARY, WIDTH, LAYERS_A_SHARD = 32_000, 4096, 3
 PROGRAM = """
 import sys
 from pathlib import Path
-from aligngpt.memory import peak_memory
-from aligngpt.model.converting import convert
+from aligngpt.device import peak_memory
+from aligngpt.model.foreign.conversion import convert
 before = peak_memory()
 done = convert(Path(sys.argv[1]), Path(sys.argv[2]))
 print(done.parameters, before, peak_memory())
@@ -34,7 +34,7 @@ print(done.parameters, before, peak_memory())
 
 
 def write_checkpoint(folder: Path, layers: int) -> int:
-    """Write the checkpoint with its tower and tokenizer; returns the size of the largest shard in bytes."""
+    """Write the checkpoint with its tower and tokenizer; return the size of the largest weight file in bytes."""
     tower = folder / "tower"
     vision = CLIPVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=336, patch_size=14
@@ -75,9 +75,9 @@ def write_checkpoint(folder: Path, layers: int) -> int:
 
 
 def main() -> None:
-    """Make, convert, print."""
+    """Make a checkpoint, convert it, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--layers", type=int, default=9, help="of the 32 of a 7B model")
+    parser.add_argument("--layers", type=int, default=9, help="number of layers (default: %(default)s)")
     layers = parser.parse_args().layers
     with TemporaryDirectory() as place:
         source = Path(place) / "source"

@@ -1,11 +1,11 @@
-"""What kept features of a frozen vision tower save: `python benchmarks/features.py [--pictures 192]`.
+"""Measure the time saved by cached vision features: `python benchmarks/features.py [--pictures 192]`.
 
-Pre-training of three epochs on generated pictures with captions, as `aligngpt train` runs it, once with
-`cache_features: false` and once with `true` and an empty cache at the start. Random weights, shaped as SmolLM2-135M
-with three of its thirty layers, and of CLIP ViT-B/32 at 224 pixels; 49 image tokens.
+Pre-trains for three epochs on generated images with captions, as `aligngpt train` does, once with
+`cache_features: false` and once with `true` and an empty cache at the start. The models have random weights and the
+shapes of SmolLM2-135M, with three of its thirty layers, and of CLIP ViT-B/32 at 224 pixels; 49 image tokens.
 
-The line printed compares the seconds of the first epoch, which computes and writes the features, and of the later ones,
-which read them: `features first=0.00 later=0.00 bytes_per_picture=0`, speed with the cache over speed without.
+The printed line compares the seconds of the first epoch, which computes and writes the features, and of the later
+ones, which read them: `features first=0.00 later=0.00 bytes_per_picture=0`, speed with the cache over speed without.
 """
 
 import argparse
@@ -37,7 +37,7 @@ WORDS = [f"word{number}" for number in range(1000)]
 
 
 def main() -> None:
-    """Make backbones and pictures, train twice, and print the ratios."""
+    """Make backbones and images, train twice, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=192, help=f"a multiple of {BATCH} (default: %(default)s)")
     pictures = parser.parse_args().pictures
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def make_backbones(root: Path) -> None:
-    """A language model with its tokenizer and a vision tower with its preprocessor, with random weights."""
+    """Write a language model with its tokenizer and a vision tower with its preprocessor, with random weights."""
     marks = ["<unk>", "<s>", "</s>"]
     vocabulary = {word: place for place, word in enumerate([*marks, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -81,7 +81,7 @@ def make_backbones(root: Path) -> None:
 
 
 def make_data(root: Path, pictures: int) -> None:
-    """Pictures of 400 × 300 pixels and a caption of twenty words each."""
+    """Write images of 400 × 300 pixels, each with a caption of twenty words."""
     generator = np.random.default_rng(0)
     records = []
     for number in range(pictures):
@@ -93,7 +93,7 @@ def make_data(root: Path, pictures: int) -> None:
 
 
 def recipe_of(root: Path, *, cached: bool) -> Recipe:
-    """Pre-training of these backbones on these pictures."""
+    """The recipe of pre-training with these backbones and images."""
     output = root / f"run-{cached}"
     shutil.rmtree(output, ignore_errors=True)
     return make_recipe(
@@ -116,7 +116,7 @@ def recipe_of(root: Path, *, cached: bool) -> Recipe:
 
 
 def seconds_of_epochs(metrics: Path) -> list[float]:
-    """Seconds of each epoch, the first without its first step, in which everything is set up."""
+    """Seconds of each epoch; the first excludes its first step, in which everything is set up."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = len(lines) // EPOCHS
     ends = [lines[0]["seconds"], *(lines[(epoch + 1) * steps - 1]["seconds"] for epoch in range(EPOCHS))]

@@ -1,31 +1,31 @@
-"""How fast pairs are scored here and by a plain loop: `python benchmarks/scoring.py [--pairs 20000]`.
+"""Compare the speed of scoring pairs with that of a plain loop: `python benchmarks/scoring.py [--pairs 20000]`.
 
-Pictures are JPEGs of 200 to 700 pixels a side that are made once, in a folder of the system's temporary directory,
-with about as many bytes a pixel as photographs have; captions have 5 to 30 words, a token each. The model is a CLIP of
-random weights, small enough that on two cores opening pictures and encoding pairs take about as long as each other:
-224 pixels in patches of 32. Precision is float32.
+The images are JPEGs with sides of 200 to 700 pixels and about as many bytes per pixel as photographs; they are made
+once, in the system's temporary directory. Captions have 5 to 30 words, one token each. The model is a CLIP with random
+weights, 224 pixels in patches of 32, small enough that on two cores opening images and encoding pairs take about the
+same time. Precision is float32.
 
-Four things are timed by turns over the same pairs, a round each, and added up over the rounds:
+Four measurements alternate over the same pairs and are summed over the rounds:
 
-- *ours*: `score_source` from the JSON lines to the parts, with the start of its worker processes.
-- *loop*: open a batch of pictures with Pillow, `CLIPProcessor` for pictures and captions, `CLIPModel`, the cosine.
+- *ours*: `score_source` from the JSON lines to the parts, including the start of its worker processes.
+- *loop*: open a batch of images with Pillow, `CLIPProcessor` for images and captions, `CLIPModel`, the cosine.
 - *model*: the same batches through the model from memory, prepared and tokenised before the clock starts.
-- *decode*: the pictures opened and prepared by as many processes as ours has, which send nothing back. They have
-  started before the clock does.
+- *decode*: the images opened and prepared by the same number of processes as in ours, which send nothing back and
+  have started before the clock does.
 
-`speedup` is ours over loop in pairs a second, `limit_share` ours over the limit. On a GPU the limit is the slower of
-model and decode. On a CPU both want the same cores, so the limit is 1 / (1/model + 1/decode), where each had all the
-cores (with fewer workers than cores, decode is counted as if it had them all).
+`speedup` is ours over loop in pairs per second, `limit_share` ours over the limit. On a GPU the limit is the slower of
+model and decode. On a CPU both compete for the cores, so the limit is 1 / (1/model + 1/decode), with all cores
+available to each (with fewer workers than cores, decode is scaled up to all cores).
 
-The milliseconds of core time a pair are printed too: where other programs want the same cores they tell more than the
-clock, though threads that wait for each other count as busy.
+The milliseconds of CPU time per pair are printed too: when other programs compete for the cores, they are more
+informative than wall time, although threads that wait for each other count as busy.
 
-`memory_ratio` compares 50,000 pairs with 5,000: the largest resident memory of the process and its workers together,
-sampled, each in a process tree of its own. The pictures of these pairs repeat under other captions, shards have 2,500
-records, and the model is a tiny one, beside which what grows with the pairs would show all the more.
+`memory_ratio` compares 50,000 pairs with 5,000: the sampled peak of resident memory of the process and its workers
+together, each in a separate process tree. The images of these pairs repeat with different captions, shards have 2,500
+records, and the model is tiny, so that memory that grows with the number of pairs would stand out.
 
-A last part scores a shard with and without 3 % of its records being damaged and prints the largest difference
-between the scores of the others.
+Finally, a shard is scored with and without 3 % of its records damaged, and the largest difference between the scores
+of the other records is printed.
 """
 
 import argparse
@@ -83,27 +83,27 @@ TINY: Towers = {
 
 
 def make_pictures(count: int) -> list[Path]:
-    """The first `count` pictures of the cache, which are made where they are not there."""
+    """The first `count` images of the cache; missing ones are made."""
     folder = CACHE / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:06}.jpg" for number in range(count)]
     missing = [path for path in paths if not path.exists()]
     if missing:
-        note(f"making {len(missing)} pictures in {folder}")
+        note(f"making {len(missing)} images in {folder}")
         texture = _texture(1024)
         for path in missing:
             draw = random.Random(path.stem)
             width, height = draw.randint(*SIDES), draw.randint(*SIDES)
             left, top = draw.randrange(1024 - width), draw.randrange(1024 - height)
             image = Image.fromarray(np.roll(texture[top : top + height, left : left + width], draw.randrange(3), 2))
-            # Renamed into place, so that a run that was stopped leaves no half picture.
+            # Renamed into place, so that an interrupted run leaves no partial image.
             image.save(path.with_suffix(".tmp"), "JPEG", quality=QUALITY)
             path.with_suffix(".tmp").rename(path)
     return paths
 
 
 def _texture(side: int) -> NDArray[np.uint8]:
-    """Noise of several scales, the coarse ones stronger, as in photographs: `(side, side, 3)`."""
+    """Noise at several scales, the coarse ones stronger, as in photographs: `(side, side, 3)`."""
     draw = np.random.default_rng(0)
     channels = []
     for _ in range(3):
@@ -116,7 +116,7 @@ def _texture(side: int) -> NDArray[np.uint8]:
 
 
 def make_rows(paths: Sequence[Path], count: int) -> list[Row]:
-    """`count` records with captions of their own; pictures repeat when there are fewer."""
+    """`count` records, each with its own caption; images repeat if there are fewer."""
     draw = random.Random(0)
     return [
         {
@@ -129,13 +129,13 @@ def make_rows(paths: Sequence[Path], count: int) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> Path:
-    """Write JSON lines; returns the path."""
+    """Write JSON lines; return the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def build_clip(towers: Towers) -> tuple[CLIPModel, CLIPImageProcessorPil, PreTrainedTokenizerFast]:
-    """A CLIP of random weights with its image processor and a tokenizer that knows the words of `make_rows`."""
+    """A CLIP with random weights, its image processor, and a tokenizer for the words of `make_rows`."""
     torch.manual_seed(0)
     vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number + 3 for number in range(VOCABULARY)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -153,7 +153,7 @@ def build_clip(towers: Towers) -> tuple[CLIPModel, CLIPImageProcessorPil, PreTra
 
 
 def score_ours(rows: Sequence[Row], scorer: PairScorer, options: argparse.Namespace) -> NDArray[np.float32]:
-    """The scores `score_source` gives the rows, in their order, rejected ones left out."""
+    """The scores from `score_source` in the order of the rows, without rejected ones."""
     with temporary() as folder:
         source = open_pairs(write_rows(folder / "pairs.jsonl", rows), image_root=CACHE)
         score_source(
@@ -171,7 +171,7 @@ def score_ours(rows: Sequence[Row], scorer: PairScorer, options: argparse.Namesp
 def score_in_a_loop(
     rows: Sequence[Row], model: CLIPModel, processor: CLIPProcessor, batch_size: int
 ) -> NDArray[np.float32]:
-    """The scores as one writes it with transformers."""
+    """The scores from a straightforward loop with transformers."""
     scores = []
     for batch in batches(rows, batch_size):
         images = [Image.open(CACHE / row["image"]).convert("RGB") for row in batch]
@@ -184,7 +184,7 @@ def score_in_a_loop(
 
 
 def model_batches(rows: Sequence[Row], scorer: PairScorer, batch_size: int) -> list[dict[str, torch.Tensor]]:
-    """Arguments of the model as ours makes them: pictures in order, captions sorted by length. Pictures are noise."""
+    """Model inputs batched as in ours: images, which are noise, in order, and captions sorted by length."""
     pixels = torch.randn(batch_size, 3, 224, 224)
     captions = sorted((row["caption"] for row in rows), key=lambda caption: len(caption.split()))
     pictures = [{"pixel_values": pixels[: len(batch)].to(scorer.device)} for batch in batches(rows, batch_size)]
@@ -192,7 +192,7 @@ def model_batches(rows: Sequence[Row], scorer: PairScorer, batch_size: int) -> l
 
 
 def run_model(prepared: Sequence[dict[str, torch.Tensor]], scorer: PairScorer) -> None:
-    """Compute the features, of several batches at a time where ours does so."""
+    """Compute the features, several batches at a time if ours does so."""
 
     def features(inputs: dict[str, torch.Tensor]) -> NDArray[np.float32]:
         model: Any = scorer.model
@@ -207,13 +207,13 @@ def run_model(prepared: Sequence[dict[str, torch.Tensor]], scorer: PairScorer) -
 
 
 def prepare_only(preparation: Preparation, pictures: Sequence[Picture]) -> int:
-    """What a worker does, without sending it back; returns how many pictures there were."""
+    """Do a worker's job without sending the result back; return the number of images."""
     torch.set_num_threads(1)
     return len(preparation(pictures))
 
 
 def decoding_seconds(rows: Sequence[Row], scorer: PairScorer, workers: int) -> float:
-    """Seconds that `workers` processes which have started take to open and prepare the pictures."""
+    """Seconds that `workers` running processes take to open and prepare the images."""
     task = partial(prepare_only, Preparation.of(scorer))
     chunks = batches([Picture(row["image"], path=CACHE / row["image"]) for row in rows], 8)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -224,7 +224,7 @@ def decoding_seconds(rows: Sequence[Row], scorer: PairScorer, workers: int) -> f
 
 
 def measure_speed(rows: Sequence[Row], options: argparse.Namespace) -> tuple[float, float]:
-    """Time the four by turns; returns `speedup` and `limit_share`."""
+    """Run the four measurements in alternation; return `speedup` and `limit_share`."""
     model, image_processor, tokenizer = build_clip(SMALL)
     scorer = PairScorer(model, image_processor, tokenizer, device=options.device, dtype="float32")
     processor = CLIPProcessor(image_processor, tokenizer)
@@ -265,7 +265,7 @@ def measure_speed(rows: Sequence[Row], options: argparse.Namespace) -> tuple[flo
 
 
 def measure_bad_records(rows: Sequence[Row], options: argparse.Namespace) -> None:
-    """Print how far the scores of good records move when others are damaged."""
+    """Print how much the scores of good records change when others are damaged."""
     model, image_processor, tokenizer = build_clip(SMALL)
     scorer = PairScorer(model, image_processor, tokenizer, device=options.device, dtype="float32")
     bad = set(random.Random(1).sample(range(len(rows)), max(len(BAD_KINDS), round(BAD_SHARE * len(rows)))))
@@ -281,13 +281,13 @@ def measure_bad_records(rows: Sequence[Row], options: argparse.Namespace) -> Non
         shutil.rmtree(folder)
     good = [number for number in range(len(rows)) if number not in bad]
     if len(after) != len(good):
-        raise ArithmeticError(f"expected {len(good)} scores beside {len(bad)} bad records, found {len(after)}")
+        raise ArithmeticError(f"expected {len(good)} scores and {len(bad)} bad records, found {len(after)}")
     difference = float(np.abs(before[good] - after).max())
     print(f"scoring bad_records={len(bad)}/{len(rows)} largest_difference={difference:.1e}", flush=True)
 
 
 def _spoilt(row: Row, kind: str, path: Path) -> Row:
-    """The record damaged in one way; what its picture becomes is written to `path`."""
+    """The record damaged in one way; its damaged image, if any, is written to `path`."""
     if kind == "no caption":
         return row | {"caption": ""}
     content = (CACHE / row["image"]).read_bytes()
@@ -297,7 +297,7 @@ def _spoilt(row: Row, kind: str, path: Path) -> Row:
 
 
 def measure_memory(options: argparse.Namespace) -> float:
-    """The peak of the larger source over that of the smaller."""
+    """Peak memory of the larger source over that of the smaller."""
     peaks = []
     for count in MEMORY_PAIRS:
         command = [sys.executable, __file__, "--memory-of", str(count), "--workers", str(options.workers)]
@@ -315,11 +315,11 @@ def measure_memory(options: argparse.Namespace) -> float:
 
 
 def tree_memory(root: int) -> int:
-    """Resident bytes of a process and its descendants now (Linux)."""
+    """Current resident bytes of a process and its descendants (Linux)."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            # The name in parentheses may hold spaces.
+            # The name in parentheses may contain spaces.
             parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
     total, waiting = 0, [root]
     while waiting:
@@ -331,7 +331,7 @@ def tree_memory(root: int) -> int:
 
 
 def score_for_memory(count: int, options: argparse.Namespace) -> None:
-    """What the process of `measure_memory` does."""
+    """Score `count` pairs: the work of the child process of `measure_memory`."""
     scorer = PairScorer(*build_clip(TINY), device=options.device, dtype="float32")
     rows = make_rows(make_pictures(MEMORY_PICTURES), count)
     with temporary() as folder:
@@ -348,30 +348,30 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 @contextmanager
 def temporary() -> Iterator[Path]:
-    """A folder that is removed in the end."""
+    """A temporary folder, removed on exit."""
     with tempfile.TemporaryDirectory(prefix="aligngpt-") as name:
         yield Path(name)
 
 
 def cpu_seconds() -> float:
-    """Time that cores spent on this process and on those of its children that have ended."""
+    """CPU seconds of this process and of its children that have ended."""
     return sum(os.times()[:4])
 
 
 def note(text: str) -> None:
-    """Tell whoever is waiting."""
+    """Print a progress message to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measure, print."""
+    """Run all measurements and print the results."""
     transformers.logging.set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--pairs", type=int, default=20_000, help="distinct pictures, one caption each")
+    parser.add_argument("--pairs", type=int, default=20_000, help="number of pairs, each with a distinct image")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that open pictures")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes that open images")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--skip-memory", action="store_true", help="memory_ratio is printed as nan")
+    parser.add_argument("--skip-memory", action="store_true", help="print memory_ratio as nan")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
@@ -380,7 +380,7 @@ def main() -> None:
     if options.pairs < options.batch_size or options.workers < 1:
         parser.error("--pairs must be at least --batch-size, --workers at least 1")
     rows = make_rows(make_pictures(max(options.pairs, MEMORY_PICTURES)), options.pairs)
-    note(f"{options.workers} workers, {torch.get_num_threads()} threads of the model, {options.device}, float32")
+    note(f"{options.workers} workers, {torch.get_num_threads()} model threads, {options.device}, float32")
     speedup, limit_share = measure_speed(rows, options)
     measure_bad_records(rows[: max(500, len(rows) // 10)], options)
     memory_ratio = float("nan") if options.skip_memory else measure_memory(options)

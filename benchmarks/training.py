@@ -1,27 +1,28 @@
-"""How fast a model trains here and in plain transformers: `python benchmarks/training.py [--sizes tiny,60m,135m]`.
+"""Compare training speed with plain transformers: `python benchmarks/training.py [--sizes tiny,60m,135m]`.
 
-The same optimiser steps are done twice, by turns in one process, and each line printed compares the two:
+Two implementations run the same optimiser steps alternately in one process, and each printed line compares them:
 
-- *baseline*: transformers' `LlavaForConditionalGeneration` with the usual collator. One sample a row in random order,
-  padded to the longest of its micro-batch; the image is encoded for every row that shows it; logits and loss at every
-  position. It keeps no cache of keys and values, which would only slow it down.
-- *ours*: `AlignGPTForConditionalGeneration` through the functions a training run uses. Questions about one image
-  share a row (`rows_of`, `Collator`), rows are grouped by length as `StageTrainer` groups them, and the model computes
-  logits where a token counts.
+- *baseline*: transformers' `LlavaForConditionalGeneration` with the usual collator. One sample per row in random
+  order, padded to the longest of its micro-batch; an image is encoded again for every row that contains it; logits and
+  loss at every position. It keeps no key-value cache, which would only slow it down.
+- *ours*: `AlignGPTForConditionalGeneration` through the functions of a training run. Questions about one image share a
+  row (`rows_of`, `Collator`), rows are grouped by length as in `StageTrainer`, and the model computes logits only for
+  tokens that count.
 
-A step is forward and backward passes over the same samples in equally many micro-batches, the loss summed over all
-tokens that count and divided by their number, clipping and fused AdamW. The weights at the start, the parameters that
-train (pretrain, stage 1: projector; instruct, stage 2: projector and language model), precision and attention are the
-same. `speedup` is the baseline's median step time over ours, `memory_ratio` our memory over the baseline's, measured in
-a process each and without the model as built, and `loss_diff` the largest relative difference of the loss of a step.
+A step consists of forward and backward passes over the same samples in the same number of micro-batches, with the loss
+summed over all tokens that count and divided by their number, clipping and fused AdamW. Initial weights, trained
+parameters (pretrain, stage 1: projector; instruct, stage 2: projector and language model), precision and attention are
+the same. `speedup` is the baseline's median step time over ours, `memory_ratio` our memory over the baseline's, each
+measured in a separate process and without the model as built, and `loss_diff` the largest relative difference between
+the losses of a step.
 
-What it does not compare: models have `alignment: none`, since LLaVA has no gate, so the cost of the gate is not in it
-(nor, in a row of several questions, its reading them all together, which alone keeps ours from being exact); random
-weights, random tokens and random pixels; no reading or resizing of images, no tokenizer, no logging or checkpoints;
-one device. A real run has more image tokens (576 in LLaVA-1.5), which makes sharing them worth more than it is here.
+Not compared: models have `alignment: none`, since LLaVA has no gate, so the cost of the gate is excluded (as is its
+reading all questions of a row together, the only thing that keeps ours from being exact); weights, tokens and pixels
+are random; no reading or resizing of images, no tokenizer, no logging or checkpoints; one device. A real run has more
+image tokens (576 in LLaVA-1.5), so that sharing them saves more than it does here.
 
-Samples: captions of 10 to 40 tokens, one an image, in stage 1. In stage 2 a quarter is text only; the rest are 1 to 10
-questions an image of 8 to 40 tokens; answers have 20 to 300, short ones more often.
+Samples: in stage 1, captions of 10 to 40 tokens, one per image. In stage 2, a quarter is text only; the rest are 1 to
+10 questions per image, of 8 to 40 tokens; answers have 20 to 300 tokens, and short ones are more frequent.
 """
 
 import argparse
@@ -68,12 +69,12 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Size:
-    """A model's shape and how much it trains on.
+    """A model's shape and the amount of data it trains on.
 
     Attributes:
         text, vision: arguments of `LlamaConfig` and `CLIPVisionConfig`.
-        samples: per optimiser step, unless the command line says otherwise.
-        micro_batch: samples per forward pass, on average for rows that hold several.
+        samples: samples per optimiser step, unless set on the command line.
+        micro_batch: samples per forward pass; an average for rows with several samples.
     """
 
     text: dict[str, Any]
@@ -83,7 +84,7 @@ class Size:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens an image takes in the text."""
+        """Number of tokens per image in the text."""
         return (self.vision["image_size"] // self.vision["patch_size"]) ** 2
 
 
@@ -149,14 +150,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides are to do: the samples of an optimiser step, in the project's own form.
+    """The work of both sides: the samples of an optimiser step, in the project's own data types.
 
     Attributes:
         size: shape of the model.
         stage: 1 or 2.
-        samples: texts left empty, images by name; they say what can share a row.
-        examples: the same samples as the model reads them.
-        questions_per_prefix: samples that ours puts in one row, at most.
+        samples: samples with image names but no texts; they determine what can share a row.
+        examples: the same samples as model inputs.
+        questions_per_prefix: maximum number of samples that ours puts in one row.
     """
 
     size: Size
@@ -167,7 +168,7 @@ class Work:
 
     @property
     def micro_batches(self) -> int:
-        """Forward passes per step, equally many on both sides."""
+        """Forward passes per step, the same number on both sides."""
         return math.ceil(len(self.examples) / self.size.micro_batch)
 
 
@@ -178,7 +179,7 @@ def draw_work(size: Size, stage: int, count: int, questions_per_prefix: int, see
     side = size.vision["image_size"]
 
     def words(bounds: tuple[int, int]) -> list[int]:
-        """Log-uniform in number: most answers are short, as in the mixture that LLaVA trains on."""
+        """Random words, log-uniform in number: most answers are short, as in LLaVA's training mixture."""
         low, high = bounds
         number = round(low * (high / low) ** draw.random())
         return [draw.randrange(FIRST_WORD, size.text["vocab_size"]) for _ in range(number)]
@@ -207,7 +208,7 @@ def draw_work(size: Size, stage: int, count: int, questions_per_prefix: int, see
 
 
 def padded_batches(work: Work, step: int) -> Iterator[Batch]:
-    """The baseline's micro-batches: samples in random order, one a row."""
+    """The baseline's micro-batches: samples in random order, one per row."""
     order = list(range(len(work.examples)))
     random.Random(step).shuffle(order)
     for start in range(0, len(order), work.size.micro_batch):
@@ -229,7 +230,7 @@ def padded_batches(work: Work, step: int) -> Iterator[Batch]:
 
 
 def packed_batches(work: Work, step: int) -> Iterator[Batch]:
-    """Our micro-batches: samples with the same image in one row, as many tokens in each, packed."""
+    """Our micro-batches: samples with the same image share a row; batches are packed and balanced by tokens."""
     rows: list[Row] = [
         tuple(work.examples[member] for member in members)
         for members in rows_of(work.samples, work.questions_per_prefix)
@@ -242,20 +243,20 @@ def packed_batches(work: Work, step: int) -> Iterator[Batch]:
 
 
 def length_of(row: Row) -> int:
-    """Tokens of a row as the collator lays it out."""
+    """Number of tokens of a row in the collator's layout."""
     shared = common_prefix(row) if len(row) > 1 else 0
     return shared + sum(len(example.input_ids) - shared for example in row)
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two ways to train, ready to take a step.
+    """One of the two implementations, ready to train.
 
     Attributes:
         model: LLaVA's class or ours.
-        batches: makes the micro-batches of a step, by its number.
-        optimizer: over the parameters that train.
-        dtype: of the computation; what trains is held in float32.
+        batches: makes the micro-batches of a step, given its number.
+        optimizer: optimises the trained parameters.
+        dtype: dtype of the computation; trained parameters are stored in float32.
     """
 
     model: nn.Module
@@ -265,11 +266,11 @@ class Side:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return next(self.model.parameters()).device
 
     def step(self, number: int, clock: "Clock | None" = None) -> float:
-        """Do one optimiser step; returns its loss, the mean over all tokens that count."""
+        """Run one optimiser step; return its loss, the mean over all tokens that count."""
         clock = clock or Clock(self.device)
         with clock.measures("batches"):
             batches = [
@@ -286,7 +287,7 @@ class Side:
             with clock.measures("backward"):
                 output.loss.backward()
             losses.append(output.loss.detach())
-            # What the output holds would otherwise live on beside the next micro-batch.
+            # Otherwise the output's tensors would still be in memory during the next micro-batch.
             del output
         with clock.measures("optimiser"):
             nn.utils.clip_grad_norm_([one for one in self.model.parameters() if one.requires_grad], 1.0)
@@ -301,7 +302,7 @@ def build_sides(
     """Build one or both sides, with the same weights."""
     sides = {}
     for name in names:
-        # Each side its own: the kind of attention is kept in it.
+        # A separate one per side, as it stores the attention implementation.
         text = LlamaConfig(
             **work.size.text, max_position_embeddings=8192, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
         )
@@ -335,9 +336,9 @@ def _batches_of(name: str, work: Work) -> Callable[[int], Iterator[Batch]]:
 def _prepare(
     model: nn.Module, stage: int, device: torch.device, dtype: torch.dtype, name: str
 ) -> torch.optim.Optimizer:
-    """Place and freeze a model as a run does; returns the optimiser of what trains."""
+    """Move and freeze a model as a run does; return the optimiser of the trained parameters."""
     model.to(device).train()
-    # The parts are told by the parameters' names, which are LLaVA's own.
+    # Parts are identified by parameter names, which LLaVA shares.
     freeze_all_but(model, TRAINED[stage])  # type: ignore[arg-type]
     if name == "ours":
         model.set_attn_implementation({"text_config": PACKED_ATTENTION})  # type: ignore[operator]
@@ -348,18 +349,18 @@ def _prepare(
 
 
 def _never_answer_image(module: nn.Module, inputs: object, logits: Tensor) -> None:
-    """Take `<image>` out of LLaVA's distribution, as ours does, so that the losses are the same number.
+    """Remove `<image>` from LLaVA's distribution, as ours does, so that the losses are equal.
 
-    Behind autograd's back, which costs next to nothing: the gradient of a logit of minus infinity is zero anyway.
+    This bypasses autograd and costs next to nothing: the gradient of a logit of minus infinity is zero anyway.
     """
     logits.detach()[..., IMAGE] = -torch.inf
 
 
 class Clock:
-    """Seconds by what they were spent on.
+    """Seconds per named activity.
 
     Args:
-        device: whose queued work is waited for before the time is read.
+        device: synchronised before the time is read.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -367,20 +368,20 @@ class Clock:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def now(self) -> float:
-        """Seconds, once the device has nothing left to do."""
+        """The time in seconds, once the device has finished its queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     @contextmanager
     def measures(self, what: str) -> Iterator[None]:
-        """Count the time spent inside under the name `what`."""
+        """Add the time spent inside to the entry `what`."""
         started = self.now()
         yield
         self.seconds[what] += self.now() - started
 
     def watch(self, module: nn.Module, what: str) -> None:
-        """Count the time of a module's forward passes."""
+        """Add the time of a module's forward passes to the entry `what`."""
         started: list[float] = []
         module.register_forward_pre_hook(lambda *_: started.append(self.now()))
         module.register_forward_hook(lambda *_: self._add(what, started.pop()))
@@ -390,9 +391,9 @@ class Clock:
 
 
 def profile(side: Side, repeats: int) -> dict[str, float]:
-    """Where a step's seconds go; the parts add up to the whole step.
+    """Seconds of each part of a step; the parts add up to the whole step.
 
-    `rest of forward` is the embedding table, putting the image tokens in their places and the attention masks.
+    `rest of forward` is the embedding table, inserting the image tokens, and the attention masks.
     """
     side.step(0)
     clock = Clock(side.device)
@@ -425,7 +426,7 @@ def profile(side: Side, repeats: int) -> dict[str, float]:
 
 
 def step_memory(side: Side) -> int:
-    """Bytes that training takes beyond the model as built; the second step has the optimiser's state beside it."""
+    """Bytes used by training beyond the model as built; the second step includes the optimiser's state."""
     on_gpu = side.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(side.device)
@@ -438,7 +439,7 @@ def step_memory(side: Side) -> int:
 
 
 def memory_in_child(name: str, size: str, stage: int, options: argparse.Namespace) -> int:
-    """`step_memory` of one side in a process of its own, so that neither sees what the other left."""
+    """`step_memory` of one side in a separate process, so that the sides do not affect each other."""
     command = [sys.executable, __file__, "--memory-of", name, "--sizes", size, "--stages", str(stage)]
     command += ["--device", options.device, "--precision", options.precision]
     command += ["--questions-per-prefix", str(options.questions_per_prefix)]
@@ -449,11 +450,11 @@ def memory_in_child(name: str, size: str, stage: int, options: argparse.Namespac
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the two sides took.
+    """The measurements of both sides.
 
     Attributes:
-        seconds: per optimiser step, of each side.
-        loss_diff: the largest relative difference of a step's loss.
+        seconds: seconds of each optimiser step, by side.
+        loss_diff: the largest relative difference between the losses of a step.
     """
 
     seconds: dict[str, list[float]]
@@ -466,7 +467,7 @@ class Comparison:
 
 
 def compare(sides: dict[str, Side], repeats: int) -> Comparison:
-    """Let both sides take the same steps by turns; the first steps are not timed."""
+    """Run the same steps on both sides alternately; the first steps are not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     difference = 0.0
     for number in range(WARM_UP_STEPS + repeats):
@@ -478,41 +479,41 @@ def compare(sides: dict[str, Side], repeats: int) -> Comparison:
             if number >= WARM_UP_STEPS:
                 seconds[name].append(clock.seconds["step"])
         if not all(math.isfinite(loss) for loss in losses.values()):
-            raise ArithmeticError(f"step {number}: a loss is not a number any more: {losses}")
+            raise ArithmeticError(f"step {number}: NaN or infinite loss: {losses}")
         note(f"  step {number}: loss {losses['baseline']:.6f} and {losses['ours']:.6f}")
         difference = max(difference, abs(losses["ours"] / losses["baseline"] - 1))
     return Comparison(seconds, difference)
 
 
 def note(text: str) -> None:
-    """Tell whoever is waiting."""
+    """Print a progress message to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--sizes", default=",".join(SIZES), help=f"comma-separated, from {', '.join(SIZES)}")
     parser.add_argument("--stages", default="1,2", help="1: pre-training, 2: instruction tuning")
-    parser.add_argument("--repeats", type=int, default=3, help="timed optimiser steps of each side")
-    parser.add_argument("--samples", type=int, help="per optimiser step; by the size when not given")
-    parser.add_argument("--questions-per-prefix", type=int, default=10, help="samples that ours puts in a row, at most")
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed optimiser steps per side")
+    parser.add_argument("--samples", type=int, help="samples per optimiser step (default: depends on the size)")
+    parser.add_argument("--questions-per-prefix", type=int, default=10, help="maximum samples per row in ours")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="float32", help="float32, bfloat16 or auto; of both sides")
-    parser.add_argument("--profile", action="store_true", help="where the step of one size and stage spends its time")
+    parser.add_argument("--precision", default="float32", help="float32, bfloat16 or auto; for both sides")
+    parser.add_argument("--profile", action="store_true", help="print where a step spends its time")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     return parser
 
 
 def main() -> None:
-    """Print a line for each size and stage."""
+    """Print a line per size and stage."""
     transformers.logging.set_verbosity_error()
     parser = _parser()
     options = parser.parse_args()
     sizes, stages = options.sizes.split(","), options.stages.split(",")
     if not set(sizes) <= SIZES.keys() or not set(stages) <= {"1", "2"}:
-        parser.error(f"--sizes are of {', '.join(SIZES)}, --stages of 1, 2")
+        parser.error(f"--sizes must be from {', '.join(SIZES)}, --stages from 1, 2")
     if options.profile and (len(sizes) > 1 or len(stages) > 1):
-        parser.error("--profile is for one size and stage")
+        parser.error("--profile takes a single size and stage")
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.precision, device)
     for size, stage in [(size, int(stage)) for size in sizes for stage in stages]:
@@ -521,7 +522,7 @@ def main() -> None:
         if options.memory_of:
             print(step_memory(build_sides(work, device, dtype, (options.memory_of,))[options.memory_of]))
             continue
-        note(f"size {size}, stage {stage}: {count} samples a step, {device.type}, {options.precision}")
+        note(f"size {size}, stage {stage}: {count} samples per step, {device.type}, {options.precision}")
         if options.profile:
             for name, side in build_sides(work, device, dtype).items():
                 spent = " ".join(
@@ -533,7 +534,7 @@ def main() -> None:
         memory = {name: memory_in_child(name, size, stage, options) for name in SIDES}
         result = compare(build_sides(work, device, dtype), options.repeats)
         for name, seconds in result.seconds.items():
-            note(f"  {name}: {statistics.median(seconds):.3f} s a step, {memory[name] / 1e6:.0f} MB")
+            note(f"  {name}: {statistics.median(seconds):.3f} s per step, {memory[name] / 1e6:.0f} MB")
         print(
             f"training size={size} stage={stage} speedup={result.speedup:.2f} "
             f"memory_ratio={memory['ours'] / memory['baseline']:.2f} loss_diff={result.loss_diff:.1e}",

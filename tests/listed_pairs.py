@@ -10,7 +10,7 @@ from tiny_scorers import CAPTION_WORDS
 
 from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.pairs import Pair, PairSource, Unusable
-from aligngpt.data.sources.base import Shard
+from aligngpt.data.sources.base import Record, Shard
 
 
 class ListedPairs(PairSource):
@@ -19,7 +19,8 @@ class ListedPairs(PairSource):
     `fails_at` is a shard whose reading ends in an error, as a kill would end it.
     """
 
-    kind = "listed"
+    kind = "listed"  # type: ignore[assignment]
+    place = "the listed pairs"
 
     def __init__(self, rows: Sequence[tuple[str | None, str]], root: Path, shard_size: int) -> None:
         self.rows, self.root, self.shard_size = rows, root, shard_size
@@ -41,6 +42,12 @@ class ListedPairs(PairSource):
                 yield Unusable(record, f"pair-{start + record}", "turns", "there is no caption")
             else:
                 yield Pair(record, f"pair-{start + record}", caption, Picture(name, self.root / name))
+
+    def settings(self) -> dict[str, str | None]:
+        return {}
+
+    def _pair(self, record: Record, number: int) -> Pair | Unusable:
+        raise NotImplementedError("`read` makes the pairs")
 
     def fingerprint(self) -> str:
         return hashlib.sha256(repr(self.rows).encode()).hexdigest()

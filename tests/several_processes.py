@@ -35,7 +35,7 @@ def start(recipe: Recipe, path: Path, launch: Sequence[str] = ("--standalone",))
 
 
 def run(recipe: Recipe, path: Path) -> str:
-    """Train on two processes. What counts is what they leave: gloo sometimes aborts when all is done."""
+    """Train on two processes; check their output, not the exit code: gloo sometimes aborts at the very end."""
     process = start(recipe, path)
     output, _ = process.communicate(timeout=SECONDS)
     return output
@@ -48,14 +48,14 @@ def free_port() -> int:
 
 
 def kill_in_instruction_tuning(recipe: Recipe, path: Path) -> None:
-    """Start training, and kill every process of it after a few checkpoints."""
+    """Start training and kill all of its processes after a few checkpoints."""
     process = start(recipe, path)
     checkpoints = Path(recipe.output) / "instruct" / "checkpoints"
     deadline = time.monotonic() + SECONDS
     while not list(checkpoints.glob("checkpoint-[3-9]/complete.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()[0]
-    # Each process has a session of its own.
+    # Each process runs in its own session.
     for one in [*psutil.Process(process.pid).children(recursive=True), process]:
         one.kill()
     process.communicate()
@@ -67,7 +67,7 @@ def losses(recipe: Recipe, stage: str) -> list[float]:
 
 
 def figures(recipe: Recipe, stage: str) -> list[dict[str, Any]]:
-    """The lines of a stage's metrics, without what is measured in time."""
+    """The lines of a stage's metrics, without timings."""
     lines = (Path(recipe.output) / stage / "metrics.jsonl").read_text().splitlines()
     timed = ("seconds", "tokens_per_second", "waiting")
     return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
@@ -77,6 +77,6 @@ def assert_same_weights(found: Recipe, expected: Recipe) -> None:
     ours, theirs = (load_file(model_folder(recipe) / "model.safetensors") for recipe in (found, expected))
     for name, tensor in theirs.items():
         if name.endswith("k_proj.bias"):
-            # Softmax takes away what is added to all keys alike: its gradient is rounding, which Adam makes large.
+            # Softmax is invariant to a bias on all keys: its gradient is rounding noise, which Adam amplifies.
             continue
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)

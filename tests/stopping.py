@@ -1,4 +1,4 @@
-"""A training run that is stopped after a step, as by a kill."""
+"""A training run stopped after a given step, as by a kill."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from aligngpt.training.run import train
 
 
 class Stop(TrainerCallback):
-    """Stands for a kill after some step: nothing after it happens."""
+    """Simulates a kill after a given step: nothing runs after it."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -22,7 +22,7 @@ class Stop(TrainerCallback):
 
 
 def stopped(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, step: int, stage: str) -> None:
-    """Run a recipe and stop it after a step of a stage."""
+    """Run a recipe and stop it after the given step of a stage."""
     make = module.StageTrainer
 
     def make_stopping(settings: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where the cache is, and what is said where it cannot be written."""
+"""Location of the cache, and the messages if it cannot be written."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_variable(tmp_
 
 @pytest.fixture
 def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache folder that cannot be made; and the one for temporary files, where nothing is yet."""
+    """A cache folder that cannot be created, and an empty temporary folder."""
     (tmp_path / "file").touch()
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("ALIGNGPT_CACHE", str(tmp_path / "file" / "cache"))
@@ -63,7 +63,7 @@ def test_data_is_prepared_without_a_cache_that_can_be_written(
     for _ in range(2):
         assert len(prepare_samples(tmp_path / "data.json", rejects=Rejects(None))) == 1
     warned = " ".join(capsys.readouterr().err.split())
-    assert warned.count("warning: the cache") == 1 and "Set ALIGNGPT_CACHE to a folder that can" in warned
+    assert warned.count("warning: the cache") == 1 and "Set ALIGNGPT_CACHE to a writable folder" in warned
     (own,) = no_cache.iterdir()
     assert own.stat().st_mode & 0o077 == 0, "others read what is prepared"
     assert len(list((own / "samples").iterdir())) == 1

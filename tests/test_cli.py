@@ -1,4 +1,4 @@
-"""The command line: help that explains, errors of one line, and exit codes that scripts can rely on."""
+"""The command line: complete help, one-line errors, and exit codes that scripts can rely on."""
 
 import ast
 import errno
@@ -69,7 +69,7 @@ def aligngpt_command(
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
-    """Replace a function by one that notes how it was called and gives a ready answer."""
+    """Replace a function with one that records its calls and returns a given result."""
 
     def replace(target: str, result: Any = None) -> list:
         seen: list[tuple[tuple, dict[str, Any]]] = []
@@ -103,7 +103,7 @@ def questions(tmp_path: Path) -> Path:
 
 
 def words(text: str) -> str:
-    """A text without the boxes and line ends of the help."""
+    """Help text without box characters and line breaks."""
     return " ".join(text.replace("│", " ").split())
 
 
@@ -142,7 +142,7 @@ def test_help_of_a_verb_explains_every_argument(aligngpt_command: Command, verb:
 
 
 def test_help_says_what_an_option_left_out_comes_to(aligngpt_command: Command) -> None:
-    defaults = {"quickstart": "runs/quickstart", "score": "that of SOURCE", "evaluate": "that of QUESTIONS"}
+    defaults = {"quickstart": "runs/quickstart", "score": "the folder of SOURCE", "evaluate": "the folder of QUESTIONS"}
     for verb, default in (defaults | {"report": "report.html in RUN", "levels": "quantile", "train": "all"}).items():
         assert re.search(rf"\[default: \(?{default}\)?\]", words(aligngpt_command(verb, "--help").out))
 
@@ -166,7 +166,10 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     ),
     "no share of shards": (["score", "pairs.csv", "--model", "clip", "--out", "s", "--shard", "4/4"], "such as 0/4"),
     "no scores": (["levels", "none", "--source", "none.json", "--out", "l.json"], "none cannot be read"),
-    "no column of scores": (["levels", "pairs.csv", "--out", "l.parquet"], "no column score, it has image, caption"),
+    "no column of scores": (
+        ["levels", "pairs.csv", "--out", "l.parquet"],
+        "no column score; the columns are: image, caption",
+    ),
     "no recipe": (["train", "none.yaml"], "recipe none.yaml cannot be read"),
     "recipe is no YAML": (["train", "broken.yaml"], "recipe broken.yaml cannot be read"),
     "recipe is no mapping": (["train", "list.yaml"], "must hold the sections"),
@@ -176,11 +179,14 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "no questions": (["evaluate", "model", "none.json", "--out", "e"], "none.json cannot be read"),
     "out is a file": (["evaluate", "model", "questions.jsonl", "--out", "questions.jsonl"], "questions.jsonl"),
     "no picture": (["ask", "model", "none.png", "what ?"], "none.png does not exist"),
-    "picture is text": (["ask", "model", "questions.jsonl", "what ?"], "is no picture in BMP, GIF"),
+    "picture is text": (
+        ["ask", "model", "questions.jsonl", "what ?"],
+        "is not an image in any of the formats BMP, GIF",
+    ),
     "no model to ask": (["ask", "./none", "red.png", "what ?"], "Give a model folder"),
     "another kind of model": (["ask", "clip", "red.png", "what ?"], "expected an AlignGPT model"),
     "unknown kind of model": (["ask", "unknown", "red.png", "what ?"], "Give a model folder"),
-    "no base of an adapter folder": (["ask", "adapter", "red.png", "what ?"], "did you mean clip? If it is somewhere"),
+    "no base of an adapter folder": (["ask", "adapter", "red.png", "what ?"], "did you mean clip? If it is stored"),
     "mistyped folder": (["evaluate", "clpi", "questions.jsonl", "--out", "e"], "there is no such folder here"),
     "mistyped name in a folder": (
         ["score", "pairs.csv", "--model", "models/clpi", "--out", "s"],
@@ -199,8 +205,8 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "no recipe to check for": (["check", "questions.jsonl", "--recipe", "none.yaml"], "none.yaml cannot be read"),
     "another kind of model to check for": (["check", "questions.jsonl", "--model", "clip"], "of an AlignGPT model"),
     "no model to check for": (["check", "questions.jsonl", "--model", "./none"], "Give a model folder"),
-    "no adapter to merge": (["merge", "clip", "out"], "clip is no adapter folder"),
-    "no run": (["report", "none"], "give the folder of a run"),
+    "no adapter to merge": (["merge", "clip", "out"], "clip is not an adapter folder"),
+    "no run": (["report", "none"], "give a run folder"),
     "nothing in the run": (["report", "clip"], "no scores, no training and no evaluation"),
 }
 
@@ -246,7 +252,7 @@ def test_an_error_is_one_line_and_exit_code_1(
         (["check"], "data"),
         (["check", "a.json", "--model", "m", "--recipe", "r.yaml"], "not both"),
         (["check", "a.json", "--stage", "third"], "--stage"),
-        (["check", "a.json", "--stage", "pretrain"], "give --recipe too"),
+        (["check", "a.json", "--stage", "pretrain"], "--stage requires --recipe"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(aligngpt_command: Command, arguments: list[str], said: str) -> None:
@@ -259,7 +265,7 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(aligngpt_command: Command
     calls("aligngpt.evaluation.accuracy.evaluate_file", KeyboardInterrupt())
     ended = aligngpt_command("evaluate", "model", "questions.json", "--out", "out")
     assert (ended.code, ended.out) == (130, "")
-    assert ended.error.strip() == "stopped; the same command goes on where it was"
+    assert ended.error.strip() == "stopped; the same command resumes where it stopped"
 
 
 def test_ctrl_c_promises_nothing_of_a_verb_that_keeps_nothing(aligngpt_command: Command, calls: Callable) -> None:
@@ -323,7 +329,7 @@ def test_what_was_said_of_a_full_disk_is_said_once(aligngpt_command: Command, ca
 
 
 def gpu_error() -> Exception:
-    error = EngineError("the model m cannot be loaded: CUDA out of memory. A file of it is missing or damaged")
+    error = EngineError("the model m cannot be loaded: CUDA out of memory. One of its files is missing or damaged")
     error.__cause__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation")
     return error
 
@@ -359,7 +365,7 @@ def gpu_error() -> Exception:
 def test_too_little_memory_is_one_line_with_advice(
     aligngpt_command: Command, calls: Callable, error: Callable, device: str, verb: str, target: str, advice: str
 ) -> None:
-    calls("aligngpt.data.pairs.open_pairs")
+    calls("aligngpt.data.records.pairs.open_pairs")
     calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
     calls(f"aligngpt.{target}", error())
     ended = aligngpt_command(*verb.split())
@@ -396,7 +402,7 @@ def test_a_folder_with_an_accent_is_found_in_a_locale_without(tmp_path: Path, sc
 
 def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
     loaded = calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
-    opened = calls("aligngpt.data.pairs.open_pairs", "the pairs")
+    opened = calls("aligngpt.data.records.pairs.open_pairs", "the pairs")
     scored = calls("aligngpt.scoring.job.score_source", ScoreSummary(7, 2, {"missing": 1, "empty_text": 1}, True))
     options = ["--image-root", "pictures", "--batch-size", "5", "--device", "cpu", "--precision", "float32"]
     options += ["--workers", "3", "--shard", "1/4", "--embeddings", "--shard-size", "9", "--max-reject-share", "0.5"]
@@ -411,7 +417,7 @@ def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls
     calls("aligngpt.scoring.job.score_source", ScoreSummary(7, 0, {}, False))
     ended = aligngpt_command("score", "pairs.json", "--model", "clip", "--out", "scores")
     assert ended.out.splitlines() == [
-        "the shards of the other processes are still to be scored",
+        "not finished: the other processes have yet to score their shards",
         "7 pairs scored, 0 rejected: scores",
     ]
 
@@ -423,8 +429,8 @@ def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls
     assert ended.out.splitlines() == [
         "level 1: 3 pairs",
         "level 2: 40 pairs",
-        "left out, without a score: 5 rows",
-        "too many scores to sort: borders by a sketch, with a rank error of 0.07%",
+        "skipped, no score: 5 rows",
+        "too many scores to sort: borders are approximate (KLL sketch, rank error 0.07%)",
         "borders: b.json",
         "data: levelled.json",
         "uids: u.npy",
@@ -451,7 +457,7 @@ def test_levels_writes_a_page_of_what_was_scored(aligngpt_command: Command, call
     assert made[0][1]["source"] is None, "a table takes no records from its source"
     aligngpt_command("levels", "scores", "--report", "page.html", "--source", "pairs.json", "--out", "out.json")
     assert made[1][1]["source"] == Path("pairs.json")
-    assert "are for --report" in aligngpt_command("levels", "scores", "--image-root", "i").error
+    assert "require --report" in aligngpt_command("levels", "scores", "--image-root", "i").error
 
 
 def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
@@ -479,13 +485,15 @@ def test_check_tells_by_its_exit_code_whether_records_would_be_rejected(
 ) -> None:
     ended = aligngpt_command("check", questions, "--json", "found.json")
     assert ended.code == 0
-    assert ended.out.startswith(f"{questions}: all 300 records can be used\n") and "all of it: found.json" in ended.out
+    assert (
+        ended.out.startswith(f"{questions}: all 300 records can be used\n") and "all problems: found.json" in ended.out
+    )
     assert json.loads(Path("found.json").read_text(encoding="utf-8"))["files"][0]["samples"] == 300
     (tmp_path / "red.png").rename(tmp_path / "red.PNG")
     ended = aligngpt_command("check", questions, questions)
     assert ended.code == 1 and "error" not in ended.error
     assert ended.out.count(f"{questions}: 300 of 300 records would be rejected\n") == 2
-    assert "red.png does not exist, but red.PNG is there" in ended.out
+    assert "red.png does not exist, but found red.PNG" in ended.out
 
 
 def test_check_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
@@ -585,7 +593,7 @@ def test_ctrl_c_in_the_middle_loses_nothing(
             child.kill()
             child.wait()
     assert (child.returncode, out) == (130, "")
-    assert error.strip() == "stopped; the same command goes on where it was"
+    assert error.strip() == "stopped; the same command resumes where it stopped"
     answered = predictions.read_bytes().splitlines()
     assert 0 < len(answered) < 300
     assert aligngpt_command(*arguments).code == 0

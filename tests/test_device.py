@@ -1,4 +1,4 @@
-"""The device and precision asked for, or an error that says what to ask for instead."""
+"""Selecting the device and precision, and the errors for unavailable ones."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_auto_prefers_cuda_then_apples_then_the_cpu(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
 ) -> None:
     machine(monkeypatch, cuda=cuda, mps=mps)
-    # Allocating would need the device itself.
+    # Allocating would need a real device.
     monkeypatch.setattr(torch, "empty", lambda *_, device: device)
     assert resolve_device() == torch.device(expected)
 
@@ -53,7 +53,7 @@ def test_a_named_precision_is_taken_on_any_device(name: str, expected: torch.dty
 def test_an_unknown_precision_is_an_error_that_names_the_known(name: str) -> None:
     with pytest.raises(DeviceError) as caught:
         resolve_dtype(name, CPU)
-    assert str(caught.value) == f"the precision {name!r} is none of auto, float32, bfloat16"
+    assert str(caught.value) == f"the precision must be one of auto, float32, bfloat16, got {name!r}"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_an_unknown_precision_is_an_error_that_names_the_known(name: str) -> Non
 def test_auto_is_bfloat16_where_the_cpu_is_clearly_faster_with_it_however_busy(
     monkeypatch: pytest.MonkeyPatch, bfloat16_takes: float, waits: float, expected: torch.dtype
 ) -> None:
-    """While bfloat16 has its turn, other processes may have the core."""
+    """Other processes may occupy the core while bfloat16 is timed."""
     computed = elapsed = 0.0
 
     def multiply(left: torch.Tensor, right: torch.Tensor) -> None:

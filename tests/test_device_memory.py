@@ -1,4 +1,4 @@
-"""The peak covers what was held and let go, and starts anew when told to."""
+"""The peak includes memory that was freed again, and can be reset."""
 
 import mmap
 import sys
@@ -15,21 +15,21 @@ MIB = 1 << 20
 
 @pytest.fixture
 def resettable() -> None:
-    """The system lets a process measure its peak anew: Linux, and not every container."""
+    """Skip unless the system lets a process reset its peak: Linux, and not every container."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pytest.skip("the peak cannot be measured anew here")
+        pytest.skip("the peak cannot be reset here")
 
 
 def current_memory() -> int:
-    """Resident bytes of this process, as Linux tells."""
+    """Resident memory of this process in bytes, as reported by Linux."""
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))) * 1024
 
 
 def hold(size: int) -> None:
-    """Hold that many bytes for a moment, of memory that no earlier test let go; pages count once they are written."""
+    """Briefly hold `size` bytes of newly mapped memory; pages are written because only written ones count."""
     with mmap.mmap(-1, size) as pages:
         for page in range(0, size, mmap.PAGESIZE):
             pages[page] = 1

@@ -1,4 +1,4 @@
-"""Files and folders are there in full or not at all, whatever happens while they are written."""
+"""Files and folders are written atomically, whatever happens meanwhile."""
 
 import hashlib
 import io
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(
 
 @pytest.mark.skipif(os.name != "posix", reason="no umask")
 def test_files_of_other_threads_keep_the_umask(tmp_path: Path) -> None:
-    """To ask for the umask is to set it, for every thread, to nothing for a moment."""
+    """Reading the umask means setting it, for a moment and for every thread, to 0."""
     asked: list[int] = []
     real, before = os.umask, os.umask(0o077)
     with pytest.MonkeyPatch.context() as patch:
@@ -251,7 +251,7 @@ with files.atomic_folder(target) as folder:
 
 
 def killed(what: str, target: Path) -> None:
-    """Have a process die in the middle of writing a file or folder."""
+    """Let a process die while it writes a file or folder."""
     program = "import sys; sys.argv[0] = 'aligngpt'\n" + KILLED
     assert subprocess.run([sys.executable, "-c", program, what, str(target)]).returncode == 9
 

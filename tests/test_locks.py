@@ -1,4 +1,4 @@
-"""Two processes never write into one output folder, and a dead one keeps nobody out."""
+"""Two processes never write into the same output folder, and a dead process does not block it."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ with locks.owned_folder(sys.argv[1], "train"):
         print("in", flush=True)
     elif os.fork() == 0:
         import time
-        # Only now are the hooks of the fork over, in which a child lets go of what its parent holds.
+        # Only now have the fork hooks finished, in which the child releases its copies of the parent's locks.
         print("in", flush=True)
         os.close(0), os.close(1)
         time.sleep(5)
@@ -42,12 +42,12 @@ sys.stdin.read(1)
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start another process that owns a folder until it reads a character, and then lives until it reads one more."""
+    """Start another process that owns a folder until it reads a character, and then runs until it reads another."""
     started = []
 
     def start(folder: Path, *, soft: bool = False, fork: bool = False) -> subprocess.Popen:
         code = OWNER.format(soft=soft, fork=fork)
-        # A name that keeps the model's libraries from being imported.
+        # With this program name, the package does not import the model's libraries.
         program = ["import sys; sys.argv = ['aligngpt', *sys.argv[1:]]; exec(" + repr(code) + ")", str(folder)]
         child = subprocess.Popen(
             [sys.executable, "-c", *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

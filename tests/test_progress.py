@@ -1,4 +1,4 @@
-"""What is shown while one waits: lines off a terminal, a bar on one, and a rate that a resumed job does not flatter."""
+"""Progress display: plain lines without a terminal, a bar on one, and a rate without the items done before a resume."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from aligngpt.progress import Meter, track
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that stands still until its `now` is set."""
+    """A clock that only moves when its `now` is set."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
@@ -21,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def lines(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable:
-    """What was written since it was last called, off a terminal."""
+    """Returns the lines written since its last call, without a terminal."""
     monkeypatch.setattr(progress, "console", Console(stderr=True, force_terminal=False))
 
     def written() -> list[str]:

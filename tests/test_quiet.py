@@ -1,4 +1,4 @@
-"""How the command sets up the libraries underneath it."""
+"""Settings of the underlying libraries."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ def test_threads_wait_without_spinning_unless_told_otherwise(given: str | None, 
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     if given is not None:
         environment["OMP_WAIT_POLICY"] = given
-    # As the command is started: the package then leaves torch alone until a verb needs it.
+    # With this program name, as for the command, the package imports torch only when a verb needs it.
     program = f"import sys; sys.argv[0] = 'aligngpt'; {ASK}"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", expected]

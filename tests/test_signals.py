@@ -1,4 +1,4 @@
-"""However the command is stopped, it says so, leaves nothing behind and has an exit code that tells."""
+"""However the command is stopped, it says so, cleans up and exits with the right code."""
 
 import json
 import os
@@ -41,7 +41,7 @@ cli.main()
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a program, wait until it prints a word, and end it when the test does."""
+    """Start a program, wait until it prints a word, and stop it at the end of the test."""
     started = []
 
     def start(*command: str, until: str, **environment: str) -> subprocess.Popen:
@@ -91,7 +91,7 @@ def test_a_signal_ends_the_command_its_workers_and_what_it_holds(
 def test_workers_that_are_told_to_end_do_so_without_a_word(start: Callable) -> None:
     child = start("-c", BUSY, "check", "data.json", until="busy")
     for worker in children_of(child):
-        # The pool ends the others when one is gone.
+        # The pool stops the other workers when one is gone.
         with suppress(psutil.NoSuchProcess):
             worker.terminate()
     _, alive = psutil.wait_procs(children_of(child), timeout=5)
@@ -135,7 +135,7 @@ def test_scoring_that_is_terminated_leaves_no_worker_and_resumes(
     child.send_signal(signal.SIGTERM)
     _, error = child.communicate(timeout=SECONDS)
     assert child.returncode == 143 and "Traceback" not in error
-    assert error.strip().endswith("stopped; the same command goes on where it was")
+    assert error.strip().endswith("stopped; the same command resumes where it stopped")
     assert not psutil.wait_procs(workers, timeout=5)[1]
     assert not list((tmp_path / "scores").glob(".*.tmp"))
 
@@ -155,7 +155,7 @@ with stoppable() as stopping:
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_while_a_worker_is_forked_is_not_lost(name: str, code: int) -> None:
-    """Python drops what is raised in the hooks of a fork: training would go on, perhaps with a lock that stays held."""
+    """Python drops exceptions raised in fork hooks: training would continue, possibly with a lock held forever."""
     program = "import sys; sys.argv[0] = 'aligngpt'" + FORKS.format(name=name)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == f"stopped {code}\n"

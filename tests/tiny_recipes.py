@@ -1,4 +1,4 @@
-"""A tiny recipe on tiny random backbones, with pictures, captions with levels and questions."""
+"""A tiny recipe on tiny random backbones, with images, captions with levels and questions."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ACCUMULATES = {"batch_size": 8, "micro_batch_size": 2}
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Twelve pictures, `captions.json` with levels and `questions.json`, two a picture and one without."""
+    """Twelve images, `captions.json` with levels and `questions.json`, with two questions per image and one without."""
     folder = tmp_path / "data"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path, data: Path, language_folder: Callable, tower_folder: Callable) -> Callable[..., Recipe]:
-    """A recipe of four steps a stage; `pretrain__max_steps=2` replaces a value, None for a section leaves it out."""
+    """A recipe of four steps per stage; `pretrain__max_steps=2` replaces a value, None for a section removes it."""
 
     def make(language: str = "qwen2", **changes: Any) -> Recipe:
         common = {"max_steps": 4, "batch_size": 4, "learning_rate": 0.01, "precision": "float32", "log_steps": 1}
@@ -58,13 +58,13 @@ def tiny_recipe(tmp_path: Path, data: Path, language_folder: Callable, tower_fol
 
 @pytest.fixture
 def recipe_of(tiny_recipe: Callable[..., Recipe], tmp_path: Path, data: Path) -> Callable[..., Recipe]:
-    """Half of the instructions are text only: at some steps one process has pictures and the other has none."""
+    """Half of the instructions are text only: at some steps one process has images and the other has none."""
     records = json.loads((data / "questions.json").read_text())
     texts = [{"question": f"is it red {number} ?", "answer": "no"} for number in range(len(records) // 2)]
     (data / "questions.json").write_text(json.dumps(records + texts))
 
     def make(name: str, **changes: Any) -> Recipe:
-        # Two processes take two micro-batches each: what waits for the last one of a step must be seen to wait.
+        # Two processes with two micro-batches each, so that work deferred to the last micro-batch of a step is tested.
         steps = {f"{stage}__{key}": value for stage in ("pretrain", "instruct") for key, value in ACCUMULATES.items()}
         return tiny_recipe(output=str(tmp_path / name), **steps | changes)
 

@@ -32,14 +32,14 @@ def __getattr__(name: str) -> Any:
 
 def _is_the_command() -> bool:
     program = sys.argv[0] if sys.argv else ""
-    # Python says no more while it looks for the module that it is to run.
+    # sys.argv[0] is "-m" while Python locates the module to run.
     return Path(program).stem == "aligngpt" or (program == "-m" and "aligngpt" in sys.orig_argv)
 
 
-# Registering takes seconds, since it imports torch. The command does without until a verb needs a model, so that its
-# help and its errors come at once; whatever needs one imports `aligngpt.model`, which registers.
+# Registering imports torch, which takes seconds. The command skips it so that help and usage errors appear at once;
+# verbs that need a model import `aligngpt.model`, which registers it.
 if not _is_the_command():
     import aligngpt.model  # noqa: F401
 elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Nothing is to be tidied up before the command begins: Ctrl-C ends it without half a traceback of an import.
+    # Before the command starts there is nothing to clean up: let Ctrl-C end it without a traceback from an import.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""`python -m aligngpt`, for launchers and notebooks that know modules only."""
+"""`python -m aligngpt`, for launchers and notebooks that start programs as modules."""
 
 from aligngpt.cli import main
 

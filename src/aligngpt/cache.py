@@ -1,4 +1,4 @@
-"""Where what was worked out once is kept: a folder that may be removed at any time, and is then filled anew."""
+"""The cache folder for derived data; it may be removed at any time and is rebuilt as needed."""
 
 import getpass
 import os
@@ -21,30 +21,30 @@ class CacheError(AlignGPTError):
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder that entries of a kind are kept in; nothing is made.
+    """The cache folder for one kind of entry; it is not created.
 
     It lies in `$ALIGNGPT_CACHE`, else in `$XDG_CACHE_HOME/aligngpt`, else in `~/.cache/aligngpt`.
 
     Args:
-        kind: what is kept there; a folder name such as `samples`.
+        kind: kind of entries, used as the folder name, such as `samples`.
     """
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own).expanduser().absolute() / kind
     shared = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths passed over.
+    # The XDG specification says to ignore relative paths.
     base = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
     return base / "aligngpt" / kind
 
 
 def entry_path(kind: str, name: str) -> Path:
-    """Where an entry is, or is to be made: in `cache_folder`, or beside other temporary files where that is read-only.
+    """The path of an entry, existing or not: in `cache_folder`, or in the temporary folder if that is read-only.
 
-    Entries that a read-only cache has are used. What is made beside the temporary files is found again until the
-    system removes them; the first time a line says so.
+    Existing entries of a read-only cache are used. Entries in the temporary folder are reused until the system removes
+    them; a warning is printed the first time.
 
     Args:
-        kind: as for `cache_folder`.
-        name: of the entry, which decides its content.
+        kind: see `cache_folder`.
+        name: name of the entry, which determines its content.
     """
     path = cache_folder(kind) / name
     if path.exists() or _can_be_made(path.parent):
@@ -54,12 +54,12 @@ def entry_path(kind: str, name: str) -> Path:
 
 @contextmanager
 def cache_entry(path: Path) -> Iterator[Path]:
-    """Make an entry, a folder below `cache_folder`, that appears only once everything in it was written.
+    """Create a cache entry, a folder below `cache_folder`, atomically.
 
-    Yields a temporary folder to write into; on any error it is removed and `path` is left as it was.
+    Yields a temporary folder to write into; on any error it is removed and `path` stays unchanged.
 
     Raises:
-        CacheError: the entry cannot be written. An OSError within the body is taken for this too.
+        CacheError: the entry cannot be written, or the body raised an OSError.
     """
     try:
         with atomic_folder(path) as folder:
@@ -67,7 +67,7 @@ def cache_entry(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise CacheError(
             f"the cache {path} cannot be written: {error.strerror or error}; make room there, or set {CACHE_VARIABLE} "
-            "to a folder that can be written"
+            "to a writable folder"
         ) from error
 
 
@@ -78,22 +78,22 @@ def _can_be_made(folder: Path) -> bool:
 
 @cache
 def _instead_of(folder: Path) -> Path:
-    """A folder of this user alone, the same for all processes of a run."""
+    """A private temporary folder of this user, the same for all processes of a run."""
     instead = Path(tempfile.gettempdir()) / f"aligngpt-{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"
     try:
         instead.mkdir(mode=0o700, exist_ok=True)
         found = instead.lstat()
-        # Anyone may have made a folder of this name.
+        # Another user may have created a folder of this name.
         if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
             instead = Path(tempfile.mkdtemp(prefix="aligngpt-"))
     except OSError as error:
         raise CacheError(
             f"neither the cache {folder} nor {instead} can be written: {error.strerror or error}; set "
-            f"{CACHE_VARIABLE} to a folder that can"
+            f"{CACHE_VARIABLE} to a writable folder"
         ) from error
     console.print(
-        f"warning: the cache {folder} cannot be written; {instead} is used instead. Set {CACHE_VARIABLE} to a folder "
-        "that can",
+        f"warning: the cache {folder} cannot be written; using {instead} instead. Set {CACHE_VARIABLE} to a writable "
+        "folder",
         soft_wrap=True,
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and how much memory this process has used."""
+"""Choice of device and precision, and the peak memory of this process."""
 
 import math
 import sys
@@ -13,21 +13,21 @@ from aligngpt.errors import AlignGPTError
 
 TRIALS, ROWS, WIDTH = 12, 256, 1024
 CLEARLY = 1.5
-"""How many times faster bfloat16 must be to be worth its rounding, and not to be taken for it by mistake."""
+"""Required speedup of bfloat16: enough to be worth its rounding, and more than measurement noise."""
 
 HOPELESS, HOPELESS_AFTER = 2.0, 2
-"""How many times slower after how many trials ends them: where it is emulated, one takes a second."""
+"""Stop timing once bfloat16 is this many times slower after this many trials: emulated, one trial takes a second."""
 
 
 class DeviceError(AlignGPTError):
-    """The device asked for is not there."""
+    """The requested device or precision is not available."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is a CUDA GPU, else Apple's, else the CPU.
+    """The device called `name`; `auto` is a CUDA GPU, else an Apple GPU, else the CPU.
 
     Raises:
-        DeviceError: there is no such device here.
+        DeviceError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -43,8 +43,8 @@ def resolve_device(name: str = "auto") -> torch.device:
 def supports_bfloat16(device: torch.device) -> bool:
     """Whether the device computes faster in bfloat16 than in float32.
 
-    A CPU is tried: whether it has instructions for bfloat16 does not tell, some that have are slower with them. Near
-    the border another process may still come to another answer, so work that is resumed must note what it began in.
+    On a CPU this is measured: some CPUs with bfloat16 instructions are slower with them. Close to the threshold,
+    another process may get a different answer, so resumable work must record the precision that it started with.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,27 +52,27 @@ def supports_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision called `name`: `float32`, `bfloat16`, or `auto` for bfloat16 where it is faster.
+    """The precision called `name`: `float32`, `bfloat16`, or `auto` for bfloat16 if it is faster, else float32.
 
     Raises:
-        DeviceError: the name is none of these.
+        DeviceError: `name` is not one of these.
     """
     if name == "auto":
         return torch.bfloat16 if supports_bfloat16(device) else torch.float32
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name not in known:
-        raise DeviceError(f"the precision {name!r} is none of auto, {', '.join(known)}")
+        raise DeviceError(f"the precision must be one of auto, {', '.join(known)}, got {name!r}")
     return known[name]
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second that the device reaches in a product of large square matrices."""
+    """Floating-point operations per second that the device reaches in a product of large square matrices."""
     width = 8192 if device.type == "cuda" else 1024
     matrix = torch.ones(width, width, dtype=dtype, device=device)
     fastest = math.inf
     for _ in range(TRIALS):
         started = time.perf_counter()
-        # Reading a number waits for a device that computes on its own.
+        # Reading a value waits for an asynchronous device to finish.
         torch.mm(matrix, matrix)[0, 0].item()
         fastest = min(fastest, time.perf_counter() - started)
     return 2 * width**3 / fastest
@@ -80,9 +80,9 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @cache
 def _cpu_is_faster_in_bfloat16() -> bool:
-    """Time matrix products of the size of a small language model's, by turns; a tie goes to the exacter float32.
+    """Time matrix products as in a small language model, alternating precisions; a tie goes to float32 as more precise.
 
-    On one thread, and in time that this thread computes: what else runs on the machine then has little say.
+    Measured on one thread in that thread's CPU time, so that other processes hardly affect it.
     """
     fastest = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     threads = torch.get_num_threads()
@@ -102,14 +102,14 @@ def _cpu_is_faster_in_bfloat16() -> bool:
 
 
 def reset_peak_memory() -> None:
-    """Start measuring anew: what `peak_memory` gives next is since this call, where the system can tell (Linux)."""
+    """Reset the peak that `peak_memory` returns, if the system allows it (Linux only)."""
     # Writing 5 resets the kernel's high-water mark of the resident set; containers may forbid it.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """The most memory this process has held at once, in bytes; 0 where the system does not tell."""
+    """The peak resident memory of this process, in bytes; 0 if the system does not report it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

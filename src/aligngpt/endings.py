@@ -1,4 +1,4 @@
-"""How a command ends that does not end well: by a signal, on a full disk, out of memory."""
+"""Abnormal ends of a command: signals, full disks, lack of memory."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ from aligngpt.errors import AlignGPTError
 
 INTERRUPTED = 130
 TERMINATED = 143
-"""Exit codes after SIGINT and SIGTERM, as shells have them."""
+"""Exit codes after SIGINT and SIGTERM, following the shell convention."""
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-# Libraries in Rust and C++ hand on the words of the system, and PyTorch's archive writer not even those.
+# Rust and C++ libraries only pass on the system's message, and PyTorch's archive writer not even that.
 _FULL_TEXT = re.compile(
     r"no space left on device|not enough space on the disk|disk quota exceeded|\(os error (28|122)\)"
     r"|inline_container.*unexpected pos|PytorchStreamWriter failed writing",
@@ -28,27 +28,27 @@ _NO_MEMORY_TEXT = re.compile(
 _LESS_MEMORY = {
     "score": "lower --batch-size or --workers",
     "evaluate": "lower --batch-size",
-    "train": "lower micro_batch_size in the recipe, or as in --set instruct.micro_batch_size=1; `aligngpt train "
-    "--dry-run` says what is needed",
+    "train": "lower micro_batch_size in the recipe, or on the command line as in --set instruct.micro_batch_size=1; "
+    "`aligngpt train --dry-run` estimates the memory needed",
     "ask": "use a smaller model or another --device",
     "quickstart": "close other programs, or use a machine with more memory",
 }
 
 
 class Stopping:
-    """Which signal asked the command to stop."""
+    """The signal that asked the command to stop."""
 
     code = INTERRUPTED
-    """The exit code that tells of it."""
+    """The exit code for that signal."""
 
 
 @contextmanager
 def stoppable() -> Iterator[Stopping]:
     """Make SIGTERM raise KeyboardInterrupt, as SIGINT does, while the body runs.
 
-    Context managers are left and workers are ended as they are on Ctrl-C. A second SIGTERM does not disturb that:
-    `timeout` and cluster managers send it to the command and to its whole group. Forked children keep the system's
-    own answer, which is to end.
+    Context managers exit and workers stop as on Ctrl-C. A second SIGTERM is ignored, because `timeout` and cluster
+    managers send it to the command and again to its whole process group. Forked children keep the system's default
+    action, which is to terminate.
     """
     stopping, owner, fork = Stopping(), os.getpid(), os.fork if hasattr(os, "fork") else None
     forking, held = False, 0
@@ -70,7 +70,7 @@ def stoppable() -> Iterator[Stopping]:
         raise KeyboardInterrupt
 
     def fork_and_then_stop() -> int:
-        """Python drops what is raised in the hooks of a fork, and a lock that a hook was to release stays locked."""
+        """Fork, deferring signals: Python drops exceptions raised in fork hooks, and the hooks' locks stay locked."""
         nonlocal forking, held
         assert fork is not None
         forking = True
@@ -88,9 +88,9 @@ def stoppable() -> Iterator[Stopping]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     installed, before = False, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # In a thread that is not the main one there are no handlers to be set.
+    # Handlers can only be set in the main thread.
     with suppress(ValueError):
-        # The package takes SIGINT's away while it is imported.
+        # `aligngpt/__init__.py` sets SIG_DFL for SIGINT when the command is imported.
         if before[signal.SIGINT] in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(signal.SIGINT, stop)
             installed = True
@@ -106,7 +106,7 @@ def stoppable() -> Iterator[Stopping]:
         if installed:
             installed = False
             for number, handler in before.items():
-                # One SIGTERM is enough: further ones were ignored.
+                # After a SIGTERM the handler is SIG_IGN.
                 if signal.getsignal(number) in (stop, signal.SIG_IGN):
                     signal.signal(number, handler)
             if fork is not None:
@@ -114,11 +114,11 @@ def stoppable() -> Iterator[Stopping]:
 
 
 def said_in_one_line(error: Exception, verb: str | None) -> str | None:
-    """What a person can do about an error; None for one that is no person's but a bug.
+    """A one-line message about an error that the user can act on; None if the error is a bug.
 
     Args:
-        error: what ended the command.
-        verb: the command's, such as `score`, for the advice.
+        error: the exception that ended the command.
+        verb: verb of the command, such as `score`, for the advice.
     """
     chain = list(_chain(error))
     if any(_is_out_of_memory(one) for one in chain):
@@ -135,7 +135,7 @@ def said_in_one_line(error: Exception, verb: str | None) -> str | None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that a disk is full or a quota used up, whichever library raised it."""
+    """Whether an error means that a disk is full or a quota is used up, whichever library raised it."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     return not isinstance(error, AlignGPTError) and _FULL_TEXT.search(str(error)) is not None

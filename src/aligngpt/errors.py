@@ -1,9 +1,9 @@
-"""The exception every error of this package derives from."""
+"""The base class of this package's exceptions."""
 
 
 class AlignGPTError(Exception):
-    """An error a person can act on.
+    """An error that the user can act on.
 
-    The message names the file and record it is about, what was expected, what was found and what to do.
-    The command line prints it as one line and exits with code 1; library users can catch it as one family.
+    The message names the file and record, what was expected, what was found and what to do.
+    The command line prints it as one line and exits with code 1; library users can catch this base class.
     """

@@ -1,4 +1,4 @@
-"""Files that are either there in full or not there at all."""
+"""Atomic writing of files and folders: they appear complete or not at all."""
 
 import ctypes
 import errno
@@ -15,23 +15,22 @@ from aligngpt.leftovers import remove, remove_leftovers, temporary_beside
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EBADF}
-"""What file systems without such a thing answer when a folder is to be synced."""
+"""Errors with which file systems refuse to sync a folder."""
 
 _cleared: set[str] = set()
-"""Folders in which leftovers were looked for: once a process, since a folder may have as many files as there are parts
-of scores."""
+"""Folders already searched for leftovers: once per process, because a folder of scores may hold many files."""
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears at `path` only once it was written in full.
+    """Open a file for writing that replaces `path` atomically on success.
 
-    The content goes to a temporary file in the same folder, is synced to disk and renamed over `path`, and the folder
-    is synced too: a kill, a full disk or a power failure leaves either the old file or the new one. Missing parent
-    folders are made; temporary files that dead processes left there are removed.
+    The content goes to a temporary file in the same folder, is synced to disk and renamed to `path`, and the folder is
+    synced too: after a kill, a full disk or a power failure, `path` is either the old file or the new one. Missing
+    parent folders are created; temporary files of dead processes there are removed.
 
     Args:
-        path: where the file is to be.
+        path: the file to write.
         mode: `"w"` for UTF-8 text, `"wb"` for bytes.
 
     Raises:
@@ -43,7 +42,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         _cleared.add(folder)
         remove_leftovers(target)
     temporary = temporary_beside(target)
-    # The kernel applies the umask: to ask for it is to change it, for every thread.
+    # Let the kernel apply the umask: reading it would mean changing it, for every thread.
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -60,12 +59,12 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Make a folder that appears at `path` only once everything in it was written.
+    """Create a folder that replaces `path` atomically on success.
 
-    Yields a temporary folder beside `path`. On success all that is in it is synced to disk and it takes the place of
-    `path`; an older folder there is replaced in one step where the system can exchange two names. Elsewhere it is moved
-    aside first, and a kill at that moment leaves it to the next call, which puts it back. On any error the temporary
-    folder is removed and `path` is left as it was. What dead processes left beside `path` is removed.
+    Yields a temporary folder beside `path`. On success its content is synced to disk and it takes the place of `path`.
+    An existing folder there is replaced in one step if the system can exchange two names; otherwise it is moved aside
+    first, and if the process is killed at that moment, the next call puts it back. On any error the temporary folder is
+    removed and `path` stays unchanged. Temporary files and folders of dead processes beside `path` are removed.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; `path` is then unchanged.
@@ -86,12 +85,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         remove(temporary)
         raise
     _sync_folder(target.parent)
-    # After an exchange it is the older folder.
+    # After an exchange, this is the old folder.
     remove(temporary)
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """The SHA-256 of what an open file holds from here on, in hexadecimal."""
+    """The hexadecimal SHA-256 of an open file, from its current position to the end."""
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
@@ -99,7 +98,7 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False where the system or the file system cannot."""
+    """Exchange two names in one step; False if the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -124,7 +123,7 @@ def _sync_tree(folder: Path) -> None:
     for where, _, names in os.walk(folder):
         for name in names:
             if os.path.isfile(path := os.path.join(where, name)):
-                # Windows syncs only what is open for writing.
+                # Windows can only sync files that are open for writing.
                 with open(path, "rb" if os.name == "posix" else "r+b") as file:
                     os.fsync(file.fileno())
         _sync_folder(where)

@@ -1,4 +1,4 @@
-"""Whether a name means a file or folder here, or something on the Hugging Face hub."""
+"""Distinguishes names of local files and folders from names on the Hugging Face hub."""
 
 import difflib
 import os
@@ -15,21 +15,21 @@ _ADVICE = "Give a model folder (with config.json) or a hub name, owner/name"
 def local_or_hub(
     name: str | Path, what: str, error: type[AlignGPTError], *, whose: str = "", advice: str = _ADVICE
 ) -> str:
-    """The name as it is, of something that is here or may be on the hub; to be asked before anything is loaded.
+    """Return `name` unchanged if it exists locally or may be a hub name; call this before loading anything.
 
-    A name is a path where it begins with `.`, `~` or `/`, has more than one slash or a backslash, where its first part
-    is a folder here, or where a folder here differs from it by a slip of the keyboard. What else looks like
-    `owner/name` (or `name`) is left to the hub.
+    A name is a path if it begins with `.`, `~` or `/`, has more than one slash or a backslash, if its first part is a
+    local folder, or if it looks like a mistyped local folder. Any other name of the form `owner/name` (or `name`) is
+    taken for a hub name.
 
     Args:
         name: path, or `owner/name`.
-        what: it is, for the message, as in `the model`.
-        error: what to raise.
-        whose: it is, for the message, as in `of the adapter runs/lora`.
-        advice: what to do about it.
+        what: what the name stands for, for the message, as in `the model`.
+        error: exception class to raise.
+        whose: what it belongs to, for the message, as in `of the adapter runs/lora`.
+        advice: end of the message, what to do.
 
     Raises:
-        AlignGPTError: of the kind `error`: the name is a path and nothing is there. Gives names that are near it.
+        AlignGPTError: of the class `error`: the name is a path that does not exist. Suggests similar names.
     """
     text = str(name)
     path = Path(text)
@@ -45,7 +45,7 @@ def local_or_hub(
 
 
 def near_paths(path: Path) -> list[str]:
-    """Paths that are there and differ from one that is not in its first missing part; as far as they are there."""
+    """Existing paths with a similar name in place of the first missing part of `path`, and the rest if that exists."""
     if path.parts[:1] == ("~",):
         return [str(path.expanduser())] if path.expanduser().exists() else []
     missing = path

@@ -1,4 +1,4 @@
-"""Names of temporary files that tell whose they are, and the removal of those that dead processes left."""
+"""Temporary file names that identify their process, and the removal of temporary files of dead processes."""
 
 import hashlib
 import os
@@ -13,34 +13,34 @@ from functools import cache
 from pathlib import Path
 
 UNTOUCHED_DAYS = 7
-"""After so long a temporary file of another machine is taken for dead: nobody here can ask for its process."""
+"""Age after which another machine's temporary file is considered dead: its process cannot be checked from here."""
 
 _NAME = re.compile(
     r"\.(?P<stem>.+?)\.(?P<old>old\.)?(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL
 )
 _LONGEST_STEM = 180
-"""In bytes: file systems take names of 255."""
+"""In bytes: file systems allow names of up to 255."""
 
 
 def temporary_beside(target: Path, *, old: bool = False) -> Path:
-    """A new hidden name in the folder of `target`, with the machine and the process that it belongs to.
+    """A new hidden name in the folder of `target` that identifies this machine and process.
 
     Args:
-        target: what the temporary file or folder is to become.
-        old: it is what `target` was until now.
+        target: the path that the temporary file or folder will be renamed to.
+        old: whether the name is for the previous version of `target`, moved aside.
     """
     kind = "old." if old else ""
     return target.with_name(f".{_stem(target)}.{kind}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(path: str | Path) -> None:
-    """Remove temporary files and folders that dead processes left in the folder of `path`.
+    """Remove temporary files and folders of dead processes from the folder of `path`.
 
-    Those of processes that live are never touched. A folder that was moved out of the way, and whose place is still
-    empty since its process died at that moment, is put back.
+    Those of live processes are never touched. A folder that was moved aside is put back if its place is still empty
+    because its process died at that moment.
 
     Args:
-        path: a file or folder that `atomic_write` or `atomic_folder` writes; what it is called does not matter.
+        path: a file or folder that `atomic_write` or `atomic_folder` writes; it may have any name.
     """
     target = Path(path)
     for leftover, is_old, stem in _dead(target.parent):
@@ -53,7 +53,7 @@ def remove_leftovers(path: str | Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder as far as that is possible."""
+    """Remove a file, a link or a folder as far as possible, ignoring errors."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -95,7 +95,7 @@ def _is_dead(path: Path, machine: str, pid: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """Where a process id means one process: a host since it was booted, or a container."""
+    """Identifies the scope of a process id: a host since its last boot, or a container."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))

@@ -1,4 +1,4 @@
-"""One process at a time writes into an output folder; a second one is told who is at work there."""
+"""Locks that let one process at a time write into an output folder and tell a second one who holds it."""
 
 import errno
 import json
@@ -15,20 +15,20 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from aligngpt.errors import AlignGPTError
 
 LOCK_FILE = ".lock"
-"""What the kernel's lock is on. It stays behind, empty and harmless: only a living process can hold the lock."""
+"""The file that the kernel lock is on. It stays behind, empty and harmless: only a live process can hold the lock."""
 
 MARKER_FILE = ".lock.held"
-"""The lock itself on file systems without kernel locks: there while its process lives."""
+"""The lock itself on file systems without kernel locks: it exists while its process holds the folder."""
 
 OWNER_FILE = ".lock.owner"
-"""Who has the folder, for the message alone: process id, host, verb and time, in JSON."""
+"""Owner of the folder, only for the error message: process id, host, verb and time, in JSON."""
 
 _NO_KERNEL_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 _held: dict[tuple[int, str], tuple[BaseFileLock, int]] = {}
-"""By process and folder: the lock, and how often it was entered, since a run within a run shares its folder.
+"""By process and folder: the lock, and how often it was entered, because a nested run shares its folder.
 
-The process is part of the key since a forked child has a copy of this but owns nothing.
+The process is part of the key because a forked child has a copy of this but owns nothing.
 """
 _guard = threading.Lock()
 
@@ -48,17 +48,17 @@ class FolderInUse(AlignGPTError):
 
 @contextmanager
 def owned_folder(folder: str | Path, verb: str) -> Iterator[None]:
-    """Own an output folder while the body runs; the folder is made if it is missing.
+    """Lock an output folder while the body runs; the folder is created if it is missing.
 
-    The owner is the process: it may enter its own folder again, from any thread. Of a group of processes that a
-    launcher started, only the main one enters. The lock is one of the kernel, which ends with its owner however that
-    ends, `kill -9` included. File systems without such locks get a marker file instead, which is taken over when its
-    process on this host is dead. Three hidden files serve this: `.lock`, `.lock.owner` and `.lock.held`; what
-    is left of them may be removed whenever no process is at work in the folder.
+    The owner is the process: it may enter its own folder again, from any thread. Of a group of processes started by a
+    launcher, only the main one enters. The lock is a kernel lock, which is released whenever its owner ends, even by
+    `kill -9`. On file systems without such locks it is a marker file, which is taken over if its process on this host
+    is dead. Three hidden files are used: `.lock`, `.lock.owner` and `.lock.held`; they may be removed whenever no
+    process is writing into the folder.
 
     Args:
         folder: the output folder.
-        verb: what the process does there, as in `train`; the other one's message names it.
+        verb: verb of the process, as in `train`, for the error message in the other process.
 
     Raises:
         FolderInUse: another process owns the folder; names its process id, its host and since when.
@@ -73,7 +73,7 @@ def owned_folder(folder: str | Path, verb: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # A child that was forked in the body leaves it too, and the folder stays its parent's.
+        # A child forked in the body gets here too, but the parent keeps the folder.
         if key[0] == os.getpid():
             with _guard:
                 lock, entered = _held.pop(key)
@@ -99,14 +99,14 @@ def _acquire(folder: Path, verb: str) -> BaseFileLock:
             f"{folder} is in use by {_owner(folder)}; let it finish or stop it before `aligngpt {verb}` starts there, "
             "or choose another folder" + _how_to_free(folder)
         ) from None
-    # The message is worth less than the work: a full disk does not end it here.
+    # The owner file only serves the message: a full disk must not stop the work here.
     with suppress(OSError):
         _write_owner(folder, verb)
     return lock
 
 
 def _release(lock: BaseFileLock, folder: Path) -> None:
-    # The folder may be gone by now, and the files of the lock with it.
+    # The folder may have been removed, and the lock files with it.
     with suppress(OSError):
         (folder / OWNER_FILE).unlink(missing_ok=True)
     with suppress(OSError):
@@ -124,7 +124,7 @@ def _owner(folder: Path) -> str:
         told = json.loads((folder / OWNER_FILE).read_text(encoding="utf-8"))
         return f"process {told['pid']} on {told['host']} (`aligngpt {told['verb']}`, since {told['since']})"
     except (OSError, ValueError, TypeError, KeyError):
-        # It has only just taken the folder.
+        # The owner has only just taken the lock and not yet written the file.
         return "another process"
 
 
@@ -132,4 +132,4 @@ def _how_to_free(folder: Path) -> str:
     marker = folder / MARKER_FILE
     if not marker.exists():
         return ""
-    return f" (if that process is dead, remove {marker}: this file system cannot tell)"
+    return f" (if that process is dead, remove {marker}: this file system does not support kernel locks)"

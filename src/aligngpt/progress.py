@@ -1,4 +1,4 @@
-"""Progress with rate and ETA: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress with rate and ETA: a bar on a terminal, occasional plain lines elsewhere."""
 
 import sys
 import time
@@ -25,14 +25,14 @@ console = Console(stderr=True)
 def track(
     items: Iterable[Item], description: str, total: int | None = None, *, initial: int = 0, unit: str = "items"
 ) -> Iterator[Item]:
-    """Yield `items`, showing how many are done, how fast it goes and how long it will take.
+    """Yield `items` while showing the count, the rate and the time left.
 
     Args:
-        items: what to go through.
-        description: what is being done, as a person would say it.
-        total: how many there will be, counting those done before; `len(items) + initial` where known.
-        initial: how many were done before (a resumed job), left out of the rate.
-        unit: what one item is called.
+        items: items to iterate over.
+        description: what is being done, for the user.
+        total: number of items including `initial`; None for `len(items) + initial` if that is known.
+        initial: number of items done before, in a resumed job; not counted in the rate.
+        unit: plural name of the items.
     """
     if total is None:
         total = initial + len(items) if isinstance(items, Sized) else None
@@ -44,7 +44,7 @@ def track(
 
 
 class Meter:
-    """The progress of one job; a context manager whose `advance` may carry a remark such as the loss."""
+    """Context manager that shows the progress of one job; `advance` may add a remark such as the loss."""
 
     def __init__(self, description: str, total: int | None, *, initial: int = 0, unit: str = "items") -> None:
         self.description, self.total, self.done, self.initial, self.unit = description, total, initial, initial, unit

@@ -89,8 +89,8 @@ def test_statistics_are_those_of_the_scores() -> None:
         ([0.1, 0.2], 1, "quantile", "at least 2 levels"),
         ([0.1, np.nan, 0.3], 2, "quantile", "1 of 3 scores are NaN"),
         ([0.1, np.inf], 2, "width", "infinite"),
-        ([0.1, 0.1, 0.2], 3, "quantile", "only 2 different values"),
-        ([0.1, 0.1], 2, "width", "only 1 different values"),
+        ([0.1, 0.1, 0.2], 3, "quantile", "only 2 distinguishable values"),
+        ([0.1, 0.1], 2, "width", "only 1 distinguishable values"),
         ([0.1, 0.2], 2, "equal", "one of quantile, width"),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_damaged_file_says_so_and_what_to_do(tmp_path: Path, change: dict) -> 
     path = tmp_path / "levels.json"
     fit_levels([0.1, 0.2, 0.3], 3).save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(LevelsError, match=r"levels\.json holds no levels .*aligngpt levels"):
+    with pytest.raises(LevelsError, match=r"levels\.json is not a levels file .*aligngpt levels"):
         AlignmentLevels.load(path)
 
 

@@ -1,4 +1,4 @@
-"""The alignment module against the paper's formulas, computed here by hand."""
+"""The alignment module compared with an independent implementation of the paper's formulas."""
 
 import math
 from typing import Any

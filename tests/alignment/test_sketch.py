@@ -1,4 +1,4 @@
-"""Levels of scores that come a batch at a time: exact while they are few, within the stated error when many."""
+"""Levels of scores added in batches: exact for few scores, within the stated error for many."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_equal_scores_share_a_level_in_a_sketch_too(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sketch, "EXACT_SCORES", 10)
     scores = np.repeat([0.1, 0.2, 0.3, 0.4], [50_000, 300, 40_000, 100])
     assert level_counts(collected(scores).fit(4).assign(scores), 4).tolist() == [50_000, 300, 40_000, 100]
-    with pytest.raises(LevelsError, match="only 4 different values"):
+    with pytest.raises(LevelsError, match="only 4 distinguishable values"):
         collected(scores).fit(5)
 
 

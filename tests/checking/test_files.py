@@ -1,4 +1,4 @@
-"""A look at data finds what training would stumble over, all of it at once."""
+"""Tests that checking data reports everything that would fail in training, all at once."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from aligngpt.data.sources.base import SourceError
 
 @pytest.fixture
 def file_of(tmp_path: Path) -> Callable[..., Path]:
-    """A file of the given records, beside the pictures a.png, b.jpg, cut.png (half of one) and text.png (none)."""
+    """A file of the given records, next to the images a.png, b.jpg, cut.png (truncated) and text.png (not an image)."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     for name in ("a.png", "b.jpg", "cut.png"):
         noise.save(tmp_path / name)
@@ -61,8 +61,8 @@ def test_good_data_are_counted(file_of: Callable) -> None:
     assert (check.levels, check.without_level, check.lengths) == ({4: 2}, 1, None)
     text = check.text()
     assert text.startswith(f"{check.path}: all 4 records can be used\n")
-    assert "1 (25.0% of the samples)" in text and "2 different, 0 of which" in text
-    assert "50.0% of the records have one, 1 with an image have none" in text
+    assert "1 (25.0% of the samples)" in text and "2 distinct, 0 of which" in text
+    assert "50.0% of the records have one; records with an image but no level: 1" in text
     assert "rejected" not in text and "note" not in text
 
 
@@ -122,7 +122,7 @@ def test_of_each_reason_three_examples_are_shown(file_of: Callable, tmp_path: Pa
 def test_a_picture_of_another_extension_is_pointed_out(file_of: Callable, name: str, there: str) -> None:
     (problem,) = checked(file_of(pair(), pair(name))).problems
     assert problem.reason == "missing"
-    assert problem.detail.endswith(f"{name} does not exist, but {there} is there; correct the name in the record")
+    assert problem.detail.endswith(f"{name} does not exist, but found {there}; correct the name in the record")
 
 
 def test_only_a_full_look_finds_a_picture_that_is_cut_short(file_of: Callable) -> None:
@@ -144,9 +144,10 @@ def test_repeats_are_noted_and_no_problem(file_of: Callable) -> None:
     assert check.good
     assert check.repeated_ids == (Repeat(1, 0, "x"),)
     assert check.identical == (Repeat(2, 0, "y"), Repeat(4, 0, "3"))
-    assert "note: 1 record with the id of an earlier one: record 1 (id x) as 0" in check.text()
+    assert "note: 1 record with the id of an earlier record: record 1 (id x) repeats 0" in check.text()
     assert (
-        "note: 2 records with the images and turns of an earlier one: record 2 (id y) as 0; record 4 " in check.text()
+        "note: 2 records with the images and turns of an earlier record: record 2 (id y) repeats 0; record 4 "
+        in check.text()
     )
 
 
@@ -157,14 +158,14 @@ def test_levels_are_counted_and_those_outside_are_wrong(file_of: Callable) -> No
     assert (check.levels, reasons(check)) == ({1: 2, 5: 1}, [(3, "level_outside")])
     lines = [line.split() for line in check.text().splitlines()]
     assert ["level", "1", "2", "66.7%"] in lines and ["level", "3", "0", "0.0%"] in lines
-    assert ["outside", "of", "1…3:", "1"] in lines
+    assert ["outside", "1…3:", "1"] in lines
     assert reasons(checked(file_of(pair(), talk("a", "b")), needs_level=True)) == [(0, "no_level")]
 
 
 def test_a_wrong_image_root_is_suspected_when_no_picture_is_there(file_of: Callable, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     check = checked(file_of(pair(), talk("a", "b")), image_root=tmp_path / "empty")
-    assert f"not one image can be used: is {tmp_path / 'empty'} the right image root?" in check.text()
+    assert f"none of the images can be used: is {tmp_path / 'empty'} the right image root?" in check.text()
     with pytest.raises(SourceError, match="none is not a folder"):
         check_files([file_of(pair())], image_root=tmp_path / "none")
 

@@ -1,4 +1,4 @@
-"""Data are checked as a model, or a stage of a recipe, would read them."""
+"""Tests of checking data the way a model, or a stage of a recipe, would read it."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Records that cannot be used are counted, written down, and no end of the job until they are many."""
+"""Unusable records are counted and written to a file, and end the job only above a maximum share."""
 
 import json
 from pathlib import Path
@@ -95,8 +95,8 @@ def test_the_error_names_shares_reasons_and_the_file(tmp_path: Path) -> None:
         with pytest.raises(AlignGPTError) as caught:
             rejects.check(40)
     message = str(caught.value)
-    assert message.startswith("10 of 40 records cannot be used (25.0%, at most 5.0% are passed over)")
-    assert f"level 4, empty 3, truncated 2; {path} names each" in message
+    assert message.startswith("10 of 40 records cannot be used (25.0%; the limit is 5.0%)")
+    assert f"level 4, empty 3, truncated 2; {path} lists them all" in message
     assert "image root" in message and "missing 1" not in message
 
 

@@ -47,7 +47,7 @@ def test_it_learns_to_see_though_it_is_killed(tmp_path: Path) -> None:
     assert "<svg" in (run / "report.html").read_text()
 
     third = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-    assert "is done already" in third.stderr
+    assert "is already finished" in third.stderr
     assert figures(third.stdout) == found
 
     picture = run / "data" / "images" / "test" / "0.png"

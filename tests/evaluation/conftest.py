@@ -1,4 +1,4 @@
-"""Files of questions with their pictures, a tiny model as a folder, and an engine that sees what it is shown."""
+"""Fixtures: files of questions with images, a tiny model folder, and an engine that recognises the image shown."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ STEP = 20
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processors differ in what `auto` is to them, and in bfloat16 an answer depends on its batch."""
+    """Use float32 for `auto`, which differs between CPUs, since in bfloat16 an answer depends on its batch."""
     for module in ("inference.engine", "evaluation.accuracy"):
         monkeypatch.setattr(f"aligngpt.{module}.resolve_dtype", lambda *_: torch.float32)
 
@@ -31,7 +31,7 @@ def model_folder(assembled: Callable, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def write_questions(tmp_path: Path) -> Callable[..., Path]:
-    """Questions that number their pictures: the answer is what `watching` reads off the picture."""
+    """Questions about numbered images: the answer is the number that `watching` reads from the image."""
 
     def make(count: int = 12, name: str = "questions.jsonl", **changes: dict[str, Any]) -> Path:
         records = []
@@ -50,7 +50,7 @@ def write_questions(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def watching(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """From now on every engine answers with the number of the picture it is shown; the requests, as they come."""
+    """Make every engine answer with the number of the image shown; returns the list that collects the requests."""
     asked: list[Request] = []
 
     def answer(self: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
@@ -64,7 +64,7 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
 @pytest.fixture
 def nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, loading a model fails the test."""
+    """A function after whose call loading a model fails the test."""
 
     def load(*_: object, **__: object) -> None:
         pytest.fail("the model was loaded")

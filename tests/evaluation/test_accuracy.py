@@ -1,4 +1,4 @@
-"""Evaluating a file: each answer on disk, the same results whatever stopped it, and never those of something else."""
+"""Tests of evaluating a file: answers saved at once, the same results after an interruption, no mixed evaluations."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ BATCH = 4
 
 @pytest.fixture
 def evaluate(model_folder: Path, tmp_path: Path) -> Evaluate:
-    """Evaluate a file into a folder, four questions a batch, and let most of them be rejected."""
+    """Evaluate a file into a folder with four questions per batch, allowing most of them to be rejected."""
 
     def call(questions: Path, out: str = "out", **options: Any) -> EvaluationResult:
         settings = {"model": model_folder, "batch_size": BATCH, "device": "cpu", "max_reject_share": 0.9} | options
@@ -54,7 +54,7 @@ def rejects(out: Path) -> list[dict[str, Any]]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What an evaluation left; the files of its lock are hidden."""
+    """The files an evaluation wrote, without the hidden lock files."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
@@ -64,7 +64,7 @@ def about(*images: tuple[str, ...]) -> list[Sample]:
 
 
 def same(first: EvaluationResult, second: EvaluationResult) -> bool:
-    """Whether two evaluations found the same; the last digits of weights depend on the batch."""
+    """Whether two evaluations agree; the last digits of the weights depend on the batch."""
     assert first.gate_weights.keys() == second.gate_weights.keys()
     for kind, weights in first.gate_weights.items():
         assert weights == pytest.approx(second.gate_weights[kind], abs=1e-6)
@@ -147,9 +147,9 @@ def test_shuffling_is_a_permutation_without_fixed_pictures(counts: tuple[int, ..
 
 
 def test_what_cannot_be_shuffled_is_refused() -> None:
-    with pytest.raises(EvaluationError, match="at least two pictures"):
+    with pytest.raises(EvaluationError, match="at least two different images"):
         shuffled_images(about(("a",), ("a",)), 0)
-    with pytest.raises(EvaluationError, match="too many of the questions"):
+    with pytest.raises(EvaluationError, match="too many questions share one image"):
         shuffled_images(about(("a",), ("a",), ("b",)), 0)
 
 
@@ -214,7 +214,7 @@ def test_ctrl_c_keeps_what_was_answered(
 def test_a_second_call_answers_nothing_anew(
     write_questions: Questions, evaluate: Evaluate, nothing_is_answered: Callable, tmp_path: Path
 ) -> None:
-    # What is no text for UTF-8, and what some take for the end of a line.
+    # A lone surrogate, which UTF-8 cannot encode, and characters that `str.splitlines` treats as line ends.
     questions = write_questions(6, at_1={"id": "\ud83d"}, at_2={"question": "how\u2028many\u0085are"})
     first, before = evaluate(questions), content(tmp_path / "out")
     nothing_is_answered()
@@ -244,7 +244,7 @@ def test_the_evaluation_of_something_else_is_refused(
         (questions, {"base": "someone/base"}),
     ]
     for file, options in others:
-        with pytest.raises(EvaluationError, match="holds an evaluation of another model, other questions"):
+        with pytest.raises(EvaluationError, match="contains a different evaluation: its model, questions"):
             evaluate(file, max_reject_share=0.5, **options)
     write_questions(8, at_3={"answer": "4"})
     with pytest.raises(EvaluationError, match="choose another folder with --out"):
@@ -294,7 +294,7 @@ def test_models_of_the_hub_are_told_apart_by_name(
     questions = write_questions(4)
     evaluate(questions, model="someone/this")
     evaluate(questions, model="someone/this")
-    with pytest.raises(EvaluationError, match="another model"):
+    with pytest.raises(EvaluationError, match="a different evaluation"):
         evaluate(questions, model="someone/that")
 
 
@@ -306,7 +306,7 @@ def test_a_model_that_was_trained_again_is_another_one(
     questions = write_questions(4)
     evaluate(questions, model=tmp_path / "mine")
     os.utime(tmp_path / "mine" / "model.safetensors", (1, 1))
-    with pytest.raises(EvaluationError, match="another model"):
+    with pytest.raises(EvaluationError, match="a different evaluation"):
         evaluate(questions, model=tmp_path / "mine")
 
 
@@ -384,7 +384,7 @@ def test_what_is_passed_over_is_counted_by_reason(
 ) -> None:
     questions = write_questions(8, at_1={"image": "gone.png"}, at_2={"image": "lost.png"}, at_3={"answer": None})
     table = evaluate(questions).table()
-    assert table.splitlines()[-1] == "3 passed over: 2 missing, 1 unanswered; rejects.jsonl names each"
+    assert table.splitlines()[-1] == "3 skipped: 2 missing, 1 unanswered; rejects.jsonl lists them"
 
 
 def test_questions_in_parquet_are_refused_as_such(
@@ -400,7 +400,7 @@ def test_questions_in_parquet_are_refused_as_such(
 def test_two_evaluations_never_write_into_one_folder_at_once(
     write_questions: Questions, evaluate: Evaluate, watching: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A second process begins while the first one is answering: it is told so, and the predictions stay whole."""
+    """A second process starts while the first one is answering: it fails with an error, and predictions stay intact."""
     questions, told = write_questions(6), tmp_path / "told"
     answer, first = Engine.answer, os.getpid()
 

@@ -1,4 +1,4 @@
-"""When an answer counts as right: case, articles and punctuation around it do not matter, words do."""
+"""Tests of answer matching: case, articles and surrounding punctuation do not matter, words do."""
 
 import pytest
 

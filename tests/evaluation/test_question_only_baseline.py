@@ -1,4 +1,4 @@
-"""The text-only baseline: the most frequent answer to the question, or to what begins like it."""
+"""Tests of the text-only baseline: the most frequent answer to the question, or to questions that start like it."""
 
 from aligngpt.data.records.sample import Sample, Turn
 from aligngpt.evaluation.question_only_baseline import AnswerPrior
@@ -36,7 +36,7 @@ def test_an_unknown_question_is_answered_by_its_first_words() -> None:
     assert fitted.predict("is it blue") == "yes"  # two words
     assert fitted.predict("is anybody here") == "no"  # one word
     assert fitted.predict("how many dogs bark") == "two"  # three words
-    assert fitted.predict("where am I") == "no"  # none: the most frequent of all
+    assert fitted.predict("where am I") == "no"  # no words in common: the most frequent answer overall
 
 
 def test_a_question_counts_once_for_what_it_begins_with() -> None:

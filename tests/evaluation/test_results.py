@@ -1,4 +1,4 @@
-"""What an evaluation leaves: counts with intervals, and files that survive a kill."""
+"""Tests of evaluation results: counts with intervals, and files that survive an interruption."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def test_the_table_names_each_kind_with_its_counts() -> None:
 
 def test_the_table_ends_with_what_was_passed_over() -> None:
     table = summarise(MIXED, rejects={"truncated": 1, "missing": 3}).table()
-    assert table.splitlines()[-1] == "4 passed over: 3 missing, 1 truncated; rejects.jsonl names each"
+    assert table.splitlines()[-1] == "4 skipped: 3 missing, 1 truncated; rejects.jsonl lists them"
 
 
 def test_results_of_an_older_version_have_only_the_count_of_what_was_passed_over(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_results_of_an_older_version_have_only_the_count_of_what_was_passed_over
     assert facts.pop("rejects_by_reason") == {"missing": 2}
     (tmp_path / "results.json").write_text(json.dumps(facts), encoding="utf-8")
     table = EvaluationResult.load(tmp_path / "results.json").table()
-    assert table.splitlines()[-1] == "2 passed over; rejects.jsonl names each"
+    assert table.splitlines()[-1] == "2 skipped; rejects.jsonl lists them"
 
 
 def test_results_are_read_as_they_were_saved(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_line_cut_anywhere_is_dropped_from_the_file(tmp_path: Path) -> None:
         path.write_bytes(content[:end])
         assert list(read_predictions(path)) == [0, 1, 2]
         assert path.read_bytes() == content[:start]
-    path.write_bytes(content[:-1])  # only the line's end is missing
+    path.write_bytes(content[:-1])  # only the final newline is missing
     assert list(read_predictions(path)) == [0, 1, 2, 3]
     assert path.read_bytes() == content
 

@@ -1,4 +1,4 @@
-"""The report of a run folder: whatever of it is there is on the page, and nothing else is needed."""
+"""Tests of the report of a run folder: it shows whatever exists and requires nothing else."""
 
 import json
 from collections.abc import Callable
@@ -189,10 +189,12 @@ def test_an_evaluation_without_answers_is_left_out(run: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(run: Path) -> None:
-    with pytest.raises(ReportingError, match="mine holds no scores, no training and no evaluation; give the folder"):
+    with pytest.raises(
+        ReportingError, match="mine contains no scores, no training and no evaluation; give a run folder"
+    ):
         write_report(run)
     for wrong in (run / "nowhere", run / "data" / "red.png"):
-        with pytest.raises(ReportingError, match="is not a folder; give the folder of a run"):
+        with pytest.raises(ReportingError, match="is not a folder; give a run folder"):
             write_report(wrong)
     assert not (run / "report.html").exists()
 

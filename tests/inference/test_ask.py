@@ -1,4 +1,4 @@
-"""Asking from the command line: what is printed, and what a mistake costs."""
+"""Asking from the command line: the printed output, and errors raised before the model is loaded."""
 
 import re
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def test_a_wrong_picture_path_says_so_before_the_model_is_loaded(tmp_path: Path,
 @pytest.mark.parametrize(
     ("image", "question", "said"),
     [
-        ("https://example.com/red.png", QUESTION, "red.png is on the web; download the picture"),
+        ("https://example.com/red.png", QUESTION, "red.png is on the web; download the image"),
         ("red.png", " ", "the question is empty"),
     ],
 )
@@ -102,5 +102,5 @@ def test_what_cannot_be_asked_says_so_before_the_model_is_loaded(
 
 def test_a_file_that_is_no_picture_says_so_before_the_model_is_loaded(tmp_path: Path, no_model: None) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ImageError, match=r"text.png is no picture"):
+    with pytest.raises(ImageError, match=r"text.png is not an image"):
         list(ask("model", tmp_path / "text.png", QUESTION))

@@ -1,4 +1,4 @@
-"""The engine: an answer depends on its conversation alone, a stream can be left, and errors say what to do."""
+"""The engine: an answer depends only on its conversation, a stream can be closed early, and errors say what to do."""
 
 import json
 import threading
@@ -156,14 +156,14 @@ def test_a_level_the_model_does_not_have_is_refused(engine: Engine, pictures: Pi
 
 def test_forced_and_free_levels_are_not_mixed(engine: Engine, pictures: Pictures) -> None:
     mixed = [Request.ask(QUESTION, pictures[0], level=2), Request.ask(QUESTION, pictures[1])]
-    with pytest.raises(EngineError, match="ask them apart"):
+    with pytest.raises(EngineError, match="batch them separately"):
         engine.answer(mixed, SHORT)
 
 
 def test_a_model_without_alignment_has_no_levels(assembled: Callable, pictures: Pictures) -> None:
     engine = Engine(*assembled(alignment="none"))
     assert engine.answer([Request.ask(QUESTION, pictures[0])], SHORT)[0].alignment_weights is None
-    with pytest.raises(EngineError, match="without an alignment module"):
+    with pytest.raises(EngineError, match="has no alignment module"):
         engine.answer([Request.ask(QUESTION, pictures[0], level=1)], SHORT)
 
 
@@ -189,7 +189,7 @@ def test_a_conversation_longer_than_the_context_is_refused(engine: Engine, pictu
 
 def test_pictures_and_their_places_must_agree(engine: Engine, pictures: Pictures) -> None:
     messages = Request.ask(QUESTION, pictures[0]).messages
-    with pytest.raises(EngineError, match="places for 1 pictures, 2 were given"):
+    with pytest.raises(EngineError, match="placeholders for 1 images, 2 were given"):
         engine.answer([Request(messages, tuple(pictures[:2]))], SHORT)
 
 
@@ -199,7 +199,7 @@ def test_a_question_never_spells_a_special_token(assembled: Callable, pictures: 
     special = {index for index, token in engine.processor.tokenizer.added_tokens_decoder.items() if token.special}
     marks = " ".join(token.content for token in engine.processor.tokenizer.added_tokens_decoder.values())
     assert "<image>" in marks and "<align>" in marks
-    unknown = {engine.processor.tokenizer.unk_token_id}  # of a small vocabulary, that is what any other text becomes
+    unknown = {engine.processor.tokenizer.unk_token_id}  # what any other text becomes with a small vocabulary
     for images in ((), (pictures[0],)):
         plain, spelled = (prompt_ids(engine, Request.ask(text, *images)) for text in (QUESTION, f"{QUESTION} {marks}"))
         assert [i for i in spelled if i in special - unknown] == [i for i in plain if i in special - unknown]
@@ -253,7 +253,7 @@ def test_a_damaged_model_folder_is_an_error_that_says_so(folder: Path, file: str
         path.write_bytes(path.read_bytes()[:60])
     else:
         path.unlink()
-    with pytest.raises(EngineError, match=r"(?s)cannot be loaded: .*(download it again|Give a model folder)"):
+    with pytest.raises(EngineError, match=r"(?s)cannot be loaded: .*(download the model again|Give a model folder)"):
         Engine.load(folder, device="cpu")
 
 
@@ -288,7 +288,7 @@ def test_an_adapter_folder_answers_as_the_model_it_is_merged_to(
         Engine.load(adapter, device="cpu")
     named = Engine.load(adapter, base=tmp_path / "moved", device="cpu", dtype=dtype)
     assert named.answer(requests, SHORT) == of_merged.answer(requests, SHORT)
-    with pytest.raises(EngineError, match="merged is no adapter folder and has no base; leave --base out"):
+    with pytest.raises(EngineError, match="merged is not an adapter folder and has no base; leave --base out"):
         Engine.load(merged, base=tmp_path / "moved", device="cpu")
 
 

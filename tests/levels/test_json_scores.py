@@ -1,4 +1,4 @@
-"""Scores in a field of JSON records: floats are scores, integers levels, and a file has one kind only."""
+"""Scores in a field of JSON records: floats are scores, integers are levels, and a file must not mix them."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_records_are_numbered_as_the_pairs_of_the_file_are(tmp_path: Path) -> No
     array.write_text(json.dumps(records), encoding="utf-8")
     assert list(read_json(array)) == records
     array.write_text("[1, ", encoding="utf-8")
-    with pytest.raises(SourceError, match="no whole JSON array"):
+    with pytest.raises(SourceError, match="not a complete JSON array"):
         list(read_json(array))
 
 
@@ -53,13 +53,13 @@ def test_scores_ids_and_columns_of_records(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_file_that_mixes_scores_and_levels_names_one_of_each(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl", [{"similarity": value} for value in (0.5, None, 0.25, 3, 0.75)])
-    with pytest.raises(ScoresError, match="record 0 has a number with a point, a score, and record 3 an integer"):
+    with pytest.raises(ScoresError, match=r"record 0 has a decimal number \(a score\) and record 3 an integer"):
         list(JsonScores(path, "similarity").batches())
 
 
 def test_levels_are_not_taken_for_scores(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl", [{"similarity": value} for value in (0, 7, 3)])
-    with pytest.raises(ScoresError, match="holds integers only: these are levels"):
+    with pytest.raises(ScoresError, match="contains only integers, so these are levels"):
         list(JsonScores(path, "similarity").batches())
 
 
@@ -72,12 +72,12 @@ def test_a_score_that_is_no_number_names_its_record(value: object, tmp_path: Pat
 
 def test_a_field_that_no_record_has_names_those_there_are(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl", [{"id": 1, "text": "a"}, {"id": 2, "clip": 0.5}])
-    with pytest.raises(ScoresError, match=r"no record .* field score, they have id, text, clip; name"):
+    with pytest.raises(ScoresError, match=r"no record .* field score; the fields are: id, text, clip; give"):
         list(JsonScores(path, "score").batches())
 
 
 def test_records_that_make_no_table_say_what_to_do(tmp_path: Path) -> None:
     for records in ([{"score": 0.5, "a": 1}, {"score": 0.5, "a": "x"}], [{"score": 0.5, "a": "\ud83d"}]):
         table = JsonScores(written(tmp_path / "t.jsonl", records), "score")
-        with pytest.raises(ScoresError, match=r"do not make a table .* as \.jsonl"):
+        with pytest.raises(ScoresError, match=r"cannot be converted to a table .* write \.jsonl"):
             list(table.batches(with_columns=True))

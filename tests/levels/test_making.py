@@ -1,4 +1,4 @@
-"""Levels of scores, from a folder of scores or a table into data: the authors' numbers, and nothing else touched."""
+"""Levels of a score folder or table, written into data: in the authors' format, with everything else unchanged."""
 
 import json
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from aligngpt.scoring.job import score_source
 from aligngpt.scoring.manifest import MANIFEST
 from aligngpt.scoring.score_files import ScoresError, part_path, rejects_path
 
-# As half precision has them, so that they are the same numbers in every precision.
+# Representable in half precision, so they are the same numbers in every precision.
 VALUES = [0.3125, 0.125, 0.25, 0.125, 0.0625, 0.4375, 0.28125, 0.1875]
 NUMBERS = [0, 1, 2, 3, 5, 6, 7, 8]
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Eight pairs with fields of all kinds, and a record among them that is none."""
+    """Eight pairs with fields of all kinds, and a record that is not a pair."""
     path = tmp_path / "data.jsonl"
     records: list[dict[str, Any]] = [
         {"image": f"{index}.png", "caption": f"größe {index}", "extra": {"nested": [index, None]}, "id": index}
@@ -71,7 +71,7 @@ def test_levels_and_scores_are_written_and_nothing_else_changes(source: Path, sc
     before = source.read_bytes()
     make_levels(scores, source=source, out=tmp_path / "out.jsonl", num_levels=4)
     records, written = lines(source), lines(tmp_path / "out.jsonl")
-    # In order: 0.0625 0.125 0.125 | 0.1875 | 0.25 0.28125 | 0.3125 0.4375; the two 0.125 are not parted.
+    # In order: 0.0625 0.125 0.125 | 0.1875 | 0.25 0.28125 | 0.3125 0.4375; the two 0.125 are not split.
     assert [record["score"] for record in written] == VALUES
     levels = [record["similarity"] for record in written]
     assert levels == [3, 0, 2, 0, 0, 3, 2, 1]
@@ -138,7 +138,7 @@ def test_the_borders_of_other_scores_are_taken_as_they_are(source: Path, scores:
 
 def test_no_borders_or_too_few_scores_are_an_error(source: Path, scores: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    with pytest.raises(LevelsError, match="holds no levels"):
+    with pytest.raises(LevelsError, match="is not a levels file"):
         make_levels(scores, source=source, out=out, borders=source)
     with pytest.raises(LevelsError, match="too few for 8 levels"):
         make_levels(scores, source=source, out=out)
@@ -175,7 +175,7 @@ def test_a_table_keeps_all_its_columns(table: Path, tmp_path: Path) -> None:
     assert rows["id"].to_pylist() == rows["uid"].to_pylist() == [f"{7 - i:016x}{i:016x}" for i in range(8)]
     assert rows["level"].to_pylist() == made.levels.assign(VALUES).tolist()
     assert rows["url"].to_pylist() == list("abcdefgh")
-    # What was written is a table of scores itself, and gets new levels.
+    # The output is itself a score table and can be given new levels.
     make_levels(out, out=tmp_path / "again.parquet", num_levels=2)
     again = pq.read_table(tmp_path / "again.parquet")
     assert again.column_names == rows.column_names
@@ -202,7 +202,7 @@ def test_a_json_file_with_scores_gets_its_own_levels(source: Path, tmp_path: Pat
     written = json.loads(out.read_text(encoding="utf-8"))
     assert [record["score"] for record in written] == VALUES
     assert [record["similarity"] for record in written] == [3, 0, 2, 0, 0, 3, 2, 1]
-    with pytest.raises(ScoresError, match="leave --source out"):
+    with pytest.raises(ScoresError, match="omit --source"):
         make_levels(data, source=source, out=out, num_levels=4, score_column="similarity")
 
 
@@ -212,7 +212,7 @@ def test_more_scores_than_fit_are_sketched(
     exact = make_levels(scores, num_levels=4)
     monkeypatch.setattr(sketch, "EXACT_SCORES", 3)
     made = make_levels(scores, source=source, out=tmp_path / "out.jsonl", num_levels=4)
-    # So few that the sketch still holds every one.
+    # Few enough that the sketch still contains every score.
     assert made.levels.borders == exact.levels.borders
     assert made.counts.tolist() == exact.counts.tolist()
     assert json.loads((scores / LEVELS).read_text())["rank_error"] == made.levels.rank_error > 0
@@ -232,7 +232,7 @@ def test_unfinished_damaged_and_missing_scores_are_refused(source: Path, scores:
     with pytest.raises(ScoresError, match="nowhere cannot be read: No such file"):
         make_levels(tmp_path / "nowhere", source=source, out=out)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ScoresError, match=r"empty holds no scores: neither a manifest\.json"):
+    with pytest.raises(ScoresError, match=r"empty has no scores: neither a manifest\.json"):
         make_levels(tmp_path / "empty", source=source, out=out)
     assert not out.exists()
 
@@ -241,10 +241,10 @@ def test_what_is_read_is_never_written_over(source: Path, scores: Path, table: P
     before = source.read_bytes()
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     for out in (source, tmp_path / "link" / source.name, scores / LEVELS):
-        with pytest.raises(ScoresError, match="is part of what is read or kept here"):
+        with pytest.raises(ScoresError, match="is an input or must be kept"):
             make_levels(scores, source=source, out=out, num_levels=4)
     for out in (table / "0.parquet", tmp_path / "link" / "metadata" / "new.parquet"):
-        with pytest.raises(ScoresError, match="is part of what is read or kept here"):
+        with pytest.raises(ScoresError, match="is an input or must be kept"):
             make_levels(table, out=out, num_levels=4, score_column="clip_l14_similarity_score")
     assert source.read_bytes() == before
 
@@ -252,7 +252,7 @@ def test_what_is_read_is_never_written_over(source: Path, scores: Path, table: P
 def test_a_changed_or_missing_source_is_refused(source: Path, scores: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     source.write_bytes(source.read_bytes() + b"\n")
-    with pytest.raises(ScoresError, match="scores of another file"):
+    with pytest.raises(ScoresError, match="scores of a different file"):
         make_levels(scores, source=source, out=out, num_levels=4)
     source.unlink()
     with pytest.raises((ScoresError, SourceError), match="cannot be read"):
@@ -265,17 +265,17 @@ def test_options_that_do_not_go_together_are_refused(source: Path, scores: Path,
     text = tmp_path / "notes.txt"
     text.write_text("notes")
     cases: list[tuple[Path, dict[str, Any], str]] = [
-        (scores, {"out": tmp_path / "o.json"}, r"give with --source .* or write o\.parquet"),
-        (scores, {"out": tmp_path / "o.json", "source": text}, "is no JSON"),
-        (scores, {"out": tmp_path / "o.parquet", "source": source}, "leave it out"),
+        (scores, {"out": tmp_path / "o.json"}, r"with --source, or write o\.parquet"),
+        (scores, {"out": tmp_path / "o.json", "source": text}, "is not a JSON file"),
+        (scores, {"out": tmp_path / "o.parquet", "source": source}, "omit it"),
         (scores, {"out": tmp_path / "o.csv"}, r"must end in \.json, \.jsonl or \.parquet"),
         (scores, {"keep": "1"}, "give both or neither"),
-        (scores, {"keep": "1-9", "uids": tmp_path / "u.npy"}, "expected levels of 1 to 4"),
-        (scores, {"keep": "1", "uids": tmp_path / "u.csv"}, r"as \.npy or \.txt, not as u\.csv"),
-        (scores, {"keep": "1", "uids": tmp_path / "u.npy"}, r"'id-1' is not 32 hex.* name u\.txt"),
+        (scores, {"keep": "1-9", "uids": tmp_path / "u.npy"}, "expected levels from 1 to 4"),
+        (scores, {"keep": "1", "uids": tmp_path / "u.csv"}, r"must end in \.npy or \.txt, got u\.csv"),
+        (scores, {"keep": "1", "uids": tmp_path / "u.npy"}, r"'id-1' is not 32 hex.* write u\.txt"),
         (table, column, "with --out or --uids"),
         (table, column | {"out": tmp_path / "o.json"}, r"write o\.parquet"),
-        (text, {"out": tmp_path / "o.parquet"}, "holds no scores: expected a folder"),
+        (text, {"out": tmp_path / "o.parquet"}, "has no scores: expected a folder"),
     ]
     for path, options, message in cases:
         with pytest.raises(ScoresError, match=message):
@@ -284,7 +284,7 @@ def test_options_that_do_not_go_together_are_refused(source: Path, scores: Path,
 
 
 def test_a_column_that_is_not_there_names_those_that_are(table: Path) -> None:
-    with pytest.raises(ScoresError, match=r"no column score, it has uid, clip_l14.*--score-column"):
+    with pytest.raises(ScoresError, match=r"no column score; the columns are: uid, clip_l14.*--score-column"):
         open_scores(table)
 
 
@@ -307,7 +307,7 @@ def test_nothing_of_a_folder_of_scores_is_written_over(name: str, scores: Path, 
     options: dict[str, Any] = {"source": source} if name == MANIFEST else {}
     through_a_link = [tmp_path / name] if (scores / name).exists() else []
     for out in (scores / name, tmp_path / "link" / name, scores / ".." / "link" / name, *through_a_link):
-        with pytest.raises(ScoresError, match="is part of what is read or kept here"):
+        with pytest.raises(ScoresError, match="is an input or must be kept"):
             make_levels(scores, out=out, num_levels=4, **options)
     assert {path: path.read_bytes() for path in scores.iterdir() if path.is_file()} == before
 
@@ -325,14 +325,14 @@ def test_a_byte_changed_in_a_part_ends_with_an_error(scores: Path, tmp_path: Pat
 @pytest.mark.parametrize("options", [{"num_levels": 4}, {"method": "width"}])
 def test_borders_leave_nothing_to_choose(options: dict[str, Any], scores: Path, tmp_path: Path) -> None:
     fit_levels(VALUES, 3).save(tmp_path / "other.json")
-    with pytest.raises(ScoresError, match="leave --levels and --method out"):
+    with pytest.raises(ScoresError, match="omit --levels and --method"):
         make_levels(scores, borders=tmp_path / "other.json", **options)
     assert not (scores / LEVELS).exists()
 
 
 def test_an_id_with_a_line_break_is_not_written_as_two(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a", "b\nforged", "c"], "score": [0.1, 0.2, 0.3]}), tmp_path / "t.parquet")
-    with pytest.raises(ScoresError, match=r"'b\\nforged' holds a line break"):
+    with pytest.raises(ScoresError, match=r"'b\\nforged' contains a line break"):
         make_levels(tmp_path / "t.parquet", uids=tmp_path / "u.txt", keep="1-2", num_levels=2)
     assert not (tmp_path / "u.txt").exists()
 
@@ -343,7 +343,7 @@ def test_json_is_written_without_what_json_cannot_hold(tmp_path: Path) -> None:
     made = make_levels(data, out=out, num_levels=2)
     assert (made.without, made.counts.tolist()) == (2, [1, 1])
     data.write_text('{"score": 0.5}\n{"score": 0.25, "width": 1e400}\n')
-    with pytest.raises(ScoresError, match=r"record 1 of .* has a field that is NaN or beyond the range"):
+    with pytest.raises(ScoresError, match=r"record 1 of .* has a field that is NaN or outside the range"):
         make_levels(data, out=out, num_levels=2)
     assert len(json.loads(out.read_text())) == 2
 
@@ -370,6 +370,6 @@ def test_a_source_that_changes_while_its_levels_are_written_is_refused(
         return fit(collector, *args)
 
     monkeypatch.setattr(sketch.ScoreCollector, "fit", change)
-    with pytest.raises(ScoresError, match="or it has changed"):
+    with pytest.raises(ScoresError, match="or the file has changed"):
         make_levels(scores, source=source, out=tmp_path / "out.jsonl", num_levels=4)
     assert not (tmp_path / "out.jsonl").exists()

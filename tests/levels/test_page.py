@@ -1,4 +1,4 @@
-"""What a page about levels shows of scored pairs: the right ones, in bounded memory, from as few shards as can be."""
+"""The pairs on the levels page: the right ones, in bounded memory, read from as few shards as possible."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ COUNT = 30
 
 @pytest.fixture
 def source(write_pairs: Callable[..., Path]) -> Path:
-    """Thirty pairs: the tenth has the picture of the first, three have one caption, one is no pair."""
+    """Thirty pairs: the tenth has the image of the first, three share a caption, one is not a pair."""
     changes: dict[str, Any] = {f"at_{index}": {"caption": "a red circle"} for index in (2, 11, 23)}
     return write_pairs(COUNT, **changes, at_9={"image": "0.png"}, at_5={"image": "none.png"})
 
@@ -45,7 +45,7 @@ def scores(source: Path, clip_scorer: PairScorer, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> list[LevelsPage]:
-    """The pages that are made, as the plain data they are made of."""
+    """The pages that are written, as `LevelsPage` data."""
     made: list[LevelsPage] = []
     monkeypatch.setattr(looking, "build_levels_page", lambda page, out: made.append(page))
     return made
@@ -146,7 +146,7 @@ def test_only_shards_with_a_pair_to_show_are_read(
 def test_another_or_changed_source_is_refused(scores: Path, source: Path) -> None:
     with source.open("a") as file:
         file.write('{"image": "1.png", "caption": "more"}\n')
-    with pytest.raises(ScoresError, match=r"of another source than .*, or it has changed; score it again"):
+    with pytest.raises(ScoresError, match=r"of a different source than .*, or the source has changed; score it again"):
         prepare_look(scores, Path("page.html"), source=source)
 
 
@@ -165,11 +165,11 @@ def test_a_table_has_its_numbers_alone(tmp_path: Path, pages: list[LevelsPage]) 
 def test_what_cannot_become_a_page_is_refused_before_anything_is_done(tmp_path: Path, scores: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("score\n1\n2\n")
-    with pytest.raises(ScoresError, match="Leave --source out"):
+    with pytest.raises(ScoresError, match="omit --source"):
         prepare_look(table, tmp_path / "page.html", source=tmp_path / "pairs.jsonl")
-    with pytest.raises(ScoresError, match=re.escape("written as .html, not as page.pdf")):
+    with pytest.raises(ScoresError, match=re.escape("must end in .html, got page.pdf")):
         prepare_look(scores, tmp_path / "page.pdf")
-    with pytest.raises(ScoresError, match="give what is written another place"):
+    with pytest.raises(ScoresError, match="choose another path for the output"):
         prepare_look(scores, tmp_path / "page.html", source=table, written=[None, table])
 
 
@@ -302,13 +302,13 @@ def test_the_rank_error_of_other_scores_is_not_told_of_these(
     prepared = prepare_look(scores, tmp_path / "page.html")
     prepared.write(make_levels(scores, borders=tmp_path / "other.json"))
     assert pages[-1].rank_error == 0
-    assert pages[-1].facts["Borders"].startswith(f"{tmp_path / 'other.json'}, found for")
+    assert pages[-1].facts["Borders"].startswith(f"{tmp_path / 'other.json'}, fitted to")
 
 
 def test_a_source_is_shown_as_it_was_read_when_it_was_scored(
     source: Path, clip_scorer: PairScorer, pages: list[LevelsPage], tmp_path: Path
 ) -> None:
-    """Two columns of captions, of which the second was scored, and pictures elsewhere."""
+    """There are two caption columns, of which the second was scored, and most images are in another folder."""
     (tmp_path / "images").mkdir()
     lines = [json.loads(line) for line in source.read_text().splitlines()]
     for record in lines:
@@ -327,5 +327,5 @@ def test_a_source_is_shown_as_it_was_read_when_it_was_scored(
         ({"caption_column": "caption"}, r"caption column \(short, now caption\)"),
         ({"image_root": tmp_path}, r"image root \(images, now \.\)"),
     ):
-        with pytest.raises(ScoresError, match=f"read with another {words} when"):
+        with pytest.raises(ScoresError, match=f"read with a different {words} when"):
             prepare_look(scores, tmp_path / "page.html", source=source, **options)

@@ -1,4 +1,4 @@
-"""Scores out of other people's tables: which rows have one, what their ids are, and what is no score."""
+"""Scores from foreign tables: rows with and without a score, their ids, and columns that are not scores."""
 
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,10 @@ def test_only_the_columns_that_are_needed_are_read(tmp_path: Path, monkeypatch: 
 
 
 def test_columns_that_do_not_hold_scores_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScoresError, match=r"column score of .* holds string, expected numbers"):
+    with pytest.raises(ScoresError, match=r"column score of .* has type string, expected numbers"):
         parquet(tmp_path / "t.parquet", score=["0.5"])
     pq.write_table(pa.table({"similarity": [0, 7]}), tmp_path / "levels.parquet")
-    with pytest.raises(ScoresError, match="holds integers only: these are levels"):
+    with pytest.raises(ScoresError, match="contains only integers, so these are levels"):
         ParquetScores(tmp_path, [tmp_path / "levels.parquet"], "similarity")
 
 
@@ -80,7 +80,7 @@ def test_files_of_one_table_must_have_the_same_columns(tmp_path: Path) -> None:
     assert found.numbers.tolist() == [0, 1]
     assert found.columns is not None and found.columns["n"].to_pylist() == [1, 2]
     pq.write_table(pa.table({"score": [2.0]}), files[1])
-    with pytest.raises(ScoresError, match=r"1\.parquet has no column n, as the first file"):
+    with pytest.raises(ScoresError, match=r"1\.parquet has no column n, but the first file"):
         together(ParquetScores(tmp_path, files, "score"), with_columns=True)
     pq.write_table(pa.table({"n": ["x"], "score": [2.0]}), files[1])
     with pytest.raises(ScoresError, match=r"1\.parquet cannot be read"):
@@ -103,9 +103,9 @@ def test_a_csv_file_gives_its_texts_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column score, it has none"),
-        ("a,b\n1,2\n", "no column score, it has a, b; name"),
-        ("score,a,a\n1,2,3\n", "several columns of the same name"),
+        ("", "no column score; the columns are: none"),
+        ("a,b\n1,2\n", "no column score; the columns are: a, b; give"),
+        ("score,a,a\n1,2,3\n", "several columns with the same name"),
         ("score,a\n0.5,x\nhigh,y\n", "cannot be read: .*high"),
         ("score,a\n0.5,x,y\n", "cannot be read: .*3"),
     ],

@@ -1,4 +1,4 @@
-"""A folder of scores, read as a table."""
+"""A score folder read as a table."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The files that levels are written into."""
+"""The output files of levels."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_levels_are_named_as_people_write_them(text: str, levels: set[int]) -> N
 
 @pytest.mark.parametrize("text", ["", "0", "9", "5-9", "6-5", "a", "-3", "1,", "1.5"])
 def test_levels_that_are_not_there_are_refused(text: str) -> None:
-    with pytest.raises(ScoresError, match="expected levels of 1 to 8, such as 2-8 or 1,2, found"):
+    with pytest.raises(ScoresError, match="expected levels from 1 to 8, such as 2-8 or 1,2, found"):
         parse_levels(text, 8)
 
 
@@ -36,7 +36,7 @@ def test_uids_are_two_numbers_each_and_sorted(tmp_path: Path) -> None:
         writer.write(batch(ids[3:]), np.array([2, 2]))
     found = np.load(tmp_path / "uids.npy")
     assert found.dtype == UID == np.dtype("u8,u8")
-    # As DataComp's own tools make them.
+    # As written by DataComp's own tools.
     kept = [id for id in ids if not id.startswith("8")]
     expected = np.array([(int(id[:16], 16), int(id[16:], 16)) for id in kept], np.dtype("u8,u8"))
     assert found.tolist() == np.sort(expected).tolist()
@@ -45,7 +45,7 @@ def test_uids_are_two_numbers_each_and_sorted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["12", "g" * 32, "0" * 31 + "\n", "0" * 33, ""])
 def test_ids_that_are_no_uids_are_refused_and_nothing_is_written(wrong: str, tmp_path: Path) -> None:
     with (
-        pytest.raises(ScoresError, match=r"is not 32 hexadecimal digits.* name uids\.txt"),
+        pytest.raises(ScoresError, match=r"is not 32 hexadecimal digits.* write uids\.txt"),
         uids_writer(tmp_path / "uids.npy", {1}) as writer,
     ):
         writer.write(batch(["0" * 32, wrong]), np.array([1, 1]))
@@ -69,7 +69,7 @@ def test_no_record_at_all_is_a_whole_file(name: str, content: str, tmp_path: Pat
 def test_a_record_that_is_gone_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"id": 1}\n')
     with (
-        pytest.raises(ScoresError, match="has no record 1 any more"),
+        pytest.raises(ScoresError, match="no longer has a record 1"),
         records_writer(tmp_path / "out.json", tmp_path / "data.jsonl") as writer,
     ):
         writer.write(batch(["a", "b"]), np.array([1, 1]))

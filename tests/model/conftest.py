@@ -1,4 +1,4 @@
-"""Models with language models that differ from the usual, made once."""
+"""Models with unusual language models, made once."""
 
 from collections.abc import Callable
 from pathlib import Path

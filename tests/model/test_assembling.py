@@ -1,4 +1,4 @@
-"""Assembling: any tower and any language model, each unchanged, with the same fresh parts under a seed."""
+"""Assembling: any tower and any language model, both unchanged, with fresh modules that a seed reproduces."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_model(
     tower_folder: Callable[[str], Path], language_folder: Callable[[str], Path]
 ) -> None:
     def weights(**options: Any) -> dict[str, torch.Tensor]:
-        torch.rand(3)  # whatever was drawn before
+        torch.rand(3)  # the random state before must not matter
         model, _ = assemble(tower_folder("clip"), language_folder("llama"), **options)
         return model.state_dict()
 
@@ -171,7 +171,7 @@ def test_a_template_that_cannot_be_read_is_an_error(
         file.write_bytes(content)
     elif content:
         file.mkdir()
-    with pytest.raises(BackboneError, match=r"mine.jinja' is neither one of plain, vicuna, .*bare nor a Jinja file"):
+    with pytest.raises(BackboneError, match=r"mine.jinja' is neither one of plain, .*bare nor a readable Jinja file"):
         assembled(chat_template=str(file))
 
 

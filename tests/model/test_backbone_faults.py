@@ -1,4 +1,4 @@
-"""Backbones that load without a word must compute what they computed before, or be refused with the reason."""
+"""Backbones that load silently must compute the same as before, or be refused with the reason."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_a_language_model_without_its_output_layer_is_refused(
 
 
 def without(folder: Path, part: str, target: Path) -> int:
-    """Copy a folder without the tensors whose name contains `part`; how many these were."""
+    """Copy a folder without the tensors whose name contains `part`; return the number of tensors omitted."""
     shutil.copytree(folder, target)
     tensors = load_file(target / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if part not in name}
@@ -90,7 +90,7 @@ def test_falcon_h1_says_the_same_after_saving_and_loading(
     with torch.no_grad():
         expected = model(**batch).logits
         model.save_pretrained(tmp_path)
-        # What was in memory before must not be what a buffer holds by chance.
+        # Fill memory with NaN, so that an uninitialised buffer cannot hold the right values by chance.
         _ = [torch.full((size,), torch.nan) for size in range(1, 4000, 7)]
         found = AutoModelForImageTextToText.from_pretrained(tmp_path)(**batch).logits
     torch.testing.assert_close(found, expected)
@@ -99,8 +99,8 @@ def test_falcon_h1_says_the_same_after_saving_and_loading(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("moshi", r"moshi: it has embeddings of \d+ tokens and an output layer for \d+; they must agree"),
-        ("xlstm", r"xLSTMForCausalLM cannot have \d more tokens"),
+        ("moshi", r"moshi: it has embeddings for \d+ tokens and an output layer for \d+; they must match"),
+        ("xlstm", r"xLSTMForCausalLM cannot be given \d more tokens"),
     ],
 )
 def test_a_language_model_that_cannot_be_given_more_tokens_is_refused(
@@ -122,7 +122,7 @@ def test_a_tower_in_a_larger_model_that_reads_grids_is_refused(
 
 
 def assert_continues_as_alone(model: Any, processor: Any, batch_of: Callable) -> None:
-    """Prompts with images, continued together and alone, have the logits that a whole sequence has without a cache."""
+    """Prompts with images, continued in a batch and alone, have the logits of the whole sequence without a cache."""
     batch = batch_of(processor, TEXTS)
     together = model.generate(**batch, **GREEDY, **SCORES)
     new = together.sequences[:, batch["input_ids"].shape[1] :]
@@ -178,7 +178,7 @@ def test_half_precision_is_no_reason_to_refuse_or_to_leave_the_cache_out(
 
 @pytest.mark.parametrize("name", ["rwkv", "recurrent_gemma"])
 def test_a_language_model_that_reads_padding_is_refused(with_language: Callable[..., Assembled], name: str) -> None:
-    with pytest.raises(BackboneError, match=f"{name}: .* answers a prompt in a batch, .* otherwise than alone"):
+    with pytest.raises(BackboneError, match=f"{name}: .* answers a prompt in a batch, .* differently than alone"):
         with_language(name)
 
 
@@ -220,11 +220,11 @@ def test_pixels_that_the_tower_normalises_itself_are_left_alone(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-# Embeddings of each layer
+# Per-layer embeddings
 
 
 def row_of(model: Any, words: list[int], answer: list[int], pixels: Tensor | None) -> Row:
-    """BOS, `<align>`, the picture's tokens, words, and an answer that counts."""
+    """BOS, `<align>`, image tokens, words, and an answer that counts."""
     config = model.config
     image = [] if pixels is None else [config.align_token_index, *[config.image_token_index] * config.image_seq_length]
     opening = [1, *image, *words]

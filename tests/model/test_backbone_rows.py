@@ -1,4 +1,4 @@
-"""Language models whose rows cannot be packed, or hold several questions about a picture, are told apart."""
+"""Language models that cannot pack rows, or cannot put several questions about an image in one, are detected."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def test_questions_share_a_picture_and_rows_are_packed_where_attention_allows_it
 
 
 def test_only_what_limits_attention_is_taken_for_a_window(with_language: Callable[..., Assembled]) -> None:
-    """`sliding_window_pattern` says which layers have a window, `index_topk` how many tokens a layer chooses to see."""
+    """`sliding_window_pattern` says which layers have a window, `index_topk` how many tokens a layer selects."""
     model, _ = with_language("exaone4")
     check_rows_can_branch(model, BRANCHING)
     assert can_pack(model.model.language_model, BRANCHING.max_length)
@@ -45,7 +45,7 @@ def test_only_what_limits_attention_is_taken_for_a_window(with_language: Callabl
 
 def test_a_state_is_found_in_half_precision(with_language: Callable[..., Assembled]) -> None:
     model, _ = with_language("lfm2", torch.bfloat16)
-    with pytest.raises(RecipeError, match="lfm2 computes questions that share a picture otherwise"):
+    with pytest.raises(RecipeError, match="lfm2 gives different outputs for questions that share an image"):
         check_rows_can_branch(model, BRANCHING)
     assert not can_pack(model.model.language_model, BRANCHING.max_length)
 

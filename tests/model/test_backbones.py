@@ -1,4 +1,4 @@
-"""Backbones: what is loaded out of a folder, and what is refused, with which words."""
+"""Backbones: what is loaded from a folder, and what is refused with which message."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def test_a_tower_that_interpolates_takes_another_size(tower_folder: Callable[[st
 
 
 def test_a_size_the_tower_cannot_read_is_an_error(tower_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(BackboneError, match=r"clip.*cannot read pictures of 48 px"):
+    with pytest.raises(BackboneError, match=r"clip.*cannot read plain images of 48 px"):
         load_vision_tower(tower_folder("clip"), image_size=48)
 
 
@@ -81,12 +81,12 @@ def test_tokens_that_the_configuration_does_not_explain_are_an_error(
         return model, []
 
     monkeypatch.setattr("aligngpt.model.backbones._load", lambda *_, config: with_another_number(config))
-    with pytest.raises(BackboneError, match=f"dinov2_registers: 21 tokens for a picture of 32 px, .*{expected}"):
+    with pytest.raises(BackboneError, match=f"dinov2_registers: 21 tokens for an image of 32 px, .*{expected}"):
         load_vision_tower(tower_folder("dinov2_registers"))
 
 
 def test_a_language_model_is_no_vision_tower(language_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(BackboneError, match="llama does not say the size of its patches"):
+    with pytest.raises(BackboneError, match="llama does not state a patch size"):
         load_vision_tower(language_folder("llama"))
 
 
@@ -133,7 +133,7 @@ def test_a_vision_tower_is_no_language_model(tower_folder: Callable[[str], Path]
 
 def test_a_model_with_parts_besides_its_language_model_is_an_error(tmp_path: Path) -> None:
     transformers.Gemma3Config().save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="gemma3 has parts besides its language model"):
+    with pytest.raises(BackboneError, match="gemma3 has components besides its language model"):
         load_language_model(tmp_path)
 
 

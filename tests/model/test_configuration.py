@@ -1,4 +1,4 @@
-"""The configuration: what it accepts, and that it survives being saved."""
+"""The configuration: accepted values, and saving and loading."""
 
 import json
 from pathlib import Path

@@ -18,7 +18,7 @@ TEXTS = [ONE, LONG, TWO, NONE]
 FIRST_IMAGE = [0, 1, 2, 4]
 
 Batch = dict[str, Tensor]
-# Tiny random models end by chance: all answers get the same length.
+# Tiny random models end answers at random: all get the same length.
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
 
 
@@ -27,7 +27,7 @@ def answers(model: AlignGPTForConditionalGeneration, batch: Batch, **options: An
 
 
 def watch_gate(model: AlignGPTForConditionalGeneration) -> list[Tensor]:
-    """The weights of every run of the alignment module from now on."""
+    """Record the weights of every run of the alignment module from now on."""
     seen: list[Tensor] = []
     model.model.alignment.register_forward_hook(lambda module, inputs, output: seen.append(output.weights))
     return seen
@@ -221,7 +221,7 @@ def test_a_conversation_goes_on_from_its_cache(assembled: Callable, batch_of: Ca
     model, processor = assembled()
     first = batch_of(processor, [ONE])
     out = model.generate(**first, **GREEDY, return_dict_in_generate=True)
-    # The last token was answered but not read.
+    # The last token was generated but not yet read.
     said = out.sequences
     asked = processor.tokenizer(" USER : how many are there ? ASSISTANT :", add_special_tokens=False)["input_ids"]
     ids = torch.cat([said, torch.tensor([asked])], dim=1)

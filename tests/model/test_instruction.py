@@ -1,4 +1,4 @@
-"""What the gate reads is one thing: for the collator, for labels, for the processor and for the engine."""
+"""Collator, labels, processor and engine agree on what the gate reads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def test_four_ways_to_the_gate_of_a_later_turn_are_one(
     assembled: Callable, asks: Callable, pictures: list[Image.Image], language: str
 ) -> None:
     model, processor = assembled(language)
-    with torch.no_grad():  # a gate that tells texts apart
+    with torch.no_grad():  # a gate that distinguishes texts
         for parameter in model.model.alignment.gate.parameters():
             parameter.normal_(std=0.4)
     pixels = processor.image_processor([pictures[0]], return_tensors="pt")["pixel_values"]
@@ -55,7 +55,7 @@ def test_four_ways_to_the_gate_of_a_later_turn_are_one(
     torch.testing.assert_close(by_processor, by_labels, **TOLERANCE)
     torch.testing.assert_close(torch.tensor(of_later), by_labels, **TOLERANCE)
     torch.testing.assert_close(torch.tensor(of_first), by_labels, **TOLERANCE)
-    # The gate does read: with the answer and the second question for instruction it says something else.
+    # The gate does read: its weights differ when the instruction includes the answer and the second question.
     different = weights(input_ids=batch["input_ids"], labels=torch.tensor([other.labels]))
     assert (different - by_labels).abs().max() > 1e-4
 

@@ -1,4 +1,4 @@
-"""The loss without logits: its value and its gradients are those of the logits."""
+"""The loss without logits: value and gradients equal those computed from logits."""
 
 import pytest
 import torch

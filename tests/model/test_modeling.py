@@ -44,7 +44,7 @@ def image_tokens_of(model: Any, batch: Batch) -> Tensor:
 
 
 def words_of(logits: Tensor, model: Any) -> Tensor:
-    """Logits without those of the placeholders, which are minus infinity."""
+    """Logits without the placeholders, whose logits are minus infinity."""
     kept = torch.ones(logits.shape[-1], dtype=torch.bool)
     kept[model.config.placeholder_ids] = False
     return logits[..., kept]
@@ -120,7 +120,7 @@ def test_without_an_alignment_module_it_is_a_llava(assembled: Callable, batch_of
     found, expected = (words_of(one(**batch).logits[kept], model) for one in (model, llava))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert model.config.placeholder_ids == [model.config.image_token_index]
-    with torch.no_grad():  # so that LLaVA gives the placeholder no probability either
+    with torch.no_grad():  # so that LLaVA gives the placeholder zero probability too
         llava.lm_head.register_forward_hook(
             lambda module, inputs, logits: logits.index_fill(-1, torch.tensor(model.config.placeholder_ids), -1e9)
         )
@@ -200,7 +200,7 @@ def test_instruction_pooling_reads_the_same_in_training_and_at_inference(
     trained = model(**training, labels=labels).alignment_weights
     torch.testing.assert_close(trained, model(**inference).alignment_weights)
     assert not torch.allclose(trained, model(**training).alignment_weights, atol=1e-5)
-    # As in the published training code, where the responses are read as well.
+    # As in the published training code, which reads the responses as well.
     everything, _ = assembled(alignment=alignment, text_pooling="all")
     torch.testing.assert_close(
         everything(**training, labels=labels).alignment_weights, model(**training).alignment_weights

@@ -1,4 +1,4 @@
-"""The loss of the network and the gradients it sends to each part."""
+"""The loss of the network and its gradients in each part."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ def test_loss_is_that_of_full_logits(assembled: Callable, batch_of: Callable) ->
 def test_logits_keep_their_shape_outside_training_and_are_left_out_in_it(
     assembled: Callable, batch_of: Callable, language: str
 ) -> None:
-    """What slices `logits[:, :-1]` beside the labels would otherwise slice the vocabulary."""
+    """Callers that slice `logits[:, :-1]` to match the labels would otherwise slice the vocabulary."""
     model, processor = assembled(language, chat_template="plain")
     batch = batch_of(processor, TEXTS)
     labels = answered(batch)
@@ -65,7 +65,7 @@ def test_logits_keep_their_shape_outside_training_and_are_left_out_in_it(
 
 
 def test_placeholders_are_never_targets(assembled: Callable, batch_of: Callable) -> None:
-    """Labels that are a copy of the ids, as many examples have them, would give an infinite loss."""
+    """Labels copied from the ids, as in many examples, would give an infinite loss."""
     model, processor = assembled("qwen2")
     batch = batch_of(processor, [ONE, TWO], side="right")
     copied = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)

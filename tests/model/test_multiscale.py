@@ -1,4 +1,4 @@
-"""Several scales of an image: what is computed is what the definition says, and it works with any tower."""
+"""Several scales of an image: the result matches the definition, with any tower."""
 
 from collections.abc import Callable
 
@@ -38,7 +38,7 @@ def test_features_are_those_of_the_squares_put_together_and_averaged(assembled: 
                     square = picture[..., 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
                     hidden = model.model.vision_tower(square, output_hidden_states=True).hidden_states[-2]
                     whole[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = hidden[0, first:].unflatten(0, (4, 4))
-            # Token (i, j) of the smallest scale is the mean of the splits × splits tokens that lie on it.
+            # Token (i, j) of the smallest scale is the mean of the splits × splits tokens that cover it.
             cells = whole.reshape(4, splits, 4, splits, -1).mean(dim=(1, 3))
             channels.append(cells.reshape(16, -1))
         torch.testing.assert_close(found, torch.cat(channels, dim=-1), rtol=1e-4, atol=1e-5)
@@ -87,7 +87,7 @@ def test_scales_that_cannot_be_cut_into_squares_are_refused(assembled: Callable,
     if not scales:
         assert assembled("llama", image_scales=scales)[0].config.image_scales is None
         return
-    with pytest.raises(BackboneError, match="rise and be multiples"):
+    with pytest.raises(BackboneError, match="ascending multiples"):
         assembled("llama", image_scales=scales)
 
 

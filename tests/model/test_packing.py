@@ -1,4 +1,4 @@
-"""Packed rows: every sample has the loss and gives the gradients that it has alone."""
+"""Packed rows: every sample has the same loss and gradients as alone."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -51,7 +51,7 @@ def gradients(model: Any, batches: list[dict[str, torch.Tensor]], counted: int) 
         loss = model(**batch, num_items_in_batch=counted).loss
         loss.backward()
         total += loss.item()
-    # A batch of text alone leaves gradients of zero in the parts for images, where others leave none.
+    # A text-only batch gives the image parts gradients of zero, where others give them none.
     grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return total, {name: grad for name, grad in grads.items() if grad.any()}
 

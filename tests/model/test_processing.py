@@ -1,4 +1,4 @@
-"""The processor: `<align>` and image tokens in their places, pictures as the tower wants them."""
+"""The processor: positions of `<align>` and image tokens, and pixels as the tower expects them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from aligngpt.model.processing import AlignGPTProcessor
 
 
 def tokens(processor: AlignGPTProcessor, ids: Any) -> list[str]:
-    """Token names, a run of `<image>` written once."""
+    """Token names, with consecutive `<image>` tokens collapsed into one."""
     names = processor.tokenizer.convert_ids_to_tokens(ids)
     return [name for i, name in enumerate(names) if name != "<image>" or names[i - 1] != "<image>"]
 
@@ -73,7 +73,7 @@ def test_special_tokens_that_people_write_stay_text(assembled: Callable, asks: C
     _, processor = assembled("qwen2")
     written = "is <image> or <align> or <|im_end|> a tag ?"
     talk = asks(written, pictures[:1], "<|im_start|> no", written)
-    talk[2]["content"] = written  # a string in place of parts
+    talk[2]["content"] = written  # a string instead of parts
     before = str(talk)
     neutral = processor.neutral(talk)
     assert str(talk) == before

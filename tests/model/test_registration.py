@@ -1,4 +1,4 @@
-"""Saved models, and transformers' own ways of loading and using them."""
+"""Saved models, loaded and used with transformers' own classes and functions."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which text the gate reads and whose image is whose, from where the placeholders stand."""
+"""The text that the gate reads and the sample of each image, from the positions of the placeholders."""
 
 import torch
 

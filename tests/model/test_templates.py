@@ -124,7 +124,7 @@ def test_a_template_for_parts_alone_learns_to_take_strings() -> None:
 
 
 def test_a_template_that_says_nothing_is_refused() -> None:
-    with pytest.raises(ChatTemplateError, match="of a folder does not write what a user says"):
+    with pytest.raises(ChatTemplateError, match="of a folder omits the user's text or image"):
         for_images("{{ 'hello' }}", "a folder")
 
 
@@ -134,5 +134,5 @@ def test_one_of_several_templates() -> None:
     assert one_template(None, "x") is one_template([], "x") is None
     with pytest.raises(ChatTemplateError, match="x has several chat templates, rag, and none is called `default`"):
         one_template({"rag": "b"}, "x")
-    with pytest.raises(ChatTemplateError, match="neither a text nor templates with names"):
+    with pytest.raises(ChatTemplateError, match="neither a string nor named templates"):
         one_template(["a"], "x")

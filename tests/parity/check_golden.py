@@ -1,8 +1,9 @@
-"""Compare this package with numbers from the published AlignGPT code: `python tests/parity/check_golden.py FOLDER`.
+"""Compare this package with values from the published AlignGPT code: `python tests/parity/check_golden.py FOLDER`.
 
-The folder holds a checkpoint as the original code saves it (`original_checkpoint/`), its vision tower's configuration
-(`vision_tower/`) and inputs and outputs (`cases.safetensors`). Every comparison is printed; the first that misses its
-tolerance ends the program with exit code 1. A new set of the same form, with other sizes, is checked the same way.
+The folder contains a checkpoint as saved by the original code (`original_checkpoint/`), its vision tower's
+configuration (`vision_tower/`), and inputs and outputs (`cases.safetensors`). Every comparison is printed; the first
+that exceeds its tolerance ends the program with exit code 1. Other sets of the same form work too, whatever their
+sizes.
 """
 
 import json
@@ -29,7 +30,7 @@ TOLERANCES = {"logits": 1e-4, "gate weights": 1e-5, "loss": 1e-5, "gradients": 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """One number: how far apart ours and theirs are, and how far they may be."""
+    """One compared quantity: the difference between ours and theirs, and the tolerance."""
 
     case: str
     what: str
@@ -42,7 +43,7 @@ class Comparison:
 
 
 def load_model(folder: Path) -> AlignGPTForConditionalGeneration:
-    """The original checkpoint, converted, with two more rows in the vocabulary: `<image>` and `<align>`."""
+    """The converted original checkpoint, with two more rows in the vocabulary: `<image>` and `<align>`."""
     source = folder / "original_checkpoint"
     layout = layout_of(json.loads((source / "config.json").read_text()))
     tower = load_vision_tower(folder / "vision_tower", pad_images=layout.pads_images)
@@ -58,12 +59,12 @@ def load_model(folder: Path) -> AlignGPTForConditionalGeneration:
 
 
 def renamed(name: str) -> str:
-    """Our name of a parameter of the original checkpoint."""
+    """Our name for a parameter of the original checkpoint."""
     return OriginalLayout({}).rename(name) or name
 
 
 def our_inputs(cases: dict[str, Tensor], case: str, model: AlignGPTForConditionalGeneration) -> dict[str, Tensor]:
-    """The inputs of a case as our model takes them: `<align>` at position 1, image tokens written out, padded right."""
+    """The inputs of a case for our model: `<align>` at position 1, image tokens expanded, padded on the right."""
     config, mine = model.config, {name[len(case) + 1 :]: t for name, t in cases.items() if name.startswith(case + ".")}
     rows: list[tuple[list[int], list[int]]] = []
     images = []
@@ -97,7 +98,7 @@ def our_inputs(cases: dict[str, Tensor], case: str, model: AlignGPTForConditiona
 
 
 def compare_parts(model: AlignGPTForConditionalGeneration, cases: dict[str, Tensor]) -> Iterator[Comparison]:
-    """Vision tower, projector and alignment module by themselves."""
+    """Compare vision tower, projector and alignment module separately."""
     with torch.no_grad():
         features = model.model.get_image_features(cases["pixel_values"]).pooler_output
         yield Comparison("vision", "features", apart(torch.stack(list(features)), cases["vision.projected"]))
@@ -111,7 +112,7 @@ def compare_parts(model: AlignGPTForConditionalGeneration, cases: dict[str, Tens
 def compare_training(
     model: AlignGPTForConditionalGeneration, cases: dict[str, Tensor], case: str
 ) -> Iterator[Comparison]:
-    """Logits at every position that is not padding, gate weights, loss and gradients of a labelled case."""
+    """Compare logits at non-padding positions, gate weights, loss and gradients of a labelled case."""
     inputs = our_inputs(cases, case, model)
     model.zero_grad()
     model.requires_grad_(True)
@@ -139,7 +140,7 @@ def compare_training(
 def compare_inference(
     model: AlignGPTForConditionalGeneration, cases: dict[str, Tensor], case: str
 ) -> Iterator[Comparison]:
-    """Logits and gate weights of a prompt, and the greedy answer to it."""
+    """Compare the logits and gate weights of a prompt and its greedy answer."""
     inputs = our_inputs(cases, case, model)
     with torch.no_grad():
         out = model(**inputs)
@@ -153,18 +154,18 @@ def compare_inference(
 
 
 def logits_without_labels(model: AlignGPTForConditionalGeneration, inputs: dict[str, Tensor]) -> Tensor:
-    """Logits at all positions, which a call with labels does not compute."""
+    """Logits at all positions, which a training call with labels does not compute."""
     with torch.no_grad():
         return model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}).logits
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference; infinite where the shapes differ."""
+    """The largest absolute difference; infinite if the shapes differ."""
     return float((ours - theirs).detach().abs().max()) if ours.shape == theirs.shape else float("inf")
 
 
 def compare(folder: Path) -> Iterator[Comparison]:
-    """Every comparison that the folder's cases allow."""
+    """Yield all comparisons for the cases in the folder."""
     model, cases = load_model(folder), load_file(folder / "cases.safetensors")
     yield from compare_parts(model, cases)
     for case in sorted({name.partition(".")[0] for name in cases}):
@@ -175,7 +176,7 @@ def compare(folder: Path) -> Iterator[Comparison]:
 
 
 def main() -> int:
-    """Print each comparison; 1 at the first that misses."""
+    """Print each comparison; return 1 at the first that exceeds its tolerance."""
     if len(sys.argv) != 2:
         print("usage: python tests/parity/check_golden.py FOLDER", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Numbers from the published AlignGPT code, where they are: beside the checkout, or where ALIGNGPT_GOLDEN says."""
+"""Reference values from the published AlignGPT code, if present beside the checkout or at ALIGNGPT_GOLDEN."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from aligngpt.model.foreign.conversion import convert, to_original
 HERE = Path(__file__)
 GOLDEN = Path(os.environ.get("ALIGNGPT_GOLDEN", HERE.parents[3] / "shared" / "golden"))
 
-pytestmark = pytest.mark.skipif(not (GOLDEN / "cases.safetensors").is_file(), reason=f"{GOLDEN} is not there")
+pytestmark = pytest.mark.skipif(not (GOLDEN / "cases.safetensors").is_file(), reason=f"{GOLDEN} does not exist")
 
 
 @pytest.fixture(scope="module")
@@ -68,5 +68,5 @@ def test_the_checkpoint_goes_back_exactly(tmp_path: Path, language_folder: Calla
     back = load_file(tmp_path / "back" / "model.safetensors")
     computed = {name for name in theirs if name.endswith(("inv_freq", "position_ids"))}
     assert back.keys() == theirs.keys() - computed
-    # The fixtures' own tokenizer has more words than their model, so another one goes the way.
+    # The fixtures' own tokenizer has more tokens than their model, so another one is used.
     assert all(torch.equal(tensor[: len(theirs[name])], theirs[name]) for name, tensor in back.items())

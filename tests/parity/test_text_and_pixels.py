@@ -1,4 +1,4 @@
-"""Token ids, labels, prompts and pixel values of the published code, where they are (see test_golden.py)."""
+"""Token ids, labels, prompts and pixel values of the published code, if present (see test_golden.py)."""
 
 import json
 import os
@@ -21,7 +21,7 @@ GOLDEN = Path(os.environ.get("ALIGNGPT_GOLDEN", Path(__file__).parents[3] / "sha
 TEXT = GOLDEN / "text"
 ORIGINAL_IMAGE = -200
 
-pytestmark = pytest.mark.skipif(not (TEXT / "labels.json").is_file(), reason=f"{TEXT} is not there")
+pytestmark = pytest.mark.skipif(not (TEXT / "labels.json").is_file(), reason=f"{TEXT} does not exist")
 
 
 def cases(name: str, key: str) -> list[Any]:
@@ -32,7 +32,7 @@ def cases(name: str, key: str) -> list[Any]:
 def processor() -> AlignGPTProcessor:
     tower = load_vision_tower(GOLDEN / "vision_tower")
     tokenizer = load_tokenizer(TEXT, with_align=True)
-    # One token an image, as the original's ids have it before it puts the image tokens in.
+    # One token per image, as in the original's ids before it inserts the image tokens.
     return AlignGPTProcessor(
         image_processor=tower.image_processor, tokenizer=tokenizer, image_seq_length=1, chat_template=VICUNA
     )

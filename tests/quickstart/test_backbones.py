@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-# The name in `transformers` itself asks for torchvision in some versions, the class does not.
+# The name exported by `transformers` requires torchvision in some versions; the class itself does not.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from aligngpt.quickstart import backbones
@@ -31,13 +31,13 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def waves(side: int) -> torch.Tensor:
-    """A picture `(1, 3, side, side)` that looks different everywhere."""
+    """An image `(1, 3, side, side)` without repeated regions."""
     y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
     return torch.stack([torch.sin(9 * x + 2 * y), torch.cos(7 * y - 3 * x), torch.sin(20 * x * y)])[None]
 
 
 def test_tower_computes_what_onnxruntime_computes_from_the_original_file(tower: Path) -> None:
-    """The numbers were read from the original graph's inner nodes, run by onnxruntime 1.32 at its 224 px."""
+    """The expected values are outputs of inner nodes of the original graph, run by onnxruntime 1.32 at 224 px."""
     with torch.no_grad():
         output = AutoModel.from_pretrained(tower).eval()(waves(224), output_hidden_states=True)
     tokens = [0, 1, 128, 256]
@@ -116,7 +116,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_kept(
 
     monkeypatch.setattr(backbones, "_dinov2_weights", spoilt)
     name = "layernorm.weight" if change == "lost" else "extra.weight"
-    with pytest.raises(ConversionError, match=f"do not fill the network exactly .*{name}"):
+    with pytest.raises(ConversionError, match=f"do not match the network exactly .*{name}"):
         prepare_vision_tower(tmp_path)
     assert not any(tmp_path.iterdir())
 

@@ -40,7 +40,7 @@ def answer(record: dict[str, Any]) -> str:
 
 
 def shown_colour(path: Path) -> str:
-    """The colour the picture really has: its background is far from all eight, and only edges are blends."""
+    """The actual colour in the image: the background is far from all eight colours, and only edges are blends."""
     with Image.open(path) as image:
         counts = image.convert("RGB").getcolors(64 * 64)
     assert counts is not None

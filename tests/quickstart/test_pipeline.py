@@ -1,4 +1,4 @@
-"""What the quickstart says of its own result, and of the machine it runs on."""
+"""Tests of the quickstart's messages about its result and about slow machines."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from aligngpt.quickstart.pipeline import NotLearntError, Run, _say_when_slow, ru
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Callable[..., Path]:
-    """A run whose steps are all done, with these numbers of right answers, of 200."""
+    """A run whose steps are all finished, with the given numbers of correct answers out of 200."""
 
     def make(right: int, *, prior: int = 130, shuffled: int = 118, dual_encoder: float = 16.0) -> Path:
         folder = tmp_path / "run"

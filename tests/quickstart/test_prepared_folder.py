@@ -9,7 +9,7 @@ INPUTS: Facts = {"version": 1, "sha256": {"a": "b"}, "share": 0.15}
 
 
 class Builder:
-    """Writes one file, and counts how often it was asked to."""
+    """Writes one file and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0

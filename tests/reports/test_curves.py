@@ -1,4 +1,4 @@
-"""The curves of a run, and those of another one behind them."""
+"""The curves of a run, and those of a reference run behind them."""
 
 import json
 from pathlib import Path
@@ -60,10 +60,10 @@ def test_the_page_says_whose_the_dashed_curve_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"step": 1, "loss": 2.0}], "c.jsonl logs no training; give the folder of a run"),
-        ([3, "text", {"stage": "pretrain", "seconds": 9}], "logs no training"),
-        ([{"stage": "pretrain", "loss": 2.0}], "a line of pretrain has no number step"),
-        ([{"stage": "instruct", "seconds": 1, "validation_accuracy": "high"}], "no number validation_accuracy"),
+        ([{"step": 1, "loss": 2.0}], "c.jsonl has no training log; give a run folder"),
+        ([3, "text", {"stage": "pretrain", "seconds": 9}], "has no training log"),
+        ([{"stage": "pretrain", "loss": 2.0}], "a line of pretrain has no numeric field step"),
+        ([{"stage": "instruct", "seconds": 1, "validation_accuracy": "high"}], "no numeric field validation_accuracy"),
     ],
 )
 def test_what_is_no_reference_says_so(tmp_path: Path, lines: list, message: str) -> None:
@@ -75,7 +75,7 @@ def test_what_is_no_reference_says_so(tmp_path: Path, lines: list, message: str)
 def test_a_missing_reference_is_named(tmp_path: Path) -> None:
     with pytest.raises(CurveError, match=r"gone\.jsonl cannot be read"):
         read_reference(tmp_path / "gone.jsonl")
-    with pytest.raises(CurveError, match="logs no training"):
+    with pytest.raises(CurveError, match="has no training log"):
         read_reference(tmp_path)
 
 

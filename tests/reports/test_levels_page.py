@@ -1,4 +1,4 @@
-"""The page about levels: everything is on it, it stands alone, and other people's text stays text."""
+"""The levels page: it is complete and self-contained, and untrusted text stays text."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ HOSTILE = "</td><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7*7 }}
 
 
 class Page(HTMLParser):
-    """What a browser would see: elements with their attributes, and the text between them."""
+    """The page as a browser parses it: elements with their attributes, and the text between them."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -84,9 +84,9 @@ def test_everything_is_on_the_page(page: str) -> None:
         "each may be off by 0.07% of the pairs",
         "Mean 0.125 Deviation 0.250 Lowest −0.500 1% −0.400 Median 0.100 Highest 0.750",
         "logarithm of the caption length: 0.62",
-        "9 of 1,200 pairs (0.8%) have the picture of another pair; 3 pictures occur more than once.",
+        "9 of 1,200 pairs (0.8%) have the image of another pair; 3 images occur more than once.",
         "About 16 of 1,200 pairs",
-        "one caption in 4, drawn by its hash, was counted",
+        "only one caption in 4, selected by its hash, was counted",
         "The 1 pair with the lowest scores",
         "Level 1 · score −0.250 id-1 plain",
     ):
@@ -113,7 +113,7 @@ def test_hostile_text_stays_text(tmp_path: Path, page: str) -> None:
 
 def test_pictures_are_inlined_and_one_that_cannot_be_opened_says_why(page: str) -> None:
     images = [attributes for tag, attributes in Page(page).elements if tag == "img"]
-    assert [image["alt"] for image in images] == ["Picture plain.png"] * 3
+    assert [image["alt"] for image in images] == ["Image plain.png"] * 3
     assert all(str(image["src"]).startswith("data:image/") for image in images)
     assert "truncated b/gone.png" in re.sub(r"(truncated)(b/)", r"\1 \2", Page(page).words)
 
@@ -168,7 +168,7 @@ def test_what_was_drawn_is_never_said_of_all(tmp_path: Path) -> None:
     page = dataclasses.replace(full_page(), same_picture=none_found, same_caption=large)
     words = Page(built(page, tmp_path)).words
     assert "No two of" not in words
-    assert "only one in 4 was compared: up to 31 pairs may have the picture of another." in words
+    assert "only one in 4 was compared: up to 31 pairs may have the image of another." in words
     assert "About 900 of 4,000 pairs (22.5%, 95% interval 820 to 980) have the caption" in words
     assert "700 to 760 pairs" in words
     assert "bars: 95% interval of the mean" in words

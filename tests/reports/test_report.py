@@ -40,7 +40,7 @@ INVITING = {
 
 
 class Page(HTMLParser):
-    """What a browser would see: elements with their attributes, and the text between them."""
+    """The page as a browser parses it: elements with their attributes, and the text between them."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def test_every_section_is_on_the_page(page: str) -> None:
         "in 87.5% of comparisons",
         "0.300 – 0.600",
         "Loss of pretrain plain.",
-        "Level 3 is always added in full. Equal weights would all be 0.50.",
+        "Level 3 is always added with weight 1. Equal weights would all be 0.50.",
         "✗ wrong answer plain",
         "expected: expected plain",
         "1 h 02 min",
@@ -135,7 +135,7 @@ def test_hostile_text_stays_text(tmp_path: Path, page: str) -> None:
 
 def test_pictures_are_inlined_and_a_missing_one_says_why(page: str) -> None:
     elements = Page(page).elements
-    assert [attributes["alt"] for tag, attributes in elements if tag == "img"] == ["Picture here.png"] * 2
+    assert [attributes["alt"] for tag, attributes in elements if tag == "img"] == ["Image here.png"] * 2
     assert "no such file" in Page(page).words and "gone.png" in Page(page).words
 
 
@@ -238,7 +238,7 @@ def test_sections_that_contradict_themselves_are_refused() -> None:
         LevelsSection([0.1], [0.2], [1, 0], [LevelExample(3, "a.png", "a", 0.1)])
     with pytest.raises(ValueError, match="expected a loss for each of 2 steps, found 1"):
         LossCurve("a", [1, 2], [0.5])
-    with pytest.raises(ValueError, match="expected rows of one length"):
+    with pytest.raises(ValueError, match="expected rows of equal, non-zero length"):
         GateSection(["a", "b"], [[1.0], [0.5, 0.5]], [1, 1])
     with pytest.raises(ValueError, match="low ≤ accuracy"):
         AccuracyRow("a", 0.5, 1, 2, 0.6, 0.9)
@@ -267,5 +267,5 @@ def test_no_picture_is_read_from_outside_the_image_root(tmp_path: Path) -> None:
     names = [tmp_path / "secret.png", "../secret.png", "link.png", "other.jpg", "near.png", root / "near.png"]
     answers = [AnswerExample(str(name), "What?", "red", "red", True) for name in names]
     page = built(ReportData(answers=answers), root)
-    assert page.count("outside the folder of pictures") == 2 * 3
+    assert page.count("outside the image folder") == 2 * 3
     assert page.count("data:image/png;base64,") == 2

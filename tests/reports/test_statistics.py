@@ -5,7 +5,7 @@ from aligngpt.reports.statistics import wilson_interval
 
 @pytest.mark.parametrize(
     ("correct", "total", "low", "high"),
-    # The first three are Newcombe's (Statistics in Medicine 17, 1998, table I, method 3).
+    # The first three are from Newcombe (Statistics in Medicine 17, 1998, table I, method 3).
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0)],
 )
 def test_wilson_interval_is_the_published_one(correct: int, total: int, low: float, high: float) -> None:

@@ -1,4 +1,4 @@
-"""Scores against transformers' own models, and what a scorer refuses."""
+"""Scores against transformers' own models, and the models a scorer refuses."""
 
 import json
 import shutil
@@ -123,10 +123,10 @@ def test_bfloat16_scores_are_near(scorer_folder: Callable[[str], Path], pictures
 
 def test_a_model_of_images_alone_is_refused(tower_folder: Callable[[str], Path], clip_scorer: PairScorer) -> None:
     for kind in ("dinov2", "clip"):
-        with pytest.raises(ScorerError, match="gives no features of images and texts in one space"):
+        with pytest.raises(ScorerError, match="does not give image and text features in a shared space"):
             load(tower_folder(kind))
     model: Any = transformers.AutoModel.from_pretrained(tower_folder("dinov2"))
-    with pytest.raises(ScorerError, match="Dinov2Model gives no features"):
+    with pytest.raises(ScorerError, match="Dinov2Model does not give image and text features"):
         PairScorer(model, clip_scorer.image_processor, clip_scorer.tokenizer)
 
 
@@ -147,7 +147,7 @@ def test_an_empty_or_damaged_folder_is_named(copied: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["clip_full", "siglip_full"])
 def test_a_folder_without_a_tokenizer_is_named(tower_folder: Callable[[str], Path], kind: str) -> None:
-    """CLIP's class would come out empty and give every caption the same score."""
+    """CLIP's tokenizer class would load with an empty vocabulary and give every caption the same score."""
     with pytest.raises(ScorerError, match=rf"{kind}.* (has no tokenizer|cannot be loaded)") as caught:
         load(tower_folder(kind))
     assert "tokenizer" in str(caught.value)
@@ -237,7 +237,7 @@ def test_the_fingerprint_changes_with_what_decides_a_score(copied: Path, change:
 def test_the_fingerprint_covers_a_tokenizer_in_python(
     clip_scorer: PairScorer, tmp_path: Path, captions: list[str], pictures: list[Image.Image]
 ) -> None:
-    """BERT's own, which has no backend in Rust: its files are compared, wherever they were loaded from."""
+    """A BERT tokenizer without a Rust backend: its files are compared, wherever they were loaded from."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
 
@@ -264,7 +264,7 @@ def test_a_model_of_patches_of_any_number_is_refused_in_a_sentence(tmp_path: Pat
     text = small | {"vocab_size": 20, "max_position_embeddings": 12, "projection_size": 32}
     config = transformers.Siglip2Config(text_config=text, vision_config=small | {"num_patches": 16, "patch_size": 8})
     transformers.Siglip2Model(config).save_pretrained(tmp_path)
-    with pytest.raises(ScorerError, match=r"Siglip2Model is of the NaFlex kind.* use a model of a fixed resolution"):
+    with pytest.raises(ScorerError, match=r"Siglip2Model is a NaFlex model.* use a model of a fixed resolution"):
         load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A source of several shards: stopped and gone on with, shared between processes, and what a folder refuses."""
+"""A source of several shards: interrupted and resumed, shared between processes, and refused by a folder in use."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> ListedPairs:
 
 @pytest.fixture
 def run(clip_scorer: PairScorer, tmp_path: Path) -> Callable[..., ScoreSummary]:
-    """Score a source into a folder, two images or captions a batch, and let most records be rejected."""
+    """Score a source into a folder, with two images or captions per batch, allowing most records to be rejected."""
 
     def call(source: ListedPairs, out: str = "out", **options: Any) -> ScoreSummary:
         settings = {"batch_size": 2, "max_reject_share": 0.9, "workers": 0} | options
@@ -53,7 +53,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def written(folder: Path, pattern: str = "part-*") -> dict[str, tuple[int, int]]:
-    """Which files there are, and what is another when one was written again."""
+    """The files that exist, each with properties that change when it is rewritten."""
     found = {path.name: path.stat() for path in folder.glob(pattern) if path.is_file()}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
@@ -137,7 +137,7 @@ def test_leftovers_of_killed_runs_are_removed_but_not_of_others_at_work(
     out.mkdir()
     names = f"from pathlib import Path; from aligngpt.leftovers import temporary_beside; out = Path({str(out)!r})"
     code = "for name in ('manifest.json', 'part-00000.parquet'): temporary_beside(out / name).touch()"
-    # Of a process that has ended, and of one that lives: this one.
+    # Leftovers of a process that has ended, and files of one that is running: this one.
     subprocess.run([sys.executable, "-c", f"{names}\n{code}"], check=True)
     dead = list(out.iterdir())
     alive = [temporary_beside(out / name) for name in (MANIFEST, "part-00000.parquet", "rejects-00001.parquet")]
@@ -161,9 +161,9 @@ def test_a_folder_of_other_scores_is_refused_and_kept(
         (source, {"scorer": siglip}, "another model and another image processor; choose"),
         (source, {"scorer": half}, "another model and another precision; choose"),
         (source, {"batch_size": 3}, "another batch size; choose"),
-        (source, {"embeddings": True}, "another choice whether embeddings are kept; choose"),
-        (fewer, {}, "another source of pairs and another way to cut the source into shards; choose"),
-        (recut, {}, "another number of shards and another way to cut the source into shards; choose"),
+        (source, {"embeddings": True}, "another embeddings setting; choose"),
+        (fewer, {}, "another source of pairs and another split of the source into shards; choose"),
+        (recut, {}, "another number of shards and another split of the source into shards; choose"),
     ]
     for other, options, message in cases:
         with pytest.raises(ScoresError, match=f"out holds scores of {message}"):
@@ -230,8 +230,8 @@ def test_too_many_rejects_end_the_job_and_are_tried_again(
     away.mkdir()
     for index in {*range(2, 12)} - {7}:
         (tmp_path / f"{index}.png").rename(away / f"{index}.png")
-    # Of all records, whatever the two shards hold that are left.
-    told = r"10 of 23 records .* missing 10.*out/rejects-\*\.parquet name each record; the first: .*/2\.png does not"
+    # Relative to all records, whatever the two remaining shards hold.
+    told = r"10 of 23 records .* missing 10.*out/rejects-\*\.parquet list each reject; the first: .*/2\.png does not"
     with pytest.raises(TooManyRejects, match=told):
         run(source, max_reject_share=0.35)
     assert source.was_read[SHARDS:] == [0, 1, 2]
@@ -242,7 +242,7 @@ def test_too_many_rejects_end_the_job_and_are_tried_again(
 
 
 def spoiled(folder: Path, count: int, bad: Iterable[int], shard_size: int) -> ListedPairs:
-    """Pairs of which some have no picture."""
+    """Pairs, some of which have no image."""
     (folder / "pictures").mkdir()
     names = draw_pictures(folder / "pictures", count)
     for index in bad:
@@ -289,7 +289,7 @@ def test_where_shards_do_not_tell_how_many_they_hold_their_bytes_do(
         shards.append(replace(shard, records=None, path=path))
     monkeypatch.setattr(source, "shards", lambda: shards)
     if reads < len(shards):
-        # Of 20 in all, if the last ones are no fuller: known when the second is read.
+        # 20 in total, if the last shards are no denser: known once the second is read.
         with pytest.raises(TooManyRejects, match="10 of 20 records"):
             run(source, max_reject_share=0.45)
         assert source.was_read == [0, 1]
@@ -318,7 +318,7 @@ def test_a_full_disk_ends_the_job_and_the_same_command_goes_on(
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device.*goes on.*(part|rejects)-00001\.parquet"):
+    with pytest.raises(OSError, match=r"No space left on device.*resumes.*(part|rejects)-00001\.parquet"):
         run(source)
     monkeypatch.undo()
     assert run(source) == DONE
@@ -373,7 +373,7 @@ def test_an_array_has_the_scores_of_the_same_lines(
 CHILD = """
 import sys, time
 from pathlib import Path
-from aligngpt.data.pairs import open_pairs
+from aligngpt.data.records.pairs import open_pairs
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import score_source
 

@@ -1,4 +1,4 @@
-"""A folder of scores is of one source, read in one way, by one model: what else comes is refused, and nothing mixed."""
+"""A folder of scores belongs to one source, read in one way, and one model: any other job is refused, nothing mixed."""
 
 import io
 import json
@@ -29,7 +29,7 @@ COUNT, SHARD_SIZE = 6, 2
 
 @pytest.fixture
 def score(clip_scorer: PairScorer, tmp_path: Path) -> Callable[..., Any]:
-    """Score a source into the folder `out`, two images or captions a batch."""
+    """Score a source into the folder `out`, with two images or captions per batch."""
 
     def call(source: Any, out: str = "out", **options: Any) -> Any:
         return score_source(source, clip_scorer, tmp_path / out, **{"batch_size": 2, "workers": 0} | options)
@@ -42,7 +42,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """Records with two fields for each of caption, picture and id, and two folders of pictures."""
+    """Records with two fields each for caption, image and id, and two folders of images."""
     folder.mkdir(exist_ok=True)
     names = draw_pictures(folder, COUNT)
     shutil.copytree(folder, folder / "other")
@@ -142,12 +142,12 @@ def test_data_that_was_moved_with_or_without_its_pictures_is_the_same_source(
     path = as_parquet(tmp_path / "data")
     root = path.parent / "other"
     score(open_pairs(path, shard_size=SHARD_SIZE, image_root=root), shard=(0, 3))
-    # The table alone, to where another path leads to the pictures.
+    # Move only the table, to a place from which another path leads to the images.
     (tmp_path / "deep" / "er").mkdir(parents=True)
     alone = Path(shutil.copy(path, tmp_path / "deep" / "er"))
     monkeypatch.chdir(tmp_path)
     score(open_pairs(alone, shard_size=SHARD_SIZE, image_root=Path("data/other")), shard=(1, 3))
-    # Both, as `cp` copies them: with other times.
+    # Copy both, as `cp` does: with other times.
     together = Path(shutil.copytree(path.parent, tmp_path / "deep" / "copy"))
     for file in together.rglob("*"):
         os.utime(file, (1, 1))
@@ -166,7 +166,7 @@ def test_a_source_that_changes_while_it_is_scored_is_named_and_nothing_finished(
 
     def change(shard: Any) -> Any:
         if shard.index == 1:
-            # As long as before, and with the same time.
+            # Same length as before, and same modification time.
             file.write_bytes(file.read_bytes().replace(old, b"new5"))
             os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
         return read(shard)
@@ -187,7 +187,7 @@ def _claim_at_once(out: Path, manifest: Manifest, barrier: Any, answers: Any) ->
 
 
 def test_of_jobs_that_claim_a_folder_at_once_one_has_it_and_the_others_compare(tmp_path: Path) -> None:
-    """In processes that are forked, since that is quick and they do nothing else."""
+    """In forked processes, which start fast and do nothing else."""
     listed = ListedPairs([("a", "0.png")], tmp_path, 1)
     asked = [
         Manifest(
@@ -266,7 +266,7 @@ def test_scores_of_an_earlier_version_are_read_but_not_added_to(score: Callable,
 def test_auto_is_the_precision_that_the_scores_were_begun_in(
     scorer_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another node, or a busier minute, may find another one faster."""
+    """Otherwise `auto` could choose another precision on another node."""
     path = as_parquet(tmp_path / "data")
     arguments = ["score", str(path), "--model", str(scorer_folder("clip")), "--out", str(tmp_path / "out")]
     options = ["--device", "cpu", "--workers", "0", "--shard-size", "2", "--shard"]

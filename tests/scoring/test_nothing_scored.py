@@ -1,4 +1,4 @@
-"""A source that no pair comes of is an error, however many rejects are allowed; one of questions is remarked on."""
+"""A source without a scored pair is an error, however many rejects are allowed; one of questions causes a remark."""
 
 import json
 import tarfile

@@ -1,4 +1,4 @@
-"""Picture workers: how far they run ahead, and how many there may be."""
+"""Image workers: how far they read ahead, how many are allowed, and the 8-bit version of image processors."""
 
 import io
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def test_bytes_and_their_table_are_what_the_image_processor_makes_bit_by_bit(nam
 
 
 class _Mirroring(CLIPImageProcessorPil):
-    """What no table of the pixels' values gives: the picture is also mirrored."""
+    """Also mirrors the image, which no lookup table of pixel values can do."""
 
     def normalize(self, image: Any, *args: Any, **options: Any) -> Any:
         return super().normalize(image, *args, **options)[..., ::-1].copy()

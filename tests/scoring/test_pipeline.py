@@ -1,4 +1,4 @@
-"""One shard: its scores are the model's, each image and caption is encoded once, and bad records harm no other."""
+"""One shard: its scores are the model's, each image and caption is encoded once, and bad records affect no others."""
 
 import multiprocessing
 import shutil
@@ -37,7 +37,7 @@ def pairs(tmp_path: Path) -> Rows:
 
 @pytest.fixture
 def run(clip_scorer: PairScorer, tmp_path: Path) -> Callable[..., PartSummary]:
-    """Score rows as one shard into a folder, four images or captions a batch, pictures opened in a thread."""
+    """Score rows as one shard into a folder, with four images or captions per batch and images opened in a thread."""
 
     def call(rows: Rows, out: str = "out", workers: PictureWorkers | None = None, **options: Any) -> PartSummary:
         scorer = options.pop("scorer", clip_scorer)
@@ -126,7 +126,7 @@ def test_batches_are_full_and_each_image_and_caption_is_encoded_once(
     monkeypatch.setattr(clip_scorer, "pixel_features", lambda p: images.append(len(p)) or encode_images(p))
     monkeypatch.setattr(clip_scorer, "text_features", lambda t: texts.append(list(t)) or encode_texts(t))
     run(rows)
-    # Two threads may begin in either order.
+    # The two threads may start in either order.
     assert sorted(images) == [2, 4]
     assert [len(batch) for batch in texts] == [4, 3]
     flat = [text for batch in texts for text in batch]
@@ -276,7 +276,7 @@ def test_a_worker_that_dies_ends_the_shard_with_an_error(pairs: Rows, clip_score
     source = Deadly(pairs, tmp_path, COUNT)
     with (
         PictureWorkers(clip_scorer, 1, processes=True) as workers,
-        pytest.raises(WorkerError, match=r"ran out of memory\. Run the same command again"),
+        pytest.raises(WorkerError, match=r"ran out of memory\. Run the same command again to resume"),
     ):
         score_shard(source, SHARD, clip_scorer, tmp_path / "out", batch_size=4, workers=workers)
     assert not part_path(tmp_path / "out", 0).exists()
@@ -295,6 +295,6 @@ def test_pictures_that_came_with_their_record_are_found_equal_by_content(
     with PictureWorkers(clip_scorer, 0) as workers:
         for out, kind in (("files", ListedPairs), ("content", Embedded)):
             score_shard(kind(rows, tmp_path, 6), SHARD, clip_scorer, tmp_path / out, batch_size=4, workers=workers)
-    # The bytes differ: only a part of picture files keeps their marks.
+    # The bytes differ: only a part of image files stores their marks.
     files, content = (pq.read_table(part_path(tmp_path / out, 0)) for out in ("files", "content"))
     assert files.num_rows == 6 and files.equals(content)

@@ -1,4 +1,4 @@
-"""A picture file that is replaced is scored again with its part; a copy of the data is not."""
+"""The part of a replaced image file is scored again; that of a copy of the same file is not."""
 
 import os
 import shutil
@@ -59,7 +59,7 @@ def test_the_part_of_a_picture_that_was_replaced_is_scored_again(
     capsys.readouterr()
     assert score(pairs).finished
     told = capsys.readouterr().err
-    assert "1 picture of" in told and "1 part of" in told and "scored again" in told
+    assert "1 image of" in told and "1 part of" in told and "scored again" in told
     score(pairs, "fresh")
     assert parts(tmp_path / "out") == parts(tmp_path / "fresh")
     assert parts(tmp_path / "out")["part-00001.parquet"] != old
@@ -127,7 +127,7 @@ def test_a_wrong_image_root_ends_the_job_at_the_first_pictures(
     with pytest.raises(TooManyRejects, match=rf"{tmp_path}/deep/0\.png.*image root is {tmp_path}\)"):
         score_source(source, clip_scorer, tmp_path / "out", workers=0, max_reject_share=0.9)
     assert parts(tmp_path / "out").keys() <= {"part-00000.parquet", "rejects-00000.parquet"}
-    # One is there after all, and then the share decides.
+    # One image exists after all, so the share of rejects decides.
     (tmp_path / "deep").mkdir()
     draw(tmp_path / "deep" / f"{count // 2 + 5}.png")
     assert score_source(source, clip_scorer, tmp_path / "out", workers=0, max_reject_share=0.999).scored == 1

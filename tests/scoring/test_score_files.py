@@ -1,4 +1,4 @@
-"""Parts: what is in the files, that the same shard gives the same bytes, and what a full disk leaves."""
+"""Parts: the content of the files, the same bytes for the same shard, and the state after a full disk."""
 
 import errno
 import os
@@ -115,7 +115,7 @@ def test_a_changed_byte_never_gives_other_rows(path: Any, tmp_path: Path) -> Non
         if part_summary(tmp_path, 0) is None:
             noticed += 1
         else:
-            # Only the name that the checksums have may have changed.
+            # The change may have hit only the metadata key of the checksums.
             assert pq.read_table(file).to_pylist() == before
     assert noticed > 230
 
@@ -161,14 +161,14 @@ def test_a_full_disk_leaves_the_shard_not_done(full_from: int, tmp_path: Path, m
     synced: list[int] = []
 
     def fail_later(descriptor: int) -> None:
-        # The folder is synced too, after each file.
+        # The folder is also synced, after each file.
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             synced.append(descriptor)
         if len(synced) > full_from:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail_later)
-    with pytest.raises(OSError, match=r"No space left on device.*the same command again: it goes on") as caught:
+    with pytest.raises(OSError, match=r"No space left on device.*the same command again: it resumes") as caught:
         write_part(tmp_path, 0, rows(), REJECTS)
     assert caught.value.errno == errno.ENOSPC
     assert str((rejects_path, part_path)[full_from](tmp_path, 0)) in str(caught.value)

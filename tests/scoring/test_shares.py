@@ -1,4 +1,4 @@
-"""Processes that score at the same time: other shares side by side, the same share refused."""
+"""Processes that score at the same time: different shares run side by side, the same share is refused."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from aligngpt.scoring.job import score_source
 CHILD = """
 import sys, time
 from pathlib import Path
-from aligngpt.data.pairs import open_pairs
+from aligngpt.data.records.pairs import open_pairs
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import score_source
 
@@ -36,7 +36,7 @@ score_source(open_pairs(source, shard_size=5), scorer, Path(out), workers=0, sha
 
 @pytest.fixture
 def start(scorer_folder: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts a process that scores a share, and waits until it is at work; it ends when there is a file `go`."""
+    """Starts a process that scores a share and waits until it is running; it continues once the file `go` exists."""
     started: list[subprocess.Popen] = []
 
     def call(source: Path, index: int, count: int) -> subprocess.Popen:
@@ -69,13 +69,13 @@ def test_the_same_share_twice_is_refused_and_another_goes_on_beside_it(
     score_source(source, clip_scorer, tmp_path / "whole", workers=0)
     first = start(pairs, 0, count)
     share = None if count == 1 else (0, 2)
-    with pytest.raises(AlignGPTError, match=f"written into {out} already.*process {first.pid} on"):
+    with pytest.raises(AlignGPTError, match=f"already being written into {out}.*process {first.pid} on"):
         score_source(source, clip_scorer, out, workers=0, shard=share)
     if count == 2:
         assert not score_source(source, clip_scorer, out, workers=0, shard=(1, 2)).finished
     (out / "go").touch()
     assert first.wait() == 0
-    # It is free again, and nothing is left to be done.
+    # The share is free again, and everything is done.
     assert score_source(source, clip_scorer, out, workers=0, shard=share).finished
     for part in (tmp_path / "whole").glob("*.parquet"):
         assert (out / part.name).read_bytes() == part.read_bytes()

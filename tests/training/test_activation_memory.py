@@ -1,4 +1,4 @@
-"""The estimate of what the backward pass reads: it is what a real training step keeps."""
+"""The activation memory estimate matches what a real training step saves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ CONFIG = LlamaConfig(
 
 
 def bytes_kept(body: Any, rows: int, length: int, *, in_bfloat16: bool) -> int:
-    """What a real forward pass of these rows keeps for its backward pass, but for the weights."""
+    """Bytes that a real forward pass of these rows saves for its backward pass, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in body.parameters()}
     kept: dict[int, Any] = {}
 
@@ -44,8 +44,8 @@ def test_the_estimate_is_what_a_real_step_keeps(trains: bool, in_bfloat16: bool)
     body = AutoModel.from_config(CONFIG).requires_grad_(trains)
     expected = activation_bytes(CONFIG, 50, trains=trains, in_bfloat16=in_bfloat16, checkpointing=False)
     real = [bytes_kept(body, rows, 50, in_bfloat16=in_bfloat16) for rows in (1, 3)]
-    # Two rows more, so that what is kept once (weights in bfloat16, rotary angles) is left out.
-    # Attention on fake tensors lays its output out in another order, which costs a copy: rather too much, that is.
+    # The difference of two rows excludes tensors saved only once (weights in bfloat16, rotary angles).
+    # Attention on fake tensors has another output layout, which costs a copy: the estimate is slightly too high.
     assert 0.98 <= expected / ((real[1] - real[0]) / 2) <= 1.1
 
 

@@ -1,4 +1,4 @@
-"""Training straight from archives: as from files, and stopped in mid-epoch as if it had not been."""
+"""Training directly from archives: the same results as from files, also when resumed in the middle of an epoch."""
 
 import io
 import json
@@ -29,7 +29,7 @@ from aligngpt.training.stage import fingerprint_of, model_folder
 
 @pytest.fixture
 def archives(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
-    """The questions about pictures, in Parquet files with row groups of three and in tar files."""
+    """The questions about images, in Parquet files with row groups of three and in tar files."""
     monkeypatch.setenv("ALIGNGPT_CACHE", str(tmp_path / "cache"))
     records = json.loads((data / "questions.json").read_text())[:-1]
     (data / "asked.json").write_text(json.dumps(records))
@@ -54,7 +54,7 @@ def archives(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dic
 
 @pytest.fixture
 def recipe(tiny_recipe: Callable, tmp_path: Path) -> Callable[..., Recipe]:
-    """Two epochs of six steps, of instruction tuning alone."""
+    """Two epochs of six steps, instruction tuning only."""
 
     def make(name: str, data: Any, **settings: Any) -> Recipe:
         settings = {"max_steps": None, "epochs": 2.0, "micro_batch_size": 2, "data": data} | settings
@@ -65,7 +65,7 @@ def recipe(tiny_recipe: Callable, tmp_path: Path) -> Callable[..., Recipe]:
 
 
 class Stop(TrainerCallback):
-    """Stands for a kill at the eighth step, with a checkpoint at the seventh, in the middle of the second epoch."""
+    """Simulates a kill at the eighth step, with a checkpoint at the seventh, in the middle of the second epoch."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save |= state.global_step == 7
@@ -108,7 +108,7 @@ def equal_weights(one: Recipe, other: Recipe) -> bool:
 def test_a_stopped_run_ends_as_one_that_was_not(
     recipe: Callable, archives: dict[str, str], monkeypatch: pytest.MonkeyPatch, kind: str, workers: int
 ) -> None:
-    # Two windows, and memory for less than all row groups.
+    # Two windows, and memory for only some of the row groups.
     monkeypatch.setattr(block_order, "WINDOW_BLOCKS", 4)
     monkeypatch.setattr(stored_images, "KEPT_BYTES", 60_000)
     whole, broken = (recipe(name, archives[kind], workers=workers) for name in ("whole", "broken"))
@@ -130,13 +130,13 @@ def test_row_groups_are_read_about_once_an_epoch(
     recipe: Callable, archives: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(block_order, "WINDOW_BLOCKS", 2)
-    # Of eight row groups about four are kept.
+    # About four of eight row groups are kept.
     monkeypatch.setattr(stored_images, "KEPT_BYTES", 4 * 10_000)
     read, groups = [], stored_images._read
     monkeypatch.setattr(stored_images, "_read", lambda *what: read.append(what) or groups(*what))
     (result,) = train(recipe("run", archives["parquet"], questions_per_prefix=1))
     assert result.steps == 12 and result.rejects == 0
-    # What is kept when the second epoch begins need not be read again.
+    # Row groups kept at the start of the second epoch need not be read again.
     assert 8 + 4 <= len(read) <= 2 * 8 + 4
 
 
@@ -145,7 +145,7 @@ def test_kept_features_are_found_for_pictures_in_archives(
     recipe: Callable, archives: dict[str, str], tmp_path: Path, kind: str
 ) -> None:
     train(recipe("kept", archives[kind], cache_features=True))
-    # Each question of a picture brings its own copy.
+    # Each question about an image has its own copy.
     assert len(list((tmp_path / "cache" / "features").rglob("*.safetensors"))) == 12
     train(recipe("without", archives[kind]))
     kept, without = (losses_of(recipe(name, archives[kind])) for name in ("kept", "without"))
@@ -160,7 +160,7 @@ def test_a_dry_run_counts_the_rows_of_an_archive(recipe: Callable, archives: dic
     found = CliRunner().invoke(app, ["train", str(path), "--dry-run"])
     assert found.exit_code == 0 and "24" in found.output
     (missing,) = plan(recipe("plan", str(tmp_path / "nowhere" / "{0..3}.tar")), ("instruct",))
-    assert "is not there" in missing.text()
+    assert "no data at" in missing.text()
 
 
 def test_archives_mix_with_files_and_are_held_out(
@@ -194,5 +194,5 @@ def test_the_fingerprint_is_of_the_files_of_an_archive(recipe: Callable, archive
 
 
 def test_steps_of_one_length_are_refused_for_row_groups(recipe: Callable, archives: dict[str, str]) -> None:
-    with pytest.raises(RecipeError, match="group_by_length would read a row group"):
+    with pytest.raises(RecipeError, match="group_by_length would read a whole Parquet row group"):
         train(recipe("run", archives["parquet"], group_by_length=True))

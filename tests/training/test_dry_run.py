@@ -1,4 +1,4 @@
-"""A dry run: what it foretells is what the run then does, and nothing but small files is read."""
+"""Dry runs: predictions match what the run then does, and only small files are read."""
 
 import json
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def test_rows_that_share_their_image_count_it_once(tiny_recipe: TinyRecipe) -> N
     shared = plan(tiny_recipe(instruct__questions_per_prefix=2), ("instruct",))[0].data
     assert alone.rows == alone.samples == shared.samples == 25
     assert shared.rows == 13
-    # All tokens of the samples are there in both, but for twelve copies of sixteen image tokens.
+    # Both have all tokens of the samples, except for twelve copies of sixteen image tokens.
     assert shared.rows * shared.tokens == pytest.approx(alone.rows * alone.tokens - 12 * 16)
 
 
@@ -63,7 +63,7 @@ def test_memory_is_that_of_weights_gradients_and_moments(tiny_recipe: TinyRecipe
     everything = sum(row.parameters for row in pretrain.parts)
     assert pretrain.memory.weights == 4 * everything
     assert pretrain.memory.training == 12 * trained
-    # Autocast holds a copy of what trains in bfloat16.
+    # Autocast holds a bfloat16 copy of the trained parameters.
     assert instruct.memory.training == 14 * sum(row.trained for row in instruct.parts)
     assert instruct.memory.activations > pretrain.memory.activations / 2 > 0
     adapters = plan(tiny_recipe(instruct__precision="bfloat16", instruct__lora={"rank": 2}), ("instruct",))[0]
@@ -73,8 +73,8 @@ def test_memory_is_that_of_weights_gradients_and_moments(tiny_recipe: TinyRecipe
 def test_data_that_is_not_there_yet_is_said(tiny_recipe: TinyRecipe) -> None:
     one = plan(tiny_recipe(pretrain__data="nowhere.json", pretrain__max_steps=None), ("pretrain",))[0]
     assert one.data is None and one.steps is None and one.work is None
-    assert "nowhere.json is not there" in one.text()
-    assert "memory a device" in one.text()
+    assert "no data at nowhere.json" in one.text()
+    assert "memory per device" in one.text()
 
 
 def test_the_text_says_all_of_it(tiny_recipe: TinyRecipe) -> None:

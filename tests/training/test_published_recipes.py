@@ -12,14 +12,14 @@ from aligngpt.training.run import train
 from aligngpt.training.stage import model_folder
 
 CLIP, SIGLIP = 303_507_456, 428_225_600
-"""Parameters of the two vision towers."""
+"""Number of parameters of the two vision towers."""
 
 
 def projector(tower: int, hidden: int) -> int:
     return tower * hidden + hidden + hidden * hidden + hidden
 
 
-# Language model, tower and what the projector reads: as published, or counted from published sizes.
+# Sizes of language model, tower and projector input: as published, or computed from published sizes.
 RECIPES = {
     "aligngpt-7b": (6_738_415_616, CLIP, projector(1024, 4096), 576),
     "aligngpt-13b": (13_015_864_320, CLIP, projector(1024, 5120), 576),
@@ -89,7 +89,7 @@ def test_it_is_built_at_full_size(name: str, full_size_folder: Callable[[str], P
     assert sizes["gate"] == 576 * 256 + 256 + 256 * 7 + 7
     assert {row.part for row in pretrain.parts if row.trained} == {"projector", "level_table"}
     assert {row.part for row in instruct.parts if row.trained} == {"language_model", "projector", "gate"}
-    # Stage 2 trains in float32 with AdamW: 16 bytes a parameter, and autocast's copies.
+    # Stage 2 trains in float32 with AdamW: 16 bytes per parameter, plus autocast's copies.
     assert instruct.memory.weights + instruct.memory.training > 18 * language
     assert pretrain.memory.weights < 3 * (language + tower)
     assert image_tokens in (576, 729)
@@ -100,7 +100,7 @@ def test_it_is_built_at_full_size(name: str, full_size_folder: Callable[[str], P
 def test_it_runs_from_end_to_end(
     name: str, data: Path, tmp_path: Path, language_folder: Callable, tower_folder: Callable
 ) -> None:
-    """Its own settings, but for the backbones, the data and how long and in what batches it trains."""
+    """The recipe's own settings, except for backbones, data, number of steps and batch sizes."""
     published = load_recipe(recipe_path(name))
     kind = LANGUAGE_MODELS[published.model.language_model]().model_type
     tower = "siglip" if "siglip" in published.model.vision_tower else "clip"

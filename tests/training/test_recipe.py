@@ -1,4 +1,4 @@
-"""Recipes: what ships loads, what is wrong is named, and single values can be replaced."""
+"""Recipes: the shipped ones load, errors name the field, and single values can be overridden."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 @pytest.fixture
 def content() -> dict[str, Any]:
-    """A recipe with as little as possible."""
+    """A minimal recipe."""
     return {
         "model": {"vision_tower": "tower", "language_model": "language"},
         "instruct": {"data": "data.json", "train": ["projector"], "batch_size": 4, "learning_rate": 0.001},
@@ -114,7 +114,7 @@ def test_every_problem_is_told_at_once(content: dict[str, Any]) -> None:
         ("model.levels=4", "model.levels: unknown; did you mean num_levels?"),
         ("instruct.lora.Rank=8", "instruct.lora.Rank: unknown; did you mean rank?"),
         ("outputs=here", "outputs: unknown; did you mean output?"),
-        ("instruct.lora.xyz=8", "instruct.lora.xyz: unknown; there are rank, alpha, dropout, bits, merge"),
+        ("instruct.lora.xyz=8", "instruct.lora.xyz: unknown; known fields: rank, alpha, dropout, bits, merge"),
     ],
 )
 def test_a_misspelt_key_is_told_what_may_have_been_meant(recipe_file: Path, setting: str, expected: str) -> None:
@@ -204,7 +204,7 @@ def test_texts_that_begin_with_a_digit_stay_texts(content: dict[str, Any]) -> No
 
 
 def test_text_fields_that_look_like_numbers_stay_texts(content: dict[str, Any]) -> None:
-    """`7e3` is a fine name for an output folder."""
+    """`7e3` is a valid name for an output folder."""
     content["output"] = "7e3"
     assert make_recipe(content).output == "7e3"
 
@@ -239,6 +239,6 @@ def test_a_base_that_is_no_other_recipe_is_an_error(tmp_path: Path, base: str) -
 
 @pytest.mark.parametrize("part", ["vision_tower", "language_model", "gate"])
 def test_what_pretraining_would_lose_is_refused(recipe_file: Path, part: str) -> None:
-    with pytest.raises(RecipeError, match=rf"go on to instruction tuning; name {part} in instruct.train"):
+    with pytest.raises(RecipeError, match=rf"passed to instruction tuning; name {part} in instruct.train"):
         stage = f"{{data: x.json, batch_size: 4, learning_rate: 0.1, train: [projector, {part}]}}"
         load_recipe(recipe_file, [f"pretrain={stage}"])

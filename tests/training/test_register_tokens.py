@@ -1,4 +1,4 @@
-"""A vision tower with register tokens: trained, its features kept, saved, loaded, asked."""
+"""A vision tower with register tokens: training, cached features, saving, loading and answering."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from aligngpt.training.stage import model_folder
 def recipe(
     tiny_recipe: Callable, tower_folder: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Recipe]:
-    """Two steps a stage, in a folder `name`; kept features lie in the test's own cache."""
+    """Two steps per stage, in a folder `name`; features are cached in the test's own cache."""
     monkeypatch.setenv("ALIGNGPT_CACHE", str(tmp_path / "cache"))
 
     def make(name: str, **changes: Any) -> Recipe:
@@ -53,7 +53,7 @@ def test_it_is_trained_saved_loaded_and_asked(
         return_tensors="pt",
     )
     answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    # Greedy, token by token, without a cache and with the patches that the tower made of the picture.
+    # Greedy, token by token, without a cache and with the tower's patch features.
     with torch.no_grad():
         states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2]
         ids = inputs["input_ids"]

@@ -1,4 +1,4 @@
-"""A stage that is resumed ends as one that was never stopped; what changes only how it computes may change."""
+"""A resumed stage ends like one that was never stopped; settings that only change how it computes may change."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from stopping import stopped
 from aligngpt.errors import AlignGPTError
 from aligngpt.locks import FolderInUse, owned_folder
 from aligngpt.training import run as module
-from aligngpt.training.loop.trainer import forget_metrics_after
+from aligngpt.training.loop.callback import forget_metrics_after
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.stage import model_folder, stage_result
@@ -35,7 +35,7 @@ def assert_equal(found: Recipe, expected: Recipe) -> None:
 def test_a_kill_between_the_last_step_and_the_end_adds_no_step(
     tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With a constant learning rate, a step more would be seen in the weights."""
+    """With a constant learning rate, an extra step would show in the weights."""
     options = {"pretrain__schedule": "constant", "instruct": None}
     whole = tiny_recipe(output=str(tmp_path / "whole"), **options)
     train(whole)
@@ -110,7 +110,7 @@ def test_a_stage_that_one_process_began_may_be_shared_out(
     stopped(recipe, monkeypatch, 3, "instruct")
     shared = recipe_of("one", instruct__sharding="full", instruct__max_steps=5)
     output = run(shared, tmp_path / "one.yaml")
-    assert "resuming at step 2" in output and "shared out (FSDP2)" in output, output
+    assert "resuming at step 2" in output and "sharded (FSDP2)" in output, output
     assert losses(shared, "instruct") == pytest.approx(losses(whole, "instruct"), rel=1e-4)
 
 
@@ -145,7 +145,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(AlignGPTError, match=rf"{name} is not what was written.*remove the folder"):
+    with pytest.raises(AlignGPTError, match=rf"{name} has changed since it was written.*remove the folder"):
         train(recipe)
 
 
@@ -181,5 +181,5 @@ def test_a_finished_stage_whose_model_is_gone_says_so(tiny_recipe: Callable[...,
     recipe = tiny_recipe(instruct=None)
     train(recipe)
     (Path(recipe.output) / "pretrain" / "aligned.safetensors").unlink()
-    with pytest.raises(AlignGPTError, match=r"is finished, but .*aligned\.safetensors is gone; put it back, or remove"):
+    with pytest.raises(AlignGPTError, match=r"is finished, but .*aligned\.safetensors is missing; restore it"):
         train(recipe)

@@ -1,4 +1,4 @@
-"""A stage with minutes takes the steps that learning needs, on a machine of any speed, and says when that is long."""
+"""A stage with a time budget takes its minimum steps on a machine of any speed, and warns if that takes long."""
 
 import json
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from stopping import stopped
 
-from aligngpt.training.loop.trainer import TrainingClock
+from aligngpt.training.loop.schedule import TrainingClock
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 
 NO_TIME = 1e-6
-"""Minutes that are over before the first step is: the machine is as slow as can be."""
+"""A time budget that is used up before the first step ends, as on a very slow machine."""
 
 
 def lines(recipe: Recipe, stage: str = "instruct") -> list[dict[str, float]]:
@@ -56,8 +56,8 @@ def test_too_little_learnt_is_another_round(
     measured = [line["step"] for line in lines(recipe) if "validation_accuracy" in line]
     assert measured == [5, 10]
     said = " ".join(capsys.readouterr().err.split())
-    assert "90% are wanted: training goes on with round 2 of at most 2" in said
-    assert "training ends all the same after 2 rounds" in said
+    assert "the target is 90%: training continues with round 2 of at most 2" in said
+    assert "training ends anyway after 2 rounds" in said
 
 
 def test_enough_learnt_ends_the_stage(tiny_recipe: Callable[..., Recipe], data: Path) -> None:
@@ -70,8 +70,8 @@ def test_enough_learnt_ends_the_stage(tiny_recipe: Callable[..., Recipe], data: 
 def test_time_left_is_used_beyond_the_steps() -> None:
     clock = TrainingClock(minutes=1, min_steps=10)
     clock.agreed = 30
-    assert clock.progress(20, 1000) == 0.5  # half of the time is over, twice the steps are done
-    assert clock.progress(4, 1000) == 0.4  # and where they are not, the steps decide
+    assert clock.progress(20, 1000) == 0.5  # half of the time is used, and twice the minimum steps are done
+    assert clock.progress(4, 1000) == 0.4  # fewer than the minimum steps are done, so they limit the progress
     clock.agreed = 90
     assert clock.progress(9, 1000) == 0.9
     assert clock.progress(10, 1000) == 1
@@ -83,7 +83,7 @@ def test_time_left_is_used_beyond_the_steps() -> None:
 
 
 def test_steps_and_rounds_are_for_minutes(tiny_recipe: Callable[..., Recipe], data: Path) -> None:
-    with pytest.raises(RecipeError, match="min_steps is for a stage that minutes end"):
+    with pytest.raises(RecipeError, match="min_steps requires minutes"):
         tiny_recipe(instruct__min_steps=3)
-    with pytest.raises(RecipeError, match="until_accuracy is for a stage that minutes end"):
+    with pytest.raises(RecipeError, match="until_accuracy requires minutes"):
         tiny_recipe(instruct__validation={"data": str(data / "questions.json"), "until_accuracy": 0.5})

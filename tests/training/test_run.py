@@ -1,4 +1,4 @@
-"""A training run: what each stage changes and leaves, and that a stopped one goes on to the same end."""
+"""Training runs: the parameters each stage changes, its output, and resuming an interrupted run to the same result."""
 
 import errno
 import json
@@ -30,12 +30,12 @@ from aligngpt.training.stage import model_folder, stage_result
 
 
 def medium(*values: Any) -> Any:
-    """Parameters of a test that `make check` leaves out."""
+    """Parameters of a test case that `make check` skips."""
     return pytest.param(*values, marks=pytest.mark.medium)
 
 
 def start_of(recipe: Recipe) -> dict[str, torch.Tensor]:
-    """The weights a run begins with."""
+    """The initial weights of a run."""
     model, _ = assemble(recipe.model.vision_tower, recipe.model.language_model, seed=recipe.seed)
     return model.state_dict()
 
@@ -71,7 +71,7 @@ def test_instruction_tuning_leaves_a_model_that_answers(tiny_recipe: Callable, p
     model = AutoModelForImageTextToText.from_pretrained(model_folder(recipe))
     processor = AutoProcessor.from_pretrained(model_folder(recipe))
     after = model.state_dict()
-    # The table is what pre-training made of it, frozen in the second stage; the tower is what it was.
+    # The level table is that of pre-training, frozen in the second stage; the tower is unchanged.
     assert changed_parts(before, after) == {"projector", "level_table", "gate", "language_model"}
     pretrained = load_file(Path(recipe.output) / "pretrain" / "aligned.safetensors")
     assert torch.equal(after["model.alignment.levels"], pretrained["model.alignment.levels"])
@@ -129,7 +129,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     whole = tiny_recipe(output=str(tmp_path / "whole"), **options)
     train(whole)
     recipe = tiny_recipe(**options)
-    if checkpoint:  # as if the time between checkpoints were over at that step
+    if checkpoint:  # as if the checkpoint interval ended at that step
         on_step_end = module.StageCallback.on_step_end
 
         def saving(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -194,7 +194,7 @@ def test_an_unfinished_stage_is_never_taken_over_by_another(
 ) -> None:
     recipe = tiny_recipe(pretrain__checkpoint_minutes=1e-9)
     stopped(recipe, monkeypatch, 2, "pretrain")
-    # The first step's checkpoint is there: the second's was to come after the stop.
+    # The first step's checkpoint exists: the second's would have come after the stop.
     with pytest.raises(RecipeError, match="unfinished stage with other settings"):
         train(tiny_recipe(pretrain__learning_rate=0.5))
 
@@ -219,7 +219,7 @@ def test_levels_are_needed_where_they_are_learnt(tiny_recipe: Callable, data: Pa
 
 
 def test_a_level_beyond_the_models_is_an_error(tiny_recipe: Callable) -> None:
-    with pytest.raises(AlignGPTError, match=r"is of level 8, but model\.num_levels is 4"):
+    with pytest.raises(AlignGPTError, match=r"has level 8, but model\.num_levels is 4"):
         train(tiny_recipe(model__num_levels=4), ["pretrain"])
 
 
@@ -264,7 +264,7 @@ def test_wrong_recipes_say_what_is_wrong(tiny_recipe: Callable) -> None:
         train(tiny_recipe(pretrain__data="nowhere.json"))
     with pytest.raises(RecipeError, match="attention 'magic' cannot be used"):
         train(tiny_recipe(model__attention="magic"))
-    with pytest.raises(RecipeError, match="mamba2 has a state in place of attention"):
+    with pytest.raises(RecipeError, match="mamba2 has a recurrent state instead of attention"):
         train(tiny_recipe("mamba2", model__chat_template="plain", pretrain=None, instruct__questions_per_prefix=2))
     with pytest.raises(RecipeError, match="mistral attends over 12 tokens only"):
         train(tiny_recipe("mistral", pretrain=None, instruct__questions_per_prefix=2))
@@ -310,7 +310,7 @@ def test_kill_9_costs_nothing_but_time(tiny_recipe: Callable, tmp_path: Path) ->
 def test_packed_rows_train_as_padded_ones(tiny_recipe: Callable, tmp_path: Path, branches: int) -> None:
     weights = {}
     for packing in ("packed", "padded"):
-        # One step of all rows: the order in which they are dealt to micro-batches is then of no account.
+        # A single step over all rows, so that their order in the micro-batches does not matter.
         recipe = tiny_recipe(
             instruct__packing=packing,
             instruct__questions_per_prefix=branches,
@@ -329,7 +329,7 @@ def test_packed_rows_train_as_padded_ones(tiny_recipe: Callable, tmp_path: Path,
 
 
 def test_a_language_model_that_cannot_be_packed_is_padded_or_refused(tiny_recipe: Callable) -> None:
-    with pytest.raises(RecipeError, match="mamba2 cannot be"):
+    with pytest.raises(RecipeError, match="mamba2 does not support it"):
         train(tiny_recipe("mamba2", pretrain__packing="packed"))
     assert train(tiny_recipe("mamba2", pretrain__max_steps=1, instruct=None))
 
@@ -356,7 +356,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_recipe: Callable, monk
 def test_a_stop_in_the_second_epoch_with_workers_costs_nothing(
     tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # Twelve captions, four a step: the second epoch begins after step 3.
+    # Twelve captions, four per step: the second epoch begins after step 3.
     options = {"pretrain__max_steps": 8, "pretrain__micro_batch_size": 2, "pretrain__workers": 2, "instruct": None}
     whole = tiny_recipe(output=str(tmp_path / "whole"), **options)
     train(whole)
@@ -415,7 +415,7 @@ def test_only_the_last_blocks_of_the_tower_change(tiny_recipe: Callable) -> None
     train(recipe)
     changed = {name for name, tensor in weights_of(recipe).items() if not torch.equal(tensor, before[name])}
     tower = {name for name in changed if part_of(name) == "vision_tower"}
-    # Three blocks, of which the last is behind the feature layer.
+    # Three blocks, the last of which comes after the feature layer.
     assert tower and all(".layers.1." in name for name in tower)
     assert {part_of(name) for name in changed} == {"vision_tower", "gate"}
 
@@ -452,7 +452,7 @@ def test_compiling_without_a_compiler_says_what_to_do(tiny_recipe: Callable, mon
 def test_a_process_trains_on_one_gpu_and_says_how_several_are_used(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = TrainingArguments(use_cpu=True)
     assert arguments.n_gpu == 0
-    arguments._n_gpu = 4  # what four GPUs look like
+    arguments._n_gpu = 4  # simulates four GPUs
     module.one_device(arguments)
     assert arguments.n_gpu == 1
     assert "torchrun --nproc_per_node 4" in capsys.readouterr().err

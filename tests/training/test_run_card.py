@@ -1,4 +1,4 @@
-"""The card of a run: the hub reads its front matter, a person can follow it, and results find their place in it."""
+"""The model card of a run: valid front matter, instructions that work, and results inserted in their section."""
 
 import json
 import re
@@ -78,12 +78,12 @@ def test_front_matter_and_tables_say_what_is_known(tmp_path: Path) -> None:
         "| 1: pre-training | 2,180 | 558,128 | 5,400 | 2.250 | 7 | 2.0 GiB |",
         "| 2: instruction tuning | 5,197 | 665,298 | 9,000 | 0.875 | 0 | 3.0 GiB |",
         f"- file: `captions.json`, SHA-256 `{'ab' * 32}`",
-        "- samples: 12; 10 with images, 2 text alone",
-        "- samples of each level: 1: 2, 2: 0, 3: 9, 4: 0; without a level: 1",
+        "- samples: 12; 10 with images, 2 text only",
+        "- samples per level: 1: 2, 2: 0, 3: 9, 4: 0; without a level: 1",
         "### Stage 2: instruction tuning\n\n- not recorded",
         "(rank 6, alpha 12, dropout 0)",
         f"the base model `{tmp_path / 'mine' / 'base'}`",
-        "- not stated by `owner/words`: look before you publish",
+        "- not stated by `owner/words`: check before you publish",
         "Not evaluated yet.",
     ):
         assert said in card
@@ -136,7 +136,7 @@ def test_results_take_the_place_of_older_ones_and_a_persons_card_is_left_alone(t
     assert "5 of 8" not in found and "Not evaluated yet." not in found
     assert found == run_card(recipe, RESULTS, {}, rows)
     write_run_card(tmp_path, recipe, RESULTS)
-    assert path.read_text(encoding="utf-8") == found, "a card that is there stays"
+    assert path.read_text(encoding="utf-8") == found, "an existing card is not overwritten"
     assert add_results(tmp_path, []) and path.read_text(encoding="utf-8") == first
     path.write_text("# My own words\n", encoding="utf-8")
     assert not add_results(tmp_path, rows) and path.read_text(encoding="utf-8") == "# My own words\n"
@@ -146,5 +146,5 @@ def test_other_cards_are_of_the_same_making(tmp_path: Path) -> None:
     write_card(tmp_path, "merged", AlignGPTConfig(num_alignment_levels=5), "merged from two.")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert front_matter(card)["library_name"] == "transformers"
-    assert "with 5 alignment levels, merged from two. Its licences" in card
+    assert "with 5 alignment levels, merged from two. It is subject to the licences" in card
     assert "AutoProcessor.from_pretrained" in card

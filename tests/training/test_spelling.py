@@ -1,4 +1,4 @@
-"""What may have been meant by a misspelt name."""
+"""Suggestions for misspelt names."""
 
 import pytest
 

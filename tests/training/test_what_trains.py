@@ -1,4 +1,4 @@
-"""What a stage says it trains is what it trains, in every mode, on one process and on two."""
+"""A stage trains the parameters it reports as trained, in every mode, on one process and on two."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def test_levels_in_instruction_data_leave_the_gate_to_train(
     assert losses(recipe, "instruct") == losses(without, "instruct")
     lines = (Path(recipe.output) / "instruct" / "metrics.jsonl").read_text()
     assert "gate_1" in lines and "loss_level" not in lines
-    assert "the levels in the data are not used" in " ".join(capsys.readouterr().err.split())
+    assert "the levels in the data are ignored" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.medium
@@ -111,7 +111,7 @@ def test_the_figures_of_two_processes_are_those_of_both(recipe_of: Callable[...,
 
 
 def test_what_the_trainer_overrides_is_there_to_be_overridden() -> None:
-    """Hooks of transformers' Trainer without a promise: a rename there must not pass unseen here."""
+    """These hooks of transformers' Trainer are not public API: a rename there must not go unnoticed."""
     own = {name for name in vars(StageTrainer) if not name.startswith("__")}
     new = {"agree", "of_main", "resume_figures", "_save_figures", "_with_kept_features", "_stop", "_folder", "_factor"}
     assert {name for name in own - new if not hasattr(Trainer, name)} == set()

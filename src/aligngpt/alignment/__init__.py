@@ -1,1 +1,1 @@
-"""The idea of AlignGPT: scores become levels, levels become embeddings."""
+"""The core of AlignGPT: scores become levels, levels become embeddings."""

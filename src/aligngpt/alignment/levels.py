@@ -1,6 +1,6 @@
-"""Levels: similarity scores of image–caption pairs, cut into N classes of alignment, 1 the worst and N the best.
+"""Alignment levels: similarity scores of image–caption pairs divided into N classes, from 1 (worst) to N (best).
 
-This is section 3.2 of the paper (arXiv 2405.14129): order the pairs by score and cut the order into N buckets.
+This is section 3.2 of the paper (arXiv 2405.14129): sort the pairs by score and divide them into N buckets.
 """
 
 import json
@@ -21,12 +21,12 @@ LEVEL_METHODS: tuple[str, ...] = get_args(LevelMethod)
 
 
 class LevelsError(AlignGPTError):
-    """Scores cannot be cut into levels, or a file holds no levels."""
+    """Scores cannot be divided into levels, or a file does not contain levels."""
 
 
 @dataclass(frozen=True)
 class ScoreStatistics:
-    """What the scores were like that the borders were fitted to; the standard deviation is the population's."""
+    """Statistics of the scores that the borders were fitted to, with the population standard deviation."""
 
     count: int
     mean: float
@@ -37,16 +37,16 @@ class ScoreStatistics:
 
 @dataclass(frozen=True)
 class AlignmentLevels:
-    """Where one level ends and the next begins.
+    """The borders between the levels.
 
     Attributes:
-        borders: N - 1 scores in strictly rising order; a score that equals a border belongs to the level above it.
-        method: how they were found: `quantile` (levels of equal frequency) or `width` (of equal width).
-        statistics: of the scores they were fitted to.
-        rank_error: how far the share of scores below a border may be from the one meant, 0…1; 0 when exact.
+        borders: N - 1 scores in strictly ascending order; a score equal to a border belongs to the level above it.
+        method: how the borders were found: `quantile` (levels of equal frequency) or `width` (of equal width).
+        statistics: statistics of the scores that the borders were fitted to.
+        rank_error: largest deviation of the share of scores below a border from its target, 0…1; 0 if exact.
 
     Raises:
-        LevelsError: the borders are none, not finite or not rising, or the method is unknown.
+        LevelsError: there are no borders, they are not finite or not ascending, or the method is unknown.
     """
 
     borders: tuple[float, ...]
@@ -58,7 +58,7 @@ class AlignmentLevels:
         if not self.borders or not all(map(math.isfinite, self.borders)):
             raise LevelsError(f"expected one or more finite borders, found {list(self.borders)}")
         if any(low >= high for low, high in pairwise(self.borders)):
-            raise LevelsError(f"expected borders in strictly rising order, found {list(self.borders)}")
+            raise LevelsError(f"expected borders in strictly ascending order, found {list(self.borders)}")
         if self.method not in LEVEL_METHODS:
             raise LevelsError(f"the method must be one of {', '.join(LEVEL_METHODS)}, found {self.method!r}")
 
@@ -68,28 +68,28 @@ class AlignmentLevels:
         return len(self.borders) + 1
 
     def assign(self, scores: ArrayLike) -> NDArray[np.int64]:
-        """The level 1…N of each score, in the shape of `scores`.
+        """The level 1…N of each score, with the shape of `scores`.
 
         Raises:
             LevelsError: a score is NaN.
         """
         values = np.asarray(scores, dtype=np.float64)
         if np.isnan(values).any():
-            raise LevelsError("a score is NaN and has no level; leave such pairs out")
+            raise LevelsError("a score is NaN and has no level; exclude such pairs")
         return np.searchsorted(self.borders, values, side="right").astype(np.int64) + 1
 
     def save(self, path: str | Path) -> None:
-        """Write the borders and the statistics as JSON, atomically; `load` gives back exactly the same numbers."""
+        """Write everything as JSON, atomically; `load` returns exactly the same numbers."""
         with atomic_write(path) as file:
             json.dump(asdict(self), file, indent=2)
             file.write("\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "AlignmentLevels":
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            LevelsError: the file is missing or is not such a file.
+            LevelsError: the file cannot be read, or was not written by `save`.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -103,15 +103,15 @@ class AlignmentLevels:
             raise LevelsError(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, LevelsError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise LevelsError(f"{path} holds no levels ({what}); make it anew with `aligngpt levels`") from error
+            raise LevelsError(f"{path} is not a levels file ({what}); write it again with `aligngpt levels`") from error
 
 
 def fit_levels(scores: ArrayLike, num_levels: int = 8, method: LevelMethod = "quantile") -> AlignmentLevels:
     """Find the borders of N levels for these scores.
 
-    `quantile`: every level gets as near to 1/N of the scores as can be. Equal scores never part, so the counts of
-    the levels differ by at most one where no scores are equal, and by runs of equal scores at the borders otherwise.
-    `width`: every level spans 1/N of the range from the lowest score to the highest, and may be empty.
+    `quantile`: every level gets as close to 1/N of the scores as possible. Equal scores are never split, so the counts
+    of the levels differ by at most one if all scores differ, and by runs of equal scores at the borders otherwise.
+    `width`: every level spans 1/N of the range from the lowest to the highest score, and may be empty.
 
     Args:
         scores: finite numbers, of any shape.
@@ -119,13 +119,13 @@ def fit_levels(scores: ArrayLike, num_levels: int = 8, method: LevelMethod = "qu
         method: `quantile`, as in the paper, or `width`.
 
     Raises:
-        LevelsError: a score is NaN or infinite, or there are too few different ones for N levels.
+        LevelsError: a score is NaN or infinite, or there are too few distinct scores for N levels.
     """
     values = np.sort(np.asarray(scores, dtype=np.float64), axis=None)
     if not values.size:
-        raise LevelsError("there are no scores to cut into levels; score some pairs first")
+        raise LevelsError("there are no scores to divide into levels; score some pairs first")
     if unusable := int(np.count_nonzero(~np.isfinite(values))):
-        raise LevelsError(f"{unusable} of {values.size} scores are NaN or infinite; leave these pairs out")
+        raise LevelsError(f"{unusable} of {values.size} scores are NaN or infinite; exclude these pairs")
     borders = find_borders(values, num_levels, method)
     statistics = ScoreStatistics(
         count=values.size,
@@ -140,16 +140,16 @@ def fit_levels(scores: ArrayLike, num_levels: int = 8, method: LevelMethod = "qu
 def find_borders(
     ordered: NDArray[np.float64], num_levels: int, method: LevelMethod, weights: NDArray[np.int64] | None = None
 ) -> tuple[float, ...]:
-    """The borders that `fit_levels` finds.
+    """The borders that `fit_levels` uses.
 
     Args:
-        ordered: finite scores in rising order, `(scores,)`, at least one.
+        ordered: finite scores in ascending order, `(scores,)`, at least one.
         num_levels: N, at least 2.
         method: see `fit_levels`.
-        weights: how many scores each one stands for, `(scores,)`; one each when None.
+        weights: multiplicity of each score, `(scores,)`; 1 if None.
 
     Raises:
-        LevelsError: there are too few different scores for N levels, or an argument makes no sense.
+        LevelsError: there are too few distinct scores for N levels, or an argument is invalid.
     """
     if num_levels < 2:
         raise LevelsError(f"at least 2 levels are needed, got {num_levels}")
@@ -161,10 +161,10 @@ def find_borders(
 
 
 def level_counts(levels: ArrayLike, num_levels: int) -> NDArray[np.int64]:
-    """How many pairs each level has, `(num_levels,)`: entry 0 is level 1.
+    """The number of pairs in each level, `(num_levels,)`: entry 0 is level 1.
 
     Raises:
-        LevelsError: a level is not 1…N.
+        LevelsError: a level is not in 1…N.
     """
     found = np.asarray(levels, dtype=np.int64).ravel()
     if found.size and not (found.min() >= 1 and found.max() <= num_levels):
@@ -173,32 +173,34 @@ def level_counts(levels: ArrayLike, num_levels: int) -> NDArray[np.int64]:
 
 
 def thin_levels(counts: ArrayLike) -> list[int]:
-    """Which levels 1…N have too few pairs to learn much from: less than a quarter of an equal share.
+    """The levels 1…N that have too few pairs to train on well: less than a quarter of an equal share.
 
     Args:
-        counts: how many pairs each level has, `(num_levels,)`.
+        counts: number of pairs in each level, `(num_levels,)`.
     """
     found = np.asarray(counts, dtype=np.int64)
     return (np.flatnonzero(found < found.sum() / (4 * len(found))) + 1).tolist()
 
 
 def roc_auc(scores: ArrayLike, is_right: ArrayLike) -> float:
-    """How often a right pair scores higher than a wrong one; equal scores count half (Mann–Whitney U, by ranks).
+    """Probability that a right pair scores higher than a wrong one; ties count half (Mann–Whitney U, by ranks).
 
     Args:
-        scores: one number a pair, `(pairs,)`.
-        is_right: whether the pair is a right one, `(pairs,)`.
+        scores: one score per pair, `(pairs,)`.
+        is_right: whether each pair is right, `(pairs,)`.
 
     Raises:
-        LevelsError: a score is NaN, the lengths differ, or all pairs are of one kind.
+        LevelsError: a score is NaN, the lengths differ, or all pairs are right or all are wrong.
     """
     values, right = np.asarray(scores, dtype=np.float64), np.asarray(is_right, dtype=bool)
     if values.shape != right.shape or values.ndim != 1 or np.isnan(values).any():
-        raise LevelsError(f"expected a number and a truth value a pair, found shapes {values.shape} and {right.shape}")
+        raise LevelsError(
+            f"expected one number and one truth value per pair, found shapes {values.shape} and {right.shape}"
+        )
     rights = int(right.sum())
     wrongs = right.size - rights
     if not rights or not wrongs:
-        raise LevelsError(f"right and wrong pairs are needed, found {rights} right and {wrongs} wrong ones")
+        raise LevelsError(f"both right and wrong pairs are needed, found {rights} right and {wrongs} wrong ones")
     _, place, ties = np.unique(values, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(ties) - (ties - 1) / 2
     return float((mean_rank[place[right]].sum() - rights * (rights + 1) / 2) / (rights * wrongs))
@@ -207,8 +209,8 @@ def roc_auc(scores: ArrayLike, is_right: ArrayLike) -> float:
 def _quantile_borders(
     ordered: NDArray[np.float64], num_levels: int, weights: NDArray[np.int64] | None
 ) -> NDArray[np.float64]:
-    """Borders as near to the N-quantiles of the scores as equal scores allow."""
-    # Only between two different scores can there be a cut; it is known by how many scores it leaves below.
+    """Borders as close to the N-quantiles of the scores as equal scores allow."""
+    # A cut is only possible between two distinct scores; it is identified by the number of scores below it.
     places = np.flatnonzero(ordered[1:] > ordered[:-1]) + 1
     cuts = places if weights is None else np.cumsum(weights)[places - 1]
     total = ordered.size if weights is None else int(weights.sum())
@@ -219,12 +221,12 @@ def _quantile_borders(
     above = np.searchsorted(cuts, wanted).clip(max=cuts.size - 1)
     below = (above - 1).clip(min=0)
     chosen = np.where(wanted - cuts[below] < cuts[above] - wanted, below, above)
-    # Long runs of equal scores attract several quantiles to the same cut: spread these over the cuts beside it.
+    # Long runs of equal scores attract several quantiles to the same cut: spread them over the neighbouring cuts.
     chosen = np.maximum.accumulate(chosen - inner) + inner
     chosen = np.minimum(chosen, cuts.size - (num_levels - 1) + inner)
     low, high = ordered[places[chosen] - 1], ordered[places[chosen]]
     middle = low / 2 + high / 2
-    # Between neighbouring floating-point numbers the middle is rounded, perhaps to the lower one.
+    # Between adjacent floating-point numbers the midpoint is rounded, possibly down to the lower one.
     return np.where((low < middle) & (middle <= high), middle, high)
 
 
@@ -237,8 +239,8 @@ def _width_borders(ordered: NDArray[np.float64], num_levels: int) -> NDArray[np.
 
 def _too_few(different: int, num_levels: int) -> LevelsError:
     return LevelsError(
-        f"the scores have only {different} different values that can be told apart, too few for {num_levels} levels; "
-        "ask for fewer levels or score more pairs"
+        f"the scores have only {different} distinguishable values, too few for {num_levels} levels; ask for fewer "
+        "levels or score more pairs"
     )
 
 

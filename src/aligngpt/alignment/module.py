@@ -3,9 +3,9 @@
 This is section 3 of the paper (arXiv 2405.14129) and nothing else: plain torch, no language model, no tokenizer.
 
     pre-training    a = A[level]                                  the level is known: it was measured
-    instruction     s_j = <H_v[j], t>            j = 1…P          how much each image part has to do with the text
-    tuning          w   = softmax(MLP(s))        (N-1)            how much of each local level this pair needs
-                    a   = A[N] + Σ_{i<N} w_i A[i]                 the whole image, and the parts that matter
+    instruction     s_j = <H_v[j], t>            j = 1…P          relevance of each image part to the text
+    tuning          w   = softmax(MLP(s))        (N-1)            weight of each local level for this pair
+                    a   = A[N] + Σ_{i<N} w_i A[i]                 the whole image, plus the relevant parts
 """
 
 import math
@@ -20,9 +20,9 @@ ALIGNMENT_MODES: tuple[str, ...] = get_args(AlignmentMode)
 
 
 class AlignmentOutput(NamedTuple):
-    """What the alignment module returns: `embedding (batch, hidden)` and `weights (batch, levels - 1)`.
+    """Output of the alignment module: `embedding (batch, hidden)` and `weights (batch, levels - 1)`.
 
-    `weights` are the mix of levels 1…N-1 that was used, or None where the embedding was formed without a mix.
+    `weights` are those of levels 1…N-1 in the embedding, or None if it was formed without weights.
     """
 
     embedding: Tensor
@@ -32,13 +32,13 @@ class AlignmentOutput(NamedTuple):
 class AlignmentModule(nn.Module):
     """Level table `A (levels, hidden)` and gate `MLP: P → hidden → levels - 1` (paper, section 3).
 
-    The gate reads a similarity map of fixed size, `gate_grid × gate_grid`. Maps of towers with another number of
-    image tokens are resampled to it; a map that has this size already is used as it is, so the published weights
-    (576 image tokens, a 24 × 24 grid) give the published numbers.
+    The gate reads a similarity map of fixed size, `gate_grid × gate_grid`. Maps of vision towers with another number
+    of image tokens are resampled to it; a map of this size is used as it is, so the published weights (576 image
+    tokens, a 24 × 24 grid) reproduce the published results.
 
     Args:
-        num_levels: N, at least 2. Level N is the best aligned one.
-        hidden_size: the width of the language model's embeddings.
+        num_levels: N, at least 2. Level N is the best aligned.
+        hidden_size: width of the language model's embeddings.
         gate_grid: side of the square similarity map that the gate reads.
         gate_hidden_size: width of the gate's hidden layer (256 in the paper's code).
     """
@@ -58,7 +58,7 @@ class AlignmentModule(nn.Module):
         self.reset_level_table()
 
     def reset_level_table(self) -> None:
-        """Draw the level table anew, Xavier-uniform as in the paper's code."""
+        """Reinitialise the level table, Xavier-uniform as in the paper's code."""
         nn.init.xavier_uniform_(self.levels)
 
     def forward(
@@ -71,19 +71,19 @@ class AlignmentModule(nn.Module):
         level: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> AlignmentOutput:
-        """Form one alignment embedding per sample.
+        """Compute one alignment embedding per sample.
 
         Args:
             image_tokens: projected image tokens H_v, `(images, P, hidden)`.
             text: mean text embedding t of each sample, `(batch, hidden)`, see `mean_text_embedding`.
-            sample_of_image: which sample each image belongs to, `(images,)`; None when image i is sample i's only one.
-                A sample with several images is gated by the mean of their similarity maps.
+            sample_of_image: index of the sample of each image, `(images,)`; None if image i is the only one of sample
+                i. For a sample with several images, the gate reads the mean of their similarity maps.
             mode: `adaptive` A[N] + Σ w_i A[i], `global` A[N], `local` Σ w_i A[i], `mean` the mean of the table.
             level: force a level 1…N for each sample, `(batch,)`: the embedding is A[level], as in pre-training.
-            weights: use these in place of the gate's, `(batch, levels - 1)`.
+            weights: used instead of the gate's weights, `(batch, levels - 1)`.
 
         Returns:
-            `AlignmentOutput`; rows of samples without an image hold values that nobody should use.
+            `AlignmentOutput`; rows of samples without an image hold meaningless values.
 
         Raises:
             ValueError: `mode` is not one of the above.
@@ -102,22 +102,22 @@ class AlignmentModule(nn.Module):
         return AlignmentOutput(self.combine(weights, with_global=mode == "adaptive"), weights)
 
     def level_embedding(self, level: Tensor) -> Tensor:
-        """A[level] for levels 1…N, `(batch,)` → `(batch, hidden)`; others are an IndexError (on a GPU an assertion)."""
-        # Indexing would take level 0 for the last one, the best.
+        """A[level] for levels 1…N, `(batch,)` → `(batch, hidden)`; others raise IndexError (on a GPU, an assertion)."""
+        # Plain indexing would silently map level 0 to level N, the best.
         return F.embedding(level - 1, self.levels)
 
     def combine(self, weights: Tensor, *, with_global: bool = True) -> Tensor:
-        """Σ_{i<N} w_i A[i], and A[N] on top where `with_global`: `(batch, levels - 1)` → `(batch, hidden)`."""
+        """Σ_{i<N} w_i A[i], plus A[N] if `with_global`: `(batch, levels - 1)` → `(batch, hidden)`."""
         local = weights.to(self.levels.dtype) @ self.levels[:-1]
         return self.levels[-1] + local if with_global else local
 
     def gate_weights(self, similarity: Tensor) -> Tensor:
-        """softmax(MLP(s)) of similarity maps on the gate's own grid, `(batch, grid²)` → `(batch, levels - 1)`."""
+        """softmax(MLP(s)) of similarity maps on the gate's grid, `(batch, grid²)` → `(batch, levels - 1)`."""
         logits = self.gate(similarity.to(next(self.gate.parameters()).dtype))
         return torch.softmax(logits.float(), dim=-1)
 
     def sample_similarity(self, image_tokens: Tensor, text: Tensor, sample_of_image: Tensor | None) -> Tensor:
-        """The similarity map of each sample on the gate's grid, `(batch, grid²)`; zero where there is no image."""
+        """The similarity map of each sample on the gate's grid, `(batch, grid²)`; zero for samples without an image."""
         if sample_of_image is None:
             return resample_map(similarity_map(image_tokens, text), self.gate_grid)
         maps = resample_map(similarity_map(image_tokens, text[sample_of_image]), self.gate_grid)
@@ -133,19 +133,19 @@ class AlignmentModule(nn.Module):
 def mean_text_embedding(
     text_embeds: Tensor, mask: Tensor, sample_of_token: Tensor | None = None, samples: int | None = None
 ) -> Tensor:
-    """t: the mean of the embeddings `mask` selects, `(batch, length, hidden)`, `(batch, length)` → `(samples, hidden)`.
+    """t: mean of the embeddings selected by `mask`, `(batch, length, hidden)`, `(batch, length)` → `(samples, hidden)`.
 
-    What the mask leaves out, padding above all, cannot change the result. A sample with nothing selected gets zero.
+    Masked positions, such as padding, cannot change the result. A sample without selected tokens gets zero.
 
     Args:
         text_embeds: `(batch, length, hidden)`.
         mask: `(batch, length)`.
-        sample_of_token: which of the `samples` each token belongs to, `(batch, length)`; that of its row when None.
-        samples: how many there are.
+        sample_of_token: index of the sample of each token, `(batch, length)`; the row index if None.
+        samples: number of samples.
     """
     chosen = mask.bool().unsqueeze(-1)
     kept = torch.where(chosen, text_embeds, text_embeds.new_zeros(()))
-    # In single precision: half precision cannot count beyond a few hundred tokens.
+    # In single precision: half precision is too coarse for sums over more than a few hundred tokens.
     if sample_of_token is None or samples is None:
         total, count = kept.sum(dim=1, dtype=torch.float32), chosen.sum(dim=1)
     else:
@@ -162,10 +162,10 @@ def similarity_map(image_tokens: Tensor, text: Tensor) -> Tensor:
 
 
 def resample_map(similarity: Tensor, grid: int) -> Tensor:
-    """Bring maps of P image tokens to `grid × grid`: `(images, P)` → `(images, grid²)`.
+    """Resample maps of P image tokens to `grid × grid`: `(images, P)` → `(images, grid²)`.
 
-    Maps of a square number of tokens are resampled as pictures (bilinear, with anti-aliasing where they shrink),
-    others as lines. At P = grid² nothing is computed.
+    If P is a square, maps are resampled in two dimensions (bilinear, with anti-aliasing if they shrink), otherwise in
+    one. At P = grid² they are returned unchanged.
     """
     tokens = similarity.shape[-1]
     if tokens == grid * grid:

@@ -1,7 +1,7 @@
-"""Levels of more scores than fit in memory: exact as long as they do, then by a sketch of their order.
+"""Levels of scores that may not fit in memory: exact up to `EXACT_SCORES`, then approximate by a quantile sketch.
 
-The sketch is KLL (Karnin, Lang, Liberty: Optimal Quantile Approximation in Streams, FOCS 2016; arXiv 1603.05346). It
-draws at random, so that the borders of two runs may differ within its rank error; `levels.json` keeps those of one.
+The sketch is KLL (Karnin, Lang, Liberty: Optimal Quantile Approximation in Streams, FOCS 2016; arXiv 1603.05346). It is
+randomised, so the borders of two runs may differ within its rank error; `levels.json` records those of one run.
 """
 
 import math
@@ -20,17 +20,17 @@ from aligngpt.alignment.levels import (
 )
 
 EXACT_SCORES = 50_000_000
-"""So many scores are kept as they are: 400 MB, and twice that for a moment while they are sorted."""
+"""Number of scores up to which all are kept: 400 MB, and briefly twice that while they are sorted."""
 
 SKETCH_SIZE = 4096
 """KLL's k: a rank error of about 0.07 % at 99 % confidence, in some 50 kB."""
 
 
 class ScoreCollector:
-    """Takes scores a batch at a time and finds the levels of all of them, in memory that does not grow for ever.
+    """Collects scores in batches and finds the levels of all of them in bounded memory.
 
     Attributes:
-        count: scores taken so far.
+        count: number of scores added so far.
 
     Example:
         >>> collector = ScoreCollector()
@@ -48,7 +48,7 @@ class ScoreCollector:
         self._sketch: Any = None
 
     def add(self, scores: ArrayLike) -> None:
-        """Take more scores, of any shape.
+        """Add scores of any shape.
 
         Raises:
             LevelsError: a score is NaN or infinite.
@@ -57,17 +57,17 @@ class ScoreCollector:
         if not values.size:
             return
         if unusable := int(np.count_nonzero(~np.isfinite(values))):
-            raise LevelsError(f"{unusable} scores are NaN or infinite; leave these pairs out")
+            raise LevelsError(f"{unusable} scores are NaN or infinite; exclude these pairs")
         self._measure(values)
         self._kept.append(values)
         if self.count > EXACT_SCORES:
             self._to_sketch()
 
     def fit(self, num_levels: int = 8, method: LevelMethod = "quantile") -> AlignmentLevels:
-        """The levels of all scores taken so far; see `fit_levels`.
+        """The levels of all scores added so far; see `fit_levels`.
 
         Raises:
-            LevelsError: there are too few different scores for N levels.
+            LevelsError: there are too few distinct scores for N levels.
         """
         if self._sketch is None:
             return fit_levels(np.concatenate(self._kept) if self._kept else [], num_levels, method)
@@ -79,7 +79,7 @@ class ScoreCollector:
             maximum=self._maximum,
         )
         if method == "width":
-            # The ends of the range are known exactly.
+            # The minimum and maximum are known exactly.
             ends = np.array([self._minimum, self._maximum])
             return AlignmentLevels(find_borders(ends, num_levels, method), method, statistics)
         pairs = np.array(list(self._sketch), dtype=np.float64)
@@ -88,7 +88,7 @@ class ScoreCollector:
         return AlignmentLevels(borders, method, statistics, float(self._sketch.normalized_rank_error(False)))
 
     def _measure(self, values: NDArray[np.float64]) -> None:
-        """Mean and squares of two sets joined: Chan, Golub and LeVeque, 1979."""
+        """Update count, mean, sum of squares and range: Chan, Golub and LeVeque, 1979."""
         mean, before = float(values.mean()), self.count
         self.count += values.size
         shift = mean - self._mean
@@ -99,7 +99,7 @@ class ScoreCollector:
 
     def _to_sketch(self) -> None:
         if self._sketch is None:
-            # Seldom needed.
+            # Imported here because it is rarely needed.
             from datasketches import kll_floats_sketch
 
             self._sketch = kll_floats_sketch(SKETCH_SIZE)

@@ -1,4 +1,4 @@
-"""Looking at data before anything runs: what would be rejected and why, and what is odd without being wrong."""
+"""Check data before running a job: which records would be rejected and why, and what is unusual but valid."""
 
 import json
 import os
@@ -27,11 +27,11 @@ from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.progress import track
 
 WORKERS = min(16, 4 + (os.cpu_count() or 1))
-"""Threads that look at pictures: reading waits for the disk, and Pillow decodes without Python's lock."""
+"""Number of threads that check images: reading waits for the disk, and Pillow releases the GIL while decoding."""
 
 
 class Reading(NamedTuple):
-    """How a model reads samples; see `tokenize`."""
+    """The settings with which a model tokenizes samples; see `tokenize`."""
 
     processor: AlignGPTProcessor
     chat_template: str | None = None
@@ -47,18 +47,18 @@ def check_files(
     reading: Reading | None = None,
     full: bool = False,
 ) -> list[FileCheck]:
-    """Look at files of records and list all that is wrong with them; the samples of one file at a time are in memory.
+    """Check files of records and list all their problems; holds the samples of one file at a time in memory.
 
     Args:
-        paths: JSON arrays or JSON lines, as `load_samples` takes them; or archives, as `prepare_samples` does.
-        image_root: folder that image paths start from; that of each file when None.
-        levels: N; levels outside of 1…N are then wrong.
-        needs_level: samples with an image and without a level are wrong, as in pre-training.
-        reading: how the model reads them; tokens are not counted when None.
-        full: decode every picture, rather than look at its header.
+        paths: JSON arrays or JSON lines, as for `load_samples`; or archives, as for `prepare_samples`.
+        image_root: folder that image paths are relative to; each file's own folder when None.
+        levels: number of levels N; if given, levels outside 1…N are rejected.
+        needs_level: reject samples with an image but without a level, as in pre-training.
+        reading: tokenization settings; tokens are not counted when None.
+        full: decode every image instead of checking its header only.
 
     Raises:
-        SourceError: the image root is not a folder. A file that cannot be read is part of the result.
+        SourceError: the image root is not a folder. An unreadable file is reported in the result instead.
     """
     if image_root is not None and not image_root.is_dir():
         raise SourceError(f"the image root {image_root} is not a folder")
@@ -71,14 +71,14 @@ def check_files(
 
 
 def write_checks(path: Path, checks: Sequence[FileCheck]) -> None:
-    """Write all that was found as JSON, every problem of every record; atomically."""
+    """Write the full results as JSON, with every problem of every record; atomic."""
     with atomic_write(path) as file:
-        # Half a surrogate pair, which UTF-8 cannot hold, is written as the escape it was read from.
+        # A lone surrogate, which UTF-8 cannot encode, is written as the escape it was read from.
         json.dump({"files": [check.facts() for check in checks]}, file, indent=1)
 
 
 class _Found(Rejects):
-    """Rejects that are kept."""
+    """Rejects that are kept in memory."""
 
     def __init__(self) -> None:
         super().__init__(None, max_share=1.0)
@@ -90,7 +90,7 @@ class _Found(Rejects):
 
 
 class _Pictures:
-    """What is wrong with pictures. Kept between files, since files of questions are often about the same ones."""
+    """Finds unusable images. Results are shared between files, since several files often use the same images."""
 
     def __init__(self, full: bool) -> None:
         self.full = full
@@ -99,20 +99,20 @@ class _Pictures:
         self._folders: dict[Path, dict[str, list[str]]] = {}
 
     def broken(self, names: Sequence[str], root: Path) -> dict[str, tuple[str, str]]:
-        """Reason and detail of those that cannot be used."""
+        """Reason and detail of each unusable image, by name."""
         if not names:
             return {}
         pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="pictures")
         try:
             looked = track(
                 pool.map(lambda name: self._trouble(name, root), names),
-                "looking at pictures",
+                "checking images",
                 len(names),
-                unit="pictures",
+                unit="images",
             )
             return {name: found for name, found in zip(names, looked, strict=True) if found is not None}
         finally:
-            # Ctrl-C must not wait for the pictures that nobody has looked at yet.
+            # Ctrl-C must not wait for images that have not been checked yet.
             pool.shutdown(cancel_futures=True)
 
     def _trouble(self, name: str, root: Path) -> tuple[str, str] | None:
@@ -129,12 +129,12 @@ class _Pictures:
             self._look(path)
         except ImageError as error:
             others = self._of_the_same_stem(path) if error.reason == "missing" else []
-            hint = f", but {' and '.join(others)} is there; correct the name in the record" if others else ""
+            hint = f", but found {' and '.join(others)}; correct the name in the record" if others else ""
             return error.reason, f"{error}{hint}"
         return None
 
     def _of_the_same_stem(self, path: Path) -> list[str]:
-        """Files beside a missing one that differ from it in their extension, or in capitals."""
+        """Files in the folder of a missing one whose names differ only in extension or case."""
         folder = path.parent
         if folder not in self._folders:
             stems: dict[str, list[str]] = {}
@@ -181,7 +181,7 @@ def _check_file(
     bad = {problem.record for problem in found.problems}
     usable = [sample for sample in samples if sample.record not in bad]
     if error is None and not usable:
-        error = f"{path} holds no record that can be used"
+        error = f"{path} contains no usable record"
     pictured = [sample for sample in samples if sample.images]
     return FileCheck(
         path=path,
@@ -206,7 +206,7 @@ def _check_file(
 
 
 class _Stored(NamedTuple):
-    """The pictures of an archive: which records have one, which different ones, the broken ones, and what is wrong."""
+    """The images of an archive: records that have one, distinct images, unusable images, and problems."""
 
     records: set[int]
     pictures: set[object]
@@ -223,7 +223,7 @@ def _read_archive(
     found: _Found,
     notes: Notes,
 ) -> None:
-    """Read the samples of an archive, and look at each picture as it comes.
+    """Read the samples of an archive and check their images along the way.
 
     Raises:
         SourceError: see `archive_samples`.
@@ -265,7 +265,7 @@ def _check_levels(samples: Sequence[Sample], levels: int | None, needs_level: bo
             found.add(sample.record, sample.id, "no_level", detail)
         elif sample.level is not None and levels is not None and sample.level > levels:
             detail = (
-                f"`similarity` is {sample.level - 1}, expected 0…{levels - 1} (levels 1…{levels}); name the number of "
+                f"`similarity` is {sample.level - 1}, expected 0…{levels - 1} (levels 1…{levels}); give the number of "
                 "levels that the data was made with"
             )
             found.add(sample.record, sample.id, "level_outside", detail)
@@ -283,7 +283,7 @@ def _check_images(samples: Sequence[Sample], broken: dict[str, tuple[str, str]],
 
 
 def _check_tokens(samples: Sequence[Sample], reading: Reading, found: _Found) -> Lengths | None:
-    """How long the samples are, whole; those that cannot be learnt from are rejected."""
+    """Token counts of the untruncated samples; those that cannot be trained on are rejected."""
     lengths, cut = [], []
     for sample in track(samples, "counting tokens", unit="samples"):
         try:
@@ -305,7 +305,7 @@ def _check_tokens(samples: Sequence[Sample], reading: Reading, found: _Found) ->
 
 
 def _repeats(keyed: Iterable[tuple[object, Sample]]) -> tuple[Repeat, ...]:
-    """The samples whose key an earlier one has."""
+    """The samples whose key occurred before."""
     first: dict[object, int] = {}
     repeats = []
     for key, sample in keyed:

@@ -1,4 +1,4 @@
-"""Looking at data as a model, or a stage of a recipe, would read it."""
+"""Check data the way a model, or a stage of a recipe, would read it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +18,19 @@ from aligngpt.training.setup.loading import load_model
 def check_for_model(
     paths: Sequence[Path], model: str, *, image_root: Path | None = None, levels: int | None = None, full: bool = False
 ) -> list[FileCheck]:
-    """As `check_files`, with tokens counted by the processor of a model.
+    """Run `check_files` with tokens counted by the processor of a model.
 
     Args:
         paths, image_root, levels, full: see `check_files`.
         model: folder or hub name; its weights are not read.
 
     Raises:
-        AlignGPTError: there is no processor of an AlignGPT, or the image root is not a folder.
+        AlignGPTError: the model has no AlignGPT processor, or the image root is not a folder.
     """
     local_or_hub(model, "the processor of", AlignGPTError)
     try:
         if not Path(model).is_dir():
-            # Where the hub has no such model, the many files of a processor would be asked for one after the other.
+            # Fail early: for a name unknown to the hub, AutoProcessor would request its many files one by one.
             AutoConfig.from_pretrained(model)
         processor = AutoProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -51,14 +51,14 @@ def check_for_recipe(
     levels: int | None = None,
     full: bool = False,
 ) -> list[FileCheck]:
-    """As `check_files`, with what a stage of a recipe asks of its data: levels, chat template, longest sample.
+    """Run `check_files` with the settings of a recipe's stage: levels, chat template, maximum length.
 
     Args:
         paths, full: see `check_files`.
-        recipe: names the backbones, whose weights are not read.
-        name: of the stage.
-        image_root: that of the stage, or of the source that a file is in the recipe, when None.
-        levels: those of the recipe when None.
+        recipe: names the backbones; their weights are not read.
+        name: name of the stage.
+        image_root: when None, that of the recipe's source with the same path, else that of the stage.
+        levels: the recipe's number of levels when None.
 
     Raises:
         RecipeError: the recipe has no such stage.
@@ -66,11 +66,11 @@ def check_for_recipe(
     """
     stage = recipe.stage(name)
     if stage is None:
-        raise RecipeError(f"the recipe has no section {name}; name the other stage")
+        raise RecipeError(f"the recipe has no section {name}; choose the other stage")
     _, processor = load_model(recipe, name, weights=False)
     template = NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None
     in_levels = name == "pretrain" and recipe.model.alignment != "none"
-    # Files that start from the same folder are looked at together: they are often about the same pictures.
+    # Files with the same image root are checked together: they often use the same images.
     roots = {Path(source.data): source.image_root for source in stage.sources}
     by_root: dict[Path | None, list[Path]] = {}
     for path in paths:

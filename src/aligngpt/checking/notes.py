@@ -1,4 +1,4 @@
-"""What a look at data notes of records that are used: fields that are not read, and turns that are left out."""
+"""Notes on usable records: fields that are ignored and turns that are dropped."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from aligngpt.data.records.fields import fields_not_read
 from aligngpt.data.records.sample import notes_on
 
 SHOWN_FIELDS = 10
-"""Fields that a terminal shows; a file of results names all of them."""
+"""Number of fields shown in the terminal; the JSON results list all of them."""
 
 
 class Notes:
     """Counts of records, by field and by note.
 
     Attributes:
-        not_read: how many records have a field that their sample is made without.
-        others: how many records a note is true of; see `notes_on`.
+        not_read: number of records per ignored field.
+        others: number of records per note; see `notes_on`.
     """
 
     def __init__(self) -> None:
@@ -24,19 +24,19 @@ class Notes:
         self.others: Counter[str] = Counter()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Count a record that makes a sample."""
+        """Count the notes on a usable record."""
         self.not_read.update(fields_not_read(record))
         self.others.update(notes_on(record))
 
 
 def note_lines(not_read: Mapping[str, int], others: Mapping[str, int]) -> list[str]:
-    """The notes in lines for a terminal."""
+    """The notes as lines for the terminal."""
     lines = [f"  note: {_records(count)} {note}" for note, count in others.items()]
     if not_read:
         most = sorted(not_read.items(), key=lambda pair: -pair[1])
         named = ", ".join(f"`{field}` ({_records(count)})" for field, count in most[:SHOWN_FIELDS])
         more = f" and {len(most) - SHOWN_FIELDS:,} more" if len(most) > SHOWN_FIELDS else ""
-        lines.append(f"  note: fields that are not read: {named}{more}")
+        lines.append(f"  note: ignored fields: {named}{more}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What a look at a file of records has found, and how a terminal shows it."""
+"""The results of checking a file of records, and their terminal output."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from aligngpt.checking.notes import note_lines
 
 SHOWN = 3
-"""Examples of each reason; a file of results names all of them."""
+"""Number of examples shown per reason; the JSON results list all of them."""
 
 
 class Problem(NamedTuple):
-    """Why a record would be rejected: its number from 0, its own id where it has one, reason and details."""
+    """Why a record would be rejected: its number from 0, its own id if it has one, reason and details."""
 
     record: int
     id: str | None
@@ -29,13 +29,13 @@ class Repeat(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """Tokens of the samples, in full.
+    """Token counts of the untruncated samples.
 
     Attributes:
-        p50, p95, p99: as long or shorter are this many of a hundred samples.
-        longest: of all.
-        max_length: what longer samples are cut to.
-        cut: numbers of the records that lose turns or the end of their answer so.
+        p50, p95, p99: percentiles.
+        longest: maximum.
+        max_length: length that longer samples are truncated to.
+        cut: numbers of the records that lose turns or the end of their answer to truncation.
     """
 
     p50: int
@@ -48,24 +48,24 @@ class Lengths(NamedTuple):
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One file of records.
+    """The results for one file of records.
 
     Attributes:
-        path: of the file.
-        image_root: folder that its image paths start from.
-        error: why it cannot be used at all; what could be read of it is counted all the same.
-        records: how many there are.
-        samples: how many of them would be used; `turns` and `text_only` (samples without image) are theirs.
-        images: how many different ones the records name, `broken_images` of which cannot be used.
-        problems: all of them, by record; a record may have several.
-        repeated_ids: records that name an id which an earlier one has.
-        identical: records with the images and turns of an earlier one.
-        levels: how many samples are of each level.
-        without_level: samples with an image that have none.
-        expected_levels: N, where it is known.
-        lengths: in tokens, where a model was given.
-        not_read: how many records have a field that their sample is made without.
-        notes: how many records lose a turn, or have pictures moved, by what is noted.
+        path: the file.
+        image_root: folder that its image paths are relative to.
+        error: why the file cannot be used at all; the records that could be read are counted all the same.
+        records: number of records.
+        samples: number of usable records; `turns` and `text_only` (samples without an image) refer to these.
+        images: number of distinct images the records name, `broken_images` of which are unusable.
+        problems: all problems, sorted by record; a record may have several.
+        repeated_ids: records with the id of an earlier one.
+        identical: records with the same images and turns as an earlier one.
+        levels: number of samples per level.
+        without_level: number of samples with an image but without a level.
+        expected_levels: number of levels N, if known.
+        lengths: token counts, if a model was given.
+        not_read: number of records per ignored field.
+        notes: number of records per note, such as a dropped turn or moved images.
     """
 
     path: Path
@@ -98,7 +98,7 @@ class FileCheck:
         return self.error is None and not self.problems
 
     def facts(self) -> dict[str, Any]:
-        """All that was found, in types that JSON has."""
+        """The results as JSON-compatible values."""
         facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
         facts |= {name: [one._asdict() for one in facts[name]] for name in ("problems", "repeated_ids", "identical")}
         lengths = None if self.lengths is None else self.lengths._asdict()
@@ -106,7 +106,7 @@ class FileCheck:
         return facts | paths | {"rejected": self.rejected, "lengths": lengths}
 
     def text(self) -> str:
-        """What was found, as lines for a terminal."""
+        """The results as lines for the terminal."""
         if self.error is not None and not self.records:
             return self.error
         if self.good:
@@ -120,7 +120,7 @@ class FileCheck:
             lines.append(f"  {self.error}")
         lines += [f"  {name:<10}{count:>9,}{remark}" for name, count, remark in self._counts()]
         if 0 < self.images == self.broken_images:
-            lines.append(f"  not one image can be used: is {self.image_root} the right image root?")
+            lines.append(f"  none of the images can be used: is {self.image_root} the right image root?")
         lines += [*self._problem_lines(), *self._level_lines(), *self._length_lines(), *self._repeat_lines()]
         lines += note_lines(self.not_read, self.notes)
         return "\n".join(lines)
@@ -130,9 +130,9 @@ class FileCheck:
         return [
             ("records", self.records, ""),
             ("samples", self.samples, " that can be used"),
-            ("turns", self.turns, " in these"),
+            ("turns", self.turns, " in these samples"),
             ("text only", self.text_only, share),
-            ("images", self.images, f" different, {self.broken_images:,} of which cannot be used"),
+            ("images", self.images, f" distinct, {self.broken_images:,} of which cannot be used"),
         ]
 
     def _problem_lines(self) -> list[str]:
@@ -152,8 +152,8 @@ class FileCheck:
             return []
         having, outside = sum(self.levels.values()), 0
         lines = [
-            f"  levels: {having / self.records:.1%} of the records have one, {self.without_level:,} with an image "
-            "have none"
+            f"  levels: {having / self.records:.1%} of the records have one; records with an image but no level: "
+            f"{self.without_level:,}"
         ]
         shown = dict.fromkeys(range(1, (self.expected_levels or 0) + 1), 0) | self.levels
         for level, count in shown.items():
@@ -162,7 +162,7 @@ class FileCheck:
             else:
                 lines.append(f"    level {level:<4}{count:>9,}{count / having:>8.1%}")
         if outside:
-            lines.append(f"    outside of 1…{self.expected_levels}: {outside:,}")
+            lines.append(f"    outside 1…{self.expected_levels}: {outside:,}")
         return lines
 
     def _length_lines(self) -> list[str]:
@@ -170,7 +170,7 @@ class FileCheck:
             return []
         one = self.lengths
         lines = [
-            f"  tokens: {one.p50:,} or less in 50 % of the samples, {one.p95:,} in 95 %, {one.p99:,} in 99 %; "
+            f"  tokens per sample: at most {one.p50:,} in 50% of the samples, {one.p95:,} in 95%, {one.p99:,} in 99%; "
             f"{one.longest:,} in the longest"
         ]
         if one.cut:
@@ -184,10 +184,10 @@ class FileCheck:
         lines = []
         for repeats, what in ((self.repeated_ids, "the id"), (self.identical, "the images and turns")):
             if repeats:
-                examples = "; ".join(f"{_name(one.record, one.id)} as {one.earlier}" for one in repeats[:SHOWN])
+                examples = "; ".join(f"{_name(one.record, one.id)} repeats {one.earlier}" for one in repeats[:SHOWN])
                 more = "; …" if len(repeats) > SHOWN else ""
                 lines.append(
-                    f"  note: {_number(len(repeats), 'record')} with {what} of an earlier one: {examples}{more}"
+                    f"  note: {_number(len(repeats), 'record')} with {what} of an earlier record: {examples}{more}"
                 )
         return lines
 

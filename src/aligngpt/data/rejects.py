@@ -1,4 +1,4 @@
-"""Records that cannot be used: counted, written down with their reason, and no end of the job until they are many."""
+"""Rejected records: counted, written to a file with their reasons, and fatal only above a maximum share."""
 
 import json
 from collections import Counter
@@ -10,11 +10,11 @@ from aligngpt.errors import AlignGPTError
 
 
 class TooManyRejects(AlignGPTError):
-    """A larger share of the records cannot be used than the job allows."""
+    """The share of unusable records exceeds the job's limit."""
 
 
 class Rejected(NamedTuple):
-    """A sample that could not be made into an example: its place among the samples, and what `Rejects.add` takes."""
+    """A sample that could not be made into an example: its index, and the arguments of `Rejects.add`."""
 
     place: int
     record: int
@@ -27,8 +27,8 @@ class Rejects:
     """The rejected records of one job; a context manager that owns the rejects file.
 
     Args:
-        path: JSON lines file, made with the first reject; an older one is replaced. None keeps only the counts.
-        max_share: share of the records, 0…1, from which on `check` ends the job.
+        path: JSON lines file, created with the first reject; an existing file is deleted. If None, only count.
+        max_share: share of the records, 0…1, above which `check` raises.
     """
 
     def __init__(self, path: Path | None, max_share: float = 0.05) -> None:
@@ -44,10 +44,10 @@ class Rejects:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held open: each reject is on disk when it was added."""
+        """Do nothing: `add` writes each reject at once and keeps no file open."""
 
     def move(self, path: Path) -> None:
-        """Keep the rejects at `path` from now on, those so far included; an older file there is replaced."""
+        """Move the rejects file to `path` and continue there; an existing file is replaced."""
         if self.path is not None and self.path.is_file():
             self.path.replace(path)
         else:
@@ -56,37 +56,37 @@ class Rejects:
 
     @property
     def count(self) -> int:
-        """How many records were rejected."""
+        """The number of rejected records."""
         return self.by_reason.total()
 
     def add(self, record: int, id: str | None, reason: str, detail: str) -> None:
-        """Count a record as rejected and write it down.
+        """Count a rejected record and append it to the file.
 
         Args:
-            record: its number in the source, from 0.
-            id: its own id, where it has one.
-            reason: short name of why, by which rejects are counted.
-            detail: the whole story.
+            record: its index in the source, from 0.
+            id: its own id, if it has one.
+            reason: short name that rejects are counted by.
+            detail: the full message.
         """
         self.by_reason[reason] += 1
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # What UTF-8 cannot hold (half a surrogate pair) becomes a JSON escape.
+            # Lone surrogates, which UTF-8 cannot encode, become JSON escapes.
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 line = {"record": record, "id": id, "reason": reason, "detail": detail}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def check(self, total: int) -> None:
-        """End the job when too many of `total` records were rejected.
+        """Raise if too large a share of `total` records was rejected.
 
         Raises:
-            TooManyRejects: with the share, the limit and the most frequent reasons.
+            TooManyRejects: the message gives the share, the limit and the most frequent reasons.
         """
         if total and self.count / total > self.max_share:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.by_reason.most_common(3))
-            place = f"; {self.path} names each" if self.path is not None else ""
+            place = f"; {self.path} lists them all" if self.path is not None else ""
             raise TooManyRejects(
-                f"{self.count} of {total} records cannot be used ({self.count / total:.1%}, at most "
-                f"{self.max_share:.1%} are passed over): {reasons}{place}. Look at the data and the image root, or "
+                f"{self.count} of {total} records cannot be used ({self.count / total:.1%}; the limit is "
+                f"{self.max_share:.1%}): {reasons}{place}. Check the data and the image root, or "
                 "allow a larger share"
             )

@@ -1,4 +1,4 @@
-"""Accuracy on a file of questions with answers: every answer on disk as it is given, resumable, with intervals."""
+"""Accuracy on a file of questions with answers: resumable, each answer saved as soon as it is generated."""
 
 import hashlib
 import json
@@ -49,41 +49,41 @@ def evaluate_file(
     precision: str = "auto",
     max_reject_share: float = 0.05,
 ) -> EvaluationResult:
-    """Answer the questions of a LLaVA-format file with a model; the same call resumes a stopped evaluation.
+    """Answer the questions of a LLaVA-format file with a model; the same call resumes an interrupted evaluation.
 
-    Leaves `predictions.jsonl` and `results.json` in `out`. The last turn of a record is the expected answer; earlier
-    ones are given to the model. Answers are greedy and count as right by `matching.matches`; where a record has several
-    accepted answers, each of them is right.
+    Writes `predictions.jsonl` and `results.json` to `out`. The last turn of a record is the expected answer; the
+    earlier turns are given to the model. Decoding is greedy, and `matching.matches` decides whether an answer is
+    correct; if a record has several accepted answers, any of them is correct.
 
     Args:
         model: folder or hub name.
         questions: JSON array or JSON lines.
         out: folder for the results.
-        base: of an adapter folder, see `Engine.load`.
-        image_root: folder that image paths start from; the file's own when None.
-        limit: ask only this many questions, drawn with `seed`.
-        shuffle_images: show each question the picture of another one.
-        batch_size: questions answered at once.
-        seed: of the draw and the shuffle.
+        base: base model of an adapter folder, see `Engine.load`.
+        image_root: folder that image paths are relative to; the file's own folder when None.
+        limit: maximum number of questions, drawn at random with `seed`.
+        shuffle_images: show each question the images of another question.
+        batch_size: number of questions per batch.
+        seed: random seed of the draw and the shuffle.
         device: see `Engine.load`.
-        precision: `float32`, `bfloat16`, or `auto` for bfloat16 where it is faster; an evaluation that goes on with
-            `auto` computes as it began.
-        max_reject_share: share of the questions that may be unusable, 0…1.
+        precision: `float32`, `bfloat16`, or `auto` for bfloat16 where it is faster; an evaluation resumed with `auto`
+            keeps its precision.
+        max_reject_share: maximum share of unusable questions, 0…1.
 
     Raises:
-        AlignGPTError: the model or the file cannot be used, `out` holds another evaluation, or another process is
-            evaluating into it.
+        AlignGPTError: the model or the file cannot be used, `out` contains a different evaluation, or another process
+            is evaluating into it.
     """
     if archive_at(questions) is not None:
         raise EvaluationError(
-            f"{questions} is Parquet or tar, and evaluate reads questions from JSON or JSON lines only; write them as "
-            "JSON, with their pictures as files below the image root"
+            f"{questions} is Parquet or tar, but evaluate reads questions from JSON or JSON lines only; convert it to "
+            "JSON, with the images as files below the image root"
         )
     root = questions.parent if image_root is None else image_root
-    # Beside those of an evaluation that may be there, until the folder is known to be this one's.
+    # Separate from the rejects of an earlier evaluation, until the folder is known to belong to this evaluation.
     with owned_folder(out, "evaluate"), Rejects(out / "rejects.new.jsonl", max_share=max_reject_share) as rejects:
         samples = load_samples(questions, image_root=root, rejects=rejects)
-        # What the rejects are a share of: those of the whole file are among them.
+        # Denominator of the reject share: `rejects` covers the whole file, not only the drawn questions.
         looked_at = len(samples) + rejects.count
         if limit is not None and limit < len(samples):
             samples = sorted(random.Random(seed).sample(samples, limit), key=lambda sample: sample.record)
@@ -94,7 +94,7 @@ def evaluate_file(
             precision = _decide_precision(out, fingerprint, precision, device)
             done = read_predictions(out / PREDICTIONS_FILE)
             open_questions = [sample for sample in samples if sample.record not in done]
-            # Before the folder is claimed: a model that cannot be loaded must not keep the right one out.
+            # Load before writing the fingerprint: a model that fails to load must not claim the folder.
             engine = Engine.load(model, base=base, device=device, dtype=precision) if open_questions else None
         except AlignGPTError:
             (out / "rejects.new.jsonl").unlink(missing_ok=True)
@@ -113,14 +113,14 @@ def evaluate_file(
 
 
 def shuffled_images(samples: Sequence[Sample], seed: int) -> list[tuple[str, ...]]:
-    """For each sample with pictures those of another one, never its own; a sample without keeps having none.
+    """Images to show for each sample: those of another sample, never its own; none for a sample without images.
 
     Raises:
-        EvaluationError: too few samples have other pictures.
+        EvaluationError: too few samples have different images.
     """
     own = [sample.images for sample in samples if sample.images]
     if len(set(own)) < 2:
-        raise EvaluationError("shuffling needs questions about at least two pictures")
+        raise EvaluationError("shuffling needs questions about at least two different images")
     rng = random.Random(seed)
     shown = own[:]
     rng.shuffle(shown)
@@ -128,7 +128,7 @@ def shuffled_images(samples: Sequence[Sample], seed: int) -> list[tuple[str, ...
         if images == own[place]:
             others = [other for other in range(len(own)) if shown[other] != own[place] and own[other] != images]
             if not others:
-                raise EvaluationError("one picture has too many of the questions for them all to be shown another one")
+                raise EvaluationError("too many questions share one image, so not all of them can be shown another one")
             other = rng.choice(others)
             shown[place], shown[other] = shown[other], shown[place]
     exchanged = iter(shown)
@@ -145,20 +145,20 @@ def _answer_all(
     rejects: Rejects,
     looked_at: int,
 ) -> Iterator[Prediction]:
-    """Answer the questions whose record is not among those `answered` before.
+    """Answer the questions whose records are not in `answered`.
 
-    What is in a batch depends on the questions alone: an answer's last digits depend on the batch, so a stopped
-    evaluation repeats whole batches.
+    Batches are always composed from all questions: the numerical results depend on the batch, so a resumed evaluation
+    repeats whole batches.
     """
     before = frozenset(answered)
     rights = (answer for sample, _ in questions for answer in right_answers(sample))
     longest = max(len(engine.processor.tokenizer(answer)["input_ids"]) for answer in rights)
     sampling = Sampling(max_new_tokens=longest + EXTRA_TOKENS)
-    # Questions of about equal length make batches with little padding.
+    # Batches of questions of similar length need little padding.
     ordered = sorted(questions, key=lambda pair: (len(pair[1]), sum(len(turn.text) for turn in pair[0].turns[:-1])))
     correct = asked_so_far = 0
     with (
-        # What UTF-8 cannot hold (half a surrogate pair in an id) becomes a JSON escape.
+        # What UTF-8 cannot encode (a lone surrogate in an id) becomes a JSON escape.
         (out / PREDICTIONS_FILE).open("a", encoding="utf-8", errors="backslashreplace") as file,
         Meter("answering", len(questions), initial=len(before), unit="questions") as meter,
     ):
@@ -193,7 +193,7 @@ def _answer_all(
                 yield prediction
             file.flush()
             rejects.check(looked_at)
-            meter.advance(new, f"{correct / max(1, asked_so_far):.1%} right")
+            meter.advance(new, f"{correct / max(1, asked_so_far):.1%} correct")
 
 
 def _answer(
@@ -202,7 +202,7 @@ def _answer(
     sampling: Sampling,
     rejects: Rejects,
 ) -> list[tuple[Sample, tuple[str, ...], Answer]]:
-    """The answers of a batch; where it cannot be asked, that of each question that can be asked alone."""
+    """The answers of a batch; if the batch fails, its questions are asked one by one and the failing ones rejected."""
     if not asked:
         return []
     try:
@@ -222,15 +222,15 @@ def _request(sample: Sample, images: Sequence[str], root: Path, rejects: Rejects
     except ImageError as error:
         rejects.add(sample.record, sample.id, error.reason, str(error))
         return None
-    # Shuffled, a question may come with more or fewer pictures than its own.
+    # With shuffled images, a question may be shown more or fewer images than its own.
     return Request(replace(sample, images=tuple(images)).messages()[:-1], pictures)
 
 
 def _decide_precision(out: Path, fingerprint: str, asked: str, device: str) -> str:
-    """What the evaluation computes in: as it began, where the folder holds it.
+    """The precision to compute in: that of the evaluation in the folder if there is one, so that it can be resumed.
 
     Raises:
-        EvaluationError: the folder holds another evaluation.
+        EvaluationError: the folder contains a different evaluation.
         DeviceError: there is no such device.
     """
     path = out / FINGERPRINT_FILE
@@ -239,8 +239,8 @@ def _decide_precision(out: Path, fingerprint: str, asked: str, device: str) -> s
     held, _, begun = path.read_text(encoding="utf-8").partition(" ")
     if held != fingerprint or asked not in ("auto", begun):
         raise EvaluationError(
-            f"{out} holds an evaluation of another model, other questions, another image root, another draw or in "
-            "another precision; choose another folder with --out, or remove that one"
+            f"{out} contains a different evaluation: its model, questions, image root, draw or precision differs; "
+            "choose another folder with --out, or remove this one"
         )
     return begun
 
@@ -253,7 +253,7 @@ def _fingerprint(
     samples: Sequence[Sample],
     shown: Sequence[tuple[str, ...]],
 ) -> str:
-    """A SHA-256 of all that decides the answers but the precision."""
+    """SHA-256 of all settings that affect the answers, except the precision."""
     loaded = [[str(source), *_weights_state(Path(source))] for source in (model, base) if source is not None]
     digest = hashlib.sha256(json.dumps([*loaded, str(questions.resolve()), str(root.resolve())]).encode())
     for sample, images in zip(samples, shown, strict=True):
@@ -262,5 +262,5 @@ def _fingerprint(
 
 
 def _weights_state(model: Path) -> list[tuple[str, int, int]]:
-    """Size and time of a local model's weights: enough to notice that it was trained again."""
+    """Sizes and modification times of a local model's weights: enough to notice that it was trained again."""
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(model.glob("*.safetensors"))]

@@ -1,4 +1,4 @@
-"""When an answer counts as right."""
+"""Comparison of a generated answer with the accepted ones."""
 
 import re
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ ARTICLES = {"a", "an", "the"}
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, without articles, outer punctuation and extra spaces."""
+    """Normalise an answer for comparison: lower case, without articles, surrounding punctuation and extra spaces."""
     words = re.sub(r"\s+", " ", answer.strip().lower()).strip(" .,;:!?\"'").split(" ")
     return " ".join(word for word in words if word not in ARTICLES) or " ".join(words)
 
 
 def matches(answer: str, expected: str | Iterable[str]) -> bool:
-    """Whether an answer is, once normalised, the expected one (or one of them)."""
+    """Whether an answer equals the expected answer, or one of several, after normalisation."""
     accepted = [expected] if isinstance(expected, str) else expected
     return normalise(answer) in {normalise(one) for one in accepted}
 
 
 def right_answers(sample: Sample) -> tuple[str, ...]:
-    """The answers to a sample's last question that count as right: its last turn, and the others that it accepts."""
+    """The correct answers to a sample's last question: its last turn and the sample's other accepted answers."""
     return tuple(dict.fromkeys([sample.turns[-1].text, *sample.accepted]))

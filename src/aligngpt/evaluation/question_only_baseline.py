@@ -1,4 +1,4 @@
-"""The text-only baseline: what the question alone gives away."""
+"""The text-only baseline: accuracy without looking at the image."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from aligngpt.evaluation.matching import matches, normalise, right_answers
 
 
 class AnswerPrior:
-    """Answers each question with what was most often the answer to it in training, whatever the picture.
+    """Answers each question with its most frequent answer in the training data, regardless of the image.
 
-    A question that training did not have is answered by its first words, three, two or one, else by the most frequent
-    answer of all.
+    For a question not seen in training, falls back to the most frequent answer to questions that start with the same
+    three, two or one words, and finally to the most frequent answer overall.
     """
 
     def __init__(self) -> None:
@@ -27,18 +27,18 @@ class AnswerPrior:
         return prior
 
     def predict(self, question: str) -> str:
-        """The most frequent answer, of equals the first in the alphabet; empty when nothing was fitted."""
+        """The most frequent answer, ties broken alphabetically; empty if nothing was fitted."""
         for key in _keys(question):
             if counts := self._answers.get(key):
                 return min(counts, key=lambda answer: (-counts[answer], answer))
         return ""
 
     def count_correct(self, samples: Sequence[Sample]) -> int:
-        """How many of the samples it answers right."""
+        """The number of samples it answers correctly."""
         return sum(matches(self.predict(sample.turns[-2].text), right_answers(sample)) for sample in samples)
 
 
 def _keys(question: str) -> list[str]:
     words = normalise(question).split()
-    # Each once: a question of one word begins with the same one, two or three words.
+    # Deduplicate: for a one-word question, the first one, two and three words are the same.
     return list(dict.fromkeys(["= " + " ".join(words), *(" ".join(words[:count]) for count in (3, 2, 1, 0))]))

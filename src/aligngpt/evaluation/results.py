@@ -1,4 +1,4 @@
-"""What an evaluation leaves: each prediction, and what they come to."""
+"""The output of an evaluation: predictions and their accuracies."""
 
 import json
 from collections import defaultdict
@@ -17,38 +17,38 @@ WITHOUT_KIND = "all"
 
 
 class EvaluationError(AlignGPTError):
-    """An evaluation cannot be run, or its folder holds another one."""
+    """An evaluation cannot be run, or its folder contains a different one."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How many answers were right, with the Wilson interval of the share at 95 %."""
+    """The number of correct answers, with the 95 % Wilson interval of the accuracy."""
 
     correct: int
     total: int
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers, 0…1."""
+        """Share of correct answers, 0…1; NaN without answers."""
         return self.correct / self.total if self.total else float("nan")
 
     def facts(self) -> dict[str, float]:
-        """As results.json has it."""
+        """The entry in results.json."""
         low, high = wilson_interval(self.correct, self.total)
         return {"accuracy": self.accuracy, "correct": self.correct, "total": self.total, "low": low, "high": high}
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        overall: of all questions.
-        by_kind: of each question type the file names.
-        gate_weights: the mean of the gate's weights of levels 1…N-1, by question type.
-        seconds: this run took; what an earlier, stopped one did is not in it.
-        rejects: questions that were passed over since they could not be asked.
-        by_reason: how many of these for which reason.
+        overall: tally of all questions.
+        by_kind: tally of each question type named in the file.
+        gate_weights: mean gate weights of levels 1…N-1, by question type.
+        seconds: duration of this run; interrupted earlier runs are not included.
+        rejects: number of questions skipped because they could not be asked.
+        by_reason: number of skipped questions by reason.
     """
 
     overall: Tally
@@ -59,7 +59,7 @@ class EvaluationResult:
     by_reason: dict[str, int] = field(default_factory=dict)
 
     def table(self) -> str:
-        """The accuracies in lines for a terminal, and how many questions were passed over."""
+        """The accuracies and the number of skipped questions, as lines for the terminal."""
         rows = {**self.by_kind, "all questions": self.overall}
         width = max(len(name) for name in rows)
         lines = []
@@ -70,7 +70,7 @@ class EvaluationResult:
         if self.rejects:
             most = sorted(self.by_reason.items(), key=lambda pair: -pair[1])
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in most)
-            lines.append(f"{self.rejects:,} passed over{': ' if reasons else ''}{reasons}; rejects.jsonl names each")
+            lines.append(f"{self.rejects:,} skipped{': ' if reasons else ''}{reasons}; rejects.jsonl lists them")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -101,7 +101,7 @@ class EvaluationResult:
                 gate_weights=facts["gate_weights"],
                 seconds=facts["seconds"],
                 rejects=facts["rejects"],
-                # Results of older versions have only the count.
+                # Results of older versions have the count only.
                 by_reason=facts.get("rejects_by_reason", {}),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -113,12 +113,12 @@ class Prediction:
     """One line of predictions.jsonl.
 
     Attributes:
-        id, record, kind: of the question.
-        question, expected, answer: its text, the right answer and the model's.
-        correct: whether they match.
-        image: the picture the question is about.
-        image_shown: the picture the model saw; another one where images were shuffled.
-        alignment_weights: the gate's.
+        id, record, kind: id, record number and type of the question.
+        question, expected, answer: its text, the expected answer and the model's answer.
+        correct: whether the answer matches.
+        image: the question's image.
+        image_shown: the image shown to the model; differs from `image` if images were shuffled.
+        alignment_weights: the gate weights.
     """
 
     id: str
@@ -136,12 +136,12 @@ class Prediction:
 def summarise(
     predictions: Sequence[Prediction], seconds: float = 0.0, rejects: Mapping[str, int] | None = None
 ) -> EvaluationResult:
-    """Count what was right, over all and by kind, and average the gate's weights by kind.
+    """Count correct answers, overall and by kind, and average the gate weights by kind.
 
     Args:
-        predictions: of the questions that were asked.
-        seconds: that the evaluation took.
-        rejects: how many questions were passed over, by reason.
+        predictions: the predictions for all questions asked.
+        seconds: duration of the evaluation.
+        rejects: number of skipped questions, by reason.
     """
     kinds: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
@@ -157,12 +157,12 @@ def summarise(
 
 
 def read_predictions(path: Path) -> dict[int, Prediction]:
-    """The predictions in a file, by record; a line that a kill cut short is dropped from it."""
+    """The predictions in a file, by record; incomplete lines left by an interruption are removed from the file."""
     if not path.is_file():
         return {}
     whole, kept = {}, []
     content = path.read_text(encoding="utf-8", errors="replace")
-    # Not splitlines: a question may hold other line ends (U+2028), which JSON leaves as they are.
+    # Not splitlines: a question may contain other line separators (U+2028), which JSON does not escape.
     for line in content.split("\n"):
         try:
             facts: dict[str, Any] = json.loads(line)

@@ -1,4 +1,4 @@
-"""The report of a run folder: whatever of scores, training and evaluations is in it, on one page."""
+"""The HTML report of a run folder: scores, training and evaluations on one page, as far as they exist."""
 
 import json
 import random
@@ -33,30 +33,30 @@ GIBIBYTE = 2**30
 
 
 class ReportingError(AlignGPTError):
-    """A folder holds nothing a report could be made of."""
+    """A folder contains nothing to report on."""
 
 
 def write_report(run: Path, out: Path | None = None, *, reference: Path | None = None) -> Path:
-    """Write the page of a run folder, as `aligngpt quickstart` and `aligngpt train` leave it.
+    """Write the report of a run folder written by `aligngpt quickstart` or `aligngpt train`.
 
-    The accuracies also go into the card of the run's model, where it has a place for them.
+    The accuracies are also added to the card of the run's model, if it has a place for them.
 
     Args:
-        run: the folder; read are `captions.json` and `scores/`, `pretrain/` and `instruct/`, `evaluation/*/`,
-            `separation.json`, `baselines.json` and `run.json`, as far as they are there.
+        run: the folder; reads `captions.json`, `scores/`, `pretrain/`, `instruct/`, `evaluation/*/`,
+            `separation.json`, `baselines.json` and `run.json`, as far as they exist.
         out: the HTML file; `report.html` in `run` when None.
-        reference: folder of a run, or file of curves, to draw behind this run's curves; when None, the curves that
-            come with the quickstart's recipe behind those of a quickstart, and nothing behind others.
+        reference: run folder, or file of curves, to draw behind this run's curves; when None, the curves packaged
+            with the quickstart's recipe for a quickstart run, and none for other runs.
 
     Returns:
-        Where the page is.
+        Path of the HTML file.
 
     Raises:
-        ReportingError: the folder is not there or holds none of these.
+        ReportingError: the folder does not exist or contains no scores, training or evaluation.
         CurveError: there is no such reference.
     """
     if not run.is_dir():
-        raise ReportingError(f"{run} is not a folder; give the folder of a run")
+        raise ReportingError(f"{run} is not a folder; give a run folder")
     if reference is None:
         reference = _packaged_curves(run)
     behind = None if reference is None else read_reference(reference)
@@ -76,7 +76,7 @@ def write_report(run: Path, out: Path | None = None, *, reference: Path | None =
         facts=_facts(run),
     )
     if not (report.accuracies or report.levels or report.curves):
-        raise ReportingError(f"{run} holds no scores, no training and no evaluation; give the folder of a run")
+        raise ReportingError(f"{run} contains no scores, no training and no evaluation; give a run folder")
     target = out or run / "report.html"
     build_report(report, target, image_root=run)
     if accuracies:
@@ -87,15 +87,15 @@ def write_report(run: Path, out: Path | None = None, *, reference: Path | None =
 def _evaluations(run: Path) -> dict[str, EvaluationResult]:
     found = sorted((run / "evaluation").glob(f"*/{RESULTS_FILE}"))
     results = {path.parent.name: EvaluationResult.load(path) for path in found}
-    # The model as it is comes first: the page compares it with the others.
+    # The regular evaluation comes first: the page compares it with the others.
     return dict(sorted(results.items(), key=lambda item: (item[0] != "test", item[0])))
 
 
 def _accuracies(run: Path, evaluations: dict[str, EvaluationResult]) -> list[AccuracyRow]:
     names = {"test": "AlignGPT", "shuffled": "AlignGPT, images shuffled", "photographs": "AlignGPT, photographs"}
     notes = {
-        "shuffled": "each question with another question's picture",
-        "photographs": "natural images, which it was not trained on",
+        "shuffled": "each question with another question's image",
+        "photographs": "natural images, not part of the training data",
     }
     rows = [
         AccuracyRow.from_counts(
@@ -159,7 +159,7 @@ def _levels(run: Path) -> LevelsSection | None:
 
 
 def _packaged_curves(run: Path) -> Path | None:
-    """The curves that come with the recipe of this run; only the quickstart leaves `run.json`, and so its name."""
+    """The packaged curves of this run's recipe; only the quickstart writes `run.json`, so its file is the one used."""
     path = recipe_path("curves/quickstart").with_suffix(".jsonl")
     return path if (run / "run.json").is_file() and path.is_file() else None
 
@@ -185,8 +185,8 @@ def _warm_start(run: Path) -> str | None:
         return None
     return (
         f"Before stage 1 the projector had a warm start of {found['seconds']:.0f} s, not part of the paper. It "
-        f"moved image tokens towards their captions' words (mean squared distance {found['before']:.4f} before, "
-        f"{found['after']:.4f} after)."
+        f"moved the image tokens towards the words of their captions (mean squared distance {found['before']:.4f} "
+        f"before, {found['after']:.4f} after)."
     )
 
 
@@ -199,7 +199,7 @@ def _gate(tested: EvaluationResult | None) -> GateSection | None:
 
 
 def _answers(run: Path) -> list[AnswerExample]:
-    """Some right and some wrong answers, drawn at random, and all about photographs."""
+    """A random sample of correct and incorrect answers, followed by all answers about photographs."""
     rng = random.Random(0)
     tested = list(read_predictions(run / "evaluation" / "test" / PREDICTIONS_FILE).values())
     chosen = []

@@ -1,4 +1,4 @@
-"""One question about one picture, as the command line asks it."""
+"""Asks one question about one image, for the command line."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
 
 BAR_WIDTH = 40
 WEB_ADDRESS = re.compile("(https?|ftp):/")
-"""A path writes two slashes as one."""
+"""With one slash only, since `Path` collapses the two of a web address."""
 
 
 def ask(
@@ -23,26 +23,26 @@ def ask(
     max_new_tokens: int = 256,
     device: str = "auto",
 ) -> Iterator[str]:
-    """The answer, piece by piece.
+    """Yield the answer in pieces.
 
     Args:
         model: folder or hub name.
-        base: of an adapter folder, see `Engine.load`.
-        image: the picture.
-        question: what to ask about it.
-        show_alignment: write the gate's weights first, one line a level.
-        level: force this alignment level 1…N.
-        max_new_tokens: longest answer.
+        base: base model of an adapter folder, see `Engine.load`.
+        image: path of the image.
+        question: the question about the image.
+        show_alignment: yield the gate's weights first, one line per level.
+        level: alignment level 1…N to force.
+        max_new_tokens: maximum number of generated tokens.
         device: see `Engine.load`.
 
     Raises:
-        AlignGPTError: the picture or the model cannot be used, the question is blank, or there is no such level.
+        AlignGPTError: the image or the model is unusable, the question is blank, or there is no such level.
     """
     if not question.strip():
-        raise EngineError("the question is empty; say what you want to know about the picture")
+        raise EngineError("the question is empty; say what you want to know about the image")
     if WEB_ADDRESS.match(str(image)):
-        raise EngineError(f"{image.name} is on the web; download the picture and give its path")
-    # Before the model, which takes longer: a wrong path should say so at once.
+        raise EngineError(f"{image.name} is on the web; download the image and give its path")
+    # Open it before the model, which takes longer to load: a wrong path should fail at once.
     picture = open_image(image)
     engine = Engine.load(model, base=base, device=device)
     request = Request.ask(question, picture, level=level)
@@ -52,8 +52,8 @@ def ask(
 
 
 def describe_alignment(engine: Engine, request: Request) -> str:
-    """How the alignment embedding of a request is formed, in lines for a terminal."""
-    # Before anything is said: it refuses a level that the model does not have.
+    """Describe how the alignment embedding of a request is formed, as lines for a terminal."""
+    # Compute these first: it raises an error for a level that the model does not have.
     weights = engine.alignment_weights([request])[0]
     if request.level is not None:
         return f"alignment: level {request.level} of {engine.num_levels}, forced"

@@ -1,4 +1,4 @@
-"""The engine: a loaded model that answers questions about pictures, in batches or as a stream."""
+"""The engine: a loaded model that answers questions about images, in batches or as a stream."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -31,17 +31,17 @@ from aligngpt.model.processing import AlignGPTProcessor
 
 
 class EngineError(AlignGPTError):
-    """A model cannot be loaded, or cannot be asked this."""
+    """A model cannot be loaded, or cannot answer a request."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One conversation to be answered.
+    """A conversation to answer.
 
     Attributes:
-        messages: in transformers' chat format; `{"type": "image"}` stands for each picture.
-        images: the pictures, in the order of their places in the messages.
-        level: force this alignment level 1…N; None leaves it to the gate.
+        messages: in transformers' chat format, with `{"type": "image"}` as placeholder for each image.
+        images: the images, in the order of their placeholders.
+        level: alignment level 1…N to force; None leaves it to the gate.
     """
 
     messages: list[dict[str, Any]]
@@ -50,7 +50,7 @@ class Request:
 
     @classmethod
     def ask(cls, question: str, *images: Image.Image, level: int | None = None) -> "Request":
-        """One question about any number of pictures."""
+        """One question about any number of images."""
         parts = [{"type": "image"} for _ in images]
         return cls([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}], images, level)
 
@@ -60,10 +60,10 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        max_new_tokens: longest answer.
-        temperature: 0 takes the likeliest token always.
-        top_p: draw from the likeliest tokens that make up this much probability.
-        seed: of the draws; the same seed gives the same answers.
+        max_new_tokens: maximum number of generated tokens.
+        temperature: sampling temperature; 0 for greedy decoding.
+        top_p: sample from the most likely tokens with this total probability.
+        seed: random seed for sampling; the same seed gives the same answers.
     """
 
     max_new_tokens: int = 256
@@ -72,9 +72,9 @@ class Sampling:
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """As `generate` takes them."""
+        """The keyword arguments for `generate`."""
         if self.temperature == 0:
-            # None, not the model's own: a greedy answer has no use for them and transformers would warn.
+            # None overrides the model's defaults: greedy decoding does not use them, and transformers would warn.
             return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "temperature": None, "top_p": None}
         return {
             "max_new_tokens": self.max_new_tokens,
@@ -86,13 +86,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answered.
+    """The answer of a model.
 
     Attributes:
-        text: without special tokens.
-        tokens: how many were generated.
-        stopped: whether the model ended it, rather than the limit on new tokens.
-        alignment_weights: the gate's weights of levels 1…N-1; None where no gate ran.
+        text: the answer without special tokens.
+        tokens: number of generated tokens, without the end token.
+        stopped: whether the model ended the answer, rather than `max_new_tokens`.
+        alignment_weights: the gate's weights for levels 1…N-1; None if no gate ran.
     """
 
     text: str
@@ -104,10 +104,10 @@ class Answer:
 class Engine:
     """A model and its processor, ready to answer.
 
-    An answer does not depend on what else is in the batch (exactly so in float32).
+    An answer does not depend on the rest of the batch (exactly in float32).
 
     Args:
-        model: in evaluation mode, on its device.
+        model: on its device; it is put into evaluation mode.
         processor: the model's own.
     """
 
@@ -122,15 +122,16 @@ class Engine:
         """Load a model folder or hub name, or an adapter folder, which is merged with its base in memory.
 
         Args:
-            source: what `save_pretrained` of model and processor left, or its name on the hub; or an adapter folder.
-            base: folder or hub name of the base of an adapter folder; what the adapter names when None.
-            device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
+            source: folder written by `save_pretrained` of model and processor, its name on the hub, or adapter folder.
+            base: folder or hub name of an adapter folder's base model; the one named in the adapter when None.
+            device: `cpu`, `cuda`, `mps`, or `auto` for the best available.
             dtype: `float32`, `bfloat16`, or `auto` for bfloat16 where the device computes it natively.
 
         Raises:
-            EngineError: there is no such model, or it is of another kind, or it has no base.
+            EngineError: the model cannot be loaded or is not an AlignGPT model, or `base` is given for a model that is
+                not an adapter.
             AdapterError: an adapter folder or its base cannot be used.
-            DeviceError: the device is not there.
+            DeviceError: the device or precision is not available.
         """
         target = resolve_device(device)
         precision = resolve_dtype(dtype, target)
@@ -138,9 +139,9 @@ class Engine:
             adapted, own_processor = load_adapter(Path(source), base=base, dtype=precision)
             return cls(adapted.to(target), own_processor)
         if base is not None:
-            raise EngineError(f"{source} is no adapter folder and has no base; leave --base out")
+            raise EngineError(f"{source} is not an adapter folder and has no base; leave --base out")
         if "/" not in str(source) and not Path(source).is_dir():
-            # The hub would be asked, several times over: but there such a model has an owner, owner/name.
+            # Avoid several requests to the hub: a model there always has an owner, as in owner/name.
             raise EngineError(
                 f"the model {source} cannot be loaded: there is no such folder here. Give a model folder (with "
                 "config.json) or a hub name, owner/name"
@@ -160,8 +161,8 @@ class Engine:
             model = AlignGPTForConditionalGeneration.from_pretrained(source, dtype=precision)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise EngineError(
-                f"the model {source} cannot be loaded: {str(error).rstrip('.')}. A file of it is missing or "
-                "damaged; save or download it again"
+                f"the model {source} cannot be loaded: {str(error).rstrip('.')}. One of its files is missing "
+                "or damaged; save or download the model again"
             ) from error
         model.to(target)
         return cls(model, processor)
@@ -175,7 +176,8 @@ class Engine:
         """Answer a batch of conversations.
 
         Raises:
-            EngineError: a level is not one of the model's, or a conversation is longer than its context.
+            EngineError: the model does not have a forced level, some requests force a level and others do not, a
+                conversation is too long for the context, or its images do not match its placeholders.
         """
         if not requests:
             return []
@@ -193,10 +195,10 @@ class Engine:
         return answers
 
     def stream(self, request: Request, sampling: Sampling = Sampling()) -> Iterator[str]:
-        """The answer piece by piece, as it is generated; leaving the iterator ends the generation.
+        """Yield the answer in pieces as it is generated; closing the iterator stops the generation.
 
         Raises:
-            EngineError: as `answer`.
+            EngineError: as in `answer`.
         """
         inputs = self._inputs([request], sampling)
         streamer = TextIteratorStreamer(
@@ -225,9 +227,9 @@ class Engine:
             raise failures.get()
 
     def alignment_weights(self, requests: Sequence[Request]) -> list[tuple[float, ...] | None]:
-        """The gate's weights of levels 1…N-1 for each request; the language model's layers are not run.
+        """The gate's weights for levels 1…N-1, per request; the language model's layers are not run.
 
-        None for requests without an image or with a forced level, and for models whose embedding has no mix.
+        None for requests without an image or with a forced level, and for models without a gate.
         """
         return self._encode(self._inputs(requests, Sampling(max_new_tokens=1)), requests)
 
@@ -261,18 +263,20 @@ class Engine:
             for part in message["content"]
         )
         if places != len(request.images):
-            raise EngineError(f"the messages have places for {places} pictures, {len(request.images)} were given")
+            raise EngineError(f"the messages have placeholders for {places} images, {len(request.images)} were given")
         messages = self.processor.neutral(request.messages)
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _levels(self, levels: Sequence[int | None]) -> torch.Tensor:
         if None in levels:
-            raise EngineError("some requests of the batch force an alignment level and others do not; ask them apart")
+            raise EngineError(
+                "some requests of the batch force an alignment level and others do not; batch them separately"
+            )
         for level in levels:
             if level is not None and not 1 <= level <= self.num_levels:
                 raise EngineError(f"alignment level {level} is not one of the model's, 1…{self.num_levels}")
         if self.model.model.alignment is None:
-            raise EngineError("this model was made without an alignment module (alignment: none); it has no levels")
+            raise EngineError("this model has no alignment module (alignment: none), so it has no levels")
         return torch.tensor(levels, device=self.model.device)
 
     def _check_length(self, length: int, sampling: Sampling) -> None:
@@ -280,14 +284,14 @@ class Engine:
         if limit is not None and length + sampling.max_new_tokens > limit:
             raise EngineError(
                 f"the conversation has {length} tokens and the answer may have {sampling.max_new_tokens}, but the "
-                f"model's context is {limit} tokens; shorten the one or the other"
+                f"model's context is {limit} tokens; shorten one of them"
             )
 
     def _encode(self, inputs: BatchFeature, requests: Sequence[Request]) -> list[tuple[float, ...] | None]:
-        """Put the features of the pictures and the alignment embeddings in the place of the pixels, as generation does.
+        """Replace the pixels in `inputs` with image features and alignment embeddings, as generation does.
 
         Returns:
-            The gate's weights for each request; None where no gate ran.
+            The gate's weights for each request; None if no gate ran.
         """
         body = self.model.model
         if "pixel_values" not in inputs:
@@ -319,14 +323,14 @@ class Engine:
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def _seeded(self, sampling: Sampling) -> Any:
-        """The global random state is left as it was: drawing answers must not disturb anybody else."""
+        """A context that seeds sampling and restores the global random state, so that other code is unaffected."""
         if sampling.temperature == 0:
             return nullcontext()
         return _Seeded(sampling.seed, self.model.device)
 
 
 def _stripped(streamer: TextIteratorStreamer) -> Iterator[str]:
-    """The pieces of a stream, without the white space around the whole, as `Answer.text` is."""
+    """Yield the pieces of a stream, with the whole text stripped of surrounding white space, like `Answer.text`."""
     begun, held = False, ""
     while True:
         try:
@@ -342,7 +346,7 @@ def _stripped(streamer: TextIteratorStreamer) -> Iterator[str]:
 
 
 class _Seeded:
-    """A context in which torch draws from `seed`; its state outside is left alone."""
+    """A context in which torch's random state starts from `seed`; the outer state is restored at the end."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         devices = [device] if device.type == "cuda" else []
@@ -357,7 +361,7 @@ class _Seeded:
 
 
 class _Cancelled(StoppingCriteria):
-    """Ends a generation nobody is waiting for any more."""
+    """Stops a generation whose result is no longer wanted."""
 
     def __init__(self, event: Event) -> None:
         self.event = event

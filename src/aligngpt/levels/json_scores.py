@@ -1,4 +1,4 @@
-"""Scores in a field of JSON records, and the records of a JSON file one at a time."""
+"""Reads scores from a field of JSON records, and the records of a JSON file one at a time."""
 
 import math
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ RECORDS_AT_ONCE = 10_000
 
 
 class JsonScores(ScoreTable):
-    """A field of the records of a JSON array or of JSON lines; records without it, and broken lines, have no score.
+    """Scores from a field of a JSON array or JSON lines; records without the field, and broken lines, have no score.
 
     Args:
         path: the file.
-        column: name of the field of scores.
+        column: name of the score field.
     """
 
     def __init__(self, path: Path, column: str) -> None:
@@ -37,10 +37,10 @@ class JsonScores(ScoreTable):
 
     @property
     def schema(self) -> pa.Schema:
-        """What columns the records' fields make together; the first call reads through the file.
+        """The columns for all fields of the records; the first call reads the whole file.
 
         Raises:
-            ScoresError: a field holds values of kinds that make no column.
+            ScoresError: the values of a field have no common column type.
         """
         if self._schema is None:
             found = pa.schema([])
@@ -69,10 +69,10 @@ class JsonScores(ScoreTable):
         return same_place(path, self.path)
 
     def _rows(self) -> Iterator[list[tuple[int, dict[str, Any], float | None]]]:
-        """Number, record and score of all records, some at a time.
+        """Number, record and score of all records, in batches.
 
         Raises:
-            ScoresError: no record has the field, or it does not hold scores.
+            ScoresError: no record has the field, or it does not contain scores.
         """
         kinds: dict[type, int] = {}
         others: dict[str, None] = {}
@@ -91,8 +91,8 @@ class JsonScores(ScoreTable):
         if not kinds:
             fields = ", ".join(islice(others, 20)) or "none"
             raise ScoresError(
-                f"no record of {self.path} has the field {self.column}, they have {fields}; name the one with the "
-                "scores with --score-column"
+                f"no record of {self.path} has the field {self.column}; the fields are: {fields}; give the score field "
+                "with --score-column"
             )
         if self.column == SIMILARITY and float not in kinds:
             raise levels_not_scores(self.path)
@@ -103,9 +103,9 @@ class JsonScores(ScoreTable):
         kinds.setdefault(type(found), number)
         if self.column == SIMILARITY and len(kinds) > 1:
             raise ScoresError(
-                f"{self.path} mixes scores and levels in the field `{SIMILARITY}`: record {kinds[float]} has a number "
-                f"with a point, a score, and record {kinds[int]} an integer, a level; keep the two in different files "
-                "(a score of 1 is written 1.0)"
+                f"{self.path} mixes scores and levels in the field `{SIMILARITY}`: record {kinds[float]} has a decimal "
+                f"number (a score) and record {kinds[int]} an integer (a level); put them in different files (a score "
+                "of 1 is written as 1.0)"
             )
 
     def _columns(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
@@ -116,17 +116,17 @@ class JsonScores(ScoreTable):
 
     def _no_columns(self, error: Exception) -> ScoresError:
         return ScoresError(
-            f"the records of {self.path} do not make a table ({error}); write them as .jsonl instead of .parquet"
+            f"the records of {self.path} cannot be converted to a table ({error}); write .jsonl instead of .parquet"
         )
 
 
 def read_json(path: Path) -> Iterator[object]:
-    """The records of a JSON array or of JSON lines, one in memory at a time; one that is broken is a `BrokenLine`.
+    """The records of a JSON array or of JSON lines, with one in memory at a time; a broken record is a `BrokenLine`.
 
-    They are the records that `open_pairs` numbers: blank lines do not count.
+    They are numbered as in `open_pairs`: blank lines do not count.
 
     Raises:
-        SourceError: the file cannot be read, or is no whole array.
+        SourceError: the file cannot be read, or the array is incomplete.
     """
     if starts_as(path) == "[":
         yield from (element.value for element in read_array(path))
@@ -137,7 +137,7 @@ def read_json(path: Path) -> Iterator[object]:
 
 
 def starts_as(path: Path) -> str:
-    """The first character of a file that is no white space, as far as the first few kilobytes tell.
+    """The first non-whitespace character within the first 4 KiB of a file; empty if there is none.
 
     Raises:
         ScoresError: the file cannot be read.
@@ -150,7 +150,7 @@ def starts_as(path: Path) -> str:
 
 
 def _finite(found: int | float | None) -> float | None:
-    """The number as a float; None where it is NaN or beyond what a float holds, as 1e400 is."""
+    """The number as a float; None if it is missing, NaN or outside the range of a float, such as 1e400."""
     try:
         score = math.nan if found is None else float(found)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""From scores to levels in data files."""
+"""Finds the levels of scores and writes them into data files."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -36,14 +36,14 @@ DEFAULT_LEVELS = 8
 
 @dataclass(frozen=True)
 class LevelsSummary:
-    """What became of scores.
+    """The result of `make_levels`.
 
     Attributes:
-        levels: where one level ends and the next begins.
-        counts: how many pairs each level has, `(num_levels,)`.
-        without: rows that have no score, and so no level.
-        borders: the file that keeps `levels`.
-        taken_from: the file of other scores' levels that `levels` are; None when they were fitted to these scores.
+        levels: the borders between the levels.
+        counts: number of pairs in each level, `(num_levels,)`.
+        without: number of rows without a score, and so without a level.
+        borders: the file that `levels` were saved to.
+        taken_from: the file that `levels` were loaded from; None if they were fitted to these scores.
     """
 
     levels: AlignmentLevels
@@ -65,38 +65,38 @@ def make_levels(
     keep: str | None = None,
     uids: Path | None = None,
 ) -> LevelsSummary:
-    """Find the levels of scores, and write them into the data, a batch at a time and atomically.
+    """Find the levels of scores and write them into the data, in batches and atomically.
 
-    The levels are kept as `levels.json` in a folder that `score` wrote; those of another table are kept beside what is
-    written, by the same name with the ending `.borders.json`.
+    The borders are saved as `levels.json` in a folder written by `aligngpt score`; for any other table they are saved
+    beside the output, under its name with the suffix `.borders.json`.
 
     Args:
         scores: see `open_scores`.
-        source: JSON file that was scored; for an `out` with its records.
+        source: the JSON file that was scored, if `out` is to contain its records.
         out: `.json` or `.jsonl` for the records that have a score, with two more fields: `score`, and `similarity`, the
-            level less one (0…N-1), as the authors' files have it. `.parquet` for a table of `LEVEL_FIELDS`, and of all
-            columns of `scores` where that is a table.
-        num_levels: N, at least 2; `DEFAULT_LEVELS` when None.
-        method: see `fit_levels`; `quantile` when None.
-        borders: `levels.json` of other scores: use its levels, without `num_levels` and `method`.
+            level minus one (0…N-1), as in the authors' files. `.parquet` for a table of `LEVEL_FIELDS`, and of all
+            columns of `scores` if that is a table.
+        num_levels: N, at least 2; `DEFAULT_LEVELS` if None.
+        method: see `fit_levels`; `quantile` if None.
+        borders: `levels.json` of other scores, to be used instead of fitting; excludes `num_levels` and `method`.
         score_column: see `open_scores`.
-        keep: levels whose ids go to `uids`, such as `5-8`.
+        keep: levels whose ids are written to `uids`, such as `5-8`.
         uids: see `uids_writer`.
 
     Raises:
-        LevelsError: there are too few different scores, or `borders` is not such a file.
-        ScoresError: the scores cannot be read, the files asked for cannot be made of them, or the arguments do not go
-            together.
+        LevelsError: there are too few distinct scores, or `borders` is not a levels file.
+        ScoresError: the scores cannot be read, the requested files cannot be written from them, or the arguments
+            conflict.
         SourceError: `source` cannot be read.
     """
     if borders is not None and (num_levels is not None or method is not None):
         raise ScoresError(
-            f"the levels of {borders} are taken as they are, their number and method too; leave --levels and --method "
-            "out, or leave --borders out to fit new ones"
+            f"{borders} also determines the number of levels and the method; omit --levels and --method, or omit "
+            "--borders to fit new ones"
         )
     table = open_scores(scores, score_column)
     if out is None and uids is None and not isinstance(table, ScoredPairs):
-        raise ScoresError(f"{scores} stays as it is; say with --out or --uids where its levels are to go")
+        raise ScoresError(f"{scores} itself is never changed; give an output file for its levels with --out or --uids")
     own = borders_path(scores, table, out, uids)
     _check_places(table, own, source, borders, out, uids)
     before = _stamps(table)
@@ -120,9 +120,9 @@ def make_levels(
             without += batch.without
             for writer in writers:
                 writer.write(batch, assigned)
-        # What is written replaces nothing before this is known.
+        # Check before the outputs replace any file.
         if _stamps(table) != before:
-            raise ScoresError(f"{scores} has changed while its levels were made, nothing was written; start again")
+            raise ScoresError(f"{scores} changed while its levels were made; nothing was written, start again")
         if records is not None and isinstance(table, ScoredPairs):
             _check_scored(table, records)
     levels.save(own)
@@ -130,34 +130,32 @@ def make_levels(
 
 
 def borders_path(scores: Path, table: ScoreTable, out: Path | None, uids: Path | None) -> Path:
-    """Where the levels of scores are kept; see `make_levels`."""
+    """The file that the borders are saved to; see `make_levels`."""
     if isinstance(table, ScoredPairs):
         return scores / LEVELS
     return (out or uids or scores).with_suffix(".borders.json")
 
 
 def open_scores(path: Path, column: str | None = None) -> ScoreTable:
-    """The scores at a path.
+    """Open the scores at a path.
 
     Args:
-        path: folder that `aligngpt score` wrote; or a Parquet, CSV, JSON or JSON lines file, or a folder of Parquet
+        path: folder written by `aligngpt score`; or a Parquet, CSV, JSON or JSON lines file, or a folder of Parquet
             files.
-        column: name of the column of scores, for what `aligngpt score` did not write; `score` when None.
+        column: name of the score column, for tables not written by `aligngpt score`; `score` if None.
 
     Raises:
-        ScoresError: there are none, the job was not finished, or there is no such column.
+        ScoresError: there are no scores, the scoring job is not finished, or the column does not exist.
     """
     if column is not None and (path / MANIFEST).exists():
-        raise ScoresError(
-            f"{path} was written by `aligngpt score`, which knows its column of scores; leave --score-column out"
-        )
+        raise ScoresError(f"{path} was written by `aligngpt score`, so its score column is known; omit --score-column")
     name = column or DEFAULT_COLUMN
     if path.is_dir():
         if (path / MANIFEST).exists():
             return ScoredPairs(path)
         if files := sorted(path.rglob("*.parquet")):
             return ParquetScores(path, files, name)
-        raise ScoresError(f"{path} holds no scores: neither a {MANIFEST} of `aligngpt score` nor Parquet files")
+        raise ScoresError(f"{path} has no scores: neither a {MANIFEST} of `aligngpt score` nor Parquet files")
     start = starts_as(path)
     if path.suffix == ".csv":
         return CsvScores(path, name)
@@ -166,7 +164,7 @@ def open_scores(path: Path, column: str | None = None) -> ScoreTable:
     if start and start in "[{":
         return JsonScores(path, name)
     raise ScoresError(
-        f"{path} holds no scores: expected a folder that `aligngpt score` wrote, a Parquet, CSV, JSON or JSON lines "
+        f"{path} has no scores: expected a folder written by `aligngpt score`, a Parquet, CSV, JSON or JSON lines "
         "file, or a folder of Parquet files"
     )
 
@@ -174,10 +172,10 @@ def open_scores(path: Path, column: str | None = None) -> ScoreTable:
 def _check_places(
     table: ScoreTable, own: Path, source: Path | None, borders: Path | None, out: Path | None, uids: Path | None
 ) -> None:
-    """Refuse to write over what is read, or over the levels that are kept."""
+    """Refuse to overwrite the inputs or the saved borders."""
     written = [path for path in (out, uids) if path is not None]
     check_apart(written, [path for path in (source, borders, own) if path is not None])
-    # `own` may be `borders`: the same levels are written there again.
+    # `own` may equal `borders`: the same levels are then written there again.
     if source is not None and same_place(own, source):
         raise taken(own)
     for path in (*written, own):
@@ -186,13 +184,13 @@ def _check_places(
 
 
 def _kept_levels(keep: str | None, uids: Path | None, num_levels: int) -> frozenset[int]:
-    """The levels whose ids are written; none when no ids are."""
+    """The levels whose ids are written; empty if no ids are written."""
     if (keep is None) != (uids is None):
-        raise ScoresError("--keep says which levels, --uids where their ids are to go; give both or neither")
+        raise ScoresError("--keep selects the levels and --uids the file for their ids; give both or neither")
     if keep is None or uids is None:
         return frozenset()
     if uids.suffix not in UIDS_SUFFIXES:
-        raise ScoresError(f"the ids can be written as {' or '.join(UIDS_SUFFIXES)}, not as {uids.name}")
+        raise ScoresError(f"the file of ids must end in {' or '.join(UIDS_SUFFIXES)}, got {uids.name}")
     return parse_levels(keep, num_levels)
 
 
@@ -211,45 +209,46 @@ def _metered(what: str, table: ScoreTable, *, with_columns: bool = False) -> Ite
 
 
 def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None) -> Path | None:
-    """The JSON file whose records are written; None when none are.
+    """The JSON file whose records are written; None if no records are written.
 
     Raises:
-        ScoresError: `out` and `source` do not go together, or the scores are of another file than `source`.
+        ScoresError: `out` and `source` conflict, or the scores are not those of `source`.
     """
     if out is None or out.suffix == TABLE_SUFFIX:
         if source is not None:
-            raise ScoresError("--source is read for an --out that ends in .json or .jsonl; leave it out")
+            raise ScoresError("--source is only used with an --out that ends in .json or .jsonl; omit it")
         return None
     if out.suffix not in JSON_SUFFIXES:
-        raise ScoresError(f"{out} must end in {', '.join(JSON_SUFFIXES)} or {TABLE_SUFFIX}: that says what is written")
+        raise ScoresError(f"{out} must end in {', '.join(JSON_SUFFIXES)} or {TABLE_SUFFIX}, which selects the format")
     if isinstance(table, JsonScores):
         if source is not None and source.resolve() != table.path.resolve():
-            raise ScoresError(f"the scores of {table.path} are written into its own records; leave --source out")
+            raise ScoresError(f"the levels of {table.path} are written into its own records; omit --source")
         return table.path
     if not isinstance(table, ScoredPairs):
-        raise ScoresError(f"{out} would hold JSON records, which a table has none of; write {out.stem}.parquet")
+        raise ScoresError(f"the scores are a table without JSON records for {out}; write {out.stem}.parquet instead")
     if source is None:
-        raise ScoresError(f"give with --source the JSON file that was scored, or write {out.stem}.parquet")
+        raise ScoresError(f"give the JSON file that was scored with --source, or write {out.stem}.parquet")
     if starts_as(source) not in ("[", "{"):
-        raise ScoresError(f"{source} is no JSON, so there are no records to write; write {out.stem}.parquet instead")
+        raise ScoresError(f"{source} is not a JSON file, so there are no records to write; write {out.stem}.parquet")
     _check_scored(table, source)
     return source
 
 
 def _check_scored(table: ScoredPairs, source: Path) -> None:
-    """Compare a JSON file, by its content, with the one that was scored.
+    """Check by its content that a JSON file is the one that was scored.
 
     Raises:
-        ScoresError: it is another one.
+        ScoresError: it is a different file, or has changed.
     """
     with source.open("rb") as file:
         if table.manifest.source["fingerprint"] != sha256_of(file):
             raise ScoresError(
-                f"{table.folder} holds scores of another file than {source}, or it has changed; score it again"
+                f"{table.folder} has the scores of a different file than {source}, or the file has changed; score it "
+                "again"
             )
 
 
 def _stamps(table: ScoreTable) -> list[tuple[int, int, int]]:
-    """What tells that a table's files are still those that were read before."""
+    """Inode, size and modification time of the table's files, to detect changes while they are read."""
     found = [file.stat() for file in table.files]
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]

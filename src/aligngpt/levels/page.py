@@ -1,7 +1,7 @@
-"""What a person should see of scores that were cut into levels, collected for one page.
+"""Collects the content of the HTML page about scores and their levels.
 
-One pass over the scores keeps only what is bounded: counts, some pairs drawn at random, the lowest ones, the hashes of
-pictures. Then captions are compared, and the few pairs that are shown are picked from the source with their pictures.
+One pass over the scores collects counts, some pairs drawn at random, the lowest scores and the hashes of the images, in
+bounded memory. Then captions are compared, and the few pairs to be shown are read from the source with their images.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 BINS_DRAWN = 56
 
 CAPTIONS_COMPARED = 1_000_000
-"""Up to so many pairs all captions are compared; of more, those in the shards that are read anyway."""
+"""Up to this number of pairs, all captions are compared; beyond it, only those in the shards that are read anyway."""
 
 CAPTION_TOKENS = (1, 5, 9, 13, 17, 25, 33, 49, 65, 97, 129)
 PICTURE_SIDES = (1, 64, 128, 224, 336, 512, 768, 1024, 1536, 2048)
@@ -59,7 +59,7 @@ _RECORD_BITS = 32
 
 
 class _Row(NamedTuple):
-    """A scored pair: where it is (see `_place`), its id and its score."""
+    """A scored pair: its place (see `_place`), id and score."""
 
     place: int
     id: str
@@ -67,7 +67,7 @@ class _Row(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A pair as it is in the source."""
+    """The content of a pair in the source."""
 
     caption: str | None
     picture: Thumbnail
@@ -76,14 +76,14 @@ class _Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """What a page is to be made of; `prepare_look` makes it.
+    """The inputs of a page, as returned by `prepare_look`.
 
     Attributes:
         table: the scores.
         title: heading of the page.
         out: the HTML file.
-        source: the pairs that were scored, where their captions and pictures are to be shown.
-        seed: of the examples that are drawn.
+        source: the pairs that were scored, if their captions and images are to be shown.
+        seed: random seed for the examples.
     """
 
     table: ScoreTable
@@ -93,11 +93,11 @@ class Look:
     seed: int = 0
 
     def write(self, made: LevelsSummary) -> None:
-        """Write the page about these levels of the scores.
+        """Write the page for these levels of the scores.
 
         Raises:
-            ScoresError: the scores cannot be read any more.
-            SourceError: the source cannot be read any more.
+            ScoresError: the scores can no longer be read.
+            SourceError: the source can no longer be read.
             OSError: the page cannot be written.
         """
         if isinstance(self.table, ScoredPairs):
@@ -120,30 +120,32 @@ def prepare_look(
     borders: Path | None = None,
     seed: int = 0,
 ) -> Look:
-    """Find out whether a page can be made, before anything else is done with the scores.
+    """Check that a page can be made, before anything else is done with the scores.
 
     Args:
-        scores: see `open_scores`; where it is a table, the page has the scores and levels alone.
+        scores: see `open_scores`; for a table, the page shows only scores and levels.
         out: the HTML file.
-        source: what was scored; None leaves out captions and pictures.
-        image_root: folder that paths of pictures start from; the source's own folder when None.
+        source: the source that was scored; None for a page without captions and images.
+        image_root: folder that image paths are relative to; if None, the one used when `source` was scored if it still
+            exists, else the folder of `source`.
         score_column: see `open_scores`.
         caption_column: see `open_pairs`.
         image_column: see `open_pairs`.
-        written: other files that are written of these scores: the data and the ids, each of them or None.
-        borders: the file that the levels are taken from.
-        seed: of the examples that are drawn.
+        written: the other output files: the data and the ids, either may be None.
+        borders: the file that the levels are loaded from.
+        seed: random seed for the examples.
 
     Raises:
-        ScoresError: the scores cannot be read, are of another source, or the page has no place.
+        ScoresError: the scores cannot be read or belong to another source, the arguments conflict, or the page would
+            overwrite another file.
         SourceError: the source cannot be read.
     """
     if out.suffix.lower() not in PAGE_SUFFIXES:
-        raise ScoresError(f"the page is written as {PAGE_SUFFIXES[0]}, not as {out.name}; give it such a name")
+        raise ScoresError(f"the page must end in {PAGE_SUFFIXES[0]}, got {out.name}")
     names = {"caption_column": caption_column, "image_column": image_column}
     if source is None and (image_root is not None or any(names.values())):
         raise ScoresError(
-            "--image-root, --caption-column and --image-column tell how --source is read; give it, or leave them out"
+            "--image-root, --caption-column and --image-column determine how --source is read; give it, or omit them"
         )
     table = open_scores(scores, score_column)
     _check_page_place(table, scores, out, written, borders, source)
@@ -155,13 +157,13 @@ def prepare_look(
         return Look(table, title, out, pairs, seed)
     if source is not None and not (isinstance(table, JsonScores) and same_place(Path(source), table.path)):
         raise ScoresError(
-            f"{scores} does not tell which pair of {source} a score is of; pictures are shown for a folder that "
-            "`aligngpt score` wrote. Leave --source out"
+            f"the scores of {scores} cannot be matched to the pairs of {source}; images are only shown for a folder "
+            "written by `aligngpt score`; omit --source"
         )
     if image_root is not None or any(names.values()):
         raise ScoresError(
-            f"{scores} is a table, of which no pictures or captions are shown; leave --image-root, --caption-column "
-            "and --image-column out"
+            f"{scores} is a table, so no images or captions are shown; omit --image-root, --caption-column and "
+            "--image-column"
         )
     return Look(table, title, out, seed=seed)
 
@@ -174,13 +176,13 @@ def _check_page_place(
     borders: Path | None,
     source: str | Path | None,
 ) -> None:
-    """Refuse a page, or another output, in the place of something that is read or written."""
+    """Refuse a page or another output that would overwrite an input or another output."""
     others = [path for path in written if path is not None]
     read = [path for path in (None if source is None else Path(source), borders) if path is not None]
     check_apart([*others, out], read)
     check_apart([out], [borders_path(scores, table, *[*others, None, None][:2])])
     for path in (*others, out):
-        # A Parquet file more, or another one, makes another source of a folder of them.
+        # Writing a Parquet or tar file into a source folder would change the source.
         into_source = source is not None and path.suffix in ARCHIVE_SUFFIXES and is_inside(path, Path(source))
         if into_source or table.reads(path):
             raise taken(path)
@@ -189,33 +191,34 @@ def _check_page_place(
 def _scored_source(
     table: ScoredPairs, source: str | Path, image_root: Path | None, names: dict[str, str | None]
 ) -> PairSource:
-    """The source as it was cut when it was scored.
+    """The source, with the same shards as when it was scored.
 
     Raises:
-        ScoresError: it is another one, or has changed.
+        ScoresError: it is a different source, or has changed.
     """
     records = [record_count(table.folder, shard) for shard in range(table.manifest.shards)]
     reading = table.manifest.reading or {}
     root_given = image_root is not None
     if image_root is None:
         image_root = _root_then(source, reading)
-    # What is not named is read as it was then; the id, which no option names, always is.
+    # Columns that are not given are read as when scoring; the id column, which has no option here, always is.
     then = {name: given or _column_then(reading.get(name)) for name, given in {**names, "id_column": None}.items()}
-    # The largest shard tells the size they were cut by, or a smaller one that cuts the same files in the same places.
+    # The largest shard gives the shard size, or a smaller one that splits the same files in the same places.
     pairs = open_pairs(source, image_root=image_root, shard_size=max(1, *records), **then)
     if pairs.kind != table.manifest.source["kind"] or pairs.fingerprint() != table.manifest.source["fingerprint"]:
         raise ScoresError(
-            f"{table.folder} holds scores of another source than {source}, or it has changed; score it again"
+            f"{table.folder} has the scores of a different source than {source}, or the source has changed; score it "
+            "again"
         )
     if different := list(reading_differences(reading, pairs.settings())) if reading else []:
         raise ScoresError(
-            f"{source} was read with another {' and another '.join(different)} when {table.folder} was scored; give "
-            "the same, or leave --image-root, --caption-column and --image-column out: then it is read as it was"
+            f"{source} was read with a different {' and a different '.join(different)} when {table.folder} was scored; "
+            "give the same values, or omit --image-root, --caption-column and --image-column to use those"
         )
     if pairs.kind == "webdataset" and (root_given or any(names.values())):
         raise ScoresError(
-            f"{source} is of tar files, which hold their pictures and captions by name; leave --image-root, "
-            "--caption-column and --image-column out"
+            f"{source} consists of tar files, which contain their images and captions; omit --image-root, "
+            "--caption-column and --image-column"
         )
     shards = pairs.shards()
     same = len(shards) == len(records) and all(
@@ -223,18 +226,18 @@ def _scored_source(
     )
     if not same:
         raise ScoresError(
-            f"{source} is not cut into shards as when {table.folder} was scored; give the same file or folder as then"
+            f"{source} has other shards than when {table.folder} was scored; give the same file or folder"
         )
     return pairs
 
 
 def _column_then(name: str | None) -> str | None:
-    """The column that a source was read by; None where each of its files had one of the usual names."""
+    """The column name used when scoring; None if the files of the source used different default names."""
     return None if name is None or ", " in name else name
 
 
 def _root_then(source: str | Path, reading: Mapping[str, str | None]) -> Path | None:
-    """The image root that a source was scored with, where it is still there; None for the source's own folder."""
+    """The image root used when scoring, if it still exists; None for the source's own folder."""
     beside = Path(source) if Path(source).is_dir() else Path(source).parent
     places = [beside / (reading.get("image_root") or "."), Path(reading.get("image_root_absolute") or ".")]
     if "image_root" not in reading or reading["image_root"] == ".":
@@ -244,7 +247,7 @@ def _root_then(source: str | Path, reading: Mapping[str, str | None]) -> Path | 
 
 def _page_of_table(table: ScoreTable, made: LevelsSummary, title: str) -> LevelsPage:
     histogram = ScoreHistogram()
-    with Meter("looking at scores", table.rows, unit="rows") as meter:
+    with Meter("summarising scores", table.rows, unit="rows") as meter:
         for batch in table.batches():
             histogram.add(batch.scores)
             meter.advance(len(batch.scores) + batch.without)
@@ -270,7 +273,7 @@ def _page(
         title=title,
         numbers=numbers,
         borders=list(made.levels.borders),
-        # Of borders that come from other scores nobody knows how far they are from the quantiles of these.
+        # For borders of other scores, the deviation from the quantiles of these scores is unknown.
         rank_error=made.levels.rank_error if made.taken_from is None else 0.0,
         levels=rows,
         bin_counts=counts,
@@ -280,7 +283,7 @@ def _page(
 
 
 class _Collected:
-    """What one pass over the scored pairs leaves."""
+    """Statistics and examples from one pass over the scored pairs."""
 
     def __init__(self, levels: AlignmentLevels, seed: int) -> None:
         self.histogram = ScoreHistogram()
@@ -289,14 +292,14 @@ class _Collected:
         self.examples: list[Smallest[_Row]] = [Smallest(size) for _ in range(levels.num_levels)]
         self.pictures = HashCounter()
         self.by_caption, self.by_picture = BinnedScores(CAPTION_TOKENS), BinnedScores(PICTURE_SIDES)
-        # Of each level: pairs, sum of tokens, sum of sides.
+        # Per level: number of pairs, sum of caption tokens, sum of image sides.
         self.sums = np.zeros((3, levels.num_levels))
         self._levels = levels
         self._random = np.random.default_rng(seed)
 
     def read(self, table: ScoredPairs) -> None:
         """Read all scored pairs."""
-        with Meter("looking at pairs", table.rows, unit="pairs") as meter:
+        with Meter("summarising pairs", table.rows, unit="pairs") as meter:
             for batch in read_batches(table.folder, table.manifest.shards, _COLUMNS):
                 places = (batch["shard"].to_numpy().astype(np.int64) << _RECORD_BITS) | batch["record"].to_numpy()
                 scores = batch["score"].to_numpy().astype(np.float64)
@@ -308,7 +311,7 @@ class _Collected:
                 meter.advance(batch.num_rows)
 
     def rows(self) -> list[LevelRow]:
-        """What each level is like."""
+        """The table rows of the levels."""
         counts, tokens, sides = self.sums
         thin = thin_levels(counts)
         return [
@@ -323,7 +326,7 @@ class _Collected:
             return _Row(int(places[at]), str(ids[at]), float(scores[at]))
 
         self.lowest.add(scores, row)
-        # Numbers are drawn row by row: the batches that a reader happens to make change nothing.
+        # One random number per row, so the result does not depend on the batch sizes.
         keys, assigned = self._random.random(len(scores)), self._levels.assign(scores)
         for level in np.unique(assigned).tolist():
             self.examples[level - 1].add(np.where(assigned == level, keys, np.inf), row)
@@ -394,7 +397,7 @@ def _page_of_pairs(
 def _levels_facts(made: LevelsSummary) -> dict[str, str]:
     if made.taken_from is None:
         return {"Method": made.levels.method}
-    fitted = f"{made.taken_from}, found for {made.levels.statistics.count:,} other scores ({made.levels.method})"
+    fitted = f"{made.taken_from}, fitted to {made.levels.statistics.count:,} other scores ({made.levels.method})"
     return {"Borders": fitted}
 
 
@@ -416,7 +419,7 @@ def _by_bin(scores: BinnedScores) -> ScoreByBin | None:
 
 
 def _captions(table: ScoredPairs, source: PairSource, shards: set[int] | None) -> HashCounter:
-    """The captions of the scored pairs of some shards; of all when None."""
+    """Count the captions of the scored pairs of some shards; of all shards if None."""
     counter = HashCounter()
     chosen = [shard for shard in source.shards() if shards is None or shard.index in shards]
     with Meter("comparing captions", len(chosen), unit="shards") as meter:
@@ -434,10 +437,10 @@ def _captions(table: ScoredPairs, source: PairSource, shards: set[int] | None) -
 
 
 def _pick(source: PairSource, places: Iterable[int]) -> dict[int, _Seen]:
-    """The pairs at some places; only the shards that have one of them are read."""
+    """The pairs at some places; only shards that contain one of them are read."""
     found = {}
     wanted = _by_shard(places)
-    with Meter("opening pictures", sum(map(len, wanted.values())), unit="pictures") as meter:
+    with Meter("opening images", sum(map(len, wanted.values())), unit="images") as meter:
         for shard in source.shards():
             left = set(wanted.get(shard.index, ()))
             records = source.read(shard) if left else iter(())
@@ -463,7 +466,7 @@ def _thumbnail(picture: Picture) -> Thumbnail:
 
 
 def _rows_at(folder: Path, places: Iterable[int]) -> dict[int, _Row]:
-    """The ids and scores of pairs at some places."""
+    """The ids and scores of the pairs at some places."""
     found = {}
     for shard, records in _by_shard(places).items():
         part = _part(folder, shard, "record", "id", "score")
@@ -479,7 +482,7 @@ def _part(folder: Path, shard: int, *columns: str) -> dict[str, list]:
 
 
 def _by_shard(places: Iterable[int]) -> dict[int, set[int]]:
-    """Numbers of records by their shard's number."""
+    """Record numbers by shard number."""
     records: dict[int, set[int]] = defaultdict(set)
     for place in places:
         records[place >> _RECORD_BITS].add(place & ((1 << _RECORD_BITS) - 1))
@@ -487,7 +490,7 @@ def _by_shard(places: Iterable[int]) -> dict[int, set[int]]:
 
 
 def _place(shard: Shard, record: int) -> int:
-    """One number for a record of a shard."""
+    """Encode a shard and a record number in it as one integer."""
     return (shard.index << _RECORD_BITS) | record
 
 

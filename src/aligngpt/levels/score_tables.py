@@ -1,4 +1,4 @@
-"""Scores that become levels: what a table of them is, and columns of Parquet and CSV files."""
+"""Score tables: their interface, and score columns of Parquet and CSV files."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ from aligngpt.scoring.places import is_inside, same_place
 from aligngpt.scoring.score_files import ScoresError
 
 SIMILARITY = "similarity"
-"""A field that holds scores in some people's files and levels in others'."""
+"""A field that contains scores in some files and levels in others."""
 
 DEFAULT_COLUMN = "score"
 
@@ -29,18 +29,18 @@ NO_SCORE = sorted(
     | {spelling for word in ("none", "null", "na", "n/a", "nan", "<na>") for spelling in (word, word.upper())}
     | {"None", "Null", "NaN", "Nan", "-"}
 )
-"""What a cell of a CSV file holds that has no score: what Arrow knows, and what pandas, R and databases write."""
+"""CSV cells that mean "no score": Arrow's null values, and those that pandas, R and databases write."""
 
 
 class ScoreBatch(NamedTuple):
-    """Some rows that have a score.
+    """A batch of rows that have a score.
 
     Attributes:
-        numbers: of the rows in what they were read from, rising from 0, `(rows,)`.
-        ids: the rows' own, or their numbers, as texts.
+        numbers: row numbers in the source, ascending from 0, `(rows,)`.
+        ids: ids of the rows as strings; their numbers if they have no id.
         scores: finite numbers, `(rows,)`.
-        columns: all columns of the table, when they were asked for.
-        without: how many more rows there were, which have no score.
+        columns: all columns of the table, if requested.
+        without: number of rows skipped because they have no score.
     """
 
     numbers: NDArray[np.int64]
@@ -51,46 +51,46 @@ class ScoreBatch(NamedTuple):
 
 
 class ScoreTable(ABC):
-    """Rows of scores, read as often as wanted, a batch at a time."""
+    """Rows with scores, read in batches; may be read several times."""
 
     @property
     def rows(self) -> int | None:
-        """How many rows there are, where that is known beforehand."""
+        """The number of rows, if known in advance."""
         return None
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of the table, beside the scores, that go with the rows."""
+        """The columns that `batches` can return with the rows; empty if there are only ids and scores."""
         return pa.schema([])
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that are read, where they may be anyone's."""
+        """The files that are read, if other programs may change them."""
         return ()
 
     @abstractmethod
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
-        """The rows in their order.
+        """The rows in order.
 
         Args:
-            with_columns: also give all the columns of `schema`.
+            with_columns: also return all columns of `schema`.
 
         Raises:
-            ScoresError: something cannot be read, or the column does not hold scores.
+            ScoresError: a file cannot be read, or the column does not contain scores.
         """
 
     def reads(self, path: Path) -> bool:
-        """Whether the file at a path is, or would be, one of those that are read here."""
+        """Whether the file at a path is, or would be, one of the files that are read."""
         return False
 
 
 class ParquetScores(ScoreTable):
-    """A column of one or several Parquet files of the same columns.
+    """A score column of one or several Parquet files with the same columns.
 
     Args:
-        path: the file, or the folder they are in.
+        path: the file, or the folder that contains the files.
         files: the files, in order.
-        column: name of the column of scores.
+        column: name of the score column.
 
     Raises:
         ScoresError: a file cannot be read, or has no such column of numbers.
@@ -131,7 +131,7 @@ class ParquetScores(ScoreTable):
                 wanted = {self.column, id_column(names)}
                 if with_columns and (missing := [name for name in self.schema.names if name not in names]):
                     raise ScoresError(
-                        f"{path} has no column {', '.join(missing)}, as the first file of {self.path} has"
+                        f"{path} has no column {', '.join(missing)}, but the first file of {self.path} has"
                     )
                 for batch in file.iter_batches(columns=None if with_columns else [n for n in names if n in wanted]):
                     yield rows_of(batch, first, self.column, self.schema if with_columns else None)
@@ -144,11 +144,11 @@ class ParquetScores(ScoreTable):
 
 
 class CsvScores(ScoreTable):
-    """A column of a CSV file with a header; all other columns are texts.
+    """A score column of a CSV file with a header; all other columns are strings.
 
     Args:
-        path: the file: UTF-8, commas, double quotes.
-        column: name of the column of scores.
+        path: the file: UTF-8, separated by commas, quoted by double quotes.
+        column: name of the score column.
 
     Raises:
         ScoresError: the file cannot be read, or its header has no such column.
@@ -161,7 +161,7 @@ class CsvScores(ScoreTable):
             self.names = next(csv.reader(file), [])
         check_column(column, self.names, path)
         if len(set(self.names)) < len(self.names):
-            raise ScoresError(f"{path} has several columns of the same name; give each its own")
+            raise ScoresError(f"{path} has several columns with the same name; make the names unique")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -195,10 +195,10 @@ def rows_of(batch: pa.RecordBatch, first: int, column: str, schema: pa.Schema | 
     """The rows of a batch that have a score.
 
     Args:
-        batch: has the column of scores, and perhaps one of ids.
-        first: number of the batch's first row.
-        column: the column of scores; where it is empty, NaN or infinite there is no score.
-        schema: columns to keep, of these types; none when None.
+        batch: rows with the score column, and possibly an id column.
+        first: row number of the first row of the batch.
+        column: name of the score column; an empty, NaN or infinite cell is not a score.
+        schema: names and types of the columns to return; None for no columns.
     """
     scores = batch[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
     numbers = first + np.arange(batch.num_rows)
@@ -215,28 +215,28 @@ def rows_of(batch: pa.RecordBatch, first: int, column: str, schema: pa.Schema | 
 
 
 def id_column(names: Sequence[str]) -> str | None:
-    """Which of the columns holds ids, if any."""
+    """The name of the id column; None if there is none."""
     return next((name for name in ID_COLUMNS if name in names), None)
 
 
 def check_column(column: str, names: Sequence[str], where: Path) -> None:
-    """Nothing, when the column is there.
+    """Check that a column exists.
 
     Raises:
-        ScoresError: it is not.
+        ScoresError: it does not.
     """
     if column not in names:
         raise ScoresError(
-            f"{where} has no column {column}, it has {', '.join(names) or 'none'}; name the one with the scores with "
-            "--score-column"
+            f"{where} has no column {column}; the columns are: {', '.join(names) or 'none'}; give the score column "
+            "with --score-column"
         )
 
 
 def levels_not_scores(where: Path) -> ScoresError:
-    """The error that a field `similarity` was made by `aligngpt levels` or the authors."""
+    """The error for a field `similarity` that contains levels, as written by `aligngpt levels` or the authors."""
     return ScoresError(
-        f"the field `{SIMILARITY}` of {where} holds integers only: these are levels, and no scores; name the field "
-        "with the scores with --score-column"
+        f"the field `{SIMILARITY}` of {where} contains only integers, so these are levels, not scores; give the score "
+        "field with --score-column"
     )
 
 
@@ -244,12 +244,12 @@ def _check_type(field: pa.Field, where: Path) -> None:
     if pa.types.is_integer(field.type) and field.name == SIMILARITY:
         raise levels_not_scores(where)
     if not (pa.types.is_floating(field.type) or pa.types.is_integer(field.type) or pa.types.is_decimal(field.type)):
-        raise ScoresError(f"the column {field.name} of {where} holds {field.type}, expected numbers")
+        raise ScoresError(f"the column {field.name} of {where} has type {field.type}, expected numbers")
 
 
 @contextmanager
 def _readable(path: Path, names: Sequence[str] = ()) -> Iterator[None]:
-    """Errors of reading become one that names the file, and the column of a CSV file by its name."""
+    """Convert read errors to a ScoresError that names the file and, for CSV files, the column."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError, csv.Error) as error:

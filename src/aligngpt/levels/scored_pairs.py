@@ -1,4 +1,4 @@
-"""The scores in a folder that `aligngpt score` wrote, as a table that becomes levels."""
+"""The output folder of `aligngpt score` as a score table."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +18,13 @@ from aligngpt.scoring.score_files import (
 
 
 class ScoredPairs(ScoreTable):
-    """The scores in a folder that `aligngpt score` wrote; a row's number is that of its record in the source.
+    """The scores in an output folder of `aligngpt score`; row numbers are record numbers of the source.
 
     Args:
         folder: the folder.
 
     Raises:
-        ScoresError: the job was not finished, or a part is damaged.
+        ScoresError: the job is not finished, or a part is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,8 +37,8 @@ class ScoredPairs(ScoreTable):
             summary = part_summary(folder, shard)
             if summary is None:
                 raise ScoresError(
-                    f"{part_path(folder, shard)} or its rejects cannot be read; run the same `aligngpt score` again: "
-                    "it makes this part anew"
+                    f"{part_path(folder, shard)} or its rejects cannot be read; run the same `aligngpt score` again to "
+                    "rewrite this part"
                 )
             at += summary.records
 
@@ -54,9 +54,9 @@ class ScoredPairs(ScoreTable):
             yield ScoreBatch(numbers, batch["id"], scores, None, 0)
 
     def reads(self, path: Path) -> bool:
-        """Whether a path is a part, its rejects or the manifest, or is named as if it were."""
+        """Whether a path is a part, a rejects file or the manifest, or has the name of one."""
         owned = (PART_PATTERN, REJECTS_PATTERN, MANIFEST)
         if path.parent.resolve() == self.folder.resolve() and any(path.match(name) for name in owned):
             return True
-        # Through a link, or where the part itself is one.
+        # The path may be a link to such a file, or the file itself may be a link.
         return path.exists() and any(path.samefile(kept) for name in owned for kept in self.folder.glob(name))

@@ -1,4 +1,4 @@
-"""What can be known of any number of scored pairs in one pass, in memory that does not grow with their number."""
+"""One-pass statistics of any number of scored pairs in bounded memory."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,26 +11,26 @@ Row = TypeVar("Row")
 
 HISTOGRAM_BINS = 8192
 FINEST_BIN = -40
-"""As a power of two; finer scores than this nobody has."""
+"""Smallest bin width, as an exponent of two; no scores need a finer one."""
 
 MOST_HASHES = 5_000_000
-"""Distinct hashes that are counted: 120 MB, and thrice that for a moment while more are added."""
+"""Number of distinct hashes that are counted: 120 MB, and briefly three times that while more are added."""
 
 HASHES_AT_ONCE = 500_000
 
 Z = 1.96
-"""Standard deviations to either side of 95 % of a normal distribution."""
+"""Half-width of the 95 % interval of a normal distribution, in standard deviations."""
 
 
 class ScoreHistogram:
-    """Counts scores in bins of equal width, and knows their mean, deviation, ends and quantiles.
+    """Histogram of scores in bins of equal width, with their mean, deviation, range and quantiles.
 
-    The width is a power of two and doubles when a score would lie outside of `HISTOGRAM_BINS` bins: bins then merge two
-    by two, and no count is lost.
+    The bin width is a power of two and doubles whenever the scores would need more than `HISTOGRAM_BINS` bins:
+    neighbouring bins are then merged in pairs, and no count is lost.
 
     Attributes:
-        count: scores taken so far.
-        mean: of these.
+        count: number of scores added so far.
+        mean: mean of these scores.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class ScoreHistogram:
         self._counts = np.zeros(0, dtype=np.int64)
 
     def add(self, scores: NDArray[np.float64]) -> None:
-        """Take more finite scores, `(scores,)`."""
+        """Add finite scores, `(scores,)`."""
         if not scores.size:
             return
         self._measure(scores)
@@ -62,11 +62,11 @@ class ScoreHistogram:
 
     @property
     def standard_deviation(self) -> float:
-        """The population's."""
+        """The population standard deviation; 0 if there are no scores."""
         return math.sqrt(self._squares / self.count) if self.count else 0.0
 
     def quantile(self, share: float) -> float:
-        """The score that a share (0…1) of the scores is below; between the ends it is exact to the width of a bin."""
+        """The score below which a share (0…1) of the scores lies; accurate to a bin width, and exact for 0 and 1."""
         if not self.count or share <= 0:
             return self._minimum if self.count else math.nan
         if share >= 1:
@@ -79,7 +79,7 @@ class ScoreHistogram:
         return min(max(score, self._minimum), self._maximum)
 
     def drawn(self, most: int) -> tuple[list[int], list[float]]:
-        """Counts `(bins,)` and edges `(bins + 1,)` of a histogram of at most so many (2 or more) wider bins."""
+        """Counts `(bins,)` and edges `(bins + 1,)` of a histogram with wider bins, at most `most` (2 or more)."""
         shift = 0
         first, counts = self._first, self._counts
         while len(counts) > most:
@@ -89,14 +89,14 @@ class ScoreHistogram:
         return counts.tolist(), edges
 
     def _fits(self, exponent: int) -> bool:
-        # Beyond 2^52 not every whole number is a float.
+        # Below 2^52 every bin index is exact as a float.
         far = max(abs(self._minimum), abs(self._maximum))
         return far < math.ldexp(1.0, exponent + 52) and (
             _bin(self._maximum, exponent) - _bin(self._minimum, exponent) < HISTOGRAM_BINS
         )
 
     def _measure(self, scores: NDArray[np.float64]) -> None:
-        """Mean and squares of two sets joined: Chan, Golub and LeVeque, 1979."""
+        """Update count, mean, sum of squares and range: Chan, Golub and LeVeque, 1979."""
         mean, before = float(scores.mean()), self.count
         self.count += scores.size
         shift = mean - self.mean
@@ -107,10 +107,10 @@ class ScoreHistogram:
 
 
 class Smallest(Generic[Row]):
-    """Keeps the rows with the smallest keys; of equal keys, the first. With random keys: a random sample.
+    """Keeps the rows with the smallest keys; among equal keys, the first. With random keys, a random sample.
 
     Args:
-        size: how many rows, at least 1.
+        size: number of rows to keep, at least 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -118,11 +118,11 @@ class Smallest(Generic[Row]):
         self._kept: list[tuple[float, Row]] = []
 
     def add(self, keys: NDArray[np.float64], row: Callable[[int], Row]) -> None:
-        """Take more rows.
+        """Add rows.
 
         Args:
             keys: `(rows,)`.
-            row: makes the row of a place in `keys`; called only for those that may be kept.
+            row: returns the row at an index of `keys`; called only for rows that may be kept.
         """
         bound = self._kept[-1][0] if len(self._kept) == self._size else math.inf
         places = np.flatnonzero(keys < bound)
@@ -132,13 +132,12 @@ class Smallest(Generic[Row]):
         del self._kept[self._size :]
 
     def rows(self) -> list[Row]:
-        """The rows, that with the smallest key first."""
+        """The rows in ascending order of their keys."""
         return [row for _, row in self._kept]
 
 
 class Repeated(NamedTuple):
-    """A hash that came several times: at least how often, one of its places (the first where all is counted), and at
-    most how often."""
+    """A repeated hash: minimum count, one of its places (the first if all hashes are counted), maximum count."""
 
     times: int
     place: int
@@ -146,7 +145,7 @@ class Repeated(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A number, and the ends of its interval at about 95 %: all three the same where it is known."""
+    """An estimate and its approximate 95 % interval; all three values are equal if the number is exact."""
 
     value: int
     low: int
@@ -154,18 +153,19 @@ class Estimate(NamedTuple):
 
 
 class HashCounter:
-    """Counts how often each hash comes.
+    """Counts the occurrences of each hash.
 
-    All of them, up to `most` distinct ones; beyond that only those whose lowest bit is 0, then whose two lowest bits
-    are, and so on. What is counted is always counted in full. Such a sample misses single large groups, so from then on
-    a frequent-items sketch (Anderson et al.: A High-Performance Algorithm for Identifying Frequent Items in Data
-    Streams, IMC 2017; arXiv 1705.07001) takes every hash and knows each group above its error, with bounds.
+    Up to `most` distinct hashes, all are counted; beyond that only those whose lowest bit is 0, then those whose two
+    lowest bits are 0, and so on. The counts of sampled hashes are always complete. Such a sample may miss a large
+    group, so from then on a frequent-items sketch (Anderson et al.: A High-Performance Algorithm for Identifying
+    Frequent Items in Data Streams, IMC 2017; arXiv 1705.07001) also receives every hash and finds, with bounds, each
+    group whose count exceeds the sketch's error.
 
     Args:
-        most: distinct hashes that are kept.
+        most: maximum number of distinct hashes kept.
 
     Attributes:
-        added: hashes taken so far.
+        added: number of hashes added so far.
     """
 
     def __init__(self, most: int = MOST_HASHES) -> None:
@@ -179,7 +179,7 @@ class HashCounter:
         self._places = np.zeros(0, dtype=np.int64)
 
     def add(self, hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
-        """Take more hashes, evenly spread numbers, and where each one was found, `(hashes,)`."""
+        """Add hashes, which must be uniformly distributed, and the place of each one, `(hashes,)`."""
         self.added += len(hashes)
         if self._frequent is not None:
             self._frequent.add(hashes, np.ones(len(hashes), dtype=np.int64), places)
@@ -190,15 +190,15 @@ class HashCounter:
 
     @property
     def share(self) -> float:
-        """Share (0…1) of the distinct hashes that is counted, about."""
+        """Approximate share (0…1) of the distinct hashes that is counted."""
         self._merge()
         return math.ldexp(1.0, -self._bits)
 
     def repeats(self) -> tuple[Estimate, Estimate]:
-        """How many hashes came more than once, and how often these together."""
+        """The number of hashes that occur more than once, and their total number of occurrences."""
         self._merge()
         large = self._large()
-        # What the sketch knows is not estimated a second time from the sample.
+        # Groups found by the sketch must not be estimated from the sample again.
         known = np.isin(self._hashes, np.array(list(large), dtype=np.uint64))
         small = self._counts[(self._counts > 1) & ~known]
         groups = _scaled(np.ones(len(small), dtype=np.int64), self._bits, 1.0)
@@ -214,7 +214,7 @@ class HashCounter:
         )
 
     def largest(self, count: int) -> list[Repeated]:
-        """The hashes that came most often, and more than once; the most frequent first."""
+        """The most frequent hashes that occur more than once, in descending order of their counts."""
         self._merge()
         found = self._large()
         several = np.flatnonzero(self._counts > 1)
@@ -254,14 +254,14 @@ class HashCounter:
 
 
 class _Frequent:
-    """Hashes that come often, with bounds of how often.
+    """Frequent hashes, with bounds on their counts.
 
     Args:
-        most: an eighth of so many are followed at a time, at least.
+        most: as for `HashCounter`; the sketch tracks at least an eighth as many hashes at a time.
     """
 
     def __init__(self, most: int) -> None:
-        # Seldom needed.
+        # Imported here because it is rarely needed.
         from datasketches import frequent_items_error_type, frequent_items_sketch
 
         size = max(3, math.ceil(math.log2(max(8, most / 8))))
@@ -271,7 +271,7 @@ class _Frequent:
         self._places: dict[int, int] = {}
 
     def add(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Take more hashes, how often each comes, and where, `(hashes,)`."""
+        """Add hashes with their counts and places, `(hashes,)`."""
         if not len(hashes):
             return
         unique, first, group = np.unique(hashes, return_index=True, return_inverse=True)
@@ -283,7 +283,7 @@ class _Frequent:
             self._places = {hash: at for hash, at in self._places.items() if self._sketch.get_estimate(hash) > 0}
 
     def groups(self) -> dict[int, Repeated]:
-        """By its hash, each that is certain to have come more than once and more often than the sketch errs."""
+        """By hash: the hashes that certainly occur more than once and more often than the sketch's error."""
         return {
             hash: Repeated(low, self._places[hash], high)
             for hash, _, low, high in self._sketch.get_frequent_items(self._sure)
@@ -292,12 +292,12 @@ class _Frequent:
 
 
 def _scaled(sizes: NDArray[np.int64], bits: int, least: float) -> Estimate:
-    """The sum of all sizes where only one in 2^bits of them was drawn: a score interval of a compound Poisson number.
+    """Estimate the sum of all sizes from a sample of one in 2^bits: a score interval for a compound Poisson sum.
 
     Args:
-        sizes: those that were drawn.
+        sizes: the sampled sizes.
         bits: see above.
-        least: size that is supposed where none was drawn.
+        least: size assumed for the interval if the sample is empty.
     """
     total = int(sizes.sum())
     if not bits:
@@ -310,7 +310,7 @@ def _scaled(sizes: NDArray[np.int64], bits: int, least: float) -> Estimate:
 
 
 class Bin(NamedTuple):
-    """Scores of the pairs in one bin."""
+    """Score statistics of the pairs in one bin."""
 
     name: str
     pairs: int
@@ -319,21 +319,21 @@ class Bin(NamedTuple):
 
 
 class BinnedScores:
-    """Mean scores by a positive whole number, such as the length of the caption.
+    """Mean scores by a positive integer, such as the length of the caption.
 
     Args:
-        edges: the bins' lower ends, rising from 1; the last bin has no upper end.
+        edges: lower ends of the bins, ascending from 1; the last bin has no upper end.
     """
 
     def __init__(self, edges: Sequence[int]) -> None:
         self._edges = np.asarray(edges, dtype=np.int64)
-        # Of each bin: number, sum of scores, sum of their squares.
+        # Per bin: number of pairs, sum of scores, sum of squared scores.
         self._sums = np.zeros((3, len(edges)))
-        # Of all pairs: sums of the logarithm, of its square, and of its product with the score.
+        # Over all pairs: sums of the logarithm, of its square, and of its product with the score.
         self._logs = np.zeros(3)
 
     def add(self, values: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        """Take more pairs, `(pairs,)`."""
+        """Add pairs, `(pairs,)`."""
         bins = (np.searchsorted(self._edges, values, side="right") - 1).clip(min=0)
         for sums, weights in zip(self._sums, (np.ones(len(scores)), scores, scores**2), strict=True):
             sums += np.bincount(bins, weights, minlength=len(self._edges))
@@ -341,7 +341,7 @@ class BinnedScores:
         self._logs += (logs.sum(), (logs**2).sum(), (logs * scores).sum())
 
     def bins(self) -> list[Bin]:
-        """The bins that hold pairs."""
+        """The non-empty bins."""
         found = []
         for index, (count, total, squares) in enumerate(self._sums.T):
             if count:
@@ -351,7 +351,7 @@ class BinnedScores:
         return found
 
     def correlation(self) -> float | None:
-        """Pearson's correlation of score and logarithm; None where either is the same for all pairs."""
+        """Pearson's correlation of the score and the logarithm; None if either is the same for all pairs."""
         count, total, squares = self._sums.sum(axis=1)
         if not count:
             return None
@@ -372,7 +372,7 @@ def _bin(score: float, exponent: int) -> int:
 
 
 def _merged(first: int, counts: NDArray[np.int64], shift: int) -> tuple[int, NDArray[np.int64]]:
-    """The counts of bins 2^shift times as wide, and the number of the first of them."""
+    """The index of the first of the bins that are 2^shift times as wide, and their counts."""
     places = (first + np.arange(len(counts))) >> shift
     start = int(places[0])
     starts = np.flatnonzero(np.r_[True, places[1:] != places[:-1]])

@@ -1,4 +1,4 @@
-"""What levels are written into: JSON records, a Parquet table, or the list of ids of those that are kept."""
+"""Writers for levels: JSON records, a Parquet table, or the list of kept ids."""
 
 import json
 import re
@@ -26,22 +26,22 @@ LEVEL_FIELDS = (
     pa.field("score", pa.float64(), nullable=False),
     pa.field("level", pa.int32(), nullable=False),
 )
-"""First columns of a table of levels; `level` is 1…N. Columns of these names in the data are replaced."""
+"""First columns of a table of levels; `level` is 1…N. They replace data columns with the same names."""
 
 UID = np.dtype([("f0", np.uint64), ("f1", np.uint64)])
-"""DataComp's uid, 32 hexadecimal digits, as two numbers."""
+"""DataComp's uid, 32 hexadecimal digits, as two integers."""
 
 
 class LevelWriter(ABC):
-    """Takes levels a batch at a time, in the order of the data."""
+    """Writes levels in batches, in the order of the data."""
 
     @abstractmethod
     def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
-        """Take rows and their levels 1…N, `(rows,)`."""
+        """Write rows and their levels 1…N, `(rows,)`."""
 
 
 class _Records(LevelWriter):
-    """JSON records with the fields `similarity` (the level less one) and `score`, those that have a score."""
+    """Writes the JSON records that have a score, with the fields `similarity` (the level minus one) and `score`."""
 
     def __init__(self, file: IO[str], source: Path, *, is_array: bool) -> None:
         self._file = file
@@ -55,24 +55,24 @@ class _Records(LevelWriter):
         for number, score, level in places:
             record = next((value for at, value in self._records if at == number), None)
             if not isinstance(record, dict):
-                raise ScoresError(f"{self._source} has no record {number} any more; score it again")
+                raise ScoresError(f"{self._source} no longer has a record {number}; score it again")
             try:
                 line = json.dumps(
                     record | {"similarity": level - 1, "score": score}, ensure_ascii=False, allow_nan=False
                 )
             except ValueError as error:
                 raise ScoresError(
-                    f"record {number} of {self._source} has a field that is NaN or beyond the range of numbers, which "
-                    "JSON cannot hold; replace it by null there, or leave the record out"
+                    f"record {number} of {self._source} has a field that is NaN or outside the range of numbers, which "
+                    "JSON cannot represent; replace it with null, or remove the record"
                 ) from error
-            # What UTF-8 cannot hold (half a surrogate pair) stays the JSON escape that it was read from.
+            # Text that UTF-8 cannot encode (half a surrogate pair) is written as the JSON escape it was read from.
             if self._any:
                 self._file.write(",\n" if self._is_array else "\n")
             self._file.write(line.encode(errors="backslashreplace").decode())
             self._any = True
 
     def close(self) -> None:
-        """Write what follows the last record."""
+        """Write the end of the file after the last record."""
         self._file.write("\n" if self._any else "")
         self._file.write("]\n" if self._is_array else "")
 
@@ -98,22 +98,22 @@ class _TextUids(LevelWriter):
 
     def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
         kept = batch.ids.filter(pa.array(np.isin(levels, self._keep))).to_pylist()
-        # Readers differ in what ends a line; an id may hold none of it.
+        # Readers differ in what they treat as a line break; reject ids with any kind.
         if wrong := next((id for id in kept if id.splitlines() != [id]), None):
             raise ScoresError(
-                f"the id {wrong!r:.80} holds a line break, and {self._path} has one id a line; write the levels as "
-                ".parquet with --out, and select the ids there"
+                f"the id {wrong!r:.80} contains a line break, and {self._path} has one id per line; write the levels "
+                "as .parquet with --out, and select the ids there"
             )
         if "" in kept:
-            raise ScoresError(f"an id is empty, and {self._path} has one id a line; give each record an id")
+            raise ScoresError(f"an id is empty, and {self._path} has one id per line; give each record an id")
         self._file.writelines(f"{id}\n" for id in kept)
 
 
 class _BinaryUids(LevelWriter):
-    """Keeps the uids as numbers.
+    """Collects the uids as numbers.
 
     Attributes:
-        parts: the uids so far, in the order of the data.
+        parts: arrays of the uids so far, in the order of the data.
     """
 
     def __init__(self, path: Path, keep: Set[int]) -> None:
@@ -127,8 +127,8 @@ class _BinaryUids(LevelWriter):
         if not pc.all(is_uid).as_py() and len(ids):
             wrong = ids.filter(pc.invert(is_uid))[0].as_py()
             raise ScoresError(
-                f"the id {wrong!r:.80} is not 32 hexadecimal digits, as {self._path} needs; with the name "
-                f"{self._path.with_suffix('.txt').name} the ids are written as they are, one a line"
+                f"the id {wrong!r:.80} is not 32 hexadecimal digits, as {self._path} requires; write "
+                f"{self._path.with_suffix('.txt').name} instead, which takes any ids, one per line"
             )
         numbers = np.frombuffer(bytes.fromhex("".join(ids.to_pylist())), dtype=">u8").reshape(-1, 2)
         uids = np.empty(len(numbers), dtype=UID)
@@ -138,10 +138,10 @@ class _BinaryUids(LevelWriter):
 
 @contextmanager
 def records_writer(out: Path, source: Path) -> Iterator[LevelWriter]:
-    """Writes the records of a JSON file: a JSON array when `out` ends in `.json`, else JSON lines; atomically.
+    """Write the records of a JSON file atomically: as a JSON array if `out` ends in `.json`, else as JSON lines.
 
     Raises:
-        ScoresError: a record that has a score is not there.
+        ScoresError: a record that has a score is missing, or cannot be written as JSON.
         OSError: the disk is full or the folder cannot be written.
     """
     is_array = out.suffix == ".json"
@@ -154,7 +154,7 @@ def records_writer(out: Path, source: Path) -> Iterator[LevelWriter]:
 
 @contextmanager
 def table_writer(out: Path, columns: pa.Schema) -> Iterator[LevelWriter]:
-    """Writes a Parquet file of `LEVEL_FIELDS` and of the columns that come with the batches; atomically.
+    """Write a Parquet file with `LEVEL_FIELDS` and the columns of the batches, atomically.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -167,15 +167,15 @@ def table_writer(out: Path, columns: pa.Schema) -> Iterator[LevelWriter]:
 
 @contextmanager
 def uids_writer(out: Path, keep: Set[int]) -> Iterator[LevelWriter]:
-    """Writes the ids of some levels, atomically.
+    """Write the ids of some levels, atomically.
 
     Args:
-        out: `.npy` for a sorted array of `UID`, as DataComp's tools read it; `.txt` for one id a line, in the order of
-            the data.
+        out: `.txt` for one id per line, in the order of the data; otherwise `.npy`, a sorted array of `UID` as
+            DataComp's tools read it.
         keep: the levels 1…N whose ids are written.
 
     Raises:
-        ScoresError: the name has another ending, or an id for `.npy` is not 32 hexadecimal digits.
+        ScoresError: an id for `.npy` is not 32 hexadecimal digits, or one for `.txt` is empty or has a line break.
         OSError: the disk is full or the folder cannot be written.
     """
     if out.suffix == ".txt":
@@ -190,16 +190,16 @@ def uids_writer(out: Path, keep: Set[int]) -> Iterator[LevelWriter]:
 
 
 def parse_levels(text: str, num_levels: int) -> frozenset[int]:
-    """The levels that a text such as `5-8` or `1,3,7-8` names.
+    """The levels in a string such as `5-8` or `1,3,7-8`.
 
     Raises:
-        ScoresError: it is no such text, or names a level that is not there.
+        ScoresError: the string has another format, or a level is outside 1…N.
     """
     chosen: set[int] = set()
     for part in text.split(","):
         found: Any = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
         if not 1 <= low <= high <= num_levels:
-            raise ScoresError(f"expected levels of 1 to {num_levels}, such as 2-{num_levels} or 1,2, found {text!r}")
+            raise ScoresError(f"expected levels from 1 to {num_levels}, such as 2-{num_levels} or 1,2, found {text!r}")
         chosen.update(range(low, high + 1))
     return frozenset(chosen)

@@ -1,4 +1,4 @@
-"""The model: configuration, network, processor, and assembling them from backbones."""
+"""The model: configuration, network, processor, and their assembly from backbones."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 

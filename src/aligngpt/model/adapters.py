@@ -1,7 +1,8 @@
-"""Adapter folders: low-rank adapters and the parts that are AlignGPT's own, in peft's format, beside a base model.
+"""Adapter folders: low-rank adapters and AlignGPT's own modules, in peft's format, to be used with a base model.
 
-An adapter folder is what `PeftModel.save_pretrained` leaves, with the processor and the generation settings. Its
-`adapter_config.json` names the base: a whole model that the adapters were trained on, which is not copied.
+An adapter folder holds the files that `PeftModel.save_pretrained` writes, plus the processor and the generation
+settings. Its `adapter_config.json` names the base, the complete model that the adapters were trained on; the base is
+not copied.
 """
 
 import hashlib
@@ -30,12 +31,12 @@ from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcesso
 from aligngpt.model.templates import for_images, one_template
 
 OWN_PARTS = ("model.multi_modal_projector", "model.alignment")
-"""Modules that an adapter folder always holds whole, where the model has them."""
+"""Modules that an adapter folder always stores in full, if the model has them."""
 
 
 _PREFIX = "base_model.model."
 _BASE = "aligngpt_base"
-"""In the metadata of the adapters' file: what the frozen weights were that they were trained on."""
+"""Key in the metadata of the adapter file: fingerprint of the frozen weights that the adapters were trained on."""
 
 
 class AdapterError(AlignGPTError):
@@ -43,7 +44,7 @@ class AdapterError(AlignGPTError):
 
 
 def is_adapter(source: str | Path) -> bool:
-    """Whether this is a folder with adapters, not with a whole model."""
+    """Whether this is an adapter folder rather than a complete model."""
     return (Path(source) / CONFIG_NAME).is_file()
 
 
@@ -61,13 +62,13 @@ def save_adapter(
     """Write an adapter folder.
 
     Args:
-        folder: where to; it must exist.
-        base: the model before it was trained.
-        processor: its own.
-        trained: what training changed, by its name in a model with peft's adapters (`….lora_A.default.weight`): the
-            adapters, and parameters of modules that are then saved whole.
-        base_folder: where `base` is saved.
-        rank, alpha, dropout: of the adapters.
+        folder: the folder to write to; it must exist.
+        base: the model before training.
+        processor: the processor of `base`.
+        trained: the trained tensors, by their names in a model with peft's adapters (`….lora_A.default.weight`): the
+            adapters, and the parameters of modules that are stored in full.
+        base_folder: the folder that `base` is saved in.
+        rank, alpha, dropout: settings of the adapters.
     """
     adapted = sorted({name.partition(".lora_")[0] for name in trained if ".lora_" in name})
     whole = [part for part in OWN_PARTS if any(name.startswith(f"{part}.") for name, _ in base.named_parameters())]
@@ -102,27 +103,27 @@ def save_adapter(
 def load_adapter(
     folder: Path, *, base: str | Path | None = None, dtype: torch.dtype | None = None
 ) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
-    """The model that an adapter folder and its base make together, and its processor.
+    """Load an adapter folder, merge it into its base, and return the merged model with its processor.
 
     Args:
         folder: the adapter folder.
-        base: folder or hub name of the base; what the adapter names when None.
-        dtype: of the parameters; that of the base when None. Adapters are merged in the base's, so that the result is
-            that of a model which was merged before.
+        base: folder or hub name of the base; the base that the adapter names when None.
+        dtype: dtype of the parameters; that of the base when None. Adapters are merged in the base's dtype, so that
+            the result equals that of a model merged beforehand.
 
     Raises:
-        AdapterError: the folder is damaged, its base is not there or another one, or its tokenizer has tokens that the
-            embedding table has no row for.
+        AdapterError: the folder is damaged, its base is missing or is not the one it was trained on, or its tokenizer
+            has tokens without a row in the embedding table.
     """
     source = str(base) if base is not None else _named_base(folder)
-    elsewhere = "If it is somewhere else, name it with --base FOLDER"
+    elsewhere = "If it is stored elsewhere, name it with --base FOLDER"
     local_or_hub(source, "the base", AdapterError, whose=f"of the adapter {folder}", advice=elsewhere)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise AdapterError(
-            f"the base {source} of the adapter {folder} cannot be loaded: {str(error).rstrip('.')}. If it is somewhere "
-            "else, name it with --base FOLDER"
+            f"the base {source} of the adapter {folder} cannot be loaded: {str(error).rstrip('.')}. If it is stored "
+            "elsewhere, name it with --base FOLDER"
         ) from error
     if not isinstance(config, AlignGPTConfig):
         if (folder / "non_lora_trainables.bin").is_file():
@@ -131,7 +132,7 @@ def load_adapter(
                 "scripts/merge_lora_weights.py, then convert the merged model"
             )
         raise AdapterError(
-            f"the base {source} of the adapter {folder} is a {config.model_type!r}, expected an AlignGPT"
+            f"the base {source} of the adapter {folder} is a {config.model_type!r} model, expected an AlignGPT model"
         )
     try:
         whole = AlignGPTForConditionalGeneration.from_pretrained(source, dtype="auto")
@@ -143,7 +144,7 @@ def load_adapter(
         try:
             adapted = PeftModel.from_pretrained(whole, folder)
         except KeyError as error:
-            # Of a module that is saved whole; of the others peft says nothing.
+            # Raised for modules that are stored in full; peft says nothing about the others.
             raise AdapterError(
                 f"the adapter {folder} was made for another base than {source}: "
                 f"{str(error.args[0]).removeprefix(_PREFIX)} is missing; name the right one with --base FOLDER"
@@ -154,9 +155,9 @@ def load_adapter(
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError, ShardError) as error:
         raise AdapterError(
-            f"the adapter {folder} cannot be put on its base {source}: {str(error).rstrip('.')}. A file of them is "
-            "missing or damaged, or they do not belong together; save or download them again, or name the base with "
-            "--base of aligngpt merge"
+            f"the adapter {folder} cannot be applied to its base {source}: {str(error).rstrip('.')}. A file is "
+            "missing or damaged, or adapter and base do not belong together; save or download them again, or name the "
+            "base with --base of aligngpt merge"
         ) from error
     if dtype is not None:
         # Buffers (rotary frequencies) keep their precision.
@@ -166,22 +167,22 @@ def load_adapter(
 
 
 def merge_adapter(folder: Path, out: Path, *, base: str | Path | None = None) -> int:
-    """Write the model that an adapter folder and its base make together, as one folder that needs neither.
+    """Merge an adapter folder into its base and write the result as a self-contained model folder.
 
     Args:
         folder: the adapter folder.
-        out: the folder to write; it appears when it is complete.
-        base: folder or hub name of the base; what the adapter names when None.
+        out: the output folder; it appears only once it is complete.
+        base: folder or hub name of the base; the base that the adapter names when None.
 
     Returns:
         The number of parameters.
 
     Raises:
-        AdapterError: `folder` has no adapters, its base is not there, or `out` would take the place of either.
+        AdapterError: `folder` has no adapters, its base is missing, or `out` would overwrite one of the two.
     """
     if not is_adapter(folder):
         raise AdapterError(
-            f"{folder} is no adapter folder (with {CONFIG_NAME}); give what a stage with lora.merge: false left"
+            f"{folder} is not an adapter folder (with {CONFIG_NAME}); give the output of a stage with lora.merge: false"
         )
     source = Path(base if base is not None else _named_base(folder))
     if out.resolve() in (folder.resolve(), source.resolve()):
@@ -207,12 +208,12 @@ def _named_base(folder: Path) -> str:
 
 
 def _processor(folder: Path, source: str) -> AlignGPTProcessor:
-    """The adapter's own processor; the base's, with the adapter's tokenizer and chat template, where it has no other.
+    """The adapter's own processor; without one, the base's with the adapter's tokenizer and chat template, if any.
 
     Raises:
-        AdapterError: tokens have other numbers than in the base.
+        AdapterError: token ids differ from those of the base.
     """
-    # Adapters that others trained may come without a processor, or with a tokenizer alone.
+    # Adapters trained elsewhere may come without a processor, or with only a tokenizer.
     own = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     with_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     processor: AlignGPTProcessor = AutoProcessor.from_pretrained(folder if own else source)
@@ -226,14 +227,14 @@ def _processor(folder: Path, source: str) -> AlignGPTProcessor:
         if moved:
             raise AdapterError(
                 f"the tokenizer of the adapter {folder} and that of its base {source} differ: {moved[0]!r} is token "
-                f"{ours.get(moved[0])} of the one and {theirs[moved[0]]} of the other ({len(moved)} differ); name the "
-                "base that the adapter was trained on with --base FOLDER"
+                f"{ours.get(moved[0])} in the adapter and {theirs[moved[0]]} in the base ({len(moved)} differ); name "
+                "the base that the adapter was trained on with --base FOLDER"
             )
     return processor
 
 
 def _vocabulary(source: str) -> Mapping[str, int]:
-    """The tokens of a base; none where it has no tokenizer."""
+    """The vocabulary of a base; empty if it has no tokenizer."""
     try:
         return AutoTokenizer.from_pretrained(source).get_vocab()
     except (OSError, ValueError):
@@ -262,9 +263,9 @@ def _check_base(folder: Path, source: str, base: AlignGPTForConditionalGeneratio
 
 
 def _fingerprint(base: AlignGPTForConditionalGeneration) -> str:
-    """Of a base's language model, which adapters leave as it is: names, shapes, and some values of each weight.
+    """Hash of a base's language model, which adapters leave unchanged: names, shapes, and a sample of each weight.
 
-    Values are compared in bfloat16: a copy of the base in that precision is the same base.
+    Values are compared in bfloat16, so a copy of the base in that precision counts as the same base.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(base.named_parameters()):
@@ -278,7 +279,7 @@ def _fingerprint(base: AlignGPTForConditionalGeneration) -> str:
 def _grow(
     folder: Path, source: str, base: AlignGPTForConditionalGeneration, stored: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Give the base the rows that the adapter brings, where it was trained with more tokens than the base has."""
+    """Enlarge the base's embedding table if the adapter was trained with more tokens than the base has."""
     rows = stored.get(EMBEDDINGS, (0,))[0]
     embeddings: Any = base.get_input_embeddings()
     old = len(embeddings.weight)
@@ -286,8 +287,8 @@ def _grow(
         return
     if HEAD not in stored and not base.config.tie_word_embeddings:
         raise AdapterError(
-            f"the adapter {folder} brings an embedding table of {rows} rows for the {old} of its base {source}, and no "
-            f"output layer of that size ({HEAD}); save it with both"
+            f"the adapter {folder} has an embedding table of {rows} rows where its base {source} has {old}, but no "
+            f"output layer of that size ({HEAD}); save the adapter with both"
         )
     base.resize_token_embeddings(rows, mean_resizing=False)
 
@@ -301,24 +302,24 @@ def _check_tokens(
     needed = max(vocabulary.values()) + 1
     if needed > rows:
         raise AdapterError(
-            f"the tokenizer of the adapter {folder} has {needed} tokens and the embedding table of its base {source} "
-            f"{rows} rows, and the adapter brings no larger table; name the base that it was trained on with --base "
+            f"the tokenizer of the adapter {folder} has {needed} tokens but the embedding table of its base {source} "
+            f"has {rows} rows, and the adapter has no larger table; name the base that it was trained on with --base "
             "FOLDER, or save the adapter with its embedding table and output layer"
         )
     for token, index in ((IMAGE_TOKEN, model.config.image_token_index), (ALIGN_TOKEN, model.config.align_token_index)):
         if index >= 0 and vocabulary.get(token) != index:
             raise AdapterError(
-                f"{token} is token {vocabulary.get(token)} of the tokenizer of the adapter {folder} and {index} in its "
+                f"{token} is token {vocabulary.get(token)} in the tokenizer of the adapter {folder} and {index} in its "
                 f"base {source}; name the base that the adapter was trained on with --base FOLDER"
             )
 
 
 def _check_names(folder: Path, source: str, adapted: PeftModel, stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Every tensor of the folder has its place in the model, and every place its tensor: peft passes over the rest."""
+    """Check that stored tensors and adapted parameters match one to one: peft silently ignores the rest."""
     places = {name.removeprefix(_PREFIX) for name in get_peft_model_state_dict(adapted, save_embedding_layers=False)}
     stray = sorted(stored.keys() - places - {EMBEDDINGS, HEAD})
     empty = sorted(places - stored.keys())
-    problems = [f"{name} has no place in it" for name in stray[:5]] + [f"{name} is missing" for name in empty[:5]]
+    problems = [f"{name} has no counterpart in it" for name in stray[:5]] + [f"{name} is missing" for name in empty[:5]]
     if problems:
         raise AdapterError(
             f"the adapter {folder} was made for another base than {source}: {'; '.join(problems)}"

@@ -1,4 +1,4 @@
-"""Assembling a model: any vision tower and any causal language model become one AlignGPT."""
+"""Assemble an AlignGPT model from any vision tower and any causal language model."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -51,23 +51,23 @@ def assemble(
         vision_tower: folder or hub name of CLIP, SigLIP, DINOv2 (with or without registers) or another patch
             transformer.
         language_model: folder or hub name of a causal language model with its tokenizer.
-        alignment, num_levels, vision_feature_layer, gate_grid, text_pooling: see `AlignGPTConfig`; `gate_grid` is the
-            tower's own grid when None, at most 24 on a side.
+        alignment, num_levels, vision_feature_layer, gate_grid, text_pooling: see `AlignGPTConfig`; `gate_grid` is
+            the tower's own grid when None, at most 24 per side.
         chat_template: a name in `NAMED_TEMPLATES` (`vicuna`, `chatml`, …), a Jinja file, or None for the tokenizer's
-            own (Vicuna's where the tokenizer has none).
-        pad_images: pad pictures to a square with the mean colour, as in the paper; False cuts out the middle.
-        image_size: side in pixels that pictures are brought to; the tower's own when None.
-        image_scales: several sides at which each picture is read; see `AlignGPTConfig`.
-        dtype: of all parameters.
-        seed: for the fresh parameters.
-        weights: False reads configurations and the tokenizer only and gives a model whose parameters have shapes but
-            no values (on torch's meta device): what a plan needs, at any size in little memory.
+            own (Vicuna's if the tokenizer has none).
+        pad_images: pad images to a square with the mean colour, as in the paper; False takes a centre crop.
+        image_size: side in pixels that images are resized to; the tower's own when None.
+        image_scales: several sides at which each image is read; see `AlignGPTConfig`.
+        dtype: dtype of all parameters.
+        seed: random seed of the fresh parameters.
+        weights: False reads only configurations and the tokenizer and returns a model whose parameters have shapes
+            but no values (on torch's meta device), so that a model of any size can be planned in little memory.
 
     Returns:
         The model on the CPU in evaluation mode, and its processor.
 
     Raises:
-        BackboneError: a backbone cannot be loaded, or is of a kind that does not fit.
+        BackboneError: a backbone cannot be loaded or is of an unsupported kind.
     """
     tower = load_vision_tower(
         vision_tower,
@@ -115,7 +115,7 @@ def assemble(
 def build_processor(tower: VisionTower, tokenizer: Any, template: str, *, with_align: bool) -> AlignGPTProcessor:
     """The processor of a model with this vision tower, tokenizer and chat template."""
     if isinstance(tokenizer.chat_template, dict):
-        # The others would be saved beside the one that was taken.
+        # The other templates would otherwise be saved along with the chosen one.
         tokenizer.chat_template = template
     return AlignGPTProcessor(
         image_processor=tower.image_processor,
@@ -132,7 +132,7 @@ def build_processor(tower: VisionTower, tokenizer: Any, template: str, *, with_a
 def _put_together(
     config: AlignGPTConfig, tower: PreTrainedModel, language: PreTrainedModel, dtype: torch.dtype, seed: int
 ) -> AlignGPTForConditionalGeneration:
-    """An AlignGPT around the given networks; only the projector and the alignment module get memory of their own."""
+    """An AlignGPT around the given networks; only the projector and the alignment module are newly allocated."""
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration(config)
     model.model.vision_tower = tower
@@ -151,16 +151,16 @@ def _put_together(
 def _check_values(model: AlignGPTForConditionalGeneration) -> None:
     stray = [name for name, tensor in _tensors(model) if tensor.is_meta]
     if stray:
-        raise BackboneError(f"the backbones bring no values for {', '.join(stray)}")
+        raise BackboneError(f"the backbones have no values for {', '.join(stray)}")
 
 
 def _check_language(model: AlignGPTForConditionalGeneration, language: PreTrainedModel, source: str | Path) -> None:
-    """Without an image the assembled model must say what its language model says, alone and in a batch, with a cache.
+    """Check that without an image the model's logits equal its language model's, alone and in a batch, with a cache.
 
-    Where it says something else with a cache than without, it generates without.
+    If only the cached logits differ, generation without a cache is set as the default.
 
     Raises:
-        BackboneError: it says something else, or cannot be run.
+        BackboneError: the logits differ, or the model cannot be run.
     """
     kind = type(language).__name__
     ids = torch.arange(8).unsqueeze(0)
@@ -168,28 +168,28 @@ def _check_language(model: AlignGPTForConditionalGeneration, language: PreTraine
         with torch.no_grad():
             expected = language(input_ids=ids, use_cache=False).logits
             found = model(input_ids=ids, use_cache=False).logits
-    # Language models of other kinds raise whatever they like here.
+    # Unsupported language models may raise anything here.
     except Exception as error:
         raise BackboneError(f"{source}: {kind} cannot be run on embeddings: {error}") from error
     words = torch.ones(expected.shape[-1], dtype=torch.bool)
     words[model.config.placeholder_ids] = False
     if not _alike(found[..., words], expected[..., words]):
         raise BackboneError(
-            f"{source}: {kind} does more between its embeddings and its logits than AlignGPT knows; this kind of "
+            f"{source}: {kind} does more between its embeddings and its logits than AlignGPT supports; this kind of "
             "language model is not supported"
         )
     if _generates_alike(model, words, use_cache=True):
         return
     if not _generates_alike(model, words, use_cache=False):
         raise BackboneError(
-            f"{source}: {kind} answers a prompt in a batch, with padding before it, otherwise than alone; this kind of "
+            f"{source}: {kind} answers a prompt in a batch, padded on the left, differently than alone; this kind of "
             "language model is not supported"
         )
     model.generation_config.use_cache = False
 
 
 def _generates_alike(model: AlignGPTForConditionalGeneration, words: torch.Tensor, *, use_cache: bool) -> bool:
-    """Whether two prompts of different lengths are continued together as each is alone, without a cache."""
+    """Whether two prompts of different lengths get the same logits in one batch as each alone without a cache."""
     prompts = [torch.arange(2, 8), torch.arange(5, 8)]
     padding = [len(prompts[0]) - len(prompt) for prompt in prompts]
     ids = torch.stack([F.pad(prompt, (before, 0)) for prompt, before in zip(prompts, padding, strict=True)])
@@ -213,23 +213,23 @@ def _generates_alike(model: AlignGPTForConditionalGeneration, words: torch.Tenso
                 expected = model(input_ids=alone, use_cache=False).logits[0, -steps:]
                 if not _alike(found[row][..., words], expected[..., words]):
                     return False
-    # Language models with caches of their own kind raise whatever they like here.
+    # Language models with custom caches may raise anything here.
     except Exception:
         return False
     return True
 
 
 def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether logits are equal but for rounding in the precision of those expected; NaN is not.
+    """Whether logits are equal up to rounding in the precision of `expected`; NaN never is.
 
-    `generate` gives its own in single precision, whatever they were computed in.
+    `generate` returns single-precision logits, whatever precision they were computed in.
     """
     tolerance = 2e-3 if expected.dtype == torch.float32 else 5e-2
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def fresh_alignment(config: AlignGPTConfig) -> AlignmentModule:
-    """An alignment module of the configuration's sizes, with fresh values."""
+    """A freshly initialised alignment module of the configuration's sizes."""
     return AlignmentModule(
         config.num_alignment_levels, config.get_text_config().hidden_size, config.gate_grid, config.gate_hidden_size
     )
@@ -240,7 +240,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def chosen_template(wanted: str | None, tokenizer: Any, source: str | Path) -> str:
-    """The chat template that is asked for, by name or as a Jinja file; the tokenizer's own, or Vicuna's, when None."""
+    """The requested chat template, by name or as a Jinja file; the tokenizer's own, or Vicuna's, when None."""
     if wanted is None:
         own = one_template(tokenizer.chat_template, f"the tokenizer of {source}")
         return with_images(own) if own else VICUNA
@@ -250,13 +250,13 @@ def chosen_template(wanted: str | None, tokenizer: Any, source: str | Path) -> s
         return with_images(Path(wanted).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BackboneError(
-            f"chat template {wanted!r} is neither one of {', '.join(NAMED_TEMPLATES)} nor a Jinja file that can be "
-            f"read: {error}"
+            f"chat template {wanted!r} is neither one of {', '.join(NAMED_TEMPLATES)} nor a readable Jinja file: "
+            f"{error}"
         ) from error
 
 
 def end_tokens(tokenizer: Any, template: str, known: int | list[int] | None = None) -> list[int]:
-    """What ends an answer: what ended it for the language model, and the mark the template writes after a turn."""
+    """Ids of the tokens that end an answer: the language model's own, and the mark the template writes after a turn."""
     ends = [*known] if isinstance(known, list) else [known]
     ends.append(tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()

@@ -30,24 +30,24 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 AS_THE_TOWER = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
-"""What of a tower's own image processor decides how pixels become numbers."""
+"""Settings of a tower's own image processor that determine how pixels are scaled and normalised."""
 
 
 class BackboneError(AlignGPTError):
-    """A backbone cannot be loaded or is of a kind that does not fit; the message says which and what to do."""
+    """A backbone cannot be loaded or is of an unsupported kind; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
 class VisionTower:
-    """A vision tower and what its features look like.
+    """A vision tower and the layout of its features.
 
     Attributes:
         model: the network; its output has `hidden_states`, each `(images, tokens, hidden)`.
-        image_processor: brings a picture to the tower's size, mean and standard deviation.
+        image_processor: resizes and normalises an image to the tower's size, mean and standard deviation.
         patch_size: side of a patch, in pixels.
-        select_strategy: `default` when the first token is a class token to be dropped, `full` when all are patches.
+        select_strategy: `default` if the first token is a class token to be dropped, `full` if all are patches.
         image_tokens: P, patch tokens per image.
-        register_tokens: how many tokens stand between the class token, if any, and the patches.
+        register_tokens: number of tokens between the class token, if any, and the patches.
     """
 
     model: PreTrainedModel
@@ -67,20 +67,20 @@ def load_vision_tower(
     dtype: torch.dtype = torch.float32,
     weights: bool = True,
 ) -> VisionTower:
-    """Load a vision tower, by itself or out of a CLIP-like model, and find out what its features look like.
+    """Load a vision tower, stand-alone or from a CLIP-like model, and determine the layout of its features.
 
     Args:
         source: folder or hub name, with a preprocessor configuration.
-        pad_images: pad pictures to a square with the mean colour; False cuts out the middle.
-        image_size: side in pixels that pictures are brought to; the side in the preprocessor configuration when None.
-        image_scales: in place of `image_size`, several sides; the tower reads squares of the first, pictures are
-            brought to the last.
-        dtype: of the parameters.
-        weights: False reads the configurations only; the parameters then have shapes but no values.
+        pad_images: pad images to a square with the mean colour; False takes a centre crop.
+        image_size: side in pixels that images are resized to; the side in the preprocessor configuration when None.
+        image_scales: several sides instead of `image_size`; the tower reads squares of the first, images are
+            resized to the last.
+        dtype: dtype of the parameters.
+        weights: False reads only the configurations; the parameters then have shapes but no values.
 
     Raises:
-        BackboneError: the source cannot be loaded, or its tokens are not one per patch, with class and
-            register tokens before them.
+        BackboneError: the source cannot be loaded, or its tokens are not one per patch, optionally
+            preceded by class and register tokens.
     """
     if image_scales:
         try:
@@ -94,13 +94,13 @@ def load_vision_tower(
     config = getattr(whole, "vision_config", whole)
     if type(config) not in MODEL_MAPPING:
         raise BackboneError(
-            f"{source}: transformers' AutoModel has no model for {config.model_type} alone; CLIP, SigLIP and DINOv2 "
-            "(with or without registers) are known to work"
+            f"{source}: transformers' AutoModel has no stand-alone model for {config.model_type}; CLIP, SigLIP and "
+            "DINOv2 (with or without registers) are known to work"
         )
     if not hasattr(config, "patch_size"):
         raise BackboneError(
-            f"{source}: {config.model_type} does not say the size of its patches, so it is no vision transformer that "
-            "cuts pictures into patches; CLIP, SigLIP and DINOv2 (with or without registers) are known to work"
+            f"{source}: {config.model_type} does not state a patch size, so it is not a vision transformer that "
+            "splits images into patches; CLIP, SigLIP and DINOv2 (with or without registers) are known to work"
         )
     try:
         own_processor = AutoImageProcessor.from_pretrained(source)
@@ -112,13 +112,13 @@ def load_vision_tower(
     tokens = _count_tokens(model.eval(), source, size)
     patch, other = _sides(config.patch_size)
     if patch != other:
-        raise BackboneError(f"{source}: its patches are {patch} × {other} pixels; only square ones are supported")
+        raise BackboneError(f"{source}: its patches are {patch} × {other} pixels; only square patches are supported")
     patches = (size // patch) ** 2
     registers = getattr(config, "num_register_tokens", None) or 0
     if tokens - registers not in (patches, patches + 1):
         named = f" and {registers} registers" if registers else ""
         raise BackboneError(
-            f"{source}: {tokens} tokens for a picture of {size} px, expected {patches} patches of {patch} "
+            f"{source}: {tokens} tokens for an image of {size} px, expected {patches} patches of {patch} "
             f"px{named}, with or without a class token; towers with a pooled grid, or with tokens that "
             "num_register_tokens does not count, are not supported"
         )
@@ -135,12 +135,12 @@ def load_vision_tower(
 def load_language_model(
     source: str | Path, dtype: torch.dtype = torch.float32, *, weights: bool = True
 ) -> PreTrainedModel:
-    """Load a causal language model whose body takes embeddings and whose head is linear.
+    """Load a causal language model whose body accepts embeddings and whose head is linear.
 
     Args:
         source: folder or hub name.
-        dtype: of the parameters.
-        weights: False reads the configuration only; the parameters then have shapes but no values.
+        dtype: dtype of the parameters.
+        weights: False reads only the configuration; the parameters then have shapes but no values.
 
     Raises:
         BackboneError: the source cannot be loaded, or is not such a model.
@@ -148,7 +148,7 @@ def load_language_model(
     config = _load_config(source, "language model")
     if config.get_text_config(decoder=True) is not config:
         raise BackboneError(
-            f"{source}: {config.model_type} has parts besides its language model; give a text-only language model"
+            f"{source}: {config.model_type} has components besides its language model; give a text-only language model"
         )
     try:
         if weights:
@@ -159,46 +159,47 @@ def load_language_model(
         raise BackboneError(f"the language model {source} cannot be loaded: {error}") from error
     if missing:
         raise BackboneError(
-            f"{source} has no weights for {_some(missing)} of {type(model).__name__}; they would be random numbers. "
+            f"{source} has no weights for {_some(missing)} of {type(model).__name__}; they would be left random. "
             "Give a complete causal language model, with its output layer"
         )
     body: Any = MODEL_MAPPING.get(type(config), None)
     if body is not type(model.base_model):
         raise BackboneError(
-            f"{source}: the body of {type(model).__name__} is not what AutoModel makes of its configuration, so a "
-            "saved model could not be loaded again"
+            f"{source}: the body of {type(model).__name__} is not the class that AutoModel builds from its "
+            "configuration, so a saved model could not be loaded again"
         )
     try:
         head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
         rows, width = embeddings.weight.shape
-    # Some classes look for them where they are not, others have none.
+    # Some classes look for them in the wrong place, others have none.
     except (AttributeError, NotImplementedError) as error:
         raise BackboneError(
-            f"{source}: {type(model).__name__} does not say where its embeddings are ({error}); this kind of language "
+            f"{source}: {type(model).__name__} does not expose its embeddings ({error}); this kind of language "
             "model is not supported"
         ) from error
     if not isinstance(head, nn.Linear):
         raise BackboneError(f"{source}: its output layer is {type(head).__name__}, expected a linear layer")
     if rows != head.out_features:
         raise BackboneError(
-            f"{source}: it has embeddings of {rows} tokens and an output layer for {head.out_features}; they must agree"
+            f"{source}: it has embeddings for {rows} tokens and an output layer for {head.out_features}; they must "
+            "match"
         )
     if width != config.hidden_size:
         raise BackboneError(
-            f"{source}: its embeddings are {width} wide and its layers {config.hidden_size}; they must agree"
+            f"{source}: its embeddings are {width} wide and its layers {config.hidden_size}; they must match"
         )
     return model.eval()
 
 
 def load_tokenizer(source: str | Path, *, with_align: bool) -> Any:
-    """The language model's tokenizer with the special tokens `<image>` and, where `with_align`, `<align>`.
+    """The language model's tokenizer with the special tokens `<image>` and, if `with_align`, `<align>`.
 
     Raises:
-        BackboneError: there is no tokenizer to load.
+        BackboneError: the tokenizer is missing or cannot be loaded.
     """
     local_or_hub(source, "the tokenizer of", BackboneError)
     try:
-        # Given here, because a padding side that is set later is not saved.
+        # Passed here because a padding side set later is not saved.
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     except LOADING_ERRORS as error:
         raise BackboneError(f"the tokenizer of {source} cannot be loaded: {error}") from error
@@ -210,12 +211,12 @@ def load_tokenizer(source: str | Path, *, with_align: bool) -> Any:
 
 
 def grow_vocabulary(language: PreTrainedModel, size: int) -> None:
-    """Make room for `size` tokens; new rows of the embedding and the head hold the mean of the old ones.
+    """Resize the vocabulary to at least `size` tokens; new rows of embedding and head hold the mean of the old ones.
 
-    See `new_rows` for what the embedding's are.
+    The embedding rows come from `new_rows`.
 
     Raises:
-        BackboneError: the language model cannot be given more tokens.
+        BackboneError: the vocabulary cannot be enlarged.
     """
     embeddings: Any = language.get_input_embeddings()
     old = len(embeddings.weight)
@@ -223,11 +224,11 @@ def grow_vocabulary(language: PreTrainedModel, size: int) -> None:
         return
     try:
         language.resize_token_embeddings(size, mean_resizing=False)
-    # It draws new rows in the model's own way, which may fail in any.
+    # It initialises new rows with the model's own code, which may raise anything.
     except Exception as error:
         raise BackboneError(
-            f"{type(language).__name__} cannot have {size - old} more tokens ({error}); this kind of language model is "
-            "not supported"
+            f"{type(language).__name__} cannot be given {size - old} more tokens ({error}); this kind of language "
+            "model is not supported"
         ) from error
     if embeddings.weight.is_meta:
         return
@@ -240,10 +241,10 @@ def grow_vocabulary(language: PreTrainedModel, size: int) -> None:
 
 
 def new_rows(table: torch.Tensor, count: int, *, apart: bool = True) -> torch.Tensor:
-    """Rows for new tokens, `(count, hidden)`: the mean of those there are, `(tokens, hidden)`.
+    """Rows for new tokens, `(count, hidden)`: the mean of the existing ones, `(tokens, hidden)`.
 
-    A trace of noise (1 % of the spread, the same each time) keeps them `apart`: where a caller gives embeddings instead
-    of ids, placeholders are known by theirs.
+    With `apart`, a little fixed-seed noise (1 % of the standard deviation) makes them distinct: if a caller passes
+    embeddings instead of ids, placeholders are identified by their embeddings.
     """
     spread, mean = torch.std_mean(table.float(), dim=0)
     noise = (
@@ -253,7 +254,7 @@ def new_rows(table: torch.Tensor, count: int, *, apart: bool = True) -> torch.Te
 
 
 def _load(kind: Any, source: str | Path, dtype: torch.dtype | str, **options: Any) -> tuple[Any, list[str]]:
-    """A model, and the names of the tensors that the source has no values for: these are random numbers."""
+    """A model, and the names of the tensors missing from the source, which are left random."""
     model, found = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     return model, sorted(found["missing_keys"])
 
@@ -264,18 +265,18 @@ def _on_meta(kind: Any, config: PretrainedConfig, dtype: torch.dtype) -> Any:
 
 
 def _load_tower(source: str | Path, whole: PretrainedConfig, config: PretrainedConfig, dtype: torch.dtype) -> Any:
-    """The tower of a source: all of it, or a part of a larger model.
+    """The tower of a source, which is the tower itself or a larger model that contains it.
 
-    transformers reads some larger models' towers by themselves (CLIP's). Of others it finds no tensor under the names
-    that it looks for, and leaves random numbers; these are loaded whole, and the tower is taken out.
+    transformers can load the tower alone from some larger models (CLIP). In others it finds no tensor under the
+    expected names and leaves random values; these are loaded in full and the tower is extracted.
 
     Raises:
-        BackboneError: the source has no values for tensors that its features depend on.
+        BackboneError: the source lacks tensors that its features depend on.
     """
     model, missing = _load(AutoModel, source, dtype, config=config)
     missing = _that_count(model, missing)
     if missing and whole is not config:
-        # In the precision of the file: the rest of it may be large, and is dropped.
+        # In the precision of the file: the rest of the model may be large and is dropped.
         larger, missing_of_all = _load(AutoModel, source, "auto")
         kind: Any = MODEL_MAPPING[type(config)]
         name = next((name for name, module in larger.named_modules() if type(module) is kind), None)
@@ -286,14 +287,14 @@ def _load_tower(source: str | Path, whole: PretrainedConfig, config: PretrainedC
             missing = _that_count(model, own)
     if missing:
         raise BackboneError(
-            f"{source} has no weights for {_some(missing)} of its {type(model).__name__}; they would be random "
-            "numbers. Give a folder with the vision tower's weights"
+            f"{source} has no weights for {_some(missing)} of its {type(model).__name__}; they would be left "
+            "random. Give a folder with the vision tower's weights"
         )
     return model
 
 
 def _that_count(model: PreTrainedModel, missing: Sequence[str]) -> list[str]:
-    """Those of the tensors that some hidden state depends on: a pooling head may be missing."""
+    """The missing tensors that some hidden state depends on: a pooling head may be missing."""
     if not missing:
         return []
     parameters = dict(model.named_parameters())
@@ -306,7 +307,7 @@ def _that_count(model: PreTrainedModel, missing: Sequence[str]) -> list[str]:
             total = torch.stack([state.float().sum() for state in states]).sum()
             gradients = torch.autograd.grad(total, [parameters[name] for name in known], allow_unused=True)
     except Exception:
-        # Towers that read no pictures raise whatever they like; any of these may then count.
+        # Towers that cannot read such an image may raise anything; then any of the tensors may matter.
         return list(missing)
     idle = {name for name, gradient in zip(known, gradients, strict=True) if gradient is None}
     return [name for name in missing if name not in idle]
@@ -317,7 +318,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _sides(size: Any) -> tuple[int, int]:
-    """Height and width of a configuration's `image_size` or `patch_size`, one number or two."""
+    """Height and width from a configuration's `image_size` or `patch_size`, which is one number or two."""
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 
@@ -331,22 +332,22 @@ def _load_config(source: str | Path, what: str) -> PretrainedConfig:
 
 
 def _count_tokens(model: PreTrainedModel, source: str | Path, size: int) -> int:
-    """Tokens that the tower makes of a picture, patches or not."""
+    """Number of tokens that the tower outputs per image, whether patches or not."""
     try:
         with torch.no_grad():
             pixels = torch.zeros(2, 3, size, size, dtype=model.dtype, device=model.device)
             states = model(pixels, output_hidden_states=True).hidden_states
-    # What towers of other kinds raise on pictures is of any kind.
+    # Unsupported towers may raise anything here.
     except Exception as error:
         raise BackboneError(
-            f"{source}: {type(model).__name__} cannot read pictures of {size} px as they are ({error}); towers that "
+            f"{source}: {type(model).__name__} cannot read plain images of {size} px ({error}); towers that "
             "read patches or grids of any shape are not supported"
         ) from error
     shapes = {tuple(state.shape) for state in states or ()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or shape[0] != 2:
         raise BackboneError(
-            f"{source}: {type(model).__name__} does not give one row of tokens a picture at every layer; towers of "
-            "that kind are not supported"
+            f"{source}: {type(model).__name__} does not output one sequence of tokens per image at every layer; towers "
+            "of that kind are not supported"
         )
     return int(shape[1])
 
@@ -361,19 +362,19 @@ def _side(image_processor: Any, config: PretrainedConfig) -> int:
             return int(side)
     if not hasattr(config, "image_size"):
         raise BackboneError(
-            f"{config.model_type} says no size of pictures: towers that read patches or grids of any shape are not "
-            "supported; take one of a fixed size, such as CLIP, SigLIP or DINOv2"
+            f"{config.model_type} states no image size: towers that read patches or grids of any shape are not "
+            "supported; use one with a fixed size, such as CLIP, SigLIP or DINOv2"
         )
     return _sides(config.image_size)[0]
 
 
 def _image_processor(own: Any, size: int, pad_images: bool) -> LlavaImageProcessorPil:
-    """LLaVA's preprocessing with the tower's numbers. The Pillow one: the same pixels whatever else is installed."""
+    """LLaVA's preprocessing with the tower's settings; the Pillow version: pixels never depend on what is installed."""
     return LlavaImageProcessorPil(
         do_pad=pad_images,
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
         resample=own.resample,
-        # Towers that normalise by themselves say so here.
+        # Towers that normalise internally say so here.
         **{name: getattr(own, name) for name in AS_THE_TOWER if getattr(own, name, None) is not None},
     )

@@ -1,4 +1,4 @@
-"""The model card of a folder: what the model is, what it was made of, and how to load it."""
+"""The model card of a folder: what the model is, what it was built from, and how to load it."""
 
 import json
 import re
@@ -20,7 +20,7 @@ _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE
 _USE = """\
 ## How to use it
 
-From inside this folder; elsewhere `.` becomes its path, or its name on the hub.
+Run this inside the folder; elsewhere, replace `.` by its path or its name on the hub.
 
 ```python
 import aligngpt  # registers the model with transformers
@@ -55,15 +55,15 @@ def card_text(
     base_models: Sequence[str] = (),
     sections: Sequence[str] = (),
 ) -> str:
-    """A model card: front matter as the Hugging Face hub reads it, what the model is, how to use it, and the rest.
+    """A model card: front matter for the Hugging Face hub, an introduction, how to use the model, and more sections.
 
-    It names no licence in the front matter: of a model made of others and of data, people decide.
+    The front matter names no licence: for a model derived from others and from data, that is for people to decide.
 
     Args:
-        name: what the model is called.
-        introduction: a sentence or more in Markdown.
-        base_models: hub names of what it was made of.
-        sections: Markdown, each with its heading.
+        name: name of the model.
+        introduction: one or more sentences in Markdown.
+        base_models: hub names of the models it was built from.
+        sections: Markdown sections, each with its heading.
     """
     facts: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     if base_models:
@@ -74,29 +74,29 @@ def card_text(
 
 
 def write_card(folder: Path, name: str, config: AlignGPTConfig, made_from: str) -> None:
-    """Write the card of a folder that was made from others.
+    """Write the card of a model folder that was made from other models.
 
     Args:
-        folder: of the model.
-        name: what the model is called.
+        folder: the model folder.
+        name: name of the model.
         config: its configuration.
-        made_from: goes on "An AlignGPT with so many levels, …", a sentence or more with their full stops.
+        made_from: continues "An AlignGPT with N alignment levels, …": one or more sentences with full stops.
     """
     introduction = (
         f"An AlignGPT ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})) with {config.num_alignment_levels} alignment "
-        f"levels, {made_from} Its licences are those of what it was made of."
+        f"levels, {made_from} It is subject to the licences of the models it was made from."
     )
     with atomic_write(folder / CARD_FILE) as file:
         file.write(card_text(name, introduction))
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this looks like `owner/name` on the Hugging Face hub, and no file or folder is called so."""
+    """Whether this looks like `owner/name` on the Hugging Face hub and no file or folder has that name."""
     return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def licence_of(backbone: str) -> str | None:
-    """The licence that a backbone's folder states, in its card, configuration or manifest; None where none does."""
+    """The licence stated in a backbone folder's card, configuration or manifest; None if there is none."""
     folder = Path(backbone)
     if not folder.is_dir():
         return None
@@ -104,7 +104,7 @@ def licence_of(backbone: str) -> str | None:
     for facts, name in (
         (_mapping(yaml.safe_load, card[1] if card else ""), "license"),
         (_mapping(json.loads, _text(folder / "config.json")), "license"),
-        # As the quickstart prepares its backbones.
+        # Written by the quickstart for its backbones.
         (_mapping(json.loads, _text(folder / "manifest.json")).get("made_from"), "licence"),
     ):
         if isinstance(facts, dict) and isinstance(facts.get(name), str):
@@ -113,13 +113,13 @@ def licence_of(backbone: str) -> str | None:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, all but its first column flush right; what is in the rows is shown as it is."""
+    """A Markdown table, all but its first column right-aligned; the text of the rows is escaped."""
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *([escaped(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escaped(text: str) -> str:
-    """A text of others in one line, in which nothing is read as Markdown or HTML."""
+    """Third-party text on one line, with Markdown and HTML escaped."""
     return re.sub(r"([\\`*_\[\]<>|&])", r"\\\1", " ".join(text.split()))
 
 
@@ -131,7 +131,7 @@ def _text(path: Path) -> str:
 
 
 def _mapping(parse: Callable[[str], Any], text: str) -> dict[str, Any]:
-    """What a text of YAML or JSON holds; empty where it is neither, or no mapping."""
+    """The mapping in a YAML or JSON text; empty if it cannot be parsed or is not a mapping."""
     try:
         content = parse(text)
     except (ValueError, yaml.YAMLError):

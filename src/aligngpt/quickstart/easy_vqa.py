@@ -1,8 +1,8 @@
-"""easy-VQA as training data: coloured shapes of 64 x 64 px with questions and captions, some known to be bad.
+"""easy-VQA as training data: 64 x 64 px images of coloured shapes, with questions and captions, some of them bad.
 
-The package has questions only. What a picture shows is deduced from their answers, and captions are written
-from it. A stated share of them is vague (says less than colour and shape) or wrong (says another colour or
-shape), so that it can be checked whether scores and levels find the badly aligned pairs.
+The package contains questions only. The content of each image is deduced from the answers, and captions are generated
+from it. A given share of the captions is vague (does not state both colour and shape) or wrong (states another colour
+or shape), to check whether scores and levels detect badly aligned pairs.
 """
 
 import json
@@ -34,28 +34,28 @@ QUESTIONS_SHA256 = {
     "test": "0d4630a51bafec65343e2f6af9cdd20cf8eae214344ef57636202eec409553f7",
 }
 FORMAT = 2
-"""Raised when what is written below changes, so that folders made by an older version are made anew."""
+"""Increment when the output below changes, so that folders made by an older version are rebuilt."""
 
 VALIDATION_PICTURES = 60
-"""Of the training split, the last ones: questions about them do not train, they show how training goes."""
+"""Number of images, the last of the training split, whose questions are held out to monitor training."""
 
 Split = Literal["train", "test"]
 
 
 class EasyVQAError(AlignGPTError):
-    """easy-VQA cannot be prepared as asked."""
+    """easy-VQA cannot be prepared with the given arguments."""
 
 
 @dataclass(frozen=True)
 class EasyVQAFiles:
-    """Where the prepared data is; image paths in the files are relative to `folder`.
+    """Paths of the prepared data; image paths in the files are relative to `folder`.
 
     Attributes:
-        folder: holds everything, with a `manifest.json` of counts, shares, seed and licence.
+        folder: contains everything, with a `manifest.json` of counts, shares, seed and licence.
         captions: one caption for most training images, with `caption_quality` (right, vague or wrong).
-        train_questions: one record a question, with `question_type`.
-        validation_questions: likewise, of a few training images whose questions are left out of `train_questions`.
-        test_questions: likewise, of the test images.
+        train_questions: one record per question, with `question_type`.
+        validation_questions: the same for a few training images whose questions are excluded from `train_questions`.
+        test_questions: the same for the test images.
         test_pairs: a right and a wrong caption for each test image whose colour and shape are known.
     """
 
@@ -83,28 +83,28 @@ class EasyVQAFiles:
 
 
 def prepare_easy_vqa(out: Path, seed: int = 0, vague_share: float = 0.15, wrong_share: float = 0.15) -> EasyVQAFiles:
-    """Write captions, questions and pictures of easy-VQA as LLaVA files, or use those of an earlier call.
+    """Write captions, questions and images of easy-VQA as LLaVA files, or reuse those of an earlier call.
 
-    Wrong captions differ from the truth in the colour or in the shape, and are written only where both are
-    known. Pictures of which the answers leave colour or shape open get vague captions, and count towards that
-    share first; where it is too small for them, the rest of them get no caption. So the shares hold exactly,
-    up to rounding.
+    Wrong captions have a wrong colour or a wrong shape and are written only for images whose colour and shape are both
+    known. Images whose colour or shape cannot be deduced from the answers get vague captions and fill that share
+    first; if there are more of them than the share allows, the rest get no caption. The shares are thus exact up to
+    rounding.
 
     Args:
-        out: the folder to write; an earlier result there is replaced when the arguments differ.
-        seed: for the choice of captions; the same seed gives the same files, byte for byte.
-        vague_share: of all captions, 0 to 1.
-        wrong_share: of all captions, 0 to 1; with `vague_share` at most 1.
+        out: output folder; an earlier result there is replaced if the arguments differ.
+        seed: random seed for the captions; the same seed gives byte-identical files.
+        vague_share: share of all captions, 0 to 1.
+        wrong_share: share of all captions, 0 to 1; at most 1 together with `vague_share`.
 
     Raises:
-        EasyVQAError: the shares make no sense.
+        EasyVQAError: the shares are invalid.
         PackageError: `easy-vqa` is not installed, or its files are not the expected ones.
-        PreparedFolderError: `out` holds something else.
+        PreparedFolderError: `out` contains something else.
     """
     if not (vague_share >= 0 and wrong_share >= 0 and vague_share + wrong_share <= 1):
         raise EasyVQAError(
             f"vague_share is {vague_share} and wrong_share {wrong_share}, "
-            "expected shares of 0 or more that sum to at most 1"
+            "expected non-negative shares that sum to at most 1"
         )
     made_from: dict[str, Plain] = {
         "package": EASY_VQA.requirement,
@@ -120,7 +120,7 @@ def prepare_easy_vqa(out: Path, seed: int = 0, vague_share: float = 0.15, wrong_
 
 
 def read_questions(split: Split) -> list[Question]:
-    """The package's questions of one split, in its order.
+    """The package's questions of one split, in the order of its file.
 
     Raises:
         PackageError: `easy-vqa` is not installed, or its file is not the expected one.
@@ -193,7 +193,7 @@ def _image_name(split: Split, image: int) -> str:
 
 
 def _write_json(path: Path, records: Sequence[dict[str, object]]) -> None:
-    """A JSON array with one record a line, so that it can be paged through and compared."""
+    """Write a JSON array with one record per line, so that it is easy to page through and diff."""
     path.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", encoding="utf-8")
 
 
@@ -202,7 +202,7 @@ def _copy_images(folder: Path, images: dict[Split, list[int]]) -> None:
     names = [(split, image) for split, numbers in images.items() for image in numbers]
     for split in images:
         (folder / "images" / split).mkdir(parents=True)
-    for split, image in track(names, "Copying easy-VQA pictures", unit="images"):
+    for split, image in track(names, "Copying easy-VQA images", unit="images"):
         path = source / split / "images" / f"{image}.png"
         try:
             shutil.copyfile(path, folder / _image_name(split, image))

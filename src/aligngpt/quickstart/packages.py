@@ -1,4 +1,4 @@
-"""Files inside installed packages: the quickstart's weights and data come from a package registry."""
+"""Access to files inside installed packages: the quickstart's weights and data come from a package registry."""
 
 import importlib.util
 import shlex
@@ -10,7 +10,7 @@ from aligngpt.files import sha256_of
 
 
 class PackageError(AlignGPTError):
-    """A package the quickstart reads from is missing or holds something else than expected."""
+    """A package the quickstart reads from is missing or its content is not as expected."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Package:
     """An installed package used only for the files in it; it is never imported.
 
     Attributes:
-        requirement: what to install, with the version pinned, as pip writes it.
+        requirement: pip requirement with a pinned version.
         module: name of its top-level folder.
-        licence: of the files we read, as an SPDX expression or in plain words.
+        licence: licence of the files we read, as an SPDX expression or in plain words.
     """
 
     requirement: str
@@ -28,10 +28,10 @@ class Package:
     licence: str
 
     def folder(self) -> Path:
-        """Where the package is installed.
+        """The folder where the package is installed.
 
-        Found without importing it: the packages' own requirements (inference engines, image libraries) are
-        heavy and not installed.
+        It is located without importing the package, whose dependencies (inference engines, image libraries) are heavy
+        and not installed.
 
         Raises:
             PackageError: it is not installed.
@@ -43,14 +43,14 @@ class Package:
         return Path(locations[0])
 
     def file(self, name: str, sha256: str) -> Path:
-        """Path of a file in the package, after its content was checked.
+        """Path of a file in the package, after checking its content.
 
         Args:
             name: path of the file inside the package's folder, with forward slashes.
             sha256: the SHA-256 its content must have, in hexadecimal.
 
         Raises:
-            PackageError: the package or the file is missing, or the content is another.
+            PackageError: the package or the file is missing, or the content differs.
         """
         path = self.folder() / name
         try:
@@ -70,5 +70,5 @@ class Package:
 
     @property
     def install_command(self) -> str:
-        """What to type in a shell to install it."""
+        """The shell command that installs the package."""
         return f"pip install --no-deps {shlex.quote(self.requirement)}"

@@ -1,4 +1,4 @@
-"""Four free photographs with questions and answers, to try an assistant on pictures of the world."""
+"""Four freely licensed photographs with questions and answers, to try an assistant on natural images."""
 
 import json
 import shutil
@@ -8,21 +8,21 @@ from pathlib import Path
 from aligngpt.quickstart.packages import Package
 from aligngpt.quickstart.prepared_folder import Facts, Plain, prepare_folder
 
-# Both releases hold the same photographs.
+# Both releases in this range contain the same photographs.
 SCIKIT_IMAGE = Package("scikit-image>=0.25.2,<0.27", "skimage", "CC0 or public domain, as named for each photograph")
 
 FORMAT = 1
-"""Raised when what is written below changes, so that folders made by an older version are made anew."""
+"""Increment when the output below changes, so that folders made by an older version are rebuilt."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph in scikit-image's package, and what may be asked about it.
+    """A photograph in the scikit-image package, with questions about it.
 
     Attributes:
-        name: of its file.
-        sha256: of its content.
-        credit: who made it and what allows its use, as scikit-image's documentation states.
+        name: file name.
+        sha256: SHA-256 of the file.
+        credit: author and licence, as stated in scikit-image's documentation.
         questions: questions with short answers.
     """
 
@@ -78,11 +78,11 @@ PHOTOGRAPHS = (
 
 @dataclass(frozen=True)
 class PhotographFiles:
-    """Where the photographs are; image paths in the file are relative to `folder`.
+    """Paths of the prepared photographs; image paths in the file are relative to `folder`.
 
     Attributes:
-        folder: holds `images/`, the questions and a `manifest.json` with the credits.
-        questions: LLaVA records, one a question.
+        folder: contains `images/`, the questions and a `manifest.json` with the credits.
+        questions: LLaVA records, one per question.
     """
 
     folder: Path
@@ -93,14 +93,14 @@ class PhotographFiles:
 
 
 def prepare_photographs(out: Path) -> PhotographFiles:
-    """Copy the photographs and write the questions about them, or use those of an earlier call again.
+    """Copy the photographs and write the questions about them, or reuse those of an earlier call.
 
     Args:
-        out: the folder to write.
+        out: output folder.
 
     Raises:
         PackageError: `scikit-image` is not installed, or a photograph is not the expected one.
-        PreparedFolderError: `out` holds something else.
+        PreparedFolderError: `out` contains something else.
     """
     made_from: dict[str, Plain] = {
         "package": SCIKIT_IMAGE.requirement,

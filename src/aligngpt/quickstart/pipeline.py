@@ -1,4 +1,4 @@
-"""The quickstart: every step of the method, one after the other, by the same functions the other commands call."""
+"""The quickstart: every step of the method in sequence, using the same functions as the other commands."""
 
 import json
 import time
@@ -48,13 +48,13 @@ TEST_QUESTIONS = 2000
 ALL_QUESTIONS_FROM_MINUTES = 30
 SHUFFLED_QUESTIONS = 500
 IMAGE_SIZE = 56
-"""Side in pixels: 16 patches. The pictures are of 64 x 64 px and hold one shape each."""
+"""Side in pixels: 16 patches. The images are 64 x 64 px and contain one shape each."""
 
 VISION_LAYERS = 8
-"""Of 12, for the dual encoder: the last ones of this tower were tuned for saliency."""
+"""Number of layers, of 12, that the dual encoder keeps: this tower's last layers were fine-tuned for saliency."""
 
 PRETRAIN_SHARE = 0.2
-"""Of the training time; the rest is for instruction tuning."""
+"""Share of the training time for pre-training; the rest is for instruction tuning."""
 
 SECONDS_OF_WARM_START = 45
 SECONDS_AFTER_TRAINING = 130
@@ -62,30 +62,30 @@ SECONDS_PER_QUESTION = 0.06
 
 
 SECONDS_OF_DUAL_ENCODER = 16
-"""On two quiet cores, by which the speed of a machine is told: it is the same work everywhere."""
+"""Seconds on two idle cores. Used to judge a machine's speed, since the work is the same everywhere."""
 
 SLOW = 1.5
-"""A machine that takes so many times longer is said to be slow."""
+"""A machine that takes more than this many times as long is reported as slow."""
 
 
 class QuickstartError(AlignGPTError):
-    """The quickstart cannot be run as asked."""
+    """The quickstart cannot be run with the given arguments."""
 
 
 class NotLearntError(AlignGPTError):
-    """The model that came out answers no better than without looking at the pictures."""
+    """The trained model answers no better than without looking at the images."""
 
 
 @dataclass
 class Run:
-    """The folder of one quickstart, and what its finished steps took.
+    """The folder of one quickstart run, and the measurements of its finished steps.
 
     Attributes:
-        folder: holds everything.
-        minutes: the time budget of the whole run.
-        seed: of everything drawn at random.
-        steps: seconds, samples and peak memory (bytes) by the step's name.
-        training_minutes: decided once, when training begins, and kept by a resumed run.
+        folder: contains all files of the run.
+        minutes: time budget of the whole run.
+        seed: random seed of all steps.
+        steps: seconds, samples and peak memory (bytes) by step name.
+        training_minutes: set once when training begins, and kept by a resumed run.
     """
 
     folder: Path
@@ -96,10 +96,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, minutes: float, seed: int) -> "Run":
-        """Begin a run, or go on with the one in the folder.
+        """Start a run, or resume the one in the folder.
 
         Raises:
-            QuickstartError: the folder holds a run with other settings.
+            QuickstartError: the folder contains a run with other settings.
         """
         path = folder / "run.json"
         if not path.is_file():
@@ -107,8 +107,8 @@ class Run:
         found = json.loads(path.read_text(encoding="utf-8"))
         if (found["minutes"], found["seed"]) != (minutes, seed):
             raise QuickstartError(
-                f"{folder} holds a run of {found['minutes']:g} minutes with seed {found['seed']}; give these, or "
-                "another folder with --out"
+                f"{folder} contains a run of {found['minutes']:g} minutes with seed {found['seed']}; use the same "
+                "settings, or another folder with --out"
             )
         return cls(folder, minutes, seed, found["steps"], found["training_minutes"])
 
@@ -134,7 +134,7 @@ class Run:
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, Any]]:
-        """Measure one step; what it took is kept when it ends without an error. Yields facts to add to."""
+        """Measure one step and save the measurements if it succeeds. Yields a dict of facts to add to them."""
         console.print(f"[bold]{name}[/]")
         reset_peak_memory()
         started = time.monotonic()
@@ -146,29 +146,29 @@ class Run:
         self.save()
 
     def done(self, name: str) -> bool:
-        """Whether a step was finished by this run or an earlier one."""
+        """Whether a step was finished by this process or an earlier one."""
         return name in self.steps
 
     @property
     def seconds(self) -> float:
-        """Seconds of all finished steps."""
+        """Total seconds of all finished steps."""
         return sum(step["seconds"] for step in self.steps.values())
 
 
 def run_quickstart(out: Path | None = None, *, minutes: float = DEFAULT_MINUTES, seed: int = 0) -> Path:
-    """Run every step that is not done yet and print what came out.
+    """Run every unfinished step and print the results.
 
     Args:
-        out: folder of the run; `runs/quickstart`, with the minutes in its name when they are not 12, when None.
-        minutes: for everything, on two cores like those it was measured on; training gets what the other steps leave.
-        seed: of everything drawn at random.
+        out: folder of the run; when None, `runs/quickstart`, with the minutes in its name if they are not 12.
+        minutes: total time, on two cores like those it was measured on; training gets the time the other steps leave.
+        seed: random seed of all steps.
 
     Returns:
         The folder of the run.
 
     Raises:
-        NotLearntError: the model is no better than its baselines; everything is written and printed all the same.
-        AlignGPTError: a package is missing, or the folder holds something else.
+        NotLearntError: the model is no better than its baselines; all results are written and printed all the same.
+        AlignGPTError: a package is missing, or the folder contains something else.
     """
     if out is None:
         out = Path("runs") / ("quickstart" if minutes == DEFAULT_MINUTES else f"quickstart-{minutes:g}-minutes")
@@ -179,7 +179,7 @@ def run_quickstart(out: Path | None = None, *, minutes: float = DEFAULT_MINUTES,
 def _run_quickstart(out: Path, minutes: float, seed: int) -> Path:
     run = Run.open(out, minutes, seed)
     if run.done("Report"):
-        console.print(f"{out} is done already; remove it, or give another folder with --out, to run again")
+        console.print(f"{out} is already finished; to run again, remove it or give another folder with --out")
         _print_results(run)
         _check_learnt(run)
         return out
@@ -197,7 +197,7 @@ def _run_quickstart(out: Path, minutes: float, seed: int) -> Path:
 
 
 def _prepare(run: Run) -> tuple[EasyVQAFiles, dict[str, Path]]:
-    """Bring the packaged weights and data into ordinary folders; those that are there already stay."""
+    """Convert the packaged weights and data to ordinary folders, reusing those that already exist."""
     cache = run.folder.parent / "backbones"
     with run.step("Models and data"):
         backbones = {
@@ -211,7 +211,7 @@ def _prepare(run: Run) -> tuple[EasyVQAFiles, dict[str, Path]]:
 
 
 def _score(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
-    """Scores and levels of the captions, and how well the scores tell right from wrong captions of test images."""
+    """Compute scores and levels of the captions, and the ROC AUC of right against wrong captions of test images."""
     encoder = run.folder / "dual-encoder"
     if not run.done("Dual encoder"):
         with run.step("Dual encoder"):
@@ -228,7 +228,7 @@ def _score(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
     if not run.done("Scores"):
         with run.step("Scores") as facts:
             scorer = PairScorer.load(encoder)
-            # Small pictures: a thread opens them before a process would have started.
+            # The images are small: a thread opens them all before a worker process would have started.
             summary = score_source(open_pairs(files.captions), scorer, run.folder / "scores", workers=0)
             held_out = score_source(open_pairs(files.test_pairs), scorer, run.folder / "scores-test", workers=0)
             facts["samples"] = summary.scored + held_out.scored
@@ -244,16 +244,16 @@ def _say_when_slow(run: Run) -> None:
     slower = run.steps["Dual encoder"]["seconds"] / SECONDS_OF_DUAL_ENCODER
     if slower > SLOW:
         console.print(
-            f"this machine is slow, or busy: it takes {slower:.1f} times as long as the two quiet cores that "
-            f"{DEFAULT_MINUTES} minutes were measured on. Training goes on until enough is learnt: about "
-            f"{slower * max(run.minutes, DEFAULT_MINUTES):.0f} minutes in all",
+            f"this machine is slow or busy: it takes {slower:.1f} times as long as the two idle cores that the "
+            f"{DEFAULT_MINUTES} minutes were measured on. Training continues until the model has learnt enough: about "
+            f"{slower * max(run.minutes, DEFAULT_MINUTES):.0f} minutes in total",
             highlight=False,
             soft_wrap=True,
         )
 
 
 def _separation(pairs: Path, scores_folder: Path) -> float:
-    """How well the scores tell right captions from wrong ones: the area under the ROC curve."""
+    """How well the scores separate right captions from wrong ones: the area under the ROC curve."""
     is_right = [isinstance(record, dict) and record["caption_quality"] == "right" for _, record in read_records(pairs)]
     batches = list(ScoredPairs(scores_folder).batches())
     scores = np.concatenate([batch.scores for batch in batches])
@@ -278,7 +278,7 @@ def _train(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> None:
 
 
 def _recipe(run: Run, files: EasyVQAFiles, backbones: dict[str, Path]) -> Recipe:
-    """The recipe of the quickstart with this run's folders and minutes, also left as `recipe.yaml` in the run."""
+    """The quickstart's recipe with this run's folders and minutes, also written to `recipe.yaml` in the run folder."""
     assert run.training_minutes is not None
     content = load_recipe(recipe_path("quickstart")).model_dump(mode="json")
     content["model"]["vision_tower"] = str(backbones["vision_tower"])
@@ -322,7 +322,7 @@ def _evaluate(run: Run, files: EasyVQAFiles) -> None:
             tally = {
                 "correct": AnswerPrior.fit(training).count_correct(test),
                 "total": len(test),
-                "note": "the most frequent training answer to the same question",
+                "note": "most frequent training answer to the same question",
             }
             with atomic_write(run.folder / "baselines.json") as file:
                 json.dump({"Text only": tally}, file)
@@ -359,10 +359,10 @@ def _print_results(run: Run) -> None:
 
 
 def _check_learnt(run: Run) -> None:
-    """Whether the model answers better than its baselines, beyond chance.
+    """Check that the model is significantly better than its baselines.
 
     Raises:
-        NotLearntError: it does not.
+        NotLearntError: it is not.
     """
     correct, total = _tally(run, "test")
     low, _ = wilson_interval(correct, total)
@@ -370,14 +370,14 @@ def _check_learnt(run: Run) -> None:
     best = max(results["prior"], results["shuffled"])
     if low <= best:
         raise NotLearntError(
-            f"the model learnt too little: {correct / total:.1%} of its answers are right (95 % interval from "
-            f"{low:.1%}), and {best:.1%} are without looking at the pictures. Give it more time, such as --minutes "
-            f"{2 * run.minutes:g}, or a machine that is less busy"
+            f"the model learnt too little: {correct / total:.1%} of its answers are correct (95 % interval from "
+            f"{low:.1%}), compared with {best:.1%} without looking at the images. Allow more time, such as --minutes "
+            f"{2 * run.minutes:g}, or use a machine that is less busy"
         )
 
 
 def _results(run: Run) -> dict[str, float]:
-    """The figures of the run in short."""
+    """The key figures of the run."""
     tallies = {"accuracy": _tally(run, "test"), "shuffled": _tally(run, "shuffled")}
     prior = _json(run, "baselines.json")["Text only"]
     return {

@@ -1,4 +1,4 @@
-"""Prepared folders: complete or absent, and used again while what they were made from stays the same."""
+"""Folders that are prepared atomically and reused as long as their inputs stay the same."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,40 +10,39 @@ from aligngpt.files import atomic_folder
 MANIFEST = "manifest.json"
 
 Plain = str | int | float | dict[str, str] | dict[str, int]
-"""What a manifest holds: values that JSON gives back unchanged."""
+"""A manifest value: one that JSON round-trips unchanged."""
 
 Facts = Mapping[str, Plain]
-"""What is worth knowing about a prepared folder, by name."""
+"""Facts about a prepared folder, by name."""
 
 
 class PreparedFolderError(AlignGPTError):
-    """A folder cannot be prepared because something else is already at its place."""
+    """A folder cannot be prepared because something else already exists at its path."""
 
 
 def prepare_folder(folder: Path, made_from: Facts, build: Callable[[Path], Facts]) -> Path:
-    """Make `folder`, or leave it as it is when it was made from the same inputs and is still whole.
+    """Build `folder`, or reuse it if it was built from the same inputs and is still complete.
 
-    The folder gets a `manifest.json` with `made_from`, the facts that `build` returns, and the size of every
-    file.
+    The folder gets a `manifest.json` with `made_from`, the facts that `build` returns, and the size of every file.
 
     Args:
-        folder: where the result is to be; only an empty folder or an earlier result is ever replaced.
+        folder: output folder; only an empty folder or an earlier result is ever replaced.
         made_from: everything the content depends on (versions, checksums, options).
-        build: writes the content into the empty folder it is given and returns facts worth knowing about it.
+        build: writes the content into the empty folder it is given and returns facts about it.
 
     Returns:
-        `folder`, ready.
+        `folder`.
 
     Raises:
-        PreparedFolderError: `folder` holds something that was not prepared by this function.
+        PreparedFolderError: `folder` contains something that was not prepared by this function.
         AlignGPTError: whatever `build` raises; `folder` is then unchanged.
     """
     if is_prepared(folder, made_from):
         return folder
     if folder.exists() and not (folder.is_dir() and (_manifest(folder) is not None or not any(folder.iterdir()))):
         raise PreparedFolderError(
-            f"{folder} is not empty and was not prepared by this command (it has no {MANIFEST} of ours); "
-            "name another folder, or move what is there"
+            f"{folder} is not empty and was not prepared by this command (it has no valid {MANIFEST}); "
+            "give another folder, or move its contents elsewhere"
         )
     with atomic_folder(folder) as temporary:
         facts = build(temporary)
@@ -53,7 +52,7 @@ def prepare_folder(folder: Path, made_from: Facts, build: Callable[[Path], Facts
 
 
 def is_prepared(folder: Path, made_from: Facts) -> bool:
-    """Whether `folder` was made from these inputs and every file is there with its size."""
+    """Whether `folder` was built from these inputs and every file exists with the recorded size."""
     manifest = _manifest(folder)
     if manifest is None or manifest["made_from"] != dict(made_from):
         return False

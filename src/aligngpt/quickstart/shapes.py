@@ -1,4 +1,4 @@
-"""What easy-VQA pictures show, deduced from the questions about them, and captions that say so, or do not."""
+"""The content of easy-VQA images, deduced from the questions about them, and right, vague and wrong captions."""
 
 import random
 import re
@@ -27,12 +27,12 @@ VAGUE_CAPTIONS = (
 )
 
 Quality = Literal["right", "vague", "wrong"]
-"""Of a caption: says colour and shape, says less, or says another colour or shape."""
+"""Of a caption: "right" states colour and shape, "vague" states less, "wrong" states another colour or shape."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the package: its text, the answer, and the number of the picture it is about."""
+    """One question of the package: its text, the answer, and the number of its image."""
 
     text: str
     answer: str
@@ -41,7 +41,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Content:
-    """What the answers say about a picture; None where they leave it open."""
+    """Colour and shape of an image, deduced from the answers; None if unknown."""
 
     colour: str | None = None
     shape: str | None = None
@@ -52,7 +52,7 @@ class Content:
 
 
 def question_type(text: str) -> str:
-    """What a question asks: `colour`, `shape`, `presence-colour[-negated]` or `presence-shape[-negated]`.
+    """The type of a question: `colour`, `shape`, `presence-colour[-negated]` or `presence-shape[-negated]`.
 
     "what color is the shape?" is of type `colour`, "is there a teal shape?" of type `presence-colour`, and
     "is no circle present?" of type `presence-shape-negated`.
@@ -65,14 +65,13 @@ def question_type(text: str) -> str:
 
 
 def picture_contents(questions: Iterable[Question]) -> dict[int, Content]:
-    """What each picture shows, as far as all the questions about it tell.
+    """The content of each image, as far as it can be deduced from the questions about it.
 
-    Besides the answers to "what ..." and the affirmed "is there ..." questions, two things tell: what a
-    question takes for granted ("what color is the circle?"), and elimination, when every other colour or
-    shape is denied.
+    Besides the answers to "what ..." questions and affirmed "is there ..." questions, this uses the assumptions of a
+    question ("what color is the circle?") and elimination, if every other colour or shape is denied.
 
     Returns:
-        By number of the picture, for all pictures there is a question about.
+        Contents by image number, for all images with at least one question.
     """
     colours: defaultdict[int, set[str]] = defaultdict(lambda: set(COLOURS))
     shapes: defaultdict[int, set[str]] = defaultdict(lambda: set(SHAPES))
@@ -89,14 +88,14 @@ def picture_contents(questions: Iterable[Question]) -> dict[int, Content]:
 
 
 def wrong_content(content: Content, rng: random.Random) -> Content:
-    """Another colour or another shape, each as often; the rest stays. `content` must be complete."""
+    """Replace the colour or the shape, with equal probability, by a wrong one. `content` must be complete."""
     if rng.random() < 0.5:
         return Content(rng.choice([colour for colour in COLOURS if colour != content.colour]), content.shape)
     return Content(content.colour, rng.choice([shape for shape in SHAPES if shape != content.shape]))
 
 
 def write_caption(content: Content, quality: Quality, rng: random.Random) -> str:
-    """A caption of the given quality; unless that is vague, the content must be complete."""
+    """A random caption of the given quality; the content must be complete unless the quality is vague."""
     if quality == "wrong":
         content = wrong_content(content, rng)
     known = {name: value for name, value in (("colour", content.colour), ("shape", content.shape)) if value}
@@ -108,10 +107,10 @@ def write_caption(content: Content, quality: Quality, rng: random.Random) -> str
 def assign_qualities(
     contents: dict[int, Content], rng: random.Random, vague_share: float, wrong_share: float
 ) -> dict[int, Quality]:
-    """Which caption is to be right, vague or wrong, by number of the picture, in increasing order.
+    """Assign a caption quality to images, by image number in increasing order.
 
-    Incomplete contents can only get vague captions and count towards that share first; those for which it
-    has no room are left out. Shares are of all captions and hold up to rounding.
+    Incomplete contents can only get vague captions and fill that share first; those that exceed it are left out.
+    Shares refer to all captions and are exact up to rounding.
     """
     complete = [image for image in sorted(contents) if contents[image].complete]
     incomplete = [image for image in sorted(contents) if not contents[image].complete]

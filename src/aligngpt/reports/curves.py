@@ -1,7 +1,7 @@
-"""The curves of a run out of what its stages logged, and those of a run to compare it with.
+"""The training curves of a run, read from the logs of its stages, and those of a reference run.
 
 A stage logs JSON lines (`metrics.jsonl`) with `step`, `seconds` and `loss`, or `validation_accuracy`. A curve file has
-such lines of several stages, each with its `stage`; a line with `about` says whose run they are of.
+such lines of several stages, each with its `stage`; a line with `about` describes the run.
 """
 
 import json
@@ -17,31 +17,31 @@ from aligngpt.reports.report import AccuracyCurve, LossCurve, Reference
 
 METRICS_FILE = "metrics.jsonl"
 PLACES = {"loss": "step", "validation_accuracy": "seconds"}
-"""What a line that holds the one has to say of its place."""
+"""For each logged value, the field of the same line that gives its position on the x-axis."""
 
 Lines = Sequence[dict[str, Any]]
 
 
 class CurveError(AlignGPTError):
-    """There is no run, and no file of curves, to compare with."""
+    """The reference to compare with is neither a run folder nor a curve file."""
 
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """What a run to compare with logged, by stage, and whose run it is."""
+    """The logged lines of a reference run, by stage, and a description of the run."""
 
     about: str
     stages: Mapping[str, Lines]
 
     def losses(self, stage: str) -> Reference | None:
-        """The loss of a stage at each logged step; None where none was logged."""
+        """The loss of a stage at each logged step; None if none was logged."""
         lines = [line for line in self.stages.get(stage, ()) if "loss" in line]
         if not lines:
             return None
         return Reference(self.about, [line["step"] for line in lines], [line["loss"] for line in lines])
 
     def accuracies(self, stage: str) -> Reference | None:
-        """The share of validation questions answered right after so many minutes; None where none was logged."""
+        """The validation accuracy of a stage by minutes of training; None if none was logged."""
         lines = [line for line in self.stages.get(stage, ()) if "validation_accuracy" in line]
         if not lines:
             return None
@@ -50,7 +50,7 @@ class ReferenceRun:
 
 
 def logged(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of metrics; one that a kill cut short is passed over."""
+    """The lines of a metrics file; a line cut short by an interruption is skipped."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):
@@ -59,13 +59,13 @@ def logged(path: Path) -> list[dict[str, Any]]:
 
 
 def read_reference(source: Path) -> ReferenceRun:
-    """The run to compare with.
+    """Read the run to compare with.
 
     Args:
-        source: the folder of a run, or a file of curves.
+        source: a run folder or a curve file.
 
     Raises:
-        CurveError: it is neither, or a line of it lacks what a curve needs.
+        CurveError: it is neither, or one of its lines lacks a number that the curves need.
     """
     stages: dict[str, list[dict[str, Any]]] = defaultdict(list)
     about = source.stem
@@ -84,8 +84,8 @@ def read_reference(source: Path) -> ReferenceRun:
     curved = {stage: [line for line in lines if PLACES.keys() & line.keys()] for stage, lines in stages.items()}
     if not any(curved.values()):
         raise CurveError(
-            f"the reference {source} logs no training; give the folder of a run, with pretrain/{METRICS_FILE} or "
-            f"instruct/{METRICS_FILE} in it, or a file of such lines that have their stage"
+            f"the reference {source} has no training log; give a run folder with pretrain/{METRICS_FILE} or "
+            f"instruct/{METRICS_FILE} in it, or a file of such lines, each with its stage"
         )
     for stage, lines in curved.items():
         for line in lines:
@@ -97,11 +97,11 @@ def _check(line: dict[str, Any], what: str) -> None:
     for value, place in PLACES.items():
         for name in (value, place) if value in line else ():
             if not isinstance(line.get(name), int | float):
-                raise CurveError(f"{what} has no number {name}: {line!r:.80}; write the curves again")
+                raise CurveError(f"{what} has no numeric field {name}: {line!r:.80}; write the curves again")
 
 
 def loss_curve_of(stage: str, name: str, lines: Lines, reference: ReferenceRun | None = None) -> LossCurve:
-    """The loss of a stage; `name` is what the page calls it."""
+    """The loss curve of a stage; `name` is its name on the page."""
     lines = [line for line in lines if "loss" in line]
     behind = None if reference is None else reference.losses(stage)
     return LossCurve(name, [line["step"] for line in lines], [line["loss"] for line in lines], behind)
@@ -110,7 +110,7 @@ def loss_curve_of(stage: str, name: str, lines: Lines, reference: ReferenceRun |
 def accuracy_curve_of(
     stage: str, name: str, lines: Lines, reference: ReferenceRun | None = None
 ) -> AccuracyCurve | None:
-    """How many validation questions were answered right as a stage trained; None where it asked none."""
+    """The validation accuracy curve of a stage; None if none was logged."""
     lines = [line for line in lines if "validation_accuracy" in line]
     if not lines:
         return None

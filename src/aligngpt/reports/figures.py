@@ -1,7 +1,7 @@
-"""The pictures of a report: figures from plain numbers (as SVG or PNG) and thumbnails of image files.
+"""Figures of a report, from plain numbers (as SVG or PNG), and thumbnails of image files.
 
-No figure touches pyplot or a display. Axes and text are drawn in one mid-grey that reads on white and on dark
-paper; `to_svg` replaces it by the colour of the text around the figure.
+Figures use neither pyplot nor a display. Axes and text are drawn in a mid-grey that is readable on light and dark
+backgrounds; `to_svg` replaces it with the colour of the surrounding text.
 """
 
 import base64
@@ -23,17 +23,17 @@ from PIL import Image
 
 from aligngpt.data.images.opening import ImageError, open_image, resolve_image
 
-# A browser has glyphs that matplotlib's own font lacks. Set once: filters belong to the process, not to a thread.
+# Browsers have glyphs that matplotlib's font lacks. Set once: warning filters are per process, not per thread.
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 
 INK = "#7f7f80"
 ACCENT = "#3578b5"
 LONGEST_LABEL = 28
 MOST_LEVEL_TICKS = 16
-# Letters that fit under an axis side by side.
+# Number of letters that fit side by side under an axis.
 LETTERS_UNDER_AXIS = 40
 FEW_PAIRS = 30
-# Points (1/72 inch) of a figure to CSS pixels of the page.
+# CSS pixels of the page per point (1/72 inch) of a figure.
 PIXELS_PER_POINT = 1.36
 THUMBNAIL_PIXELS = 160
 
@@ -64,30 +64,30 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "svg.fonttype": "none",
-    # Labels are other people's text: a "$" in one is a dollar, not a formula.
+    # Labels are untrusted text: a "$" in one is a dollar sign, not a formula.
     "text.parse_math": False,
 }
 _SIZE = (4.6, 2.7)
 
 
 class Line(NamedTuple):
-    """A curve: ascending places on the axis below, and the value at each."""
+    """A curve: ascending positions on the x-axis, and the value at each."""
 
     places: Sequence[float]
     values: Sequence[float] | np.ndarray
 
 
 def level_colours(num_levels: int) -> list[str]:
-    """Give one `#rrggbb` a level, from level 1 (the worst aligned pairs) to level N."""
+    """One `#rrggbb` colour per level, from level 1 (the worst aligned) to level N."""
     positions = [0.5] if num_levels == 1 else np.linspace(0, 1, num_levels)
     return [to_hex(_LEVELS(position)) for position in positions]
 
 
 def score_histogram(scores: Sequence[float], borders: Sequence[float]) -> Figure:
-    """Draw how the similarity scores are spread and where the levels are cut.
+    """Draw the distribution of the similarity scores and the borders of the levels.
 
     Args:
-        scores: one score a pair; NaN and infinite ones are left out.
+        scores: one score per pair; NaN and infinite ones are ignored.
         borders: the N-1 ascending scores between the N levels.
     """
     values = np.asarray(scores, dtype=np.float64)
@@ -100,11 +100,11 @@ def score_histogram(scores: Sequence[float], borders: Sequence[float]) -> Figure
 
 
 def counted_histogram(counts: Sequence[int], edges: Sequence[float], borders: Sequence[float]) -> Figure:
-    """Draw a histogram that is made already, and where the levels are cut.
+    """Draw a precomputed histogram and the borders of the levels.
 
     Args:
-        counts: scores in each bin, `(bins,)`; may be none.
-        edges: ascending ends of the bins, `(bins + 1,)`.
+        counts: number of scores in each bin, `(bins,)`; may be empty.
+        edges: ascending edges of the bins, `(bins + 1,)`.
         borders: the N-1 ascending scores between the N levels.
     """
     heights, ends = np.asarray(counts), np.asarray(edges, dtype=np.float64)
@@ -114,7 +114,7 @@ def counted_histogram(counts: Sequence[int], edges: Sequence[float], borders: Se
         if len(heights):
             limits = [-np.inf, *borders, np.inf]
             for level, colour in enumerate(level_colours(len(borders) + 1)):
-                # A bin that a border crosses is drawn in two parts, one a level.
+                # A bin that contains a border is drawn in two parts, one per level.
                 lefts, rights = np.maximum(ends[:-1], limits[level]), np.minimum(ends[1:], limits[level + 1])
                 drawn = (heights > 0) & (lefts < rights)
                 widths = rights[drawn] - lefts[drawn]
@@ -131,16 +131,16 @@ def counted_histogram(counts: Sequence[int], edges: Sequence[float], borders: Se
 def mean_scores(
     bins: Sequence[str], counts: Sequence[int], means: Sequence[float], deviations: Sequence[float], what: str
 ) -> Figure:
-    """Draw the mean score in each bin of something else, with a standard deviation to either side.
+    """Draw the mean score in each bin of another quantity, with error bars.
 
     The mean of fewer than `FEW_PAIRS` pairs is drawn hollow.
 
     Args:
-        bins: names of the bins that hold pairs, in order.
-        counts: how many pairs each has.
-        means: mean score in each.
-        deviations: standard deviation of the scores in each.
-        what: the bins are bins of this.
+        bins: names of the non-empty bins, in order.
+        counts: number of pairs in each bin.
+        means: mean score in each bin.
+        deviations: half the length of the error bar of each bin.
+        what: name of the binned quantity.
     """
     places = np.arange(len(bins))
     with mpl.rc_context(_STYLE):
@@ -180,8 +180,8 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], reference: Line | 
 
     Args:
         steps: optimiser steps, ascending.
-        losses: mean loss a token in nats at each step; a NaN leaves a gap.
-        reference: steps and losses of a run to compare with, drawn dashed behind.
+        losses: mean loss per token in nats at each step; a NaN leaves a gap.
+        reference: steps and losses of a reference run, drawn as a dashed line behind.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -206,9 +206,9 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], reference: Line | 
 
 
 def accuracy_curve(minutes: Sequence[float], accuracies: Sequence[float], reference: Line | None = None) -> Figure:
-    """Draw how the share (0…1) of right answers grows with minutes of training.
+    """Draw the share (0…1) of right answers over minutes of training.
 
-    `reference` has the minutes and shares of a run to compare with, drawn dashed behind.
+    `reference` has the minutes and shares of a reference run, drawn as a dashed line behind.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -225,7 +225,7 @@ def accuracy_curve(minutes: Sequence[float], accuracies: Sequence[float], refere
 
 
 def _draw_behind(axes: Axes, line: Line) -> None:
-    """Dashed and grey: it is told from the run's own curve without its colour."""
+    """Draw a curve grey and dashed, so that it differs from the run's own curve not only by colour."""
     axes.plot(line.places, line.values, color=INK, alpha=0.75, linewidth=1.1, linestyle=(0, (4, 2)), label="reference")
 
 
@@ -234,8 +234,8 @@ def gate_heat_map(kinds: Sequence[str], weights: Sequence[Sequence[float]], coun
 
     Args:
         kinds: names of the rows.
-        weights: `(kinds, N-1)`, each row adding up to 1; NaN where there is nothing to take the mean of.
-        counts: how many questions each row is the mean of.
+        weights: `(kinds, N-1)`, each row adding up to 1; NaN if there is nothing to average.
+        counts: number of questions averaged in each row.
     """
     table = np.asarray(weights, dtype=np.float64)
     known = np.isfinite(table)
@@ -247,7 +247,7 @@ def gate_heat_map(kinds: Sequence[str], weights: Sequence[Sequence[float]], coun
         axes = figure.add_subplot()
         shown = np.where(known, table, 0.0)
         colours = _WEIGHTS(shown / (shown.max() or 1.0))
-        # Rectangles, not an image: they stay sharp in an SVG and carry no borders of their own.
+        # Rectangles, not an image: they stay sharp in an SVG and have no borders.
         for row in range(rows):
             for column in range(columns):
                 colour = colours[row, column]
@@ -277,12 +277,12 @@ def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """Render a figure as an `<svg>` element to be put into an HTML page.
+    """Render a figure as an `<svg>` element for an HTML page.
 
     Args:
-        figure: what to draw.
+        figure: the figure.
         name: prefix of every id inside, so that several figures can share one page.
-        description: what a reader who cannot see the figure is told.
+        description: text alternative for screen readers.
     """
     ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -315,7 +315,7 @@ _PROBLEMS = {
 
 
 class Thumbnail(NamedTuple):
-    """A small copy of an image as a `data:` address and its size in pixels, or what was wrong with it."""
+    """A small copy of an image as a `data:` URL and its size in pixels, or the problem with the image."""
 
     address: str = ""
     width: int = 0
@@ -324,30 +324,30 @@ class Thumbnail(NamedTuple):
 
 
 def thumbnail(path: Path) -> Thumbnail:
-    """Shrink an image file to at most 160 × 160 pixels, as a PNG or a JPEG, the smaller one. Never raises."""
+    """Shrink an image file to at most 160 × 160 pixels, as a PNG or a JPEG, whichever is smaller. Never raises."""
     try:
-        # A pipe or a device would be waited for, or read, for ever.
+        # Reading a pipe or a device would hang or never end.
         if not path.is_file():
             return Thumbnail(problem="not a file" if path.exists() else "no such file")
         return shrunk(open_image(path))
     except ImageError as error:
         problem = _PROBLEMS.get(error.reason)
-    # Decoders of damaged files raise nearly anything, and one picture must not end a report.
+    # Decoders raise almost any exception on damaged files, and one image must not fail the report.
     except Exception as error:
         return Thumbnail(problem=f"unreadable ({type(error).__name__})")
     return Thumbnail(problem=problem or "unreadable")
 
 
 def thumbnail_in(root: Path, name: str | Path) -> Thumbnail:
-    """The thumbnail of a picture below a folder, given as a path from there or an absolute one. Never raises."""
+    """The thumbnail of an image inside a folder, given by a path relative to it or an absolute one. Never raises."""
     try:
         return thumbnail(resolve_image(str(name), root))
     except ImageError:
-        return Thumbnail(problem="outside the folder of pictures")
+        return Thumbnail(problem="outside the image folder")
 
 
 def shrunk(image: Image.Image) -> Thumbnail:
-    """A thumbnail of an RGB image, at most 160 × 160 pixels; the image itself becomes as small."""
+    """A thumbnail of an RGB image, at most 160 × 160 pixels; shrinks the image in place."""
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     encoded = {}
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):

@@ -1,7 +1,7 @@
-"""The page about scores that were cut into levels, for a person to look at before they train on them.
+"""The HTML page about scores and their levels, for checking the levels before training on them.
 
-It is one HTML file that stands alone, from plain numbers, texts and thumbnails. Captions and ids are other people's
-text: nothing in them is ever read as HTML.
+It is one self-contained HTML file, made from plain numbers, text and thumbnails. Captions and ids are untrusted text
+and are always escaped.
 """
 
 from dataclasses import field
@@ -21,7 +21,7 @@ MOST_DIGITS = 9
 
 @dataclass(frozen=True, config=page_config)
 class ShownPair:
-    """One pair; `level` is 1…N. Without its source a pair has neither caption nor picture."""
+    """One pair; `level` is 1…N. If the source is not given, a pair has neither caption nor image."""
 
     id: Text
     level: Count
@@ -33,11 +33,11 @@ class ShownPair:
 
 @dataclass(frozen=True, config=page_config)
 class ScoreNumbers:
-    """What the scores are like.
+    """Statistics of the scores.
 
     Attributes:
-        standard_deviation: the population's.
-        quantiles: scores by the share (0…1) of all scores that lie below.
+        standard_deviation: population standard deviation.
+        quantiles: scores by the share (0…1) of all scores below them.
     """
 
     count: Count
@@ -48,10 +48,11 @@ class ScoreNumbers:
 
 @dataclass(frozen=True, config=page_config)
 class LevelRow:
-    """One level: how many pairs it has, whether that is too few, and what they are like on average, where known.
+    """One level: its number of pairs, whether that is too small, and averages over the pairs, if known.
 
     Attributes:
-        side: mean side in pixels of a square as large as the picture.
+        caption_tokens: mean length of the captions in tokens.
+        side: mean side in pixels of a square with the same area as the image.
     """
 
     count: Count
@@ -62,8 +63,13 @@ class LevelRow:
 
 @dataclass(frozen=True, config=page_config)
 class CopiedGroup:
-    """So many pairs have the same picture, or the same caption; `first` is the first of them in the data, or one of
-    them where not all is counted. `most` is above `count` where their number is only known to lie between the two."""
+    """A group of pairs with the same image or caption.
+
+    Attributes:
+        count: number of pairs, or its lower bound.
+        first: the first of them in the data, or any one of them if not all pairs are counted.
+        most: upper bound of the number of pairs; above `count` if the number is not known exactly.
+    """
 
     count: Count
     first: ShownPair
@@ -72,16 +78,16 @@ class CopiedGroup:
 
 @dataclass(frozen=True, config=page_config)
 class Copies:
-    """How many pairs share something with another pair.
+    """The number of pairs that share their image or caption with another pair.
 
     Attributes:
-        groups: groups of two pairs or more.
-        pairs: the pairs in them.
-        among: pairs that were looked at.
-        share: share (0…1) of what may be equal that was counted; below 1 the numbers are estimates.
-        largest: the largest groups, the largest first.
-        groups_interval: of `groups`, at 95 %, where that is an estimate.
-        pairs_interval: of `pairs`, likewise.
+        groups: number of groups of two or more pairs.
+        pairs: number of pairs in these groups.
+        among: number of pairs examined.
+        share: share (0…1) of the distinct images or captions that was counted; below 1 the numbers are estimates.
+        largest: the largest groups, in descending order.
+        groups_interval: 95 % interval of `groups`, if that is an estimate.
+        pairs_interval: 95 % interval of `pairs`, if that is an estimate.
     """
 
     groups: Count
@@ -95,10 +101,10 @@ class Copies:
 
 @dataclass(frozen=True, config=page_config)
 class ScoreByBin:
-    """The scores of pairs by something else about them, in bins that each hold pairs.
+    """Scores by another quantity of the pairs, in non-empty bins.
 
     Attributes:
-        correlation: Pearson's, of the score and the logarithm of the other; None where either is the same everywhere.
+        correlation: Pearson's correlation of the score and the logarithm of the quantity; None if either is constant.
     """
 
     bins: list[Text]
@@ -114,21 +120,21 @@ class ScoreByBin:
 
 @dataclass(frozen=True, config=page_config)
 class LevelsPage:
-    """All the page shows; what is None or empty is left out.
+    """The content of the page; fields that are None or empty are omitted.
 
     Attributes:
         borders: the N-1 ascending scores between the N levels.
-        rank_error: how far the share of scores below a border may be from the one meant, 0…1; 0 when exact.
+        rank_error: largest deviation of the share of scores below a border from its target, 0…1; 0 if exact.
         levels: level 1…N.
-        bin_counts: scores in each bin of the histogram, `(bins,)`.
-        bin_edges: ends of these bins, `(bins + 1,)`.
+        bin_counts: number of scores in each bin of the histogram, `(bins,)`.
+        bin_edges: edges of these bins, `(bins + 1,)`.
         examples: pairs of every level, drawn at random.
-        lowest: the pairs with the lowest scores, the lowest first.
-        same_picture: pairs whose pictures are the same file, byte by byte.
+        lowest: the pairs with the lowest scores, in ascending order.
+        same_picture: pairs with byte-identical image files.
         same_caption: pairs with the same caption.
         by_caption: scores by the length of the caption.
-        by_picture: scores by the size of the picture.
-        facts: what was scored, with what model, …; shown under the heading.
+        by_picture: scores by the size of the image.
+        facts: source, model and so on, shown under the heading.
     """
 
     title: Text
@@ -156,11 +162,11 @@ class LevelsPage:
 
 
 def build_levels_page(page: LevelsPage, out: str | Path) -> None:
-    """Write the page as one HTML file that needs no other file and makes no request.
+    """Write the page as one self-contained HTML file that makes no requests.
 
     Args:
-        page: what to show.
-        out: the HTML file; written atomically, folders are made.
+        page: the content.
+        out: the HTML file; written atomically, missing folders are created.
 
     Raises:
         OSError: `out` cannot be written.
@@ -177,7 +183,7 @@ def build_levels_page(page: LevelsPage, out: str | Path) -> None:
 
 
 def _digits(page: LevelsPage) -> int:
-    """Digits behind the point that keep neighbouring borders apart."""
+    """The number of decimals that makes neighbouring borders distinguishable."""
     gap = min((high - low for low, high in pairwise(page.borders)), default=1.0)
     digits = 3
     while digits < MOST_DIGITS and gap < 2 * 10.0**-digits:
@@ -195,7 +201,7 @@ def _figures(page: LevelsPage) -> dict[str, Markup]:
     }
     for name, what, binned in (
         ("by_caption", "caption length in tokens", page.by_caption),
-        ("by_picture", "side of the picture in pixels", page.by_picture),
+        ("by_picture", "side of the image in pixels", page.by_picture),
     ):
         if binned is not None:
             told = "; ".join(f"{label}: {mean:.3f}" for label, mean in zip(binned.bins, binned.means, strict=True))
@@ -208,5 +214,5 @@ def _figures(page: LevelsPage) -> dict[str, Markup]:
 
 
 def _half_intervals(binned: ScoreByBin) -> list[float]:
-    """Half the 95 % interval of each mean: whether means differ is asked, not how far single scores lie apart."""
+    """Half the 95 % interval of each mean: the figure compares means, not the spread of single scores."""
     return [1.96 * spread / sqrt(count) for spread, count in zip(binned.deviations, binned.counts, strict=True)]

@@ -1,4 +1,4 @@
-"""What the pages have in common: texts and numbers that can be shown, and the templates."""
+"""Shared parts of the HTML pages: field types for text and numbers, and the template environment."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BeforeValidator, ConfigDict
 
-# What neither XML nor a reader can use.
+# Control characters and noncharacters, which XML does not allow or nobody can read.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
@@ -16,13 +16,13 @@ def _readable(value: object) -> object:
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):
-        # Half a surrogate pair is a legal JSON string and no legal UTF-8.
+        # A lone surrogate is legal in a JSON string but not in UTF-8.
         return _UNPRINTABLE.sub("\ufffd", value.encode("utf-8", "replace").decode("utf-8"))
     return value
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy's arrays and scalars into Python's own numbers."""
+    """Convert NumPy arrays and scalars to Python numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
@@ -37,7 +37,7 @@ Count = Annotated[int, BeforeValidator(_plain)]
 Numbers = Annotated[list[float], BeforeValidator(_plain)]
 Counts = Annotated[list[int], BeforeValidator(_plain)]
 
-# A loss may be NaN, which JSON can only say as a string.
+# A loss may be NaN, which JSON can only represent as a string.
 page_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
@@ -48,7 +48,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def page_environment() -> Environment:
-    """The templates; in them everything is escaped that is not `Markup`."""
+    """The template environment, which escapes everything that is not `Markup`."""
     return Environment(
         loader=PackageLoader("aligngpt.reports", ""),
         autoescape=True,

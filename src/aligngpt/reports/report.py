@@ -1,8 +1,7 @@
-"""The report of a run: one HTML page that stands alone, from plain numbers, texts and paths of pictures.
+"""The report of a run: one self-contained HTML page, made from plain numbers, text and image paths.
 
-What is shown (`ReportData`) can be saved as JSON and read back, so that a page can be built again later.
-Captions, questions and answers are other people's text: nothing in them is ever read as HTML, and no picture
-that cannot be opened ends a report.
+Its content (`ReportData`) can be saved as JSON and loaded again to rebuild the page later. Captions, questions and
+answers are untrusted text and are always escaped; an image that cannot be opened does not fail the report.
 """
 
 import math
@@ -47,7 +46,7 @@ class ReportError(AlignGPTError):
 
 @dataclass(frozen=True, config=page_config)
 class LevelExample:
-    """One pair; `level` is 1…N, `image_path` lies below the report's image root: absolute, or relative to it."""
+    """One pair; `level` is 1…N, `image_path` is inside the report's image root: absolute, or relative to it."""
 
     level: Count
     image_path: PathText
@@ -58,15 +57,15 @@ class LevelExample:
 
 @dataclass(frozen=True, config=page_config)
 class LevelsSection:
-    """How scores became levels.
+    """The scores and their levels.
 
     Attributes:
-        scores: similarity of every pair.
+        scores: similarity score of every pair.
         borders: the N-1 ascending scores between the N levels.
         counts_per_level: number of pairs in level 1…N.
-        examples: pairs to look at.
-        wrong_share: share (0…1) of captions known to be wrong in level 1…N, where that is known.
-        auc: probability that a right caption scores higher than a wrong one, where that is known.
+        examples: pairs to show.
+        wrong_share: share (0…1) of captions known to be wrong in level 1…N, if known.
+        auc: probability that a right caption scores higher than a wrong one, if known.
     """
 
     scores: Numbers
@@ -89,7 +88,7 @@ class LevelsSection:
 
 @dataclass(frozen=True, config=page_config)
 class Reference:
-    """The same curve of a run to compare with; `places` are steps or minutes, `about` says whose run it is."""
+    """The same curve of a reference run; `places` are steps or minutes, `about` describes the run."""
 
     about: Text
     places: Numbers
@@ -97,10 +96,10 @@ class Reference:
 
     def __post_init__(self) -> None:
         places, values = len(self.places), len(self.values)
-        require(places == values, f"expected a value for each of {places} places of the reference, found {values}")
+        require(places == values, f"expected a value for each of {places} points of the reference, found {values}")
 
     def line(self) -> Line:
-        """As the figures take it."""
+        """The curve in the form that the figures expect."""
         return Line(self.places, self.values)
 
 
@@ -120,7 +119,7 @@ class LossCurve:
 
 @dataclass(frozen=True, config=page_config)
 class AccuracyCurve:
-    """The share (0…1) of validation questions answered right after so many minutes of training."""
+    """Validation accuracy (0…1) by minutes of training."""
 
     name: Text
     minutes: Numbers
@@ -134,7 +133,7 @@ class AccuracyCurve:
 
 @dataclass(frozen=True, config=page_config)
 class GateSection:
-    """The gate's mean weights `(kinds, N-1)` by kind of question, and over how many questions each is."""
+    """The gate's mean weights `(kinds, N-1)` by kind of question, and the number of questions of each kind."""
 
     kinds: list[Text]
     weights: list[Numbers]
@@ -151,13 +150,13 @@ class GateSection:
         widths = {len(row) for row in self.weights}
         require(
             len(widths) == 1 and 0 not in widths,
-            f"expected rows of one length, found lengths {sorted(widths)}",
+            f"expected rows of equal, non-zero length, found lengths {sorted(widths)}",
         )
 
 
 @dataclass(frozen=True, config=page_config)
 class AnswerExample:
-    """One question of the test set with what was expected and what the model said."""
+    """One question of the test set with the expected answer and the model's answer."""
 
     image_path: PathText | None
     question: Text
@@ -169,10 +168,10 @@ class AnswerExample:
 
 @dataclass(frozen=True, config=page_config)
 class AccuracyRow:
-    """How often one system answered right.
+    """The accuracy of one system.
 
-    `accuracy` and the ends `low` and `high` of its 95 % interval are shares in 0…1. A `baseline` is drawn in
-    grey and compared with; the first row that is shown is what the report is about.
+    `accuracy` and the ends `low` and `high` of its 95 % interval are shares in 0…1. A `baseline` is drawn in grey, for
+    comparison; the first row is the system that the report is about.
     """
 
     name: Text
@@ -192,14 +191,14 @@ class AccuracyRow:
     def from_counts(
         cls, name: str, correct: int, total: int, *, note: str = "", baseline: bool = False
     ) -> "AccuracyRow":
-        """Make a row with Wilson's 95 % interval from `correct` answers out of `total` (at least 1)."""
+        """Create a row with Wilson's 95 % interval from `correct` answers out of `total` (at least 1)."""
         low, high = wilson_interval(correct, total)
         return cls(name, correct / total, correct, total, low, high, note, baseline)
 
 
 @dataclass(frozen=True, config=page_config)
 class TimingRow:
-    """What one stage cost."""
+    """Time and memory used by one stage."""
 
     stage: Text
     seconds: Number
@@ -209,14 +208,14 @@ class TimingRow:
 
 @dataclass(frozen=True, config=page_config)
 class ReportData:
-    """All a report shows; every section may be left out.
+    """The content of a report; every section is optional.
 
     Attributes:
         title: heading of the page.
-        accuracies: the headline; rows are shown in the order given.
-        growth: how accuracy grew while the model trained.
-        warm_start: what the projector's warm start gave, in a sentence, where there was one.
-        facts: what was run (model, data, date, machine, …), shown under the heading.
+        accuracies: the headline result; rows are shown in the given order.
+        growth: validation accuracy during training.
+        warm_start: a sentence on the result of the projector's warm start, if there was one.
+        facts: model, data, date, machine and so on, shown under the heading.
     """
 
     title: Text = "AlignGPT run"
@@ -231,7 +230,7 @@ class ReportData:
     facts: dict[Text, Text] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write everything as JSON, atomically; paths of pictures are written as they are.
+        """Write everything as JSON, atomically; image paths are written unchanged.
 
         Raises:
             OSError: the file cannot be written.
@@ -241,10 +240,10 @@ class ReportData:
 
     @classmethod
     def load(cls, path: str | Path) -> "ReportData":
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            ReportError: there is no such file, or it does not hold a report.
+            ReportError: the file cannot be read, or does not contain a report.
         """
         try:
             return _adapter().validate_json(Path(path).read_bytes())
@@ -263,13 +262,13 @@ def _adapter() -> TypeAdapter[ReportData]:
 
 
 def build_report(report: ReportData, out: str | Path, *, image_root: str | Path = ".") -> None:
-    """Write the report as one HTML file that needs no other file and makes no request.
+    """Write the report as one self-contained HTML file that makes no requests.
 
     Args:
-        report: what to show.
-        out: the HTML file; written atomically, folders are made.
-        image_root: what relative paths of pictures are relative to, and the only folder that pictures are read from.
-            One that is not in it, or cannot be opened, is shown as an empty frame that says why.
+        report: the content.
+        out: the HTML file; written atomically, missing folders are created.
+        image_root: folder that relative image paths start from, and the only folder that images are read from. An
+            image outside it, or one that cannot be opened, is shown as an empty frame with the reason.
 
     Raises:
         OSError: `out` cannot be written.
@@ -339,7 +338,7 @@ def _figures(report: ReportData) -> dict[str, Markup]:
 
 
 def _course(values: Iterable[float], words: str) -> str:
-    """Where a curve begins and ends, in words with two places for numbers; nothing where it has no number."""
+    """Format the first and last finite value of a curve with `words`; empty if there is none."""
     finite = [value for value in values if math.isfinite(value)]
     return words.format(finite[0], finite[-1]) if finite else ""
 

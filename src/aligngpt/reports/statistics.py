@@ -1,17 +1,17 @@
-"""How far a measured share can be trusted."""
+"""Confidence intervals of measured shares."""
 
 import math
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Give the interval that a share lies in, from how often it was seen.
+    """Compute the confidence interval of a share from a number of trials.
 
     Wilson's score interval (E. B. Wilson, "Probable inference, the law of succession, and statistical
-    inference", 1927). Unlike the normal approximation it stays inside 0…1 and is of use for few trials.
+    inference", 1927). Unlike the normal approximation, it stays inside 0…1 and is usable for few trials.
 
     Args:
-        correct: number of hits, 0…`total`.
-        total: number of trials; with none the interval is (0, 1), for nothing is known.
+        correct: number of successes, 0…`total`.
+        total: number of trials; for 0 the interval is (0, 1), since nothing is known.
         z: quantile of the normal distribution; the default gives 95 %.
 
     Returns:
@@ -28,5 +28,5 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
     spread = z * z / total
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
-    # Rounding must not push the measured share itself out of its interval.
+    # Rounding must not push the measured share out of its interval.
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))

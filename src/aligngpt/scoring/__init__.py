@@ -1,6 +1,6 @@
-"""Image–text similarity: models that give it, scoring pairs, and levels of scores written into data.
+"""Image–text similarity: the models that compute it, scoring of pairs, and writing score levels into data.
 
-Importing this room registers the dual encoder with transformers' Auto classes.
+Importing this package registers the dual encoder with transformers' Auto classes.
 """
 
 from transformers import AutoConfig, AutoModel

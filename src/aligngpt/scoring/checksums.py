@@ -1,8 +1,8 @@
-"""Parquet files that carry checksums of their own bytes: one of each column, and one of the footer.
+"""Parquet files with embedded checksums: one per column, and one for the footer.
 
-They are in the footer's key-value metadata, so any Parquet reader reads such a file, nothing lies beside it that could
-get lost, and a reader of a few columns need not read the others to know that what it reads is whole. A file without
-them, of an older version, is read as it is.
+The checksums are stored in the footer's key-value metadata. So any Parquet reader can read such a file, there is no
+separate checksum file to lose, and a reader of a few columns can verify those without reading the others. A file
+without checksums, written by an older version, is read without verification.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ _AT_ONCE = 1 << 20
 
 
 class DamagedError(AlignGPTError):
-    """A file does not hold the bytes that were written."""
+    """A file does not contain the bytes that were written."""
 
 
 def with_checksums(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
-    """A Parquet file of a table, with checksums; the same table gives the same bytes.
+    """Serialise a table as a Parquet file with checksums; the same table gives the same bytes.
 
     Args:
-        table: what is in the file.
-        metadata: more of the footer's key-value metadata, which the footer's checksum covers.
+        table: the content of the file.
+        metadata: additional key-value metadata for the footer, covered by the footer's checksum.
     """
     sink = pa.BufferOutputStream()
     empty = _MARK + b"-".join([b"0" * _DIGITS] * (1 + table.num_columns))
@@ -46,7 +46,7 @@ def with_checksums(table: pa.Table, metadata: Mapping[str, str] | None = None) -
     place = content.rindex(empty) + len(_MARK)
     spans = _column_spans(pq.read_metadata(pa.BufferReader(content)))
     columns = [_digest(content[start:stop] for start, stop in spans.get(name, ())) for name in table.column_names]
-    # The footer's own checksum is that of the footer with zeros in its place.
+    # The footer's checksum is computed with zeros in its own place.
     content[place + _DIGITS : place + len(empty) - len(_MARK)] = b"".join(b"-" + digest for digest in columns)
     content[place : place + _DIGITS] = _digest([content[footer:]])
     return bytes(content)
@@ -54,16 +54,16 @@ def with_checksums(table: pa.Table, metadata: Mapping[str, str] | None = None) -
 
 @contextmanager
 def open_checked(path: Path, columns: Sequence[str] | None = None) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of which the footer and some columns are what was written, as far as it has checksums.
+    """Open a Parquet file after verifying the checksums of its footer and the requested columns, if it has checksums.
 
     Args:
         path: the file.
-        columns: those that will be read; all when None. One that is not there is passed over.
+        columns: the columns that will be read; all when None. Names that are not in the file are ignored.
 
     Raises:
-        DamagedError: a checksum is not that of the bytes.
+        DamagedError: a checksum does not match.
         OSError: the file cannot be read.
-        pa.ArrowException: it is no Parquet file.
+        pa.ArrowException: it is not a Parquet file.
     """
     with path.open("rb") as file:
         checksums = _checked_footer(file)
@@ -78,12 +78,12 @@ def open_checked(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
 
 
 def _checked_footer(file: BinaryIO) -> list[bytes] | None:
-    """The checksums of the columns; None where the file has none.
+    """Verify the footer and return the checksums of the columns; None if the file has no checksums.
 
-    Nothing of the footer is parsed before its checksum is known to be right.
+    The footer is not parsed before its checksum has been verified.
     """
     if file.read(len(MAGIC)) != MAGIC:
-        raise DamagedError(f"it does not begin with {MAGIC.decode()}, as a Parquet file does")
+        raise DamagedError(f"it does not start with {MAGIC.decode()}, as a Parquet file must")
     size = file.seek(0, 2)
     file.seek(max(0, size - 8))
     start = _footer_start(size, file.read(8))
@@ -101,12 +101,12 @@ def _checked_footer(file: BinaryIO) -> list[bytes] | None:
 def _footer_start(size: int, end: bytes) -> int:
     length = int.from_bytes(end[:4], "little")
     if end[4:] != MAGIC or not 0 < length <= size - 12:
-        raise DamagedError(f"it does not end as a Parquet file does, with {MAGIC.decode()}")
+        raise DamagedError(f"it does not end with a footer and {MAGIC.decode()}, as a Parquet file must")
     return size - 8 - length
 
 
 def _column_spans(metadata: pq.FileMetaData) -> dict[str, list[tuple[int, int]]]:
-    """First byte, and the byte after the last, of all that there is of each column."""
+    """Byte ranges `(start, stop)` of all chunks of each column."""
     spans: dict[str, list[tuple[int, int]]] = {}
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):

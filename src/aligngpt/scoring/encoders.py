@@ -1,4 +1,4 @@
-"""Models that score pairs: CLIP, SigLIP and our dual encoder behind one small interface."""
+"""Models that score pairs: CLIP, SigLIP and our dual encoder, behind one small interface."""
 
 import hashlib
 import inspect
@@ -32,17 +32,17 @@ class ScorerError(AlignGPTError):
 
 
 class PairScorer:
-    """The similarity of images and texts: the cosine of their features in the space a model puts both in.
+    """Computes image–text similarity: the cosine of image and text features in a model's shared space.
 
     Attributes:
-        model: has `get_image_features` and `get_text_features`, as `CLIPModel` has.
+        model: has `get_image_features` and `get_text_features`, like `CLIPModel`.
         image_processor: the model's own.
         tokenizer: the model's own.
-        max_text_tokens: longer texts are cut to this: the model's own maximum (CLIP 77, SigLIP 64).
+        max_text_tokens: longer texts are truncated to this length, the model's maximum (CLIP 77, SigLIP 64).
 
     Raises:
-        ScorerError: the model does not have the two methods.
-        DeviceError: there is no such device or precision.
+        ScorerError: the model lacks one of the two methods, or takes images as patches (NaFlex).
+        DeviceError: the device or precision is not available.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class PairScorer:
             dtype: `float32`, `bfloat16`, or `auto` for bfloat16 where the device computes it natively.
 
         Raises:
-            ScorerError: something of it cannot be loaded, or it is not a model of images and texts.
-            DeviceError: there is no such device or precision.
+            ScorerError: a part of the model cannot be loaded, or the model cannot score pairs.
+            DeviceError: the device or precision is not available.
         """
         precision = resolve_dtype(dtype, resolve_device(device))
         local_or_hub(source, "the model", ScorerError)
@@ -85,13 +85,13 @@ class PairScorer:
             model = AutoModel.from_pretrained(source, dtype=precision)
         except LOADING_ERRORS as error:
             raise ScorerError(f"the model {source} cannot be loaded: {error}") from error
-        # Before its tokenizer is looked for: a model of images alone has none.
+        # Check this before loading the tokenizer: an image-only model has none.
         _check_scores_pairs(model)
         return cls(model, load_image_processor(source), load_tokenizer(source), device=device, dtype=dtype)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 of what decides a score: configuration, weights as computed with, image processor, tokenizer."""
+        """SHA-256 of what affects a score: configuration, weights at compute precision, image processor, tokenizer."""
         digest = hashlib.sha256(f"{type(self.model).__name__} {self.dtype} {self.max_text_tokens}".encode())
         settings = self.model.config.to_diff_dict()
         for name in ("architectures", "dtype", "transformers_version"):
@@ -105,19 +105,19 @@ class PairScorer:
         return digest.hexdigest()
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures as the model's image processor has them, on the CPU: `(images, 3, height, width)`.
+        """Preprocess RGB images with the model's image processor, on the CPU: `(images, 3, height, width)`.
 
         May be called from several threads.
         """
         return self.image_processor(list(images), return_tensors="pt")["pixel_values"]
 
     def open_pixels(self, name: str, root: Path) -> Tensor:
-        """A picture named in a record, as `pixel_values` has it: `(1, 3, height, width)`.
+        """Open and preprocess the image with this name in a record: `(1, 3, height, width)`.
 
         May be called from several threads.
 
         Raises:
-            ImageError: the picture cannot be used, or not by this model.
+            ImageError: the image is unusable, or this model cannot take it.
         """
         image = open_image(resolve_image(name, root))
         try:
@@ -126,7 +126,7 @@ class PairScorer:
             raise ImageError("unreadable", f"{root / name} cannot be prepared for the model: {error}") from error
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Token ids `(texts, length)` and, where the model reads one, their mask; on the model's device."""
+        """Token ids `(texts, length)` and, if the model uses one, the attention mask; on the model's device."""
         encoded = self.tokenizer(
             list(texts),
             padding="max_length" if self._pads_to_maximum else "longest",
@@ -138,35 +138,35 @@ class PairScorer:
         return {name: encoded[name].to(self.device) for name in names if name in encoded}
 
     def image_features(self, images: Sequence[Image.Image]) -> Features:
-        """Features of RGB pictures, each of length 1: `(images, dim)`."""
+        """Features of RGB images, normalised to unit length: `(images, dim)`."""
         return self.pixel_features(self.pixel_values(images))
 
     def pixel_features(self, pixel_values: Tensor) -> Features:
-        """Features of what `pixel_values` returned, each of length 1: `(images, dim)`."""
+        """Features of preprocessed images (see `pixel_values`), normalised to unit length: `(images, dim)`."""
         with torch.inference_mode():
             return _normalised(self.model.get_image_features(pixel_values=pixel_values.to(self.device, self.dtype)))
 
     def text_features(self, texts: Sequence[str]) -> Features:
-        """Features of texts, each of length 1: `(texts, dim)`."""
+        """Features of texts, normalised to unit length: `(texts, dim)`."""
         with torch.inference_mode():
             return _normalised(self.model.get_text_features(**self.tokens(texts)))
 
     def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Features:
-        """The cosine of each image and its text, -1…1: `(pairs,)`.
+        """Cosine similarity of each image and its text, -1…1: `(pairs,)`.
 
         Raises:
-            ScorerError: there are not as many texts as images.
+            ScorerError: the numbers of images and texts differ.
         """
         if len(images) != len(texts):
-            raise ScorerError(f"expected a text for each image, found {len(images)} images and {len(texts)} texts")
+            raise ScorerError(f"expected one text per image, found {len(images)} images and {len(texts)} texts")
         return np.einsum("pd,pd->p", self.image_features(images), self.text_features(texts))
 
 
 def load_image_processor(source: str | Path) -> Any:
-    """The image processor in a model's folder.
+    """Load a model's image processor.
 
     Raises:
-        ScorerError: there is none that can be loaded.
+        ScorerError: it is missing or cannot be loaded.
     """
     try:
         return AutoImageProcessor.from_pretrained(source)
@@ -175,42 +175,42 @@ def load_image_processor(source: str | Path) -> Any:
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer in a model's folder.
+    """Load a model's tokenizer.
 
     Raises:
-        ScorerError: there is none that can be loaded.
+        ScorerError: it is missing or cannot be loaded.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except LOADING_ERRORS as error:
         raise ScorerError(f"the tokenizer of {source} cannot be loaded: {error}") from error
-    # Without its files, some tokenizers come out empty: every text would be the same to the model.
+    # Without its files, some tokenizer classes load with an empty vocabulary: all texts would have the same tokens.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ScorerError(f"{source} has no tokenizer: it knows special tokens only; put the tokenizer's files there")
+        raise ScorerError(f"{source} has no tokenizer: its vocabulary has special tokens only; add its files")
     return tokenizer
 
 
 def _check_scores_pairs(model: PreTrainedModel) -> None:
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise ScorerError(
-            f"{type(model).__name__} gives no features of images and texts in one space; "
-            "use a CLIP or SigLIP model, or a dual encoder of ours"
+            f"{type(model).__name__} does not give image and text features in a shared space; "
+            "use a CLIP or SigLIP model, or a dual encoder made by aligngpt"
         )
     if "spatial_shapes" in inspect.signature(model.get_image_features).parameters:
         raise ScorerError(
-            f"{type(model).__name__} is of the NaFlex kind, which takes patches of any number with their shapes and "
-            "not pictures of one size, and cannot score pairs here; use a model of a fixed resolution, such as "
+            f"{type(model).__name__} is a NaFlex model, which takes a variable number of patches with their shapes "
+            "instead of images of one size, and cannot score pairs here; use a model of a fixed resolution, such as "
             "google/siglip2-base-patch16-224"
         )
 
 
 def _tokenizer_content(tokenizer: Any) -> bytes:
-    """All of a tokenizer that decides which tokens a text becomes, and none of how it was last called."""
+    """Digest of all that affects how a tokenizer encodes texts, independent of its last call."""
     names = ("padding_side", "truncation_side", "model_input_names", "special_tokens_map")
     called = {name: getattr(tokenizer, name, None) for name in names}
     digest = hashlib.sha256(json.dumps(called, sort_keys=True, default=str).encode())
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        # Padding and truncation are those of the last call.
+        # Padding and truncation hold the settings of the last call.
         content = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
         digest.update(json.dumps(content, sort_keys=True).encode())
         return digest.digest()
@@ -224,7 +224,7 @@ def _tokenizer_content(tokenizer: Any) -> bytes:
 
 
 def _without_origin(path: Path) -> bytes:
-    """A file of a saved tokenizer, without what its settings say of where and by whom they were written."""
+    """A file of a saved tokenizer, without settings that do not affect tokenization (path, version, chat template)."""
     if path.name != "tokenizer_config.json":
         return path.read_bytes()
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -234,6 +234,6 @@ def _without_origin(path: Path) -> bytes:
 
 
 def _normalised(features: Any) -> Features:
-    """Rows of length 1. Versions of transformers differ in whether features come as they are or in an output."""
+    """Normalise rows to unit length. Depending on its version, transformers returns a tensor or an output object."""
     tensor: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return F.normalize(tensor.float(), dim=-1).cpu().numpy()

@@ -1,6 +1,6 @@
-"""Scoring a source of pairs, shard by shard: goes on where it was stopped, and shares the work with other processes.
+"""Scores a source of pairs shard by shard; resumable, and several processes can share the work.
 
-The work is in `aligngpt.scoring.pipeline`; what is kept of it, in `aligngpt.scoring.score_files`.
+The scoring itself is in `aligngpt.scoring.pipeline`, the output files in `aligngpt.scoring.score_files`.
 """
 
 import os
@@ -28,18 +28,18 @@ SCORE_COLUMNS = ("record", "id", "score")
 
 MAX_WORKERS = 16
 FEW_RECORDS = 2000
-"""So few pictures a thread has opened before the first process has started."""
+"""Below this number of records, a thread is faster: it opens all images before the first process has started."""
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """How a scoring job ended.
+    """The outcome of a scoring job.
 
     Attributes:
-        scored: pairs with a score, in the shards this job was for.
-        rejected: records without one, in the same shards.
-        reasons: how many of the rejected, by reason.
-        finished: the parts of all shards are there, also of those that other processes were to score.
+        scored: number of pairs with a score, in this job's shards.
+        rejected: number of records without a score, in the same shards.
+        reasons: number of rejected records by reason.
+        finished: whether the parts of all shards exist, including those assigned to other processes.
     """
 
     scored: int
@@ -59,32 +59,32 @@ def score_source(
     max_reject_share: float = 0.05,
     shard: tuple[int, int] | None = None,
 ) -> ScoreSummary:
-    """Score every pair of a source, or go on where an earlier call with the same arguments was stopped.
+    """Score every pair of a source, or resume an interrupted call with the same arguments.
 
-    Writes into `out` a `part-*.parquet` and a `rejects-*.parquet` for each shard, and `manifest.json`. Parts that are
-    there are kept, but for those that `kept_parts` tells of. While it runs, no other process may score the same share
-    of the shards into `out`.
+    Writes a `part-*.parquet` and a `rejects-*.parquet` per shard, and `manifest.json`, into `out`. Existing parts are
+    kept, apart from the exceptions listed in `kept_parts`. While it runs, no other process may score the same share of
+    the shards into `out`.
 
     Args:
         source: see `open_pairs`.
         scorer: the model.
         out: folder of the scores.
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
-        workers: threads or processes that open pictures (see `PictureWorkers`); 0 for one thread, None for as many as
-            fit the machine and the source. Processes are spawned, so a script that calls this with other than 0 needs
-            `if __name__ == "__main__":`.
-        embeddings: also keep the features of images and captions.
-        max_reject_share: share of all records of the source, 0…1, that may be rejected; see `RejectLimit`.
-        shard: `(i, n)`: score every n-th shard only, from the i-th on, 0…n-1; other processes score the others
-            into the same folder.
+        workers: number of threads or processes that open images (see `PictureWorkers`); 0 for one thread, None for a
+            number that suits the machine and the source. Processes are spawned, so a script that calls this with a
+            value other than 0 needs `if __name__ == "__main__":`.
+        embeddings: also store the image and caption features.
+        max_reject_share: maximum share of rejected records in the whole source, 0…1; see `RejectLimit`.
+        shard: `(i, n)`: score only every n-th shard, starting at shard i in 0…n-1; other processes score the rest into
+            the same folder.
 
     Raises:
-        FolderInUse: another process scores the same share of the shards into `out`.
+        FolderInUse: another process is scoring the same share of the shards into `out`.
         ScoresError: `out` holds other scores, the source changed while it was scored, nothing could be scored, or an
-            argument makes no sense.
+            argument is invalid.
         ScorerError: the model gives a score that is not finite.
-        TooManyRejects: too large a share of the records cannot be scored, or no picture is found.
-        WorkerError: a process that opens pictures ended.
+        TooManyRejects: too large a share of the records cannot be scored, or no image is found.
+        WorkerError: a process that opens images died.
         OSError: a part cannot be written.
     """
     if batch_size < 1:
@@ -107,7 +107,7 @@ def _score(
     workers: int | None,
     max_reject_share: float,
 ) -> PartSummary:
-    """Score the shards that have no part; returns what became of the records of all of `mine`."""
+    """Score the shards that have no part yet; returns the outcome of the records of all shards in `mine`."""
     is_finished = manifest.finished is not None
     done = kept_parts(source, out, mine, finished=is_finished, max_share=max_reject_share)
     todo = [one for one in mine if one.index not in done]
@@ -141,23 +141,23 @@ def _score(
 
 
 def read_parts(out: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a finished job in the order of the source, a batch at a time, the number of the shard first.
+    """Yield the rows of a finished job in source order, in batches; the first column is the shard number.
 
     Args:
         out: folder of the scores.
-        columns: those that are wanted (see `PART_FIELDS`); all when None.
+        columns: columns to read (see `PART_FIELDS`); all when None.
 
     Raises:
-        ScoresError: the folder holds no scores, the job was not finished, or a part is damaged.
+        ScoresError: the folder holds no scores, the job is not finished, or a part is damaged.
     """
     yield from read_batches(out, finished_manifest(out).shards, columns)
 
 
 def read_scores(out: Path) -> pa.Table:
-    """The scores of a finished job in the order of the source: columns `shard`, `record`, `id` and `score`.
+    """The scores of a finished job in source order: columns `shard`, `record`, `id` and `score`.
 
     Raises:
-        ScoresError: as `read_parts`.
+        ScoresError: see `read_parts`.
     """
     fields = [pa.field("shard", pa.int32(), nullable=False), *PART_FIELDS[:3]]
     return pa.Table.from_batches(read_parts(out, SCORE_COLUMNS), schema=pa.schema(fields))
@@ -171,24 +171,24 @@ def _own_shards(shards: Sequence[Shard], share: tuple[int, int] | None) -> list[
 
 
 def _records(shards: Sequence[Shard]) -> int | None:
-    """How many records the shards have together, where all of them tell."""
+    """Total number of records in the shards; None if a shard does not state its number."""
     counts = [shard.records for shard in shards]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def _worker_count(records: int | None) -> int:
-    """How many processes open pictures when nobody says; a thread is enough for a small source."""
+    """The default number of processes that open images; 0, for one thread, if the source is small."""
     return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, os.cpu_count() or 1)
 
 
 def _finish(out: Path, manifest: Manifest, max_share: float, source: PairSource) -> bool:
-    """Note that the job is finished when the parts of all shards are there; returns whether they are.
+    """Mark the job as finished if the parts of all shards exist; returns whether they do.
 
-    Of several processes, the last to write a part sees all the others'.
+    If several processes share the job, the one that writes the last part sees the parts of all the others.
     """
     total = PartSummary()
     for index in range(manifest.shards):
-        # Those that are not there at all are found without reading the others.
+        # Detect missing parts first, without reading the existing ones.
         if not part_path(out, index).exists():
             return False
     for index in range(manifest.shards):

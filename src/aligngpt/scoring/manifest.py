@@ -1,4 +1,4 @@
-"""What the scores in a folder depend on, kept beside them: who resumes a job must mean the same scores."""
+"""The manifest of a folder of scores: all that they depend on, so that a job resumes only with the same settings."""
 
 import errno
 import hashlib
@@ -24,9 +24,9 @@ _NAMES = {
     "preprocessing": "image processor",
     "dtype": "precision",
     "batch_size": "batch size",
-    "embeddings": "choice whether embeddings are kept",
+    "embeddings": "embeddings setting",
     "shards": "number of shards",
-    "cut": "way to cut the source into shards",
+    "cut": "split of the source into shards",
     "score": "meaning of the score",
 }
 
@@ -38,26 +38,26 @@ _READING = {
 }
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-"""What file systems say that have no hard links."""
+"""Errors raised by file systems without hard links."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the scores in a folder depend on, and how the job ended.
+    """All that the scores in a folder depend on, and the outcome of the job.
 
     Attributes:
         source: kind and fingerprint of the source of pairs.
         reading: how its records are read, see `PairSource.settings`; None in folders of earlier versions.
-        shards: how many shards the source has, and so how many parts there will be.
-        cut: a SHA-256 of their names and numbers of records: the same source may be cut in another way.
-        model: name or folder of the model; the same model may have several.
+        shards: number of shards in the source, and so of parts.
+        cut: SHA-256 of the names and record counts of the shards: the same source can be split differently.
+        model: name or folder of the model; not compared, since the same model may have several.
         model_fingerprint: see `PairScorer.fingerprint`.
         preprocessing: the settings of the model's image processor.
-        dtype: precision the model computed with.
+        dtype: the precision in which the model computes.
         batch_size: distinct images, or distinct captions, encoded together.
-        embeddings: whether the parts hold the features.
-        score: what the number is.
-        finished: how many pairs have a score and how many have none; None until all parts are there.
+        embeddings: whether the parts contain the features.
+        score: the meaning of the score.
+        finished: numbers of scored and rejected records; None until all parts exist.
     """
 
     source: dict[str, str]
@@ -75,7 +75,7 @@ class Manifest:
 
     @classmethod
     def of(cls, source: PairSource, scorer: PairScorer, *, batch_size: int, embeddings: bool) -> "Manifest":
-        """The manifest of a job that is to begin."""
+        """The manifest of a new job."""
         shards = source.shards()
         cut = json.dumps([(shard.index, shard.name, shard.records) for shard in shards])
         return cls(
@@ -92,18 +92,18 @@ class Manifest:
         )
 
     def write(self, out: Path) -> None:
-        """Write it into `out`; several processes may, at the same time.
+        """Write the manifest into `out`; safe to call from several processes at the same time.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written.
+            OSError: the disk is full or the folder is not writable.
         """
         write_whole(out / MANIFEST, self._content())
 
     def create(self, out: Path) -> None:
-        """Write it into `out` unless one is there; of several processes that do so at a time, one does.
+        """Write the manifest into `out` unless there is one; of several concurrent processes, only one writes it.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written.
+            OSError: the disk is full or the folder is not writable.
         """
         whole = temporary_beside(out / MANIFEST)
         write_whole(whole, self._content())
@@ -130,10 +130,10 @@ class Manifest:
 
 
 def read_manifest(out: Path) -> Manifest:
-    """What is known of the scores in a folder.
+    """Read the manifest of a folder of scores.
 
     Raises:
-        ScoresError: the folder holds none, or what is there is damaged.
+        ScoresError: the folder has no manifest, or it is damaged.
     """
     path = out / MANIFEST
     try:
@@ -148,11 +148,11 @@ def read_manifest(out: Path) -> Manifest:
 
 
 def begun_precision(out: Path, asked: str) -> str:
-    """The precision to load a model in: `auto` is what the scores in `out` were begun in, where there are any.
+    """The precision to load a model in: `auto` becomes that of the scores already in `out`, if there are any.
 
     Args:
         out: folder of the scores.
-        asked: `auto`, `float32` or `bfloat16`.
+        asked: the requested precision: `auto`, `float32` or `bfloat16`.
 
     Raises:
         ScoresError: the manifest in `out` is damaged.
@@ -161,64 +161,64 @@ def begun_precision(out: Path, asked: str) -> str:
 
 
 def finished_manifest(out: Path) -> Manifest:
-    """The manifest of a folder that has all its scores.
+    """Read the manifest of a finished job.
 
     Raises:
-        ScoresError: as `read_manifest`, or the job was not finished.
+        ScoresError: as in `read_manifest`, or the job is not finished.
     """
     manifest = read_manifest(out)
     if manifest.finished is None:
-        raise ScoresError(f"{out} is not finished; run the same `aligngpt score` again and it goes on")
+        raise ScoresError(f"{out} is not finished; run the same `aligngpt score` command again to resume it")
     return manifest
 
 
 def claim(out: Path, manifest: Manifest) -> Manifest:
-    """Make `out` the folder of this job, or find that it is already; returns the manifest that is there.
+    """Claim `out` for this job, or check that it belongs to the same job; returns the manifest in the folder.
 
     Raises:
-        ScoresError: `out` holds scores of something else.
-        OSError: the folder cannot be written.
+        ScoresError: `out` holds the scores of a different job.
+        OSError: the folder is not writable.
     """
     remove_leftovers(out / MANIFEST)
-    # In this order: another process may write the manifest and then its first part between the two.
+    # Check for parts first: between the two checks, another process may write the manifest and then its first part.
     holds_parts = any(out.glob(PART_PATTERN))
     if not (out / MANIFEST).exists():
         if holds_parts:
             raise ScoresError(f"{out} holds parts of scores but no {MANIFEST}. {_how_to_replace(out / MANIFEST)}")
         manifest.create(out)
-    # Also after writing it: another process may have been first.
+    # Read it even after writing it: another process may have been first.
     found = read_manifest(out)
     if found.reading is None:
         raise ScoresError(
-            f"{out} holds scores of an earlier version of aligngpt, which did not note how the source was read; choose "
-            "another folder, or remove it to score again"
+            f"{out} holds scores of an earlier version of aligngpt, which did not record how the source was read; "
+            "choose another folder, or remove this one to score again"
         )
     if different := list(_differences(found, manifest)):
         raise ScoresError(
-            f"{out} holds scores of another {' and another '.join(different)}; choose another folder, or remove it to "
-            "score again"
+            f"{out} holds scores of another {' and another '.join(different)}; choose another folder, or remove this "
+            "one to score again"
         )
     return found
 
 
 def finish(out: Path, manifest: Manifest, summary: PartSummary, source: PairSource) -> None:
-    """Note in the manifest that all parts are there.
+    """Mark the job as finished in the manifest.
 
     Raises:
-        ScoresError: the source is not what it was when the job began.
-        OSError: the disk is full or the folder cannot be written.
+        ScoresError: the source changed since the job began.
+        OSError: the disk is full or the folder is not writable.
     """
     if source.fingerprint() != manifest.source["fingerprint"]:
         raise ScoresError(
-            f"{source.place} has changed since {out} was begun, so the parts in it may be of both; it is not marked as "
-            f"finished. Put the old source back and remove the parts that were scored since the change, or remove "
-            f"{out} and score again"
+            f"{source.place} has changed since {out} was begun, so the parts may mix both versions, and the job is not "
+            f"marked as finished. Restore the old source and remove the parts that were scored since the change, or "
+            f"remove {out} and score again"
         )
     replace(manifest, finished=summary).write(out)
 
 
 def _differences(found: Manifest, wanted: Manifest) -> Iterator[str]:
-    """What is another in the manifest of a folder than in that of a job."""
+    """Names of the settings in which a folder's manifest differs from that of a job."""
     for name, text in _NAMES.items():
         if getattr(found, name) != getattr(wanted, name):
             yield text
@@ -226,8 +226,8 @@ def _differences(found: Manifest, wanted: Manifest) -> Iterator[str]:
 
 
 def reading_differences(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> Iterator[str]:
-    """What differs in how the records of a source were read and are read now, see `PairSource.settings`."""
-    # Where both were moved together, one of the two still tells that it is the same.
+    """Differences between how a source's records were read and are read now, see `PairSource.settings`."""
+    # The root is the same if its relative or its absolute path is: the data may have moved with or without its images.
     same_root = before.get("image_root_absolute") == now.get("image_root_absolute")
     for name, text in _READING.items():
         if before.get(name) != now.get(name) and not (name == "image_root" and same_root):
@@ -237,8 +237,8 @@ def reading_differences(before: Mapping[str, str | None], now: Mapping[str, str 
 
 def _how_to_replace(path: Path) -> str:
     return (
-        "The parts beside it are kept. To keep using them: run the same `aligngpt score` with another folder as --out, "
-        f"stop it as soon as there is a {MANIFEST} in that folder, and move this file to {path}; then the first "
-        "command resumes here. It cannot tell any more whether the source, model and settings are still those of the "
-        f"parts; if you do not know, remove {path.parent} and score again"
+        "The parts beside it are kept. To keep using them: run the same `aligngpt score` command with another folder "
+        f"as --out, stop it as soon as there is a {MANIFEST} in that folder, and move this file to {path}; the first "
+        "command then resumes here. It can no longer check that the source, model and settings are still those of the "
+        f"parts; if you are not sure that they are, remove {path.parent} and score again"
     )

@@ -1,4 +1,4 @@
-"""A wrong image root is noticed at the first pictures, rather than after every record was tried."""
+"""Detects a wrong image root at the first images, instead of after trying every record."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -13,15 +13,15 @@ from aligngpt.scoring.picture_workers import Prepared, Refused
 PICTURES_TO_JUDGE = 300
 
 SHARDS_ASKED, RECORDS_ASKED = 20, 200
-"""How many other shards are asked for a picture that is there, and the first records of each."""
+"""The number of other shards that are searched for an existing image, and of records at the start of each."""
 
 
 class MissingPictures:
-    """Watches what becomes of the first pictures of a shard.
+    """Checks whether the first images of a shard are all missing.
 
     Args:
-        source: what is scored.
-        shard: the shard that is read.
+        source: the source being scored.
+        shard: the shard being read.
     """
 
     def __init__(self, source: PairSource, shard: Shard) -> None:
@@ -31,11 +31,11 @@ class MissingPictures:
         self._is_judged = False
 
     def see(self, result: Prepared | Refused) -> None:
-        """Take what became of the next picture.
+        """Take the result for the next image.
 
         Raises:
-            TooManyRejects: the first `PICTURES_TO_JUDGE` are all missing, and so are all others of this shard and
-                those of other shards that are looked for.
+            TooManyRejects: the first `PICTURES_TO_JUDGE` images are all missing, and so are all others of this shard
+                and those sampled from other shards.
         """
         if self._is_judged:
             return
@@ -52,9 +52,9 @@ class MissingPictures:
         root = self._source.settings().get("image_root_absolute")
         where = "" if root is None else f" (the image root is {root})"
         return (
-            f"none of the first {PICTURES_TO_JUDGE} pictures of {self._source.place} was found, nor any of the others "
-            f"that were looked for; the first should be {first}{where}. Name the folder that the paths in the records "
-            "start from with --image-root; --max-reject-share 1 scores what there is"
+            f"none of the first {PICTURES_TO_JUDGE} images of {self._source.place} was found, nor any of the others "
+            f"that were checked; the first should be {first}{where}. Use --image-root to give the folder that the "
+            "paths in the records are relative to; --max-reject-share 1 scores the images that do exist"
         )
 
     def _looked_for(self) -> Iterator[Path | None]:
@@ -64,7 +64,7 @@ class MissingPictures:
             yield from islice(self._paths(shard), RECORDS_ASKED)
 
     def _paths(self, shard: Shard) -> Iterator[Path | None]:
-        """Where the pictures of a shard are; None for one that is not a file of its own."""
+        """The image paths of a shard; None for an image that is not a separate file."""
         for item in self._source.read(shard):
             if isinstance(item, Pair):
                 yield item.picture.path if has_file(item.picture) else None

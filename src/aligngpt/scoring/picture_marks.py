@@ -1,8 +1,8 @@
-"""Short marks of picture files: whether a file is still the one that was scored, without reading all of it.
+"""Short marks of image files, which show whether a file has changed since it was scored, without reading all of it.
 
-A mark is a checksum of the file's size and of a piece of its beginning, its middle and its end. The end of a compressed
-picture depends on all of it, so another picture has another mark. Times are not in it: a copy of the data has other
-times and the same pictures, and a part must not tell when it was written.
+A mark is a checksum of the file's size and of a piece of its beginning, middle and end. The end of a compressed image
+depends on all of it, so different images have different marks. File times are not included: a copy of the data has
+other times but the same images, and a part must not depend on when it was written.
 """
 
 import hashlib
@@ -16,26 +16,26 @@ from aligngpt.data.records.pairs import Pair, Unusable
 
 MARK_BYTES = 4
 ABSENT = bytes(MARK_BYTES)
-"""The mark of a picture whose file is missing, empty or cannot be read."""
+"""The mark of an image whose file is missing, empty or unreadable."""
 
 PIECE = 1024
 
 THREADS = 16
-"""They wait for the file system, a network's more than a disk's."""
+"""Number of threads that read files; they mostly wait for the file system, above all on network storage."""
 
 
 def has_file(picture: Picture) -> bool:
-    """Whether a picture is a file of its own: others are in the source itself, whose fingerprint covers them."""
+    """Whether an image is a separate file; others are stored in the source, whose fingerprint covers them."""
     return picture.path is not None and picture.length is None and picture.content is None
 
 
 def mark_of(content: bytes) -> bytes:
-    """The mark of a file that holds `content`, `MARK_BYTES` bytes."""
+    """The mark of a file with this content, `MARK_BYTES` bytes long."""
     return _mark(len(content), [content[start : start + PIECE] for start in _starts(len(content))])
 
 
 def mark_of_file(path: Path) -> bytes:
-    """The mark of the file at `path`, `MARK_BYTES` bytes; `ABSENT` where it cannot be read."""
+    """The mark of the file at `path`, `MARK_BYTES` bytes long; `ABSENT` if it cannot be read."""
     pieces = []
     try:
         with path.open("rb", buffering=0) as file:
@@ -49,19 +49,19 @@ def mark_of_file(path: Path) -> bytes:
 
 
 def changed_pictures(items: Iterable[Pair | Unusable], marks: bytes) -> int:
-    """How many pictures of a shard have other files than when it was scored.
+    """Number of image files of a shard that changed since it was scored.
 
-    A picture that was there and is gone does not count: its score is that of the picture it had, and there is nothing
-    to score it again from.
+    A file that has been deleted does not count: its score is still that of the original image, and it cannot be scored
+    again.
 
     Args:
         items: the records of the shard.
-        marks: those of its distinct picture files, in the order the records first name them.
+        marks: the marks of its distinct image files, in the order in which the records first name them.
     """
     pictures = dict.fromkeys(item.picture for item in items if isinstance(item, Pair) and has_file(item.picture))
     before = [marks[start : start + MARK_BYTES] for start in range(0, len(marks), MARK_BYTES)]
     if len(pictures) != len(before):
-        # A link leads elsewhere by now, so that a name came into the image root or left it.
+        # A symbolic link now points elsewhere, so that a name moved into or out of the image root.
         return abs(len(pictures) - len(before))
     now = _marks_of_files([picture.path for picture in pictures if picture.path is not None])
     return sum(new not in (old, ABSENT) for old, new in zip(before, now, strict=True))

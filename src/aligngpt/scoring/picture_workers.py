@@ -1,4 +1,4 @@
-"""Opening pictures ahead of the model, in threads or processes: decoded, resized and as the model reads them."""
+"""Opens images ahead of the model, in threads or processes: decodes, resizes and preprocesses them for the model."""
 
 import hashlib
 import multiprocessing
@@ -28,30 +28,30 @@ from aligngpt.scoring.picture_marks import ABSENT, has_file, mark_of
 
 PICTURES_PER_TASK = 8
 TASKS_AHEAD = 2
-"""How many tasks wait for each worker: with `PICTURES_PER_TASK`, what bounds the pixels that are held at once."""
+"""Number of queued tasks per worker; with `PICTURES_PER_TASK`, this bounds the pixels held in memory."""
 
 MAX_ASPECT = 200
-"""Pictures that are longer than this many times their width are refused: resized by the shorter side, as CLIP's are,
+"""Images with a larger ratio of longer to shorter side are rejected: resized by the shorter side, as for CLIP, one of
 20000 × 1 pixels would need gigabytes."""
 
 
 class WorkerError(AlignGPTError):
-    """A process that opens pictures ended before its work was done."""
+    """A process that opens images died before its work was done."""
 
 
 class Prepared(NamedTuple):
-    """A picture ready for the model.
+    """An image ready for the model.
 
-    It travels from a worker pickled, which costs little beside opening and resizing it.
+    Workers return it pickled, which costs little compared to opening and resizing it.
 
     Attributes:
         hash: BLAKE2b of the file's content, 128 bits in hexadecimal.
-        width: of the upright picture, in pixels.
-        height: likewise.
-        pixels: what `PictureWorkers.pixel_values` takes, `(3, height, width)`: 8-bit, where the image processor only
-            looks their values up in a table (see `ByteProcessor`), else what it made of the picture, bfloat16, which
-            numpy lacks, as int16.
-        mark: see `aligngpt.scoring.picture_marks`; empty for a picture that is not a file of its own.
+        width: width of the upright image, in pixels.
+        height: height of the upright image, in pixels.
+        pixels: input of `PictureWorkers.pixel_values`, `(3, height, width)`: 8-bit pixels if the image processor can be
+            replaced by a lookup table (see `ByteProcessor`), otherwise the image processor's output; bfloat16, which
+            numpy lacks, is stored as int16.
+        mark: see `aligngpt.scoring.picture_marks`; empty for an image that is not a separate file.
     """
 
     hash: str
@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A picture that cannot be used; `reason` is one of `IMAGE_REASONS`, `mark` that of `Prepared`."""
+    """An unusable image; `reason` is one of `IMAGE_REASONS`, `mark` is as in `Prepared`."""
 
     reason: str
     detail: str
@@ -71,17 +71,17 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class ByteProcessor:
-    """What an image processor does to a picture before it rescales and normalises, on 8-bit pixels throughout.
+    """An image processor's resizing and cropping on 8-bit pixels, with rescaling and normalisation as a lookup table.
 
-    CLIP's and SigLIP's, taken literally, compute each of 150,000 values that can only be one of 256 a channel, and go
-    from Pillow to numpy and back to resize. This takes 2 ms a picture of 450 × 450 pixels where they take 3.5, and a
-    quarter of the bytes travel from a worker. `byte_processor` makes one only where not a bit differs.
+    CLIP's and SigLIP's image processors compute each of 150,000 values, which can only be one of 256 per channel, and
+    convert from Pillow to numpy and back to resize. This takes 2 ms per image of 450 × 450 pixels instead of 3.5, and
+    workers send a quarter of the bytes. `byte_processor` returns one only if its results are identical to the bit.
 
     Attributes:
         size: `(height, width)` to resize to, or the length of the shorter edge.
-        crop: `(height, width)` to cut out of the middle; None for all of it.
-        resample: Pillow's number of the filter.
-        values: what each 8-bit value becomes in each channel, float32 `(3, 256)`.
+        crop: `(height, width)` of the centre crop; None for no crop.
+        resample: Pillow's number of the resampling filter.
+        values: the output for each 8-bit value in each channel, float32 `(3, 256)`.
     """
 
     size: tuple[int, int] | int
@@ -90,7 +90,7 @@ class ByteProcessor:
     values: NDArray[np.float32]
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The 8-bit pixels of an RGB picture, `(3, height, width)`."""
+        """The 8-bit pixels of an RGB image, `(3, height, width)`."""
         width, height = image.size
         if isinstance(self.size, int):
             shorter = min(width, height)
@@ -104,9 +104,9 @@ class ByteProcessor:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def look_up(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """What the image processor makes of the pictures: `(pictures, 3, height, width)`."""
+        """The image processor's output for 8-bit pixels: `(images, 3, height, width)`."""
         found = np.empty((len(pictures), *pictures[0].shape), np.float32)
-        # A channel at a time stays in the processor's cache.
+        # A single channel fits into the CPU cache.
         for picture, into in zip(pictures, found, strict=True):
             for channel, values in enumerate(self.values):
                 np.take(values, picture[channel], out=into[channel], mode="clip")
@@ -114,7 +114,7 @@ class ByteProcessor:
 
 
 def byte_processor(image_processor: Any) -> ByteProcessor | None:
-    """The same preprocessing in 8 bits; None where it is not the same, bit by bit, on pictures that are tried."""
+    """The 8-bit version of an image processor; None if its output differs in any bit on a set of test images."""
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     options = {"do_resize": False, "do_center_crop": False, "return_tensors": "np"}
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
@@ -127,7 +127,7 @@ def byte_processor(image_processor: Any) -> ByteProcessor | None:
             int(image_processor.resample),
             image_processor([Image.fromarray(ramp)], **options)["pixel_values"][0].reshape(3, 256).astype(np.float32),
         )
-        # Padding, which a crop larger than the picture asks for, is left to the image processor.
+        # A crop larger than the resized image needs padding, which is left to the image processor.
         if found.crop is not None and isinstance(found.size, int) and found.size < max(found.crop):
             return None
         for width, height in ((600, 401), (333, 600), (599, 599), (61, 97), (130, 5)):
@@ -143,12 +143,12 @@ def byte_processor(image_processor: Any) -> ByteProcessor | None:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Opens pictures and prepares them as a scorer does; small enough to be sent to another process.
+    """Opens images and preprocesses them as a scorer does; small enough to be sent to another process.
 
     Attributes:
         image_processor: the model's own.
-        dtype: what the model computes with, so that no more bytes travel than it will read.
-        in_bytes: does the same in 8 bits, where it can be done.
+        dtype: the model's compute precision, so that workers send no more bytes than it reads.
+        in_bytes: the 8-bit version of the image processor, if there is one.
     """
 
     image_processor: Any
@@ -157,11 +157,11 @@ class Preparation:
 
     @classmethod
     def of(cls, scorer: PairScorer) -> "Preparation":
-        """What prepares pictures for a scorer."""
+        """The preparation for a scorer."""
         return cls(scorer.image_processor, scorer.dtype, byte_processor(scorer.image_processor))
 
     def __call__(self, pictures: Sequence[Picture]) -> list[Prepared | Refused]:
-        """What became of each picture, in their order."""
+        """The result for each image, in order."""
         return [self._prepare(picture) for picture in pictures]
 
     def _prepare(self, picture: Picture) -> Prepared | Refused:
@@ -185,7 +185,7 @@ class Preparation:
         return (pixels.view(torch.int16) if self.dtype == torch.bfloat16 else pixels).numpy()
 
     def pixel_values(self, pictures: Sequence[NDArray[Any]]) -> Tensor:
-        """What the image processor made of pictures that are prepared: `(pictures, 3, height, width)`."""
+        """The image processor's output for prepared images: `(images, 3, height, width)`."""
         if self.in_bytes is not None:
             return torch.from_numpy(self.in_bytes.look_up(pictures))
         tensor = torch.from_numpy(np.stack(pictures))
@@ -193,16 +193,16 @@ class Preparation:
 
 
 class PictureWorkers:
-    """What opens pictures ahead of the model; a context manager, to be used for any number of shards.
+    """A pool that opens images ahead of the model; a context manager, reusable for any number of shards.
 
-    Threads where the model runs on the CPU and pictures stay in 8 bits: Pillow computes without Python's lock, threads
-    start at once, and the model leaves no core for Python to keep up with more. Processes else, which take seconds to
-    start: many of them keep a GPU busy, and an image processor's own code holds the lock.
+    Uses threads if the model runs on the CPU and images stay in 8 bits: Pillow releases the GIL, threads start at once,
+    and the model leaves no core free for more Python processes. Otherwise it uses processes, which take seconds to
+    start: many of them can keep a GPU busy, and an image processor's own code holds the GIL.
 
     Args:
-        scorer: whose image processor and precision they use.
-        count: how many; 0 for one thread.
-        processes: whether they are processes; decided as above when None.
+        scorer: provides the image processor and the precision.
+        count: number of workers; 0 for one thread.
+        processes: whether to use processes; chosen as above when None.
     """
 
     def __init__(self, scorer: PairScorer, count: int, *, processes: bool | None = None) -> None:
@@ -216,7 +216,7 @@ class PictureWorkers:
         self._pool: Executor
         self._task: Callable[[Sequence[Picture]], list[Prepared | Refused]]
         if count and processes:
-            # A forked process would inherit the locks of torch's threads, and cannot use CUDA.
+            # A forked process would inherit the locks of torch's threads and could not use CUDA.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(preparation,))
             self._task = _prepare_in_worker
@@ -233,10 +233,10 @@ class PictureWorkers:
         self._pool.shutdown(cancel_futures=True)
 
     def prepare(self, pictures: Iterable[Picture]) -> Iterator[Prepared | Refused]:
-        """What became of each picture, in their order; `pictures` is read only as far ahead as the workers are.
+        """Yield the result for each image, in order; `pictures` is read only as far ahead as the workers are.
 
         Raises:
-            WorkerError: a process ended, as when the system takes it for want of memory.
+            WorkerError: a process died, for example killed by the system when memory ran out.
         """
         stream = iter(pictures)
         waiting: deque[Future[list[Prepared | Refused]]] = deque()
@@ -249,8 +249,8 @@ class PictureWorkers:
                 yield from waiting.popleft().result()
         except BrokenProcessPool as error:
             raise WorkerError(
-                "a process that opens pictures ended before its work was done; most often the system ran out of "
-                "memory. Run the same command again, it goes on; with fewer workers it needs less memory"
+                "a process that opens images died before its work was done; most often the system ran out of memory. "
+                "Run the same command again to resume; with fewer workers it needs less memory"
             ) from error
         finally:
             for future in waiting:
@@ -258,20 +258,20 @@ class PictureWorkers:
 
 
 _preparation: Preparation | None = None
-"""What this process does, when it is a worker."""
+"""The preparation of this process, if it is a worker."""
 
 
 def _start_worker(preparation: Preparation) -> None:
     global _preparation
     _preparation = preparation
     torch.set_num_threads(1)
-    # Ctrl-C goes to every process of the terminal; the one that started the workers ends them.
+    # Ctrl-C reaches every process of the terminal; the parent process ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End this worker with its parent: if the parent is killed, the worker would otherwise hang waiting for work."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

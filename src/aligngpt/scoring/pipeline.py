@@ -1,8 +1,8 @@
-"""Scoring one shard: pictures are opened ahead of the model, and each image and each caption is encoded once.
+"""Scores one shard: images are opened ahead of the model, and each distinct image and caption is encoded once.
 
-The batches are made of the shard's distinct images, in the order they first appear, and of its distinct captions,
-short ones first so that little is padded. So they, and with them the last digits of a score, depend on the shard
-alone: not on how many processes open pictures, nor on where an earlier run was stopped.
+Batches consist of the shard's distinct images, in order of first appearance, and of its distinct captions, shortest
+first to reduce padding. So the batches, and with them the last digits of a score, depend on the shard alone: not on the
+number of processes that open images, nor on where an earlier run was interrupted.
 """
 
 from collections import deque
@@ -25,10 +25,10 @@ from aligngpt.scoring.picture_workers import PictureWorkers, Refused
 from aligngpt.scoring.score_files import PartSummary, Reject, part_table, write_part
 
 MAX_MODEL_THREADS = 8
-"""Each holds the activations of a batch."""
+"""Maximum number of model threads; each holds the activations of a batch."""
 
 CAPTIONS_AT_ONCE = 1000
-"""Captions tokenised together to learn their length."""
+"""Number of captions tokenized together to count their tokens."""
 
 
 def score_shard(
@@ -43,26 +43,26 @@ def score_shard(
     may_all_be_missing: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> PartSummary:
-    """Score the pairs of one shard and write its part; see `aligngpt.scoring.score_files` for what is in it.
+    """Score the pairs of one shard and write its part; see `aligngpt.scoring.score_files` for the format.
 
     Args:
-        source: where the pairs are.
+        source: the source of the pairs.
         shard: one of `source.shards()`.
         scorer: the model.
         out: folder of the parts.
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
         workers: made for `scorer`.
-        embeddings: also keep the features.
-        may_all_be_missing: go on where no picture is found at all (see `MissingPictures`).
-        advance: told how many more records were looked at.
+        embeddings: also store the features.
+        may_all_be_missing: continue even if no image is found at all (see `MissingPictures`).
+        advance: called with the number of records read since the last call.
 
     Returns:
-        How many pairs have a score and how many have none.
+        The numbers of scored and rejected records.
 
     Raises:
         ScorerError: the model gives a score that is not finite.
-        TooManyRejects: none of the pictures is there, and not all may be missing.
-        WorkerError: a process that opens pictures ended.
+        TooManyRejects: no image is found, and `may_all_be_missing` is false.
+        WorkerError: a process that opens images died.
         OSError: the part cannot be written.
     """
     reading = _Reading(source.read(shard))
@@ -84,7 +84,7 @@ def score_shard(
         wrong = rows[int(np.argmin(np.isfinite(scores)))]
         raise ScorerError(
             f"the model's score of record {wrong.record} (id {wrong.id}) of {shard.name} is not a finite number; its "
-            "weights are damaged, or it needs the precision float32"
+            "weights are damaged, or it needs float32 precision"
         )
     table = part_table(
         record=[pair.record for pair in rows],
@@ -99,15 +99,15 @@ def score_shard(
 
 
 class BatchThreads:
-    """Threads that each put a whole batch through a model; a context manager.
+    """Threads that each run a whole batch through a model; a context manager.
 
-    On a CPU, torch's own threads share every operation of one batch and wait for the last of them at its end. Beside
-    workers that open pictures, one is always late: two threads on two busy cores then take longer than one would. A
-    thread a batch waits for nobody. With more cores than `MAX_MODEL_THREADS`, a batch has several. Elsewhere the device
-    has one queue, and one thread fills it.
+    On a CPU, torch's own threads split every operation of a batch and wait for the slowest one at its end. With workers
+    opening images at the same time, one of them is always late: two threads on two busy cores then take longer than one
+    would. With one thread per batch, none waits for another. With more cores than `MAX_MODEL_THREADS`, a batch gets
+    several torch threads. Other devices have one queue, which one thread keeps full.
 
     Args:
-        device: where the model is.
+        device: the model's device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -129,7 +129,7 @@ class BatchThreads:
             torch.set_num_threads(self._torch_threads)
 
     def submit(self, encode: Callable[[], Features]) -> None:
-        """Encode a batch when a thread is free; waits while one batch more than there are threads is under way."""
+        """Encode a batch once a thread is free; blocks while more than one other batch is waiting for a thread."""
         self._running.append(self._pool.submit(encode))
         if len(self._running) > self._count + 1:
             self._features.append(self._running.popleft().result())
@@ -146,7 +146,7 @@ class BatchThreads:
 
 
 class _Row(NamedTuple):
-    """A pair without its picture's content; `picture` is the number of the picture in its shard."""
+    """A pair without its image's content; `picture` is the number of the image in its shard."""
 
     record: int
     id: str
@@ -155,7 +155,7 @@ class _Row(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """What is kept of a picture when the model has seen it; `row` is that of its features."""
+    """What is kept of an encoded image; `row` is its row in the features."""
 
     hash: str
     width: int
@@ -164,8 +164,8 @@ class _Image(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """What became of each picture by its number, the features of the distinct images, `(images, dim)`, and the marks of
-    those that are files, one behind the other."""
+    """The result for each image by its number, the features of the distinct images, `(images, dim)`, and the
+    concatenated marks of image files."""
 
     found: list[_Image | Refused]
     features: Features
@@ -173,7 +173,7 @@ class _Images(NamedTuple):
 
 
 class _Captions(NamedTuple):
-    """The features of the distinct captions, `(captions, dim)`, the row of each, and their lengths in tokens."""
+    """The row of each distinct caption, their lengths in tokens, and their features, `(captions, dim)`."""
 
     rows: dict[str, int]
     lengths: list[int]
@@ -181,11 +181,11 @@ class _Captions(NamedTuple):
 
 
 class _Reading:
-    """A shard while it is read.
+    """A shard being read.
 
     Attributes:
-        pairs: those read so far.
-        unusable: the records read so far that are no pairs.
+        pairs: the pairs read so far.
+        unusable: the records read so far that are not valid pairs.
     """
 
     def __init__(self, items: Iterable[Pair | Unusable]) -> None:
@@ -195,11 +195,11 @@ class _Reading:
 
     @property
     def records(self) -> int:
-        """How many records were read so far."""
+        """Number of records read so far."""
         return len(self.pairs) + len(self.unusable)
 
     def pictures(self) -> Iterator[Picture]:
-        """Read on; a picture that several records name is given once."""
+        """Read the shard and yield its images; an image file named by several records is yielded once."""
         numbers: dict[Picture, int] = {}
         count = 0
         for item in self._items:
@@ -207,12 +207,12 @@ class _Reading:
                 self.unusable.append(Reject(item.record, item.id, item.reason, item.detail))
                 continue
             number = numbers.get(item.picture, count)
-            # Half a surrogate pair, which no tokenizer takes, becomes a question mark.
+            # A lone surrogate, which no tokenizer accepts, becomes a question mark.
             caption = item.caption.encode("utf-8", "replace").decode("utf-8")
             self.pairs.append(_Row(item.record, item.id, caption, number))
             if number == count:
                 count += 1
-                # Content would be held until the shard ends; that it is the same is found later, by its hash.
+                # Embedded content would stay in memory until the end of the shard; duplicates are found later, by hash.
                 if item.picture.content is None:
                     numbers[item.picture] = number
                 yield item.picture
@@ -262,7 +262,7 @@ def _encode_images(
 
 def _encode_captions(texts: Iterable[str], scorer: PairScorer, batch_size: int) -> _Captions:
     lengths = _token_counts(list(dict.fromkeys(texts)), scorer.tokenizer)
-    # Beyond the model's maximum all are cut to the same length.
+    # Captions beyond the model's maximum are all truncated to the same length.
     captions = sorted(lengths, key=lambda caption: min(lengths[caption], scorer.max_text_tokens))
     features = [
         scorer.text_features(captions[start : start + batch_size]) for start in range(0, len(captions), batch_size)
@@ -272,16 +272,16 @@ def _encode_captions(texts: Iterable[str], scorer: PairScorer, batch_size: int) 
 
 
 def _token_counts(captions: list[str], tokenizer: Any) -> dict[str, int]:
-    """The length of each caption in tokens, the model's special ones among them, in the order of `captions`."""
+    """The length of each caption in tokens, including special tokens, in the order of `captions`."""
     counts: dict[str, int] = {}
     for start in range(0, len(captions), CAPTIONS_AT_ONCE):
         some = captions[start : start + CAPTIONS_AT_ONCE]
-        # Not verbose: it would warn that a caption is longer than the model takes.
+        # Not verbose, to avoid warnings about captions longer than the model's maximum.
         encoded = tokenizer(some, truncation=False, padding=False, return_attention_mask=False, verbose=False)
         counts.update(zip(some, map(len, encoded["input_ids"]), strict=True))
     return counts
 
 
 def _joined(features: list[Features], scorer: PairScorer) -> Features:
-    # How wide they are, a shard without any must ask the model.
+    # For a shard without features, only the model can tell their width.
     return np.concatenate(features) if features else scorer.text_features(["."])[:0]

@@ -1,4 +1,4 @@
-"""Whether writing a file would change one that is read, whatever links and spellings lead there."""
+"""Checks whether writing a file would overwrite an input, also through links or different spellings of a path."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,37 +7,37 @@ from aligngpt.scoring.score_files import ScoresError
 
 
 def same_place(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, or would be: by another spelling, through links, or as hard links."""
+    """Whether two paths are, or would be, the same file: by another spelling, symbolic links, or hard links."""
     if _entries(one) & _entries(other):
         return True
     return one.exists() and other.exists() and one.samefile(other)
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a file is, or would be, in a folder at any depth."""
+    """Whether a file is, or would be, inside a folder at any depth."""
     root = folder.resolve()
     return any(root in entry.parents for entry in _entries(path))
 
 
 def check_apart(written: Sequence[Path], kept: Iterable[Path]) -> None:
-    """Nothing, when the files that are written are different ones, and none is one of those that stay.
+    """Check that the files to write are all distinct, and that none of them is a file to keep.
 
     Raises:
-        ScoresError: names the file that would be written over.
+        ScoresError: a file would be overwritten; the message names it.
     """
     stays = list(kept)
     for index, path in enumerate(written):
         if any(same_place(path, other) for other in stays):
             raise taken(path)
         if any(same_place(path, other) for other in written[:index]):
-            raise ScoresError(f"{path} would be written twice, as two different things; give each its own place")
+            raise ScoresError(f"{path} would be written twice, by two different outputs; give each its own path")
 
 
 def taken(path: Path) -> ScoresError:
-    """The error that a file would be written over."""
-    return ScoresError(f"{path} is part of what is read or kept here; give what is written another place")
+    """The error for a file that would be overwritten."""
+    return ScoresError(f"{path} is an input or must be kept; choose another path for the output")
 
 
 def _entries(path: Path) -> set[Path]:
-    """The entry of a folder that is replaced when the path is written, and the file that it leads to."""
+    """The directory entry that writing to the path replaces, and the file that it resolves to."""
     return {path.parent.resolve() / path.name, path.resolve()}

@@ -1,4 +1,4 @@
-"""Which parts of an earlier run are kept when a job is started again."""
+"""Decides which parts of an earlier run are kept when a job is resumed."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,22 +13,21 @@ from aligngpt.scoring.score_files import PartSummary, ScoresError, part_marks, p
 def kept_parts(
     source: PairSource, out: Path, shards: Iterable[Shard], *, finished: bool, max_share: float
 ) -> dict[int, PartSummary]:
-    """What became of the records of the shards whose parts are kept, by the shards' numbers.
+    """Outcomes of the shards whose parts are kept, by shard number.
 
-    A part is made anew when it is missing or damaged, when a picture file it was made of has been replaced (see
-    `aligngpt.scoring.picture_marks`), and in an unfinished job when by itself too large a share of it was rejected: the
-    pictures may have been put where they belong. Says how many pictures were replaced, and what the source has to
-    remark.
+    A part is scored again if it is missing or damaged, or if one of its image files has been replaced (see
+    `aligngpt.scoring.picture_marks`). In an unfinished job, so is a part whose own share of rejects is too large, since
+    missing images may have been added. Prints the number of replaced images, and the source's remark if it has one.
 
     Args:
-        source: what is scored.
+        source: the source being scored.
         out: folder of the scores.
-        shards: the shards to look at.
+        shards: the shards to check.
         finished: whether the job was finished.
-        max_share: share of the records, 0…1, that may be rejected.
+        max_share: maximum share of rejected records, 0…1.
 
     Raises:
-        SourceError: the source cannot be read any more.
+        SourceError: the source can no longer be read.
     """
     if remark := source.remark():
         _tell(remark)
@@ -44,23 +43,23 @@ def kept_parts(
         kept[shard.index] = summary
     if parts:
         _tell(
-            f"{_counted(pictures, 'picture')} of {source.place} changed since {out} was scored: "
+            f"{_counted(pictures, 'image')} of {source.place} changed since {out} was scored: "
             f"{_counted(parts, 'part')} of it will be scored again"
         )
     return kept
 
 
 def is_usable(summary: PartSummary, max_share: float) -> bool:
-    """Whether a part need not be made anew because by itself too large a share was rejected."""
+    """Whether the share of rejects in a part is small enough to keep the part."""
     return summary.rejected <= max_share * max(1, summary.records)
 
 
 def _changed(source: PairSource, out: Path, shard: Shard) -> int:
-    """How many pictures of a part were replaced since it was written."""
+    """Number of images that were replaced since their part was written."""
     try:
         marks = part_marks(out, shard.index)
     except ScoresError:
-        # Another process is writing it anew at this moment.
+        # Another process is rewriting it at this moment.
         return 0
     return changed_pictures(source.read(shard), marks) if marks else 0
 

@@ -1,8 +1,8 @@
-"""The parts a scored source is kept in: for each shard a Parquet file of scores, and one of the records without.
+"""The output files of scoring: per shard, a Parquet file of scores (the part) and one of rejected records.
 
-The rejects are renamed into place before the scores, so that a part that exists means that its shard is done. Nothing
-in the files tells when or where they were written: the same shard gives the same bytes. Each file carries checksums of
-itself, which are verified wherever it is read: see `aligngpt.scoring.checksums`.
+The rejects are renamed into place before the scores, so an existing part means that its shard is done. The files
+contain no timestamps or paths: the same shard gives the same bytes. Each file embeds checksums, which are verified
+whenever it is read: see `aligngpt.scoring.checksums`.
 """
 
 import base64
@@ -32,9 +32,9 @@ PART_FIELDS = (
     pa.field("height", pa.int32(), nullable=False),
     pa.field("image_hash", pa.string(), nullable=False),
 )
-"""Columns of a part. `record` is the record's number in its shard, `caption_tokens` the caption's length with the
-model's special tokens and before it was cut, `width` and `height` the upright picture's in pixels, `image_hash` the
-BLAKE2b (128 bits, hexadecimal) of the picture's file."""
+"""Columns of a part. `record` is the record's number in its shard, `caption_tokens` the caption's length before
+truncation, including the model's special tokens, `width` and `height` the size of the upright image in pixels,
+`image_hash` the BLAKE2b (128 bits, hexadecimal) of the image file."""
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -47,11 +47,11 @@ REJECTS_SCHEMA = pa.schema(
 
 
 PICTURE_MARKS = "aligngpt.pictures"
-"""Key of the footer's metadata under which a part keeps, in base64, the marks of its pictures' files."""
+"""Footer metadata key under which a part stores the marks of its image files, in base64."""
 
 
 class ScoresError(AlignGPTError):
-    """A folder of scores cannot be used."""
+    """A folder of scores is unusable, or a scoring job has invalid arguments or scored nothing."""
 
 
 class Reject(NamedTuple):
@@ -65,11 +65,11 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What became of the records of one or several shards.
+    """The outcome of the records of one or more shards.
 
     Attributes:
-        scored: how many have a score.
-        reasons: how many have none, by the reason.
+        scored: number of records with a score.
+        reasons: number of records without a score, by reason.
     """
 
     scored: int = 0
@@ -77,12 +77,12 @@ class PartSummary:
 
     @property
     def rejected(self) -> int:
-        """How many records have no score."""
+        """Number of records without a score."""
         return sum(self.reasons.values())
 
     @property
     def records(self) -> int:
-        """How many records were read."""
+        """Number of records read."""
         return self.scored + self.rejected
 
     def __add__(self, other: "PartSummary") -> "PartSummary":
@@ -91,12 +91,12 @@ class PartSummary:
 
 
 def part_path(out: Path, shard: int) -> Path:
-    """Where the scores of a shard are."""
+    """Path of a shard's scores."""
     return out / f"part-{shard:05d}.parquet"
 
 
 def rejects_path(out: Path, shard: int) -> Path:
-    """Where the records of a shard are that have no score."""
+    """Path of a shard's rejected records."""
     return out / f"rejects-{shard:05d}.parquet"
 
 
@@ -110,13 +110,13 @@ def part_table(
     image_hash: Sequence[str],
     embeddings: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> pa.Table:
-    """The rows of a part, in the order given.
+    """Build the table of a part, with rows in the given order.
 
     Args:
-        record: see `PART_FIELDS`, as for all that is not named here.
+        record: see `PART_FIELDS`, also for the arguments not listed here.
         score: `(pairs,)`.
-        size: width and height of each picture, in pixels.
-        embeddings: features of images and texts, each `(pairs, dim)`; kept in half precision.
+        size: width and height of each image, in pixels.
+        embeddings: image and text features, each `(pairs, dim)`; stored in half precision.
     """
     values = [record, [_text(name) for name in id], score, caption_tokens, *_columns(size), image_hash]
     arrays = [pa.array(column, type=field.type) for column, field in zip(values, PART_FIELDS, strict=True)]
@@ -129,17 +129,17 @@ def part_table(
 
 
 def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject], marks: bytes = b"") -> PartSummary:
-    """Write what a shard gave; kill or full disk leave the shard done or not done, and nothing between.
+    """Write the part and the rejects of a shard; a kill or a full disk leaves the shard either done or not done.
 
     Args:
         out: folder of the scores.
         shard: the shard's number.
         rows: see `part_table`.
-        rejects: the records without a score, in the order they are to have.
-        marks: of the pictures that are files, see `aligngpt.scoring.picture_marks`.
+        rejects: the records without a score, in the order in which to write them.
+        marks: the marks of its image files, see `aligngpt.scoring.picture_marks`.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written.
+        OSError: the disk is full or the folder is not writable.
     """
     refused = [
         reject._replace(id=None if reject.id is None else _text(reject.id), detail=_text(reject.detail))
@@ -147,7 +147,7 @@ def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject],
     ]
     columns = zip(*refused, strict=True) if refused else ((),) * len(REJECTS_SCHEMA)
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, REJECTS_SCHEMA, strict=True)]
-    # An older part would stand beside rejects that are not its own.
+    # Otherwise an older part could be paired with rejects that are not its own.
     part_path(out, shard).unlink(missing_ok=True)
     _write(rejects_path(out, shard), pa.table(arrays, schema=REJECTS_SCHEMA))
     _write(part_path(out, shard), rows, {PICTURE_MARKS: base64.b64encode(marks).decode()} if marks else None)
@@ -155,16 +155,16 @@ def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject],
 
 
 def part_summary(out: Path, shard: int) -> PartSummary | None:
-    """What became of the records of a shard; None when it is not done or its files are damaged.
+    """The outcome of a shard; None if it is not done or its files are damaged.
 
-    The rejects and all of `PART_FIELDS` are compared with their checksums; embeddings, which are far larger, are when
-    they are read.
+    Verifies the checksums of the rejects and of all `PART_FIELDS`. Those of the embeddings, which are far larger, are
+    verified only when the embeddings are read.
     """
     names = [field.name for field in PART_FIELDS]
     try:
         with open_checked(part_path(out, shard), names) as part:
             scored = part.read(columns=["record", "score"]).num_rows
-            # Its columns may be those of another kind of file.
+            # It may be another kind of file, with other columns.
             if not set(names) <= set(part.schema_arrow.names):
                 return None
         with open_checked(rejects_path(out, shard)) as rejects:
@@ -175,7 +175,7 @@ def part_summary(out: Path, shard: int) -> PartSummary | None:
 
 
 def part_marks(out: Path, shard: int) -> bytes:
-    """The marks that `write_part` was given; empty where there are none, as in parts of earlier versions.
+    """The image marks of a part, see `write_part`; empty if it has none, as in parts of earlier versions.
 
     Raises:
         ScoresError: the part is missing or damaged.
@@ -186,7 +186,7 @@ def part_marks(out: Path, shard: int) -> bytes:
 
 
 def record_count(out: Path, shard: int) -> int:
-    """How many records a shard has, with a score or without.
+    """Number of records in a shard, with or without a score.
 
     Raises:
         ScoresError: a file of the shard is missing or damaged.
@@ -199,7 +199,7 @@ def record_count(out: Path, shard: int) -> int:
 
 
 def read_part(out: Path, shard: int, columns: Sequence[str]) -> pa.Table:
-    """Some columns of one part.
+    """Read columns of one part.
 
     Raises:
         ScoresError: the part is missing or damaged.
@@ -210,15 +210,15 @@ def read_part(out: Path, shard: int, columns: Sequence[str]) -> pa.Table:
 
 
 def read_batches(out: Path, shards: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of all parts in the order of the source, with the number of their shard as first column.
+    """Yield the rows of all parts in source order, with the shard number as first column.
 
     Args:
         out: folder of the scores.
-        shards: how many parts there must be.
-        columns: those that are wanted; all when None.
+        shards: number of parts that must exist.
+        columns: columns to read; all when None.
 
     Raises:
-        ScoresError: a part is missing or damaged, or has no such column.
+        ScoresError: a part is missing or damaged, or lacks a column.
     """
     for shard in range(shards):
         path = part_path(out, shard)
@@ -231,10 +231,10 @@ def read_batches(out: Path, shards: int, columns: Sequence[str] | None = None) -
 
 
 def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file that is there in full or not at all.
+    """Write a file atomically.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; names the file and says what to do.
+        OSError: the disk is full or the folder is not writable; the message names the file and says what to do.
     """
     try:
         with atomic_write(path, "wb") as file:
@@ -242,8 +242,8 @@ def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error.strerror or error}; this file was not written. Make room or make the folder writable, then run "
-            "the same command again: it goes on from here",
+            f"{error.strerror or error}; this file was not written. Free some space or make the folder writable, then "
+            "run the same command again: it resumes from here",
             str(path),
         ) from error
 
@@ -254,20 +254,20 @@ def _write(path: Path, table: pa.Table, metadata: Mapping[str, str] | None = Non
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Errors of reading become one that names the file and says what to do."""
+    """Turn read errors into one that names the file and says what to do."""
     try:
         yield
     except (OSError, pa.ArrowException, DamagedError) as error:
         raise ScoresError(
-            f"{path} cannot be read ({error}); remove it and run the same `aligngpt score` again: it makes this "
-            "part anew"
+            f"{path} cannot be read ({error}); remove it and run the same `aligngpt score` command again: it "
+            "will score this part again"
         ) from error
 
 
 def _check_columns(path: Path, batch: pa.RecordBatch, columns: Sequence[str] | None) -> None:
     if missing := [name for name in columns or () if name not in batch.schema.names]:
         raise ScoresError(
-            f"{path} has no column {', '.join(missing)}; embeddings are there only when the source was scored with them"
+            f"{path} has no column {', '.join(missing)}; embeddings exist only if the source was scored with them"
         )
 
 
@@ -276,5 +276,5 @@ def _columns(size: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
 
 
 def _text(value: str) -> str:
-    """What UTF-8 cannot hold (half a surrogate pair) becomes an escape."""
+    """Replace lone surrogates, which UTF-8 cannot encode, with escapes."""
     return value.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Shares of the shards of a source, of which several processes score one each into the same folder."""
+"""Shares of a source's shards: several processes can each score one share into the same folder."""
 
 import re
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from aligngpt.scoring.score_files import ScoresError
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """The share of the shards that `i/n` names; see `score_source`.
+    """Parse a share of the shards, written `i/n`; see `score_source`.
 
     Raises:
-        ScoresError: it is no such text.
+        ScoresError: the text is not of this form, or i is not below n.
     """
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not int(found[1]) < int(found[2]):
@@ -23,17 +23,17 @@ def parse_share(text: str) -> tuple[int, int]:
 
 @contextmanager
 def owned_share(out: Path, share: tuple[int, int] | None) -> Iterator[None]:
-    """Own a share of the shards while the body runs; other processes may own other shares.
+    """Hold the lock of a share of the shards while the body runs; other processes may hold other shares.
 
-    Each share has its lock in a hidden folder of its own, `.share-i-of-n` in `out`; see `owned_folder`.
+    Each share has its lock in its own hidden folder, `.share-i-of-n` in `out`; see `owned_folder`.
 
     Args:
-        out: folder of the scores; made if it is missing.
+        out: folder of the scores; created if it is missing.
         share: `(i, n)`; None for all shards.
 
     Raises:
-        FolderInUse: another process scores this share; names it.
-        OSError: the folder cannot be written.
+        FolderInUse: another process is scoring this share; the message names the process.
+        OSError: the folder is not writable.
     """
     index, count = share or (0, 1)
     out.mkdir(parents=True, exist_ok=True)
@@ -42,5 +42,5 @@ def owned_share(out: Path, share: tuple[int, int] | None) -> Iterator[None]:
             stack.enter_context(owned_folder(out / f".share-{index}-of-{count}", "score"))
         except FolderInUse as error:
             what = "these scores are" if share is None else f"the share {index}/{count} of these scores is"
-            raise FolderInUse(f"{what} being written into {out} already: {error}") from error
+            raise FolderInUse(f"{what} already being written into {out}: {error}") from error
         yield

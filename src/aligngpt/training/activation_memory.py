@@ -1,8 +1,8 @@
-"""How much memory a training step needs for what the backward pass will read again.
+"""Estimate the activation memory of a training step: the tensors that autograd saves for the backward pass.
 
-Not a formula with constants: the language model's own layers run on fake tensors, which have shapes and no memory, and
-what autograd would keep is added up. Two layers less one are a layer, two rows less one are a row; what is left out so
-is neither, such as weights.
+This is measured, not a formula with constants: the language model's own layers run on fake tensors, which have shapes
+but no memory, and the sizes of the tensors that autograd saves are summed. The difference between two layers and one
+is one layer, that between two rows and one is one row; anything that depends on neither, such as weights, cancels out.
 """
 
 from typing import Any
@@ -15,20 +15,20 @@ from transformers import AutoModel, PretrainedConfig
 
 FLOAT32, BFLOAT16 = 4, 2
 PER_LAYER = {"layer_types", "mlp_layer_types", "layers_block_type"}
-"""Settings with an entry for each layer."""
+"""Configuration settings with one entry per layer."""
 
 
 def activation_bytes(
     config: PretrainedConfig, length: int, *, trains: bool, in_bfloat16: bool, checkpointing: bool
 ) -> float:
-    """Bytes that the body of a language model keeps of one row until its backward pass.
+    """Bytes that the body of a language model saves per row for the backward pass.
 
     Args:
-        config: the language model's.
+        config: the language model's configuration.
         length: of the row, in tokens.
-        trains: whether its weights train (or have adapters, which need the same), or only what it reads does.
+        trains: whether its weights train (or have adapters, which need the same memory); if not, only its inputs do.
         in_bfloat16: whether it computes under autocast to bfloat16, with weights in float32.
-        checkpointing: keep only what each layer reads, and compute each anew in the backward pass.
+        checkpointing: save only the input of each layer and recompute the layer in the backward pass.
     """
     layer = _difference(config, length, trains=trains, in_bfloat16=in_bfloat16)
     layers = int(config.num_hidden_layers)
@@ -38,12 +38,12 @@ def activation_bytes(
 
 
 def head_bytes(vocabulary: int, *, in_bfloat16: bool) -> int:
-    """Bytes per counted token that the head and the loss need: logits as computed, in float32, and their gradients."""
+    """Bytes per token in the loss that the head and the loss need: logits as computed and in float32, and gradients."""
     return vocabulary * ((2 * BFLOAT16 if in_bfloat16 else 0) + 2 * FLOAT32)
 
 
 def _difference(config: PretrainedConfig, length: int, **how: bool) -> float:
-    """What one layer keeps of one row."""
+    """Bytes that one layer saves for one row."""
 
     def of_a_row(layers: int) -> int:
         return _kept(config, layers, 2, length, **how) - _kept(config, layers, 1, length, **how)

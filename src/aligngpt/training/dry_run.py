@@ -1,4 +1,4 @@
-"""What a recipe would do, before it does it: what trains, on how much data, for how long, in how much memory."""
+"""Estimates for a recipe before it runs: trained parameters, amount of data, steps, training time and memory."""
 
 import math
 import random
@@ -28,30 +28,31 @@ from aligngpt.training.setup.parameter_summary import PartRow, parts_of, parts_t
 from aligngpt.training.setup.quantization import SMALL_BYTES, quantizable
 
 LOOKED_AT = 200
-"""Rows whose tokens are counted; the rest is supposed to be like them."""
+"""Number of rows sampled to count tokens; the remaining rows are assumed to be similar."""
 
 CAPTION_TOKENS = 64
-"""A long caption, where there is no data to look at."""
+"""Assumed length of a long caption, used if there is no data to sample."""
 
 DEVICES = 8
-"""For which memory is worked out where the model is shared out."""
+"""Number of devices assumed for the memory estimate of a sharded model."""
 
 STATE_BYTES = {"adamw": 2 * FLOAT32, "adamw_8bit": 2, "muon": FLOAT32, "adafactor": 0, "sgd": FLOAT32}
-"""What an optimiser keeps of a parameter, nearly: Muon has two moments of what is no matrix, Adafactor keeps sums."""
+"""Optimiser state in bytes per parameter, approximately: Muon keeps two moments for parameters that are not matrices,
+Adafactor keeps row and column sums."""
 
 ATTAINABLE = 0.5
-"""The share of a matrix product's rate that training may reach; the best of this class reach 30 to 50 %."""
+"""Fraction of the matrix-multiplication rate that training may reach; good training code reaches 30 to 50 %."""
 
 
 class DataPlan(NamedTuple):
     """The data of a stage.
 
     Attributes:
-        samples, rows: how many; the images were not looked at.
-        epoch_rows: the rows of an epoch: not each one once where sources have weights.
-        tokens, counted: in a row, on average of those looked at: all of them, and those that the loss counts.
-        longest: the longest row looked at.
-        images: in a row, on average.
+        samples, rows: number of samples and rows; the images were not checked.
+        epoch_rows: rows per epoch; differs from `rows` if sources have weights.
+        tokens, counted: mean tokens per sampled row: all of them, and those that contribute to the loss.
+        longest: tokens in the longest sampled row.
+        images: mean number of images per row.
     """
 
     samples: int
@@ -64,12 +65,12 @@ class DataPlan(NamedTuple):
 
 
 class MemoryPlan(NamedTuple):
-    """Bytes on one device, where each holds the whole model.
+    """Bytes on one device, if each device holds the whole model.
 
     Attributes:
-        weights: parameters, as they are held while training.
-        training: gradients and the optimiser's moments, and the copies in which autocast computes.
-        activations: what the backward pass reads of the longest micro-batch.
+        weights: parameters, in the precision they are held in while training.
+        training: gradients, optimiser state and the low-precision copies that autocast makes.
+        activations: tensors saved for the backward pass of the longest micro-batch.
     """
 
     weights: int
@@ -79,18 +80,18 @@ class MemoryPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """Estimates for one stage.
 
     Attributes:
         stage: `pretrain` or `instruct`.
         parts: see `parts_of`.
-        data: None where the file of samples is not there.
-        steps: optimiser steps; None where only the minutes of the recipe or missing data decide.
+        data: None if the data files do not exist.
+        steps: optimiser steps; None if they are unknown because data is missing.
         memory: see `MemoryPlan`.
-        work: floating-point operations of all steps; None where the steps are not known.
-        seconds: what that takes on this machine's device, at half of what a matrix product reaches.
+        work: floating-point operations over all steps; None if the number of steps is unknown.
+        seconds: estimated time on this machine's device, at half its measured matrix-multiplication rate.
         precision: of the computation.
-        notes: what else the reader should know.
+        notes: further remarks for the reader.
     """
 
     stage: StageName
@@ -109,12 +110,14 @@ class StagePlan:
         if self.data is not None:
             lines.append(
                 f"data: {self.data.samples:,} samples in {self.data.rows:,} rows; a row has {self.data.tokens:.0f} "
-                f"tokens on average, {self.data.counted:.0f} of which count, and {self.data.longest:,} at most"
+                f"tokens on average ({self.data.counted:.0f} in the loss) and at most {self.data.longest:,}"
             )
         if self.steps is not None:
             lines.append(f"steps: {self.steps:,}")
         gigabytes = [f"{part / 1e9:.1f} GB {name}" for name, part in self.memory._asdict().items()]
-        lines.append(f"memory a device: {sum(self.memory) / 1e9:.1f} GB ({', '.join(gigabytes)}), in {self.precision}")
+        lines.append(
+            f"memory per device: {sum(self.memory) / 1e9:.1f} GB ({', '.join(gigabytes)}), in {self.precision}"
+        )
         if self.work is not None and self.seconds is not None:
             lines.append(
                 f"work: {self.work:.1e} floating-point operations, about {_duration(self.seconds)} on this machine"
@@ -123,7 +126,7 @@ class StagePlan:
 
 
 def plan(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StagePlan]:
-    """Work out the stages of a recipe. Reads configurations, tokenizers and data; no weights and no images.
+    """Estimate the stages of a recipe. Reads configurations, tokenizers and data, but no weights or images.
 
     Raises:
         BackboneError: a backbone's configuration or tokenizer cannot be loaded.
@@ -147,10 +150,10 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         data = _data_plan(name, stage, processor, recipe.seed)
     else:
         length, _ = _supposed(name, stage, processor)
-        notes.append(f"{', '.join(missing)} is not there: rows of {length:,} tokens are supposed, steps are not known")
+        notes.append(f"no data at {', '.join(missing)}: assuming rows of {length:,} tokens; number of steps unknown")
     if stage.minutes is not None:
         at_least = f", but not before step {stage.min_steps:,}" if stage.min_steps else ""
-        notes.append(f"ends after {stage.minutes:g} minutes where the steps are not done by then{at_least}")
+        notes.append(f"ends after {stage.minutes:g} minutes if the steps take longer{at_least}")
     parts = parts_of(model, stage)
     steps = _steps(stage, data)
     work = _work(model, parts, stage, data) * steps * stage.batch_size if data and steps else None
@@ -179,19 +182,19 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
 
 
 def _shared_out(memory: MemoryPlan, stage: StageRecipe, parts: Sequence[PartRow]) -> str:
-    """The memory of one of eight devices that share out the model; a frozen vision tower is whole on each."""
+    """A note on the memory per device if eight devices shard the model; each holds all of a frozen vision tower."""
     everywhere = sum(FLOAT32 * row.parameters for row in parts if row.part == "vision_tower" and not row.trained)
     gathered = stage.sharding == "gradients"
     weights = memory.weights if gathered else everywhere + (memory.weights - everywhere) / DEVICES
     held = (weights + memory.training / DEVICES) / 1e9
     return (
-        f"sharding {stage.sharding}: each of {DEVICES} devices holds {held:.1f} GB of weights and training, "
+        f"sharding {stage.sharding}: each of {DEVICES} devices holds {held:.1f} GB of weights and training state, "
         f"{held + memory.activations / 1e9:.1f} GB with activations"
     )
 
 
 def _supposed(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor) -> tuple[int, float]:
-    """Tokens of a long row, and those that count, where there is no data to look at."""
+    """Assumed tokens in a long row, and those in the loss, if there is no data to sample."""
     if name == "pretrain":
         return min(stage.max_length, processor.image_seq_length + CAPTION_TOKENS), CAPTION_TOKENS
     return stage.max_length, stage.max_length / 2
@@ -200,7 +203,7 @@ def _supposed(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor)
 def _steps(stage: StageRecipe, data: DataPlan | None) -> int | None:
     if stage.max_steps is not None or data is None:
         return stage.max_steps
-    # The last batch of an epoch may be a smaller one.
+    # The last batch of an epoch may be smaller.
     return math.ceil(stage.epochs * math.ceil(data.epoch_rows / stage.batch_size))
 
 
@@ -232,7 +235,7 @@ class _RowFigures(NamedTuple):
 
 
 def _row_figures(samples: Sequence[Sample], stage: StageRecipe, processor: AlignGPTProcessor) -> _RowFigures:
-    """Of one row; samples that share their images have these tokens once."""
+    """Token and image counts of one row; samples that share images count the image tokens once."""
     template = NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None
     tokens = counted = 0
     images = len(samples[0].images)
@@ -256,7 +259,7 @@ def _memory(
     *,
     in_bfloat16: bool,
 ) -> MemoryPlan:
-    """What the longest micro-batch takes, of rows of so many tokens, and so many that count."""
+    """Memory for the longest micro-batch; `row` has the tokens of a row and the tokens in the loss."""
     trained = sum(row.trained for row in parts)
     frozen = sum(row.parameters for row in parts) - trained
     frozen_bytes = BFLOAT16 if in_bfloat16 and (name == "pretrain" or stage.lora is not None) else FLOAT32
@@ -264,7 +267,7 @@ def _memory(
     copies = BFLOAT16 * trained if in_bfloat16 else 0
     config = model.config.get_text_config()
     if stage.lora is not None:
-        # The configuration alone makes layers without adapters, which need what trained layers need.
+        # Layers built from the configuration have no adapters; trained layers need the same memory as ones with them.
         language_trains = True
     else:
         language_trains = any(row.part == "language_model" and row.trained for row in parts)
@@ -284,9 +287,9 @@ def _memory(
 def _work(
     model: AlignGPTForConditionalGeneration, parts: Sequence[PartRow], stage: StageRecipe, data: DataPlan
 ) -> float:
-    """Floating-point operations for one row: two a parameter and token forwards, and as many for each gradient.
+    """Floating-point operations for one row: two per parameter and token forward, and as many for each gradient.
 
-    The products of attention are left out: at a few thousand tokens they are a few per cent.
+    Attention scores are ignored: at a few thousand tokens they are a few per cent.
     """
     size = {row.part: row for row in parts}
     language, tower = size["language_model"], size["vision_tower"]
@@ -299,12 +302,12 @@ def _work(
 
 
 def _is_there(data: Path) -> bool:
-    """Whether there is a source; which files a pattern lacks is told when it is read."""
+    """Whether a source exists; files missing from a pattern are reported when it is read."""
     return data.exists() or (is_pattern(data) and data.parent.is_dir())
 
 
 def _without_missing_root(source: SourceRecipe) -> SourceRecipe:
-    """Images are not looked at, so a folder that is not there yet is no error."""
+    """Drop an image root that does not exist yet: a dry run reads no images, so that is not an error."""
     there = source.image_root is not None and Path(source.image_root).is_dir()
     return source if there else source.model_copy(update={"image_root": None})
 

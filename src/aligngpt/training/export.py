@@ -1,4 +1,4 @@
-"""What a stage leaves when it ends: projector and level table, a whole model, or adapters beside their model."""
+"""The output of instruction tuning: a complete model folder, or adapters and their base model."""
 
 import torch
 
@@ -18,14 +18,14 @@ def export_model(
     processor: AlignGPTProcessor,
     trained: dict[str, torch.Tensor],
 ) -> None:
-    """Leave what instruction tuning made, as a folder for `from_pretrained` or as adapters.
+    """Write the result of instruction tuning, as a folder for `from_pretrained` or as adapters.
 
     Args:
         recipe: of the run.
-        model: the trained one; None where this process holds no such thing, or holds the frozen part of it in less
-            precision than it came in. It is then loaded anew, and gets the trained tensors.
-        processor: saved beside it.
-        trained: the parameters that trained, by name; of no use where `model` is given.
+        model: the trained model; None if this process does not hold it whole, or holds its frozen parameters in lower
+            precision than their source. The model is then loaded again and the trained tensors are put into it.
+        processor: saved with the model.
+        trained: the trained parameters, by name; unused if `model` is given.
     """
     assert recipe.instruct is not None
     lora = recipe.instruct.lora
@@ -42,7 +42,7 @@ def export_model(
 
 
 def _export_adapter(recipe: Recipe, lora: LoraRecipe, trained: dict[str, torch.Tensor]) -> None:
-    """Leave what instruction tuning trained as an adapter folder, and beside it the model that this belongs to."""
+    """Write the trained parameters as an adapter folder, and the base model they belong to next to it."""
     assert recipe.instruct is not None
     instruct = recipe.instruct.model_copy(update={"lora": None})
     base, processor = load_model(recipe.model_copy(update={"instruct": instruct}), "instruct")

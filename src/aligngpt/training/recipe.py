@@ -1,4 +1,4 @@
-"""A recipe: everything that decides a training run, as a YAML file that anyone can compare with another."""
+"""Recipes: all settings of a training run, in a YAML file that can be compared with others."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -29,7 +29,7 @@ STAGES: tuple[StageName, ...] = ("pretrain", "instruct")
 
 
 class RecipeError(AlignGPTError):
-    """A recipe cannot be read or says something impossible; the message names the file and the field."""
+    """A recipe cannot be read or has an invalid value; the message names the file and the field."""
 
 
 class _Section(BaseModel):
@@ -39,8 +39,8 @@ class _Section(BaseModel):
 class ModelRecipe(_Section):
     """What the model is assembled from; see `aligngpt.model.assembling.assemble`.
 
-    `attention` is how attention is computed in training, as transformers calls it (`sdpa`, `eager`,
-    `flash_attention_2`); its own choice when None. On a CPU, `eager` is the faster one for short sequences.
+    `attention` is the attention implementation used in training, by its transformers name (`sdpa`, `eager`,
+    `flash_attention_2`); None leaves the choice to transformers. On a CPU, `eager` is faster for short sequences.
     """
 
     vision_tower: str
@@ -58,14 +58,14 @@ class ModelRecipe(_Section):
 
 
 class WarmStartRecipe(_Section):
-    """A start for the projector before pre-training; not part of the paper. See `aligngpt.training.setup.warm_start`.
+    """A projector warm start before pre-training; not part of the paper. See `aligngpt.training.setup.warm_start`.
 
     Attributes:
         steps: optimiser steps.
         batch_size: pairs per step.
-        learning_rate: of Adam.
-        from_level: pairs of this level and above, 1 for all.
-        max_pairs: at most this many pairs, drawn at random; their image features are held in memory.
+        learning_rate: Adam's learning rate.
+        from_level: use pairs of this level and above; 1 for all pairs.
+        max_pairs: maximum number of pairs, drawn at random; their image features are held in memory.
     """
 
     steps: int = Field(300, ge=1)
@@ -76,16 +76,16 @@ class WarmStartRecipe(_Section):
 
 
 class LoraRecipe(_Section):
-    """Low-rank adapters that train in place of the language model's weights; see `aligngpt.training.setup.lora`.
+    """Low-rank adapters that train instead of the language model's weights; see `aligngpt.training.setup.lora`.
 
     Attributes:
-        rank: of the two matrices that are added to each weight.
-        alpha: the product counts `alpha / rank`.
-        dropout: of the adapters' input.
-        bits: hold the weights that the adapters stand beside in so many bits while they train (bitsandbytes' NF4;
-            QLoRA, arXiv 2305.14314); as they are when None. What the stage leaves is in full precision either way.
-        merge: add the adapters to the weights when the stage ends, so that it leaves an ordinary model; or leave them
-            in a folder of their own, beside the model they belong to.
+        rank: of the two adapter matrices of each weight.
+        alpha: the adapters' product is scaled by `alpha / rank`.
+        dropout: on the adapters' input.
+        bits: number of bits for the adapted weights while the adapters train (bitsandbytes' NF4; QLoRA,
+            arXiv 2305.14314); None keeps their precision. The stage's output is in full precision either way.
+        merge: merge the adapters into the weights when the stage ends, which gives an ordinary model; if False, they
+            are written to a folder of their own, with the base model in another.
     """
 
     rank: int = Field(16, ge=1)
@@ -99,11 +99,11 @@ class SourceRecipe(_Section):
     """One of several sources of samples.
 
     Attributes:
-        data: LLaVA-format JSON or JSON lines; or Parquet or tar files that hold the pictures too: a file, a folder or a
+        data: LLaVA-format JSON or JSON lines; or Parquet or tar files that also hold the images: a file, a folder or a
             pattern, such as `shards/{00000..00099}.tar` or `pairs/*.parquet`.
-        image_root: folder its image paths start from; that of the stage, or the file's own folder, when None.
-        weight: how often an epoch has its samples: 0.5 is a half of them, another one in the next epoch, and 2 is all
-            of them twice.
+        image_root: folder that image paths are relative to; when None, the stage's, or else the file's own folder.
+        weight: how often each sample occurs per epoch: 0.5 uses half of them, a different half in the next epoch; 2
+            uses each of them twice.
     """
 
     data: str
@@ -115,7 +115,7 @@ def _kind_of_data(value: object) -> str:
     return "sources" if isinstance(value, list) else "file"
 
 
-# Told apart beforehand, so that an error is about the one that was meant.
+# A discriminated union, so that an error is about the kind of data that was meant.
 DataRecipe = Annotated[
     Annotated[str, Tag("file")] | Annotated[list[SourceRecipe], Field(min_length=1), Tag("sources")],
     Discriminator(_kind_of_data),
@@ -130,17 +130,17 @@ def _sources(data: str | list[SourceRecipe], image_root: str | None) -> list[Sou
 
 
 class ValidationRecipe(_Section):
-    """Samples that do not train, and how often to look at them. Name `data`, or a `share` of the training data.
+    """Validation data, and how often to validate. Set either `data`, or a `share` of the training data.
 
     Attributes:
-        data: as that of a stage, or a list of sources (whose weights do not count here). Image paths start from the
-            stage's image root where a source has none of its own.
-        share: of the training samples, which then do not train; no image is on both sides.
-        samples: at most this many of them: the first ones of a file, evenly spaced ones of several files or a share.
-        minutes: training time between two looks.
-        until_accuracy: share of answers that must be right when the stage ends. Below it, the schedule starts another
-            round, of the same minutes and steps, warm-up included; none when None.
-        rounds: of the schedule, at most.
+        data: as for a stage, or a list of sources (whose weights are ignored here). Image paths are relative to the
+            stage's image root if a source has none of its own.
+        share: fraction of the training samples that is held out; no image is on both sides.
+        samples: maximum number of samples: the first of a single file, evenly spaced ones of several files or a share.
+        minutes: training time between validations.
+        until_accuracy: fraction of answers that must be right when the stage ends. Below it, the schedule starts
+            another round of the same minutes and steps, including warm-up; None never does.
+        rounds: maximum number of rounds of the schedule.
     """
 
     data: DataRecipe | None = None
@@ -157,7 +157,7 @@ class ValidationRecipe(_Section):
         return self
 
     def sources(self, image_root: str | None) -> list[SourceRecipe]:
-        """The files of `data`, none without; `image_root` is for those that have none."""
+        """The sources in `data`, none if it is not set; `image_root` is for sources without one of their own."""
         return [] if self.data is None else _sources(self.data, image_root)
 
 
@@ -166,47 +166,47 @@ class StageRecipe(_Section):
 
     Attributes:
         data: LLaVA-format JSON or JSON lines, or Parquet or tar files (see `SourceRecipe`); or a list of such sources
-            that are mixed, each with a weight.
-        image_root: folder its image paths start from; the file's own folder when None.
+            to be mixed, each with a weight.
+        image_root: folder that image paths are relative to; the file's own folder when None.
         train: the parts that train; everything else is frozen.
-        vision_blocks: of a vision tower that trains, only so many of its blocks do, the last ones that are used; all of
-            it when None.
-        lora: train low-rank adapters in place of the language model's weights; the weights themselves when None.
-        epochs: passes over the data; `max_steps` takes its place where given.
-        minutes: end after this much training time: the learning rate then falls with the time used, or with the
-            steps done where they are further on.
-        min_steps: take at least so many steps, however long they last; for `minutes` on machines of any speed.
-        warm_start: a start for the projector that is not in the paper, before pre-training; none when None.
-        cache_features: keep what the frozen vision tower makes of each picture on disk, so that later epochs and runs
-            do not compute it again. See `aligngpt.training.feed.feature_cache`.
-        questions_per_prefix: samples with the same images that share one row of a batch, at most. The image is then
-            read once for all of them, and one alignment embedding serves them all.
+        vision_blocks: if the vision tower trains, train only this many of its blocks, the last of those in use; None
+            trains the whole tower.
+        lora: train low-rank adapters instead of the language model's weights; None trains the weights.
+        epochs: passes over the data; overridden by `max_steps`.
+        minutes: end after this much training time: the learning rate schedule then follows the time used, or the
+            steps done if they are further along.
+        min_steps: minimum number of steps, however long they take; makes `minutes` work on machines of any speed.
+        warm_start: projector warm start before pre-training, not in the paper; None skips it.
+        cache_features: cache the frozen vision tower's features of each image on disk, so that later epochs and runs
+            do not compute them again. See `aligngpt.training.feed.feature_cache`.
+        questions_per_prefix: maximum number of samples with the same images that share one row of a batch. The image
+            is then encoded once for all of them, and they share one alignment embedding.
         batch_size: rows per optimiser step, over all devices; a row is a sample, or several that share their images.
         micro_batch_size: rows per forward pass and device; `batch_size` when None.
-        learning_rate: peak; `projector_learning_rate` takes its place for projector, level table and gate.
-        learning_rates: peaks of single parts, which take the place of both.
-        optimizer: `adamw`; `adamw_8bit`, its moments in 8 bits (bitsandbytes); `muon` for the matrices of
-            language model and projector, AdamW for all else; `adafactor`; or `sgd`, whose momentum is the first of
+        learning_rate: peak learning rate; `projector_learning_rate` overrides it for projector, level table and gate.
+        learning_rates: peak learning rates of single parts, which override both.
+        optimizer: `adamw`; `adamw_8bit`, with its moments in 8 bits (bitsandbytes); `muon` for the matrices of
+            language model and projector, AdamW for the rest; `adafactor`; or `sgd`, whose momentum is the first of
             `adam_betas`.
-        warmup_ratio: share of the run in which the learning rate rises.
-        precision: of the computation: `bfloat16` (weights that train stay in float32), `float32`, or `auto` for
-            bfloat16 where the device computes it natively.
+        warmup_ratio: fraction of the run in which the learning rate rises.
+        precision: of the computation: `bfloat16` (trained weights stay in float32), `float32`, or `auto` for bfloat16
+            if the device supports it natively.
         chat_template: the name of one in `aligngpt.model.templates`; the model's own when None.
-        pad_images: pad pictures to a square with the mean colour, or cut out the middle; `model.pad_images` when None.
-        max_length: tokens per sample.
-        packing: `packed` puts the rows of a pass behind each other without padding, `padded` pads them to the longest;
-            `auto` packs on a CPU, where the language model allows it. The losses are equal.
-        group_by_length: optimiser steps of rows of about equal length; not for pictures in Parquet files.
-        compile: let torch compile the layers of the language model (the first steps then take minutes).
-        sharding: with several processes, what each holds of the model: `none`, all of it; `full`, a part of parameters,
-            gradients and optimiser state (FSDP2, as ZeRO-3); `gradients`, as `full`, but the parameters stay gathered
-            between forward and backward pass (as ZeRO-2: faster, more memory); `hybrid`, parts within each machine, and
-            every machine holds the same.
-        checkpoint_minutes: time between checkpoints, which is what a kill can lose.
+        pad_images: pad images to a square with the mean colour, or crop the centre; `model.pad_images` when None.
+        max_length: maximum tokens per sample.
+        packing: `packed` concatenates the rows of a forward pass without padding, `padded` pads them to the longest;
+            `auto` packs on a CPU if the language model supports it. The losses are equal.
+        group_by_length: build optimiser steps from rows of similar length; not for images in Parquet files.
+        compile: compile the layers of the language model with torch (the first steps then take minutes).
+        sharding: with several processes, how the model is distributed: `none`, each holds all of it; `full`, each holds
+            a part of parameters, gradients and optimiser state (FSDP2, like ZeRO-3); `gradients`, as `full`, but the
+            parameters stay gathered between forward and backward pass (like ZeRO-2: faster, more memory); `hybrid`,
+            sharded within each machine and replicated across machines.
+        checkpoint_minutes: time between checkpoints, the most that an interruption can lose.
         log_steps: optimiser steps between lines of metrics.jsonl.
         workers: processes that read and resize images ahead of the model.
-        max_reject_share: of samples that cannot be used, before training stops.
-        validation: questions that do not train, answered now and then; none when None.
+        max_reject_share: fraction of unusable samples above which training stops.
+        validation: questions excluded from training, answered at intervals; None for no validation.
     """
 
     data: DataRecipe
@@ -251,37 +251,37 @@ class StageRecipe(_Section):
     @classmethod
     def _train_something(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         if not parts:
-            raise ValueError("name at least one part that trains")
+            raise ValueError("name at least one part to train")
         return parts
 
     @model_validator(mode="after")
     def _lora_where_it_trains(self) -> "StageRecipe":
         if self.lora is not None and "language_model" not in self.train:
-            raise ValueError("lora is for a language model that trains; name language_model in train")
+            raise ValueError("lora needs a language model that trains; name language_model in train")
         return self
 
     @model_validator(mode="after")
     def _cached_features_of_a_frozen_tower(self) -> "StageRecipe":
         if self.cache_features and "vision_tower" in self.train:
             raise ValueError(
-                "cache_features is for a vision tower that stays as it is; take vision_tower out of train, or leave "
-                "cache_features out"
+                "cache_features needs a frozen vision tower; take vision_tower out of train, or set cache_features to "
+                "false"
             )
         return self
 
     @model_validator(mode="after")
     def _vision_blocks_where_they_train(self) -> "StageRecipe":
         if self.vision_blocks is not None and "vision_tower" not in self.train:
-            raise ValueError("vision_blocks is for a vision tower that trains; name vision_tower in train")
+            raise ValueError("vision_blocks needs a vision tower that trains; name vision_tower in train")
         return self
 
     @model_validator(mode="after")
     def _rounds_of_minutes(self) -> "StageRecipe":
         if self.minutes is None and self.min_steps is not None:
-            raise ValueError("min_steps is for a stage that minutes end; give minutes too, or max_steps in its place")
+            raise ValueError("min_steps requires minutes; set minutes too, or use max_steps instead")
         wants_more = self.validation is not None and self.validation.until_accuracy is not None
         if self.minutes is None and wants_more:
-            raise ValueError("validation.until_accuracy is for a stage that minutes end; give minutes too")
+            raise ValueError("validation.until_accuracy requires minutes; set minutes too")
         return self
 
     @model_validator(mode="after")
@@ -292,7 +292,7 @@ class StageRecipe(_Section):
 
     @property
     def sources(self) -> list[SourceRecipe]:
-        """The files of `data`, with their image roots."""
+        """The sources in `data`, with their image roots."""
         return _sources(self.data, self.image_root)
 
     @model_validator(mode="after")
@@ -303,11 +303,11 @@ class StageRecipe(_Section):
 
 
 class Recipe(_Section):
-    """A training run: the model, its two stages and where the results go.
+    """A training run: the model, its two stages and the output folder.
 
-    Relative paths of data, image roots and the output start from the folder the command runs in. `report_to` names
-    trackers that get the metrics besides the file `metrics.jsonl`, as transformers calls them (`tensorboard`, `wandb`,
-    `trackio`, …).
+    Relative paths of data, image roots and the output are relative to the working directory. `report_to` lists
+    trackers that receive the metrics in addition to `metrics.jsonl`, by their transformers names (`tensorboard`,
+    `wandb`, `trackio`, …).
     """
 
     model: ModelRecipe
@@ -321,8 +321,8 @@ class Recipe(_Section):
     def _pretraining_trains_what_it_leaves(self) -> "Recipe":
         if self.pretrain is not None and (lost := set(self.pretrain.train) - {"projector", "level_table"}):
             raise ValueError(
-                f"pretrain.train: only projector and level_table go on to instruction tuning; name {', '.join(lost)} "
-                "in instruct.train"
+                f"pretrain.train: only projector and level_table are passed to instruction tuning; name "
+                f"{', '.join(lost)} in instruct.train"
             )
         return self
 
@@ -333,21 +333,21 @@ class Recipe(_Section):
         return self
 
     def stage(self, name: StageName) -> StageRecipe | None:
-        """The settings of one stage, None where the recipe leaves it out."""
+        """The settings of one stage; None if the recipe does not have it."""
         return self.pretrain if name == "pretrain" else self.instruct
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, with single values replaced.
+    """Read a recipe and apply overrides.
 
-    A recipe may begin with `base: other.yaml`, in the same folder: it is that one but for what it says itself.
+    A recipe may begin with `base: other.yaml`, in the same folder: it inherits all values that it does not set.
 
     Args:
         path: the YAML file.
-        overrides: `section.field=value`, such as `instruct.learning_rate=1e-5`; the value is read as YAML.
+        overrides: `section.field=value`, such as `instruct.learning_rate=1e-5`; the value is parsed as YAML.
 
     Raises:
-        RecipeError: the file cannot be read, a field is unknown or missing, or a value is impossible.
+        RecipeError: the file cannot be read, a field is unknown or missing, or a value is invalid.
     """
     content = _content(Path(path), ())
     for override in overrides:
@@ -356,7 +356,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """What a recipe says, with what its bases say where it is silent; `above` are those it is the base of."""
+    """The content of a recipe merged over that of its bases; `above` are the recipes that inherit from it."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -367,7 +367,7 @@ def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return content
     if not isinstance(base, str) or path in above:
-        raise RecipeError(f"the recipe {path}: base must be the name of another recipe beside it, found {base!r}")
+        raise RecipeError(f"the recipe {path}: base must name another recipe in the same folder, found {base!r}")
     return _merged(_content(path.parent / base, (*above, path)), content)
 
 
@@ -380,19 +380,19 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe_path(name: str) -> Path:
-    """Where a recipe that comes with the package is, such as `quickstart`."""
+    """The path of a recipe that ships with the package, such as `quickstart`."""
     package = Path(aligngpt.__file__).parent
-    # A checkout has the recipes beside `src`, an installed wheel inside the package.
+    # A checkout has the recipes next to `src`, an installed wheel inside the package.
     checkout = package.parents[1] / "recipes"
     folder = checkout if checkout.is_dir() else package / "recipes"
     return folder / f"{name}.yaml"
 
 
 def make_recipe(content: dict[str, Any], name: str = "recipe") -> Recipe:
-    """A recipe out of plain data; `name` is what errors call it.
+    """Validate plain data as a recipe; error messages call it `name`.
 
     Raises:
-        RecipeError: a field is unknown or missing, or a value is impossible.
+        RecipeError: a field is unknown or missing, or a value is invalid.
     """
     try:
         return Recipe.model_validate(content)
@@ -410,20 +410,20 @@ def _what_is_wrong(problem: ErrorDetails) -> str:
     *sections, name = (str(part) for part in problem["loc"])
     known = _fields(Recipe, sections)
     meant = closest(name, known)
-    return f"unknown; did you mean {meant}?" if meant else f"unknown; there are {', '.join(known)}"
+    return f"unknown; did you mean {meant}?" if meant else f"unknown; known fields: {', '.join(known)}"
 
 
 def _fields(section: type[BaseModel], below: Sequence[str]) -> list[str]:
-    """The names of what the section at the end of this path may hold."""
+    """The field names of the section at the end of this path."""
     for name in below:
-        # Below a list of sections are numbers and the kind of data.
+        # Within a list of sections, the path also has indices and the kind of data.
         if name in section.model_fields:
             section = next(_sections(section.model_fields[name].annotation))
     return list(section.model_fields)
 
 
 def _sections(kind: Any) -> Iterator[type[BaseModel]]:
-    """The sections in a type: one that may be left out is a union with None, and there are lists of them."""
+    """The sections in a type, which may be a union with None (an optional section) or a list of sections."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         yield kind
     for part in get_args(kind):
@@ -434,7 +434,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     *sections, field = key.strip().split(".")
     if not separator or not field:
-        raise RecipeError(f"{override!r} is no setting; write section.field=value, such as instruct.epochs=2")
+        raise RecipeError(f"{override!r} is not a setting; write section.field=value, such as instruct.epochs=2")
     target = content
     for section in sections:
         target = target.setdefault(section, {})
@@ -447,6 +447,6 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is spelt most like `name`, ignoring case; None where none is much like it."""
+    """The known name closest in spelling to `name`, ignoring case; None if none is close."""
     spelt = {other.lower(): other for other in known}
     return next((spelt[match] for match in get_close_matches(name.lower(), spelt, n=1)), None)

@@ -24,9 +24,11 @@ from aligngpt.training.distributed.processes import is_main_process, launched, m
 from aligngpt.training.export import export_model
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.feed.feature_cache import features_kept_for
+from aligngpt.training.loop.callback import StageCallback, forget_metrics_after
 from aligngpt.training.loop.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
 from aligngpt.training.loop.rejected import RejectedSamples
-from aligngpt.training.loop.trainer import StageCallback, StageTrainer, TrainingClock, forget_metrics_after
+from aligngpt.training.loop.schedule import TrainingClock
+from aligngpt.training.loop.trainer import StageTrainer
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.run_card import DataFacts, write_run_card
 from aligngpt.training.setup.freezing import (
@@ -53,23 +55,23 @@ from aligngpt.training.stage import (
 
 
 def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageResult]:
-    """Run the stages of a recipe that are not done yet; a stage that was stopped goes on from its last checkpoint.
+    """Run the unfinished stages of a recipe; an interrupted stage resumes at its last checkpoint.
 
-    Leaves `pretrain/aligned.safetensors` (projector and level table) and `model/` (a complete model folder) under the
-    recipe's output, and for each stage its `metrics.jsonl` and `stage.json`.
+    Writes `pretrain/aligned.safetensors` (projector and level table) and `model/` (a complete model folder) under the
+    recipe's output, and `metrics.jsonl` and `stage.json` for each stage.
 
     Returns:
-        What each stage took, those done earlier included.
+        The result of each stage, including those finished earlier.
 
     Raises:
-        RecipeError: the recipe has none of the `stages`, or the output holds the run of another recipe.
-        FolderInUse: another process trains in the output folder.
+        RecipeError: the recipe has none of the `stages`, or the output holds a run of another recipe.
+        FolderInUse: another process is training in the output folder.
         AlignGPTError: a backbone, the data or a checkpoint cannot be used.
     """
     wanted = [(name, stage) for name in STAGES if name in stages and (stage := recipe.stage(name)) is not None]
     if not wanted:
         raise RecipeError(f"the recipe has no section {' or '.join(stages)}")
-    # The others of its processes wait for the main one, and end with it.
+    # The other processes of the launch wait for the main one and end with it, so only that one takes the lock.
     with owned_folder(recipe.output, "train") if is_main_process() else nullcontext():
         return _train(recipe, wanted)
 
@@ -89,9 +91,9 @@ def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> l
         else:
             _check_left(recipe, name)
             if is_main_process():
-                # A kill may have come between the result and their removal.
+                # The run may have been killed after writing the result and before removing the checkpoints.
                 remove_checkpoints(stage_folder(recipe, name) / "checkpoints", keep=None)
-                console.print(f"{DESCRIPTIONS[name]}: done before ({done.steps} steps, loss {done.loss:.3f})")
+                console.print(f"{DESCRIPTIONS[name]}: already done ({done.steps} steps, loss {done.loss:.3f})")
         results.append(done)
     every = [one for name in STAGES if (one := stage_result(recipe, name)) is not None]
     if is_main_process() and stage_result(recipe, "instruct") is not None:
@@ -100,11 +102,11 @@ def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> l
 
 
 def _check_left(recipe: Recipe, name: StageName) -> None:
-    """A finished stage must still have what it left."""
+    """Check that the output of a finished stage still exists."""
     left = stage_folder(recipe, name) / PRETRAINED_FILE if name == "pretrain" else model_folder(recipe)
     if not left.exists():
         raise AlignGPTError(
-            f"{DESCRIPTIONS[name]} is finished, but {left} is gone; put it back, or remove "
+            f"{DESCRIPTIONS[name]} is finished, but {left} is missing; restore it, or remove "
             f"{stage_folder(recipe, name)} to train the stage again"
         )
 
@@ -119,7 +121,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     check_sharding(stage)
     reset_peak_memory()
     set_seed(recipe.seed)
-    # All processes count alike; the main process writes them down.
+    # All processes count the same rejects; only the main process writes them to the file.
     path_of_rejects = folder / "rejects.jsonl" if is_main_process() else None
     with Rejects(path_of_rejects, max_share=stage.max_reject_share) as rejects:
         samples = training_samples(recipe, name, rejects)
@@ -131,7 +133,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         dataset = training_data(samples, recipe, name, model, processor)
         if name == "instruct" and is_main_process() and (columns_of(samples).levels > 0).any():
             console.print(
-                "the levels in the data are not used: in instruction tuning the gate mixes the levels", soft_wrap=True
+                "the levels in the data are ignored: in instruction tuning the gate mixes the levels", soft_wrap=True
             )
         if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
             moved = warm_start(model, dataset, stage.warm_start, seed=recipe.seed)
@@ -182,9 +184,9 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             loss=_last_loss(folder / "metrics.jsonl"),
             rejects=rejects.count,
         )
-    # Where the frozen weights are held in less precision than they came in, or in parts, they are read anew.
+    # If the frozen weights are held in lower precision than their source, or sharded, they are read again.
     as_it_is = name == "instruct" and stage.lora is None and not trainer.is_sharded
-    # What is shared out is put together by all processes.
+    # Gathering sharded tensors takes all processes.
     tensors = (
         {}
         if as_it_is
@@ -207,7 +209,7 @@ def _share_out(
 ) -> None:
     if processes() == 1:
         console.print(
-            f"sharding {stage.sharding}: one process, so nothing is shared out; start several with "
+            f"sharding {stage.sharding}: there is only one process, so nothing is sharded; start several with "
             "torchrun --nproc_per_node N $(which aligngpt) train …",
             highlight=False,
             soft_wrap=True,
@@ -248,14 +250,14 @@ def _arguments(
 
 
 def one_device(arguments: TrainingArguments) -> None:
-    """Let a process train on one device, and say how several are used.
+    """Make a process train on one device, and print how to use several.
 
-    transformers would cut each batch to pieces for all the GPUs that a process sees, its texts and its images by
-    themselves, and then they do not belong together any more.
+    transformers would split each batch over all GPUs that a process sees, texts and images separately, so that they
+    would no longer match.
     """
     if arguments.n_gpu > 1:
         console.print(
-            f"{arguments.n_gpu} GPUs are here and one of them trains; for all, start as many processes: torchrun "
+            f"found {arguments.n_gpu} GPUs, training on one; to use all, start one process per GPU: torchrun "
             f"--nproc_per_node {arguments.n_gpu} $(which aligngpt) train …",
             highlight=False,
             soft_wrap=True,
@@ -264,7 +266,7 @@ def one_device(arguments: TrainingArguments) -> None:
 
 
 def _train_from_checkpoint(trainer: StageTrainer, callback: StageCallback, folder: Path) -> None:
-    """Train to the end, from the newest complete checkpoint where there is one."""
+    """Train to the end, from the newest complete checkpoint if there is one."""
     checkpoints = folder / "checkpoints"
     newest = newest_checkpoint(checkpoints, verify=True)
     remove_checkpoints(checkpoints, keep=newest)
@@ -282,11 +284,11 @@ def _train_from_checkpoint(trainer: StageTrainer, callback: StageCallback, folde
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except BaseException as error:
         callback.close(error)
-        # What torch says, at any moment, of a worker that was killed: mostly by the system, for want of memory.
+        # torch raises this at any point after a worker was killed, mostly by the system because memory ran out.
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
             raise AlignGPTError(
-                f"a process that reads images for training ended ({error}); if the machine ran out of memory, lower "
-                "workers in the recipe. Run the same command again: it resumes at the last checkpoint"
+                f"a worker process that reads images died ({error}); if the machine ran out of memory, lower "
+                "workers in the recipe. Run the same command again to resume at the last checkpoint"
             ) from error
         raise
     callback.close()
@@ -296,8 +298,8 @@ def _accumulation(stage: StageRecipe, devices: int) -> int:
     micro = (stage.micro_batch_size or stage.batch_size) * devices
     if stage.batch_size % micro:
         raise RecipeError(
-            f"batch_size {stage.batch_size} cannot be made of {devices} devices with micro_batch_size "
-            f"{stage.micro_batch_size or stage.batch_size}; set it to {stage.batch_size // devices} or less"
+            f"batch_size {stage.batch_size} is not a multiple of {devices} devices times micro_batch_size "
+            f"{stage.micro_batch_size or stage.batch_size}; set the latter to {stage.batch_size // devices} or less"
         )
     return stage.batch_size // micro
 

@@ -1,4 +1,4 @@
-"""The model card of a training run: what was trained on what, by which recipe, and what came of it."""
+"""The model card of a training run: backbones, data, recipe and results."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aligngpt.training.stage import StageResult
 
 DATA_FILE = "data.json"
-"""In a stage's folder: the facts of the data it trained on."""
+"""File in a stage's folder with the facts about its training data."""
 
 STAGE_WORDS: dict[StageName, str] = {"pretrain": "1: pre-training", "instruct": "2: instruction tuning"}
 RESULTS_BEGIN, RESULTS_END = "<!-- results of aligngpt -->", "<!-- end of results -->"
@@ -32,14 +32,14 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a stage was trained on.
+    """Facts about the training data of a stage.
 
     Attributes:
         files: SHA-256 of each data file, by its name without its folder.
-        samples: that could be used.
-        levels: samples of each level, by the level 1…N.
-        without_level: samples that have none.
-        with_images: samples that have at least one image; the others are text alone.
+        samples: number of usable samples.
+        levels: number of samples by level, 1…N.
+        without_level: number of samples without a level.
+        with_images: number of samples with at least one image; the others are text only.
     """
 
     files: Mapping[str, str]
@@ -50,7 +50,7 @@ class DataFacts:
 
     @classmethod
     def of(cls, paths: Sequence[Path], samples: Sequence[Sample]) -> "DataFacts":
-        """Count the samples that were read from some files.
+        """Count the samples that were read from these files.
 
         Raises:
             SourceError: a file cannot be read.
@@ -66,13 +66,13 @@ class DataFacts:
         )
 
     def save(self, folder: Path) -> None:
-        """Write them into the folder of a stage."""
+        """Write the facts into the folder of a stage."""
         with atomic_write(folder / DATA_FILE) as file:
             json.dump(asdict(self), file, indent=2)
 
     @classmethod
     def load(cls, folder: Path) -> "DataFacts | None":
-        """Read what `save` wrote; None where there is nothing.
+        """Read the file that `save` wrote; None if there is none.
 
         Raises:
             AlignGPTError: the file is damaged.
@@ -82,11 +82,11 @@ class DataFacts:
             return None
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            # JSON has texts for keys.
+            # JSON keys are strings.
             levels = {int(level): int(count) for level, count in facts.pop("levels").items()}
             return cls(**facts, levels=levels)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise AlignGPTError(f"{path} is damaged ({error}); remove it, and the card does without") from error
+            raise AlignGPTError(f"{path} is damaged ({error}); remove it to get a card without these facts") from error
 
 
 def run_card(
@@ -95,13 +95,13 @@ def run_card(
     samples: Mapping[StageName, DataFacts],
     evaluations: Sequence["AccuracyRow"] = (),
 ) -> str:
-    """The card of the model that a run leaves.
+    """The text of the model card of a run.
 
     Args:
         recipe: of the run.
-        results: what each stage took.
-        samples: what each was trained on, where that is known.
-        evaluations: how often the model answered right; `with_results` can add them later.
+        results: steps, time, memory and loss of each stage.
+        samples: facts about the training data of each stage, if they are known.
+        evaluations: accuracies of the model; `with_results` can add them later.
     """
     backbones = dict.fromkeys((recipe.model.language_model, recipe.model.vision_tower))
     licences = {name: licence_of(name) for name in backbones}
@@ -123,13 +123,13 @@ def run_card(
 
 
 def write_run_card(folder: Path, recipe: Recipe, results: Sequence["StageResult"]) -> None:
-    """Write the card into a model folder, unless it has one, which may hold results or be a person's.
+    """Write the card into a model folder, unless it has one, which may hold results or have been written by hand.
 
-    What the stages were trained on is read from their folders under the recipe's output. Results of a stage that the
-    recipe does not have, and a folder that is not there, are passed over.
+    Facts about the training data are read from the stage folders under the recipe's output. Results of a stage that
+    the recipe does not have are skipped; if the model folder does not exist, nothing is written.
 
     Raises:
-        AlignGPTError: facts of the data are damaged.
+        AlignGPTError: a file with facts about the data is damaged.
     """
     if not folder.is_dir() or (folder / CARD_FILE).is_file():
         return
@@ -141,7 +141,7 @@ def write_run_card(folder: Path, recipe: Recipe, results: Sequence["StageResult"
 
 
 def with_results(card: str, evaluations: Sequence["AccuracyRow"]) -> str | None:
-    """The card with these evaluations in place of those it had; None where its place for them is gone."""
+    """The card with its evaluations replaced by these; None if the markers of the results section are missing."""
     before, begin, rest = card.partition(RESULTS_BEGIN)
     _, end, after = rest.partition(RESULTS_END)
     if not begin or not end:
@@ -153,7 +153,7 @@ def add_results(folder: Path, evaluations: Sequence["AccuracyRow"]) -> bool:
     """Write evaluations into the card of a model folder.
 
     Returns:
-        Whether it has a card with a place for them; one that a person wrote is left alone.
+        Whether the folder has a card with a results section; a card written by hand is not changed.
     """
     path = folder / CARD_FILE
     if not path.is_file():
@@ -185,8 +185,8 @@ def _adapters(recipe: Recipe) -> str:
     return (
         f"## Adapters\n\nThis folder holds low-rank adapters (rank {lora.rank}, alpha {lora.alpha}, dropout "
         f"{lora.dropout:g}), with projector and alignment module in full. They belong to the base model "
-        f"`{_code(str(base))}`, which `adapter_config.json` names and which must be there to use them. "
-        "`aligngpt merge . OUT` makes one model of both."
+        f"`{_code(str(base))}`, which `adapter_config.json` names and which is needed to use them. "
+        "`aligngpt merge . OUT` merges both into one model."
     )
 
 
@@ -217,22 +217,22 @@ def _data(stages: Sequence[StageName], samples: Mapping[StageName, DataFacts], n
 
 
 def _data_lines(facts: DataFacts, num_levels: int) -> list[str]:
-    levels = "none has one"
+    levels = "no sample has a level"
     if facts.levels:
         counts = [f"{level}: {facts.levels.get(level, 0):,}" for level in range(1, max(num_levels, *facts.levels) + 1)]
         levels = f"{', '.join(counts)}; without a level: {facts.without_level:,}"
     return [
         *(f"- file: `{_code(name)}`, SHA-256 `{digest}`" for name, digest in facts.files.items()),
         f"- samples: {facts.samples:,}; {facts.with_images:,} with images, "
-        f"{facts.samples - facts.with_images:,} text alone",
-        f"- samples of each level: {levels}",
+        f"{facts.samples - facts.with_images:,} text only",
+        f"- samples per level: {levels}",
     ]
 
 
 def _recipe(recipe: Recipe) -> str:
     content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return (
-        "## Recipe\n\nSaved as `recipe.yaml`, `aligngpt train recipe.yaml` trains this model again.\n\n"
+        "## Recipe\n\nSave this as `recipe.yaml`; `aligngpt train recipe.yaml` trains the model again.\n\n"
         f"<details>\n<summary>recipe.yaml</summary>\n\n```yaml\n{content}```\n\n</details>"
     )
 
@@ -241,10 +241,10 @@ def _licences(licences: Mapping[str, str | None]) -> str:
     lines = [
         f"- `{_shown(name)}`: {escaped(licence)}"
         if licence
-        else f"- not stated by `{_shown(name)}`: look before you publish"
+        else f"- not stated by `{_shown(name)}`: check before you publish"
         for name, licence in licences.items()
     ]
-    return "\n".join(["## Licences\n\nOf what the model is made of; those of the training data come on top.\n", *lines])
+    return "\n".join(["## Licences\n\nOf the backbones; the licences of the training data apply as well.\n", *lines])
 
 
 def _results(evaluations: Sequence["AccuracyRow"]) -> str:
@@ -263,10 +263,10 @@ def _results(evaluations: Sequence["AccuracyRow"]) -> str:
 
 
 def _code(text: str) -> str:
-    """A text to stand between backticks."""
+    """A text made safe to put between backticks."""
     return " ".join(text.split()).replace("`", "'")
 
 
 def _shown(backbone: str) -> str:
-    """A hub name in full, and of a folder its last name."""
+    """A hub name in full, or the last component of a folder."""
     return _code(backbone if is_hub_name(backbone) else Path(backbone).name)

@@ -1,4 +1,4 @@
-"""A stage as files: its folders, the run they belong to, what was decided once, and the result of a finished stage."""
+"""The files of a stage: its folders, the fingerprint of its run, its precision, and the result once it is finished."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
 DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
 
 WITHOUT_EFFECT = {"checkpoint_minutes", "log_steps", "workers", "max_reject_share", "validation"}
-"""Settings of a stage that do not change what it leaves."""
+"""Settings of a stage that do not affect its result."""
 
 HOW_IT_IS_COMPUTED = {
     "micro_batch_size",
@@ -29,25 +29,25 @@ HOW_IT_IS_COMPUTED = {
     "compile",
     "cache_features",
 }
-"""Settings of a stage that change how its steps are computed and not, but for rounding, what is learnt."""
+"""Settings of a stage that change how its steps are computed, but not the result, apart from rounding."""
 
 BACKBONE_FILES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf"}
-"""Endings of the files of a backbone: weights, configuration, tokenizer."""
+"""File extensions of a backbone: weights, configuration, tokenizer."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What one stage took.
+    """The result of one stage.
 
     Attributes:
         stage: `pretrain` or `instruct`.
-        fingerprint: of everything that decides its result.
+        fingerprint: of all settings and data that affect the result, see `fingerprint_of`.
         steps: optimiser steps.
-        samples: training samples seen, from the mean number of samples in a row.
+        samples: training samples seen, estimated from the mean number of samples per row.
         seconds: training time over all runs of the stage.
         peak_memory: of this process while it trained, in bytes.
-        loss: mean of the last logged steps.
-        rejects: samples that could not be used.
+        loss: mean of the last five logged losses.
+        rejects: number of samples that could not be used.
     """
 
     stage: StageName
@@ -61,22 +61,22 @@ class StageResult:
 
 
 def stage_folder(recipe: Recipe, name: StageName) -> Path:
-    """Where a stage leaves its files."""
+    """The folder of a stage's files."""
     return Path(recipe.output) / name
 
 
 def model_folder(recipe: Recipe) -> Path:
-    """Where instruction tuning leaves the model."""
+    """The output folder of instruction tuning: the model, or its adapters."""
     return Path(recipe.output) / "model"
 
 
 def base_folder(recipe: Recipe) -> Path:
-    """Where instruction tuning leaves the model as it found it, where it leaves adapters beside it."""
+    """The folder of the base model, written if instruction tuning writes adapters instead of a merged model."""
     return Path(recipe.output) / "base"
 
 
 def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
-    """What a finished stage took; None while it is not finished."""
+    """The result of a stage; None while it is not finished."""
     path = stage_folder(recipe, name) / "stage.json"
     if not path.is_file():
         return None
@@ -87,22 +87,22 @@ def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
 
 
 def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
-    """A hash that changes when what is learnt does: the backbones, a setting with effect, the seed or a file of data.
+    """A hash of everything that affects the result: the backbones, the relevant settings, the seed and the data.
 
-    A backbone in a local folder counts with the names, the sizes and a part of the content of its files, wherever the
-    folder is; one on the hub counts with its name.
+    For a backbone in a local folder it covers the names, the sizes and a part of the content of its files, but not the
+    location of the folder; for one on the hub, its name.
 
     Raises:
-        SourceError: a file of data, or of a backbone, cannot be read.
+        SourceError: a file of the data or of a backbone cannot be read.
     """
     model = recipe.model.model_dump(mode="json", exclude_defaults=True)
-    # How attention is computed changes nothing but rounding.
+    # The attention implementation only changes rounding.
     model.pop("attention", None)
     for backbone in ("vision_tower", "language_model"):
         model[backbone] = _content_of_backbone(model[backbone])
     contents = [content_of(Path(source.data)) for source in stage.sources]
     settings: dict[str, Any] = {
-        # Without defaults, so that a setting which is new to the program leaves old runs what they are.
+        # Defaults are left out, so that a setting added in a later version does not change the hash of existing runs.
         "model": model,
         "stage": stage.model_dump(mode="json", exclude=WITHOUT_EFFECT | HOW_IT_IS_COMPUTED, exclude_defaults=True),
         "seed": recipe.seed,
@@ -111,7 +111,7 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     if stage.validation is not None and stage.validation.share is not None:
         settings["held_out"] = stage.validation.share
     if stage.validation is not None and stage.validation.until_accuracy is not None:
-        # The validation then decides how long the stage trains.
+        # Validation then determines how long the stage trains.
         settings["validation"] = stage.validation.model_dump(mode="json", exclude={"minutes"}, exclude_defaults=True)
     if name == "instruct" and recipe.pretrain is not None:
         settings["pretrain"] = fingerprint_of(recipe, "pretrain", recipe.pretrain)
@@ -127,13 +127,17 @@ def _content_of_backbone(name: str) -> str:
 
 
 def claim(folder: Path, fingerprint: str) -> None:
-    """Mark the folder as this run's, so that checkpoints of other settings are never taken for its own."""
+    """Write the run's fingerprint into the folder, so that it never resumes from checkpoints of other settings.
+
+    Raises:
+        RecipeError: the folder has a checkpoint of a run with another fingerprint.
+    """
     path = folder / "fingerprint"
     if path.is_file() and path.read_text() != fingerprint:
         if newest_checkpoint(folder / "checkpoints") is not None:
             raise RecipeError(
                 f"{folder} holds an unfinished stage with other settings or data; choose another output, or remove "
-                "that folder to begin again"
+                "that folder to start over"
             )
         for name in ("metrics.jsonl", "precision"):
             (folder / name).unlink(missing_ok=True)
@@ -142,7 +146,7 @@ def claim(folder: Path, fingerprint: str) -> None:
 
 
 def decide_precision(stage: StageRecipe, device: torch.device, folder: Path) -> str:
-    """What the stage computes in. `auto` is decided once: a stage that goes on computes as it began."""
+    """The precision a stage computes in. `auto` is resolved once and stored: a resumed stage keeps its precision."""
     if stage.precision != "auto":
         return stage.precision
     path = folder / "precision"

@@ -1,4 +1,4 @@
-"""Batches: padding, branches that share a prefix, and the loss and gradients they give."""
+"""Tests of batches: padding, branches that share a prefix, and the resulting loss and gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ def example(processor: Any, question: str, answer: str, pixels: Tensor | None, l
 
 @pytest.fixture
 def rows(assembled: Callable) -> Callable[..., list[Row]]:
-    """Rows of questions about pictures, as many in each as said; 0 for a text-only one."""
+    """Rows with the given numbers of questions about an image; 0 for a text-only row."""
 
     def make(processor: Any, *sizes: int) -> list[Row]:
         made = []
@@ -47,7 +47,7 @@ def test_padding_is_on_the_right_and_not_attended(assembled: Callable, rows: Cal
 
 
 def test_a_label_equal_to_the_padding_counts(assembled: Callable) -> None:
-    _, processor = assembled("llama_tied")  # whose end of a turn is its padding, too
+    _, processor = assembled("llama_tied")  # its end-of-turn token is also its padding token
     end = processor.tokenizer.pad_token_id
     batch = Collator(end)([(example(processor, "is it ?", "yes", None),)])
     assert end in batch["labels"]
@@ -125,7 +125,7 @@ def test_branches_share_one_gate_that_reads_all_their_instructions(assembled: Ca
     text = model.get_input_embeddings().weight[ids[read]].mean(dim=0)
     image = model.model.get_image_features(batch["pixel_values"]).pooler_output[0]
     torch.testing.assert_close(weights[0], model.model.alignment.gate_weights(image @ text))
-    # One sample is read the same in a row of its own and beside others in the batch.
+    # A sample gives the same result in a row of its own and in a batch with others.
     alone = model(**Collator(0)([row[:1]])).alignment_weights
     beside = model(**Collator(0)([row, row[:1]])).alignment_weights
     torch.testing.assert_close(beside, torch.cat([weights, alone]))

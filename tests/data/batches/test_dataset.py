@@ -1,4 +1,4 @@
-"""From samples to rows of training examples."""
+"""Tests of turning samples into rows of training examples."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,7 @@ def sample(*texts: str, images: tuple[str, ...] = ("a.png",), level: int | None 
 
 
 def counted(processor: Any, input_ids: list[int], labels: list[int]) -> list[str]:
-    """The pieces of text that count, one for each run of counted tokens."""
+    """The counted text, one string per run of counted tokens."""
     pieces: list[list[int]] = []
     for place, label in enumerate(labels):
         if label == IGNORE_INDEX:
@@ -38,7 +38,7 @@ def counted(processor: Any, input_ids: list[int], labels: list[int]) -> list[str
 
 @pytest.fixture
 def dataset_of(assembled: Callable, tmp_path: Path) -> Callable[..., ConversationDataset]:
-    """A data set of samples with three readable pictures, a.png to c.png, and one that is none, bad.png."""
+    """A data set of samples with three valid images, a.png to c.png, and one invalid file, bad.png."""
     for place, name in enumerate("abc"):
         Image.new("RGB", (40, 30), (80 * place, 10, 200)).save(tmp_path / f"{name}.png")
     (tmp_path / "bad.png").write_text("no picture")
@@ -120,7 +120,7 @@ def test_of_one_answer_the_end_is_cut(assembled: Callable) -> None:
 
 def test_a_question_that_leaves_no_room_is_refused_with_its_numbers(assembled: Callable) -> None:
     _, processor = assembled("qwen2")
-    with pytest.raises(ExampleError, match=r"take \d+ tokens, .* within 20; raise max_length") as raised:
+    with pytest.raises(ExampleError, match=r"take \d+ tokens, .* within 20; increase max_length") as raised:
         tokenize(sample("is it red ?", "yes").messages(), processor, max_length=20)
     assert raised.value.reason == "too_long"
 
@@ -133,14 +133,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(assembled: Callable) 
 
 
 def test_a_template_without_a_system_turn_makes_a_reject_of_a_sample_that_has_one(dataset_of: Callable) -> None:
-    """Gemma's own template raises an error there."""
+    """Gemma's own template raises an error for a system turn."""
     refuses = (
         "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
         "{%- for m in messages -%}{{ m['role'] + ' ' + (m['content'] | map(attribute='text') | join) }}{%- endfor -%}"
     )
     told = replace(sample("hello", "yes", images=()), system="Be brief.")
     dataset = dataset_of([told, sample("hello", "yes", images=(), record=1)], chat_template=refuses)
-    with pytest.raises(ExampleError, match="refuses the conversation: System role not supported") as raised:
+    with pytest.raises(ExampleError, match="rejects the conversation: System role not supported") as raised:
         tokenize(told.messages(), dataset.processor, chat_template=refuses)
     assert raised.value.reason == "template"
     assert dataset[0][0].input_ids == dataset[1][0].input_ids
@@ -196,7 +196,7 @@ def test_the_next_good_row_takes_the_place_of_a_bad_one(dataset_of: Callable) ->
     bad = [sample("is it ?", "no", images=("bad.png",), record=place) for place in range(2)]
     dataset = dataset_of([*bad, sample("is it red ?", "yes", record=2)], questions_per_prefix=2)
     assert [example.input_ids for example in dataset[0]] == [example.input_ids for example in dataset[1]]
-    # Each time they are read: by which process, and whether that counts, is for others to know.
+    # Rejects are reported on every read: the data set does not know which process reads, or whether the read counts.
     for _ in range(2):
         assert [(one.record, one.reason) for one in dataset[0][0].rejected] == [
             (0, "not_an_image"),
@@ -215,7 +215,7 @@ def test_a_row_keeps_its_good_samples(dataset_of: Callable) -> None:
 
 def test_data_of_which_nothing_can_be_used_is_an_error(dataset_of: Callable) -> None:
     bad = [sample("is it ?", "no", images=("bad.png",), record=place) for place in range(3)]
-    with pytest.raises(AlignGPTError, match=r"not one of the 3 samples .* record 0 .*bad\.png"):
+    with pytest.raises(AlignGPTError, match=r"none of the 3 samples .* record 0 .*bad\.png"):
         dataset_of(bad)[0]
 
 
@@ -234,6 +234,6 @@ def test_pictures_are_padded_or_cut_as_the_stage_says(dataset_of: Callable) -> N
     samples = [sample("look", "yes")]
     as_the_model, padded, cut = (dataset_of(samples, pad_images=how)[0][0].pixel_values for how in (None, True, False))
     assert torch.equal(as_the_model, padded)
-    # 40 × 30 pixels of one colour: above and below there is padding, unless the sides were cut off.
+    # 40 × 30 pixels of one colour: padded above and below, unless the sides are cropped.
     assert not torch.equal(padded[..., 0, 16], padded[..., 16, 16])
     torch.testing.assert_close(cut[..., 0, 16], cut[..., 16, 16])

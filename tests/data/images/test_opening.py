@@ -1,4 +1,4 @@
-"""Every kind of picture found in the wild becomes RGB, or an error that names it."""
+"""Every kind of image found in the wild becomes RGB, or raises an error that names it."""
 
 import io
 import os
@@ -171,7 +171,7 @@ def test_a_picture_cut_anywhere_opens_or_is_an_image_error(kind: str) -> None:
         try:
             assert open_image(whole[:length]).mode == "RGB"
         except ImageError as error:
-            assert "the picture" in str(error)
+            assert "the image" in str(error)
 
 
 def test_too_large_a_picture_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_too_large_a_picture_is_refused_before_it_is_decoded(tmp_path: Path) -> 
     for look in (open_image, check_image):
         reason, message = reason_of(lambda look=look: look(path, max_pixels=8000))
         assert reason == "too_large"
-        assert message == f"{path} has 100 × 81 pixels, at most 8000 are opened"
+        assert message == f"{path} has 100 × 81 pixels; the limit is 8000"
     check_image(path, max_pixels=8100)
 
 
@@ -243,8 +243,8 @@ def test_a_link_that_leads_out_of_the_root_is_named(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "root" / "coco").symlink_to(tmp_path / "disk")
     _, message = reason_of(lambda: resolve_image("coco/0.jpg", tmp_path / "root"))
-    assert f"{tmp_path / 'root' / 'coco'} is a link that leads to {tmp_path / 'disk'}" in message
-    assert "is a link" not in reason_of(lambda: resolve_image("../disk/0.jpg", tmp_path / "root"))[1]
+    assert f"{tmp_path / 'root' / 'coco'} is a symbolic link to {tmp_path / 'disk'}" in message
+    assert "symbolic link" not in reason_of(lambda: resolve_image("../disk/0.jpg", tmp_path / "root"))[1]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_looking_at_a_picture_leaves_the_warning_filters_alone(monkeypatch: pyte
     seen = []
 
     def opened(*args: Any, **options: Any) -> Image.Image:
-        # What another thread would find meanwhile.
+        # The filters that another thread would see at this moment.
         seen.append(list(warnings.filters))
         return really_open(*args, **options)
 

@@ -1,4 +1,4 @@
-"""A picture is found again wherever it lies, or the error says why not."""
+"""An image can be opened wherever it is stored, or the error says why not."""
 
 import io
 import pickle
@@ -77,6 +77,6 @@ def test_a_stretch_beyond_the_end_of_its_file_is_cut_short(inside: Picture) -> N
 
 
 def test_an_error_names_the_picture_that_came_as_bytes() -> None:
-    with pytest.raises(ImageError, match=r"row 3 of a\.parquet is no picture") as caught:
+    with pytest.raises(ImageError, match=r"row 3 of a\.parquet is not an image") as caught:
         Picture("row 3 of a.parquet", content=b"no picture").open()
     assert caught.value.reason == "not_an_image"

@@ -1,4 +1,4 @@
-"""Every kind of source gives the same pairs however it is cut, and memory does not grow with their number."""
+"""Every kind of source gives the same pairs for any shard size, and memory does not grow with their number."""
 
 import io
 import json
@@ -202,7 +202,7 @@ def test_a_fingerprint_changes_when_the_data_does(make: Callable[[Path], Path], 
 
 @pytest.mark.parametrize("make", [llava_lines, csv_file, tars, dataset_folder], ids=lambda make: make.__name__)
 def test_a_fingerprint_is_that_of_the_content(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    """A copy has the same whatever its times are, and a caption that changes at the same length another."""
+    """A copy has the same fingerprint whatever its modification times; a changed caption of equal length alters it."""
     (tmp_path / "here").mkdir()
     place = make(tmp_path / "here")
     before = open_pairs(place).fingerprint()
@@ -220,7 +220,7 @@ def test_a_fingerprint_is_that_of_the_content(make: Callable[[Path], Path], tmp_
 
 
 def test_other_texts_in_the_middle_of_a_large_parquet_file_are_seen_in_its_footer(tmp_path: Path) -> None:
-    """Its pictures are far more bytes than its captions, and the stretches that are looked at lie in them."""
+    """Its images are far larger than its captions, so that the hashed stretches all lie in the images."""
     path = tmp_path / "data.parquet"
     captions = [f"caption {n:04}" for n in range(200)]
 
@@ -252,7 +252,7 @@ def test_shards_need_a_positive_size(tmp_path: Path) -> None:
 
 READ = """
 import resource, sys
-from aligngpt.data.pairs import open_pairs
+from aligngpt.data.records.pairs import open_pairs
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 source = open_pairs(sys.argv[1])
@@ -262,7 +262,7 @@ print(sum(1 for shard in source.shards() for pair in source.read(shard)), peak()
 
 
 def growth_of(path: Path, count: int) -> float:
-    """MiB that a process grows by when it reads a source, which has `count` records."""
+    """MiB by which a process grows when it reads a source of `count` records."""
     done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
     found, growth = done.stdout.split()
     assert int(found) == count

@@ -1,4 +1,4 @@
-"""Nothing that a record says or shows is dropped in silence: it is read, or refused, or named by `check`."""
+"""No content of a record is dropped silently: it is read, or rejected, or listed by `check`."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[dict[str, Any]]:
-    """Three pictures as data sets keep them in Parquet; as files they are `0.png` and so on."""
+    """Three images as data sets store them in Parquet; as files they are `0.png` and so on."""
     found = []
     for place in range(3):
         Image.new("RGB", (8, 8), (80 * place, 0, 0)).save(tmp_path / f"{place}.png")
@@ -248,7 +248,7 @@ def test_finevision_is_read_from_parquet(parquet: Callable[..., Path], pictures:
     check = checked(parquet(*[{"images": [picture], "texts": texts, "source": "a"} for picture in pictures]))
     assert (check.good, check.samples, check.text_only, check.images) == (True, 3, 0, 3)
     assert check.not_read == {"source": 3}
-    assert "note: fields that are not read: `source` (3 records)" in check.text()
+    assert "note: ignored fields: `source` (3 records)" in check.text()
 
 
 def test_several_pictures_in_a_row_are_refused_and_none_are_no_picture(

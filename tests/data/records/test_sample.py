@@ -1,4 +1,4 @@
-"""What a record says, whatever it is written like, and what is wrong with one that says nothing."""
+"""Samples parsed from records of all formats, and the errors for invalid records."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ def spoken(*turns: tuple[Any, Any]) -> list[dict[str, Any]]:
 
 
 def llava(**changes: Any) -> dict[str, Any]:
-    """A record as the authors' files have it, with some fields replaced, or left out when None."""
+    """A record as in the authors' files, with some fields replaced, or omitted if None."""
     record = {"id": "7", "image": "a.jpg", "conversations": spoken(("human", "<image>\nWhat?"), ("gpt", "A cat."))}
     return {name: value for name, value in (record | changes).items() if value is not None}
 
@@ -234,7 +234,7 @@ def test_a_picture_that_is_elsewhere_is_refused(name: str) -> None:
     for record in (llava(image=name), openai(("user", [part, text("What?")]), ("assistant", "A cat."))):
         reason, message = reason_of(record)
         assert reason == "remote_image"
-        assert name in message and "download the picture" in message
+        assert name in message and "download the image" in message
 
 
 @pytest.mark.parametrize("name", ["C:/a.jpg", "c:\\a.jpg", "data/a.jpg", "http/a.jpg"])
@@ -258,9 +258,9 @@ def test_a_path_is_no_url(name: str) -> None:
         (openai(("user", [{"type": "image_url", "image_url": {}}]), ("assistant", "b")), "message_part", "turn 1"),
         (openai(("user", ["a"]), ("assistant", "b")), "message_part", "'a'"),
         (openai(("tool", "a"), ("assistant", "b")), "wrong_roles", "'tool'"),
-        (openai(("user", "a"), ("assistant", [text(" ")])), "empty_text", "turn 2, the assistant's"),
-        (openai(("user", "a"), ("assistant", [text("\ud83d")])), "broken_text", "turn 2, the assistant's"),
-        (openai(("system", "\ud83d"), ("user", "a"), ("assistant", "b")), "broken_text", "the system's"),
+        (openai(("user", "a"), ("assistant", [text(" ")])), "empty_text", "turn 2 (assistant)"),
+        (openai(("user", "a"), ("assistant", [text("\ud83d")])), "broken_text", "turn 2 (assistant)"),
+        (openai(("system", "\ud83d"), ("user", "a"), ("assistant", "b")), "broken_text", "the system turn"),
     ],
 )
 def test_what_other_formats_cannot_say_is_refused(record: dict[str, Any], reason: str, named: str) -> None:
@@ -344,37 +344,37 @@ def test_wrong_roles_are_refused(turns: Any, found: str) -> None:
 @pytest.mark.parametrize(
     ("record", "empty"),
     [
-        (llava(conversations=spoken(("human", "<image>"), ("gpt", " \n"))), "turn 2, the assistant's"),
-        (llava(image=None, conversations=spoken(("human", " "), ("gpt", "b"))), "turn 1, the user's"),
-        (llava(conversations=spoken(("human", "a"), ("gpt", "b"), ("human", ""), ("gpt", "c"))), "turn 3, the user's"),
-        ({"image": "a.jpg", "caption": ""}, "turn 2, the assistant's"),
-        ({"caption": "a caption of no image"}, "turn 1, the user's"),
+        (llava(conversations=spoken(("human", "<image>"), ("gpt", " \n"))), "turn 2 (assistant)"),
+        (llava(image=None, conversations=spoken(("human", " "), ("gpt", "b"))), "turn 1 (user)"),
+        (llava(conversations=spoken(("human", "a"), ("gpt", "b"), ("human", ""), ("gpt", "c"))), "turn 3 (user)"),
+        ({"image": "a.jpg", "caption": ""}, "turn 2 (assistant)"),
+        ({"caption": "a caption of no image"}, "turn 1 (user)"),
     ],
 )
 def test_an_empty_text_is_refused(record: dict[str, Any], empty: str) -> None:
-    assert reason_of(record) == ("empty_text", f"{empty}, is empty")
+    assert reason_of(record) == ("empty_text", f"{empty} is empty")
 
 
 @pytest.mark.parametrize("value", ["\ud83d", "A cat \ude00."])
 def test_a_text_that_was_cut_inside_an_emoji_is_refused(value: str) -> None:
     reason, message = reason_of({"image": "a.jpg", "caption": value})
-    assert (reason, message) == ("broken_text", "turn 2, the assistant's, holds half a character")
+    assert (reason, message) == ("broken_text", "turn 2 (assistant) contains half a character (a lone surrogate)")
     assert said(parse_record({"image": "a.jpg", "caption": "A cat 😀."}))[1] == ("assistant", "A cat 😀.")
 
 
 @pytest.mark.parametrize(
     ("record", "named"),
     [
-        (llava(conversations=[]), "the assistant's answer"),
+        (llava(conversations=[]), "an assistant turn"),
         (llava(conversations={"from": "human"}), "`conversations` must be a list"),
-        (llava(conversations=["Hi.", "Yes?"]), "turn 1 needs the texts `from` and `value`, found 'Hi.'"),
-        (llava(conversations=spoken(("human", "a"), ("gpt", None))), "turn 2 needs the texts"),
+        (llava(conversations=["Hi.", "Yes?"]), "turn 1 needs the strings `from` and `value`, found 'Hi.'"),
+        (llava(conversations=spoken(("human", "a"), ("gpt", None))), "turn 2 needs the strings"),
         (llava(conversations=[{"role": "user", "text": "a"}]), "or `role` and `content`, found"),
-        ({"image": "a.jpg"}, "`conversations`, or `messages`, or `texts`"),
-        ({"image": "a.jpg", "messages": []}, "the assistant's answer"),
+        ({"image": "a.jpg"}, "`conversations`, `messages`, `texts`"),
+        ({"image": "a.jpg", "messages": []}, "an assistant turn"),
         ({"image": "a.jpg", "messages": "Hi."}, "`messages` must be a list"),
-        ({"image": "a.jpg", "caption": ["A cat."]}, "as texts"),
-        ({"image": "a.jpg", "question": 3, "answer": "A cat."}, "as texts"),
+        ({"image": "a.jpg", "caption": ["A cat."]}, "must be a string"),
+        ({"image": "a.jpg", "question": 3, "answer": "A cat."}, "must be a string"),
     ],
 )
 def test_what_is_no_conversation_is_refused(record: dict[str, Any], named: str) -> None:

@@ -1,4 +1,4 @@
-"""Samples of several files as one sequence, and a share of them that is held out."""
+"""Tests of samples of several files as one sequence, and of holding out a share of them."""
 
 import pickle
 import random
@@ -44,13 +44,13 @@ def test_what_is_held_out_does_not_hang_on_the_order(tmp_path: Path) -> None:
     samples = prepared(tmp_path / "data.jsonl", records)
     chosen = held_out(samples, 0.1)
     assert 0.07 < chosen[:3000].mean() < 0.13 and 0.07 < chosen[3000:].mean() < 0.13
-    # All samples of an image are on one side.
+    # All samples of an image are on the same side of the split.
     assert set(chosen[:3000].reshape(-1, 3).sum(axis=1).tolist()) == {0, 3}
     mixed = random.Random(0).sample(records, len(records))
     again = prepared(tmp_path / "mixed.jsonl", mixed)
     ids = [{sample.id for sample in Chosen(one, np.flatnonzero(held_out(one, 0.1)))} for one in (samples, again)]
     assert ids[0] == ids[1]
-    # A larger share holds out the same and more.
+    # A larger share holds out a superset.
     assert not (chosen & ~held_out(samples, 0.2)).any()
 
 

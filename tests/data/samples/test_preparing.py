@@ -1,4 +1,4 @@
-"""Samples that are kept on disk: the same as those read, ready at once, and true to the file and its pictures."""
+"""Tests of samples cached on disk: equal to those read directly, and invalidated when the file or its images change."""
 
 import multiprocessing
 import os
@@ -70,7 +70,7 @@ def test_prepared_samples_are_those_that_are_loaded(
     assert list(found) == [found[place] for place in range(len(found))] == found[:] == loaded
     assert found[-1] == loaded[-1] and len(found) == 5
     assert preparing.read_text() == loading.read_text() and loading.read_text().count("\n") == 3
-    # What is asked of all samples at once is what the samples say.
+    # The columns agree with the samples.
     columns, expected = found.columns, columns_of(loaded)
     for name in ("levels", "characters", "images", "sources"):
         assert getattr(columns, name).tolist() == getattr(expected, name).tolist()
@@ -111,7 +111,7 @@ def test_an_upgrade_with_other_rules_reads_the_data_anew(folder: Path, monkeypat
     assert prepare_samples(folder / "data.json", rejects=Rejects(None))[0].turns[0].text == "one ?"
     without_building(monkeypatch)
     prepare_samples(folder / "data.json", rejects=Rejects(None))
-    # Another installation of the package, of which one module reads records in another way, and the same cache.
+    # A second installation of the package, in which one module reads records differently, uses the same cache.
     package = folder / "upgrade" / "aligngpt"
     shutil.copytree(Path(aligngpt.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     module = package / "data" / "samples.py"
@@ -169,14 +169,14 @@ def test_an_entry_that_is_damaged_or_half_gone_is_made_anew(folder: Path, record
 
 def test_a_file_that_cannot_be_read_leaves_no_entry(folder: Path) -> None:
     (folder / "data.json").write_text('[{"question": "1 + 1?", "answer": "2"}, {"quest')
-    with pytest.raises(SourceError, match="no whole JSON array: line 1"):
+    with pytest.raises(SourceError, match="not a complete JSON array: line 1"):
         prepare_samples(folder / "data.json", rejects=Rejects(None))
     assert entries(folder) == []
     with pytest.raises(SourceError, match="No such file"):
         prepare_samples(folder / "none.json", rejects=Rejects(None))
     (folder / "data.json").write_text("[]")
     for _ in range(2):
-        with pytest.raises(SourceError, match="holds no record that can be used"):
+        with pytest.raises(SourceError, match="contains no usable record"):
             prepare_samples(folder / "data.json", rejects=Rejects(None))
 
 

@@ -1,4 +1,4 @@
-"""Files of records as people have them, good ones and the ones that went wrong."""
+"""Tests of reading realistic files of records, valid and broken."""
 
 import gzip
 import json
@@ -96,12 +96,12 @@ def test_a_file_in_another_encoding_is_an_error_that_names_the_line(tmp_path: Pa
 
 def test_a_csv_file_is_told_who_reads_it(tmp_path: Path) -> None:
     message = source_error(written(tmp_path / "data.csv", "image,caption\na.png,A cat.\n"))
-    assert "neither a JSON array nor JSON lines" in message and "CSV is read by `aligngpt score`" in message
+    assert "neither a JSON array nor JSON lines" in message and "CSV is read only by `aligngpt score`" in message
 
 
 def test_a_packed_file_is_an_error_that_names_the_program(tmp_path: Path) -> None:
-    assert "is packed with gzip; unpack it" in source_error(written(tmp_path / "a.jsonl.gz", gzip.compress(b"{}")))
-    assert "is packed with zip; unpack it" in source_error(written(tmp_path / "a.json", b"PK\x03\x04"))
+    assert "is compressed with gzip; decompress" in source_error(written(tmp_path / "a.jsonl.gz", gzip.compress(b"{}")))
+    assert "is compressed with zip; decompress it" in source_error(written(tmp_path / "a.json", b"PK\x03\x04"))
 
 
 @pytest.mark.parametrize("content", ["image,caption\na.png,A cat.\n", "- a: 1\n"])
@@ -119,7 +119,7 @@ def test_one_object_is_an_error_that_names_its_keys(tmp_path: Path, indent: int 
 @pytest.mark.parametrize("cut", [2, 30, 100])
 def test_an_array_cut_short_is_an_error_that_names_the_line(tmp_path: Path, cut: int) -> None:
     path = written(tmp_path / "data.json", json.dumps(RECORDS, indent=1)[:-cut])
-    assert "is no whole JSON array: line " in source_error(path)
+    assert "is not a complete JSON array: line " in source_error(path)
 
 
 @pytest.mark.parametrize("broken", ['{"image": "a.png", "capt', '{"a": 1} {"b": 2}', "garbage", "{'image': 'a.png'}"])
@@ -232,7 +232,7 @@ def test_samples_without_a_level_are_rejects_where_one_is_needed(folder: Path) -
 @pytest.mark.parametrize("content", ["[]", lines_of({"image": "gone.png", "caption": "A cat."})])
 def test_a_file_without_a_sample_is_an_error(folder: Path, content: str) -> None:
     path = written(folder / "data.json", content)
-    with pytest.raises(SourceError, match=f"{path} holds no record that can be used"):
+    with pytest.raises(SourceError, match=f"{path} contains no usable record"):
         load_samples(path, rejects=Rejects(None, max_share=1))
 
 

@@ -1,4 +1,4 @@
-"""Sources of pairs as people have them: what is told apart, what is refused, and what is passed over with a reason."""
+"""Common kinds of sources of pairs: which are distinguished, which are rejected, which records are skipped and why."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def everything(source: str | Path, **options: Any) -> list[Pair | Unusable]:
 
 
 def captions(found: Sequence[Pair | Unusable]) -> list[str]:
-    """The caption of each pair, the reason of each other record."""
+    """The caption of each pair, and the reject reason of each other record."""
     return [one.caption if isinstance(one, Pair) else one.reason for one in found]
 
 
@@ -62,7 +62,7 @@ def source_error(source: str | Path, **options: Any) -> str:
 
 
 class Table:
-    """One way to write rows of `file_name`, `caption` and others down."""
+    """Ways to write rows of `file_name`, `caption` and other fields to disk."""
 
     @staticmethod
     def lines(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -101,7 +101,7 @@ Write = Callable[[Path, Sequence[dict[str, Any]]], Path]
 def test_a_missing_path_says_what_is_accepted(tmp_path: Path) -> None:
     for name in ["nowhere.json", "nowhere", "{0,3}.tar"]:
         assert "JSON lines" in source_error(tmp_path / name)
-    assert "00000.tar, which is not there" in source_error(tmp_path / "{00000..00003}.tar")
+    assert "00000.tar, which does not exist" in source_error(tmp_path / "{00000..00003}.tar")
     assert "does not exist" in source_error("nowhere/data.json")
 
 
@@ -125,12 +125,12 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_source_is_named_with_what_was_found(tmp_path: Path) -> None:
-    assert "begins b'<xml>'" in source_error(written(tmp_path / "a.json", "<xml>"))
+    assert "begins with b'<xml>'" in source_error(written(tmp_path / "a.json", "<xml>"))
     (tmp_path / "folder").mkdir()
     assert "found nothing" in source_error(tmp_path / "folder")
     written(tmp_path / "folder" / "a.png", png())
     assert "found a.png" in source_error(tmp_path / "folder")
-    assert "no Parquet file" in source_error(written(tmp_path / "a.parquet", "PAR1 or not"))
+    assert "not a readable Parquet file" in source_error(written(tmp_path / "a.parquet", "PAR1 or not"))
 
 
 def test_what_a_file_is_does_not_depend_on_its_name(tmp_path: Path) -> None:
@@ -181,7 +181,9 @@ def test_an_over_long_line_costs_its_record_only(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(("magic", "program"), [(b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")])
 def test_a_packed_file_is_named_as_one(magic: bytes, program: str, tmp_path: Path) -> None:
-    assert f"is packed with {program}; unpack it" in source_error(written(tmp_path / "a.jsonl.x", magic + b"\xff" * 50))
+    assert f"is compressed with {program}; decompress it" in source_error(
+        written(tmp_path / "a.jsonl.x", magic + b"\xff" * 50)
+    )
 
 
 def test_what_was_never_fetched_is_named(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_what_was_never_fetched_is_named(tmp_path: Path) -> None:
 def test_one_object_is_named_with_its_keys(keys: str, indent: int | None, tmp_path: Path) -> None:
     found = {key: [GOOD] if "info" in keys else GOOD for key in keys.split(", ")}
     message = source_error(written(tmp_path / "a.json", json.dumps(found, indent=indent)))
-    assert f"one JSON object with the keys {keys}; expected an array, or a record a line" in message
+    assert f"one JSON object with the keys {keys}; expected an array, or one record per line" in message
 
 
 @pytest.mark.parametrize(
@@ -636,7 +638,7 @@ def test_a_name_on_the_hub_is_loaded_as_a_data_set(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert captions(everything("owner/name")) == ["one"]
     assert asked == [("owner/name", "train")]
-    assert "neither a path nor a data set on the hub" in source_error("owner/none")
+    assert "neither a path nor a readable data set on the hub" in source_error("owner/none")
     (tmp_path / "owner").mkdir()
     assert "does not exist" in source_error("owner/name")
 
@@ -668,7 +670,7 @@ def test_a_saved_data_set_without_the_split_is_refused(tmp_path: Path) -> None:
     datasets.DatasetDict({"a": rows, "b": rows}).save_to_disk(str(tmp_path / "two"))
     assert "found a, b" in source_error(tmp_path / "two")
     (tmp_path / "one" / "dataset_dict.json").write_text("{")
-    assert "no data set on disk" in source_error(tmp_path / "one")
+    assert "not a readable data set" in source_error(tmp_path / "one")
 
 
 def test_a_table_in_a_folder_names_the_pictures_beside_it(tmp_path: Path) -> None:

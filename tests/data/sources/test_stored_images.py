@@ -1,4 +1,4 @@
-"""Samples straight from Parquet and tar files: the same as from a JSON file, each picture read from where it is."""
+"""Samples read directly from Parquet and tar files equal those of a JSON file, with images read in place."""
 
 import io
 import json
@@ -86,7 +86,7 @@ def tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
 
 
 def shown(records: Sequence[Mapping[str, Any]], pictures: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Rows with every column, so that files of a part of them have the same."""
+    """Rows with every column, so that files with a subset of the rows have the same columns."""
     columns = {"conversations": None, "caption": None}
     pairs = zip(records, pictures, strict=True)
     return [{**columns, **record, "image": {"bytes": picture, "path": "same.png"}} for record, picture in pairs]
@@ -95,7 +95,7 @@ def shown(records: Sequence[Mapping[str, Any]], pictures: Sequence[bytes]) -> li
 def members(records: Sequence[Mapping[str, Any]], pictures: Sequence[bytes]) -> list[tuple[str, bytes]]:
     found = []
     for place, (record, picture) in enumerate(zip(records, pictures, strict=True)):
-        # The name of a file that is elsewhere says nothing.
+        # A path to a file elsewhere is ignored.
         said = json.dumps({**record, "image": "../../etc/passwd"}).encode()
         found += [(f"{place}.json", said), (f"{place}.png", picture)]
     return found
@@ -140,7 +140,7 @@ def test_an_archive_gives_the_examples_of_a_json_file(
             other.id,
         )
         assert torch.equal(one.pixel_values, other.pixel_values)
-    # Wherever they are in the order of training, samples keep their pictures.
+    # Samples keep their images, whatever their position in the training order.
     chosen = Chosen(Mixture([of_json, samples]), np.array([3, ROWS + 5]))
     assert chosen.picture(0, 0) is None and chosen.picture(1, 0).read() == pictures[5]
 
@@ -154,7 +154,7 @@ def test_questions_about_one_picture_share_it_wherever_they_are(tmp_path: Path, 
     assert rows_of(samples, 4) == [(0, 3), (1, 4), (2, 5)]
     out = held_out(samples, 0.5)
     assert out[:3].tolist() == out[3:].tolist()
-    # In tar files a picture is told by its name and file.
+    # In tar files, an image is identified by its name and its tar file.
     for name in ("a", "b"):
         tar(tmp_path / "tars" / f"{name}.tar", [("0.png", pictures[0]), ("0.txt", b"a circle")])
     assert len(rows_of(prepare(tmp_path / "tars"), 4)) == 2
@@ -189,7 +189,7 @@ def test_a_path_in_a_parquet_file_stays_below_the_image_root(tmp_path: Path, pic
     samples = prepare_samples(parquet(tmp_path / "a.parquet", rows), image_root=root, rejects=rejects)
     assert [sample.images for sample in samples] == [("a.png",)] and samples.picture(0, 0) is None
     assert rejects.by_reason == {"outside_root": 1, "missing": 1}
-    # Nothing is read alone or together: these are files.
+    # The images are separate files, so there are no blocks to read together.
     assert samples.columns.blocks.tolist() == [-1]
 
 
@@ -257,7 +257,7 @@ def test_a_damaged_row_group_is_one_reject(tmp_path: Path, pictures: list) -> No
     ("rows", "message"),
     [
         ([{"image": b"", "title": "a"}], "found image, title"),
-        ([{"picture": b"", "caption": "a"}], "no column for the picture: .* found picture, caption"),
+        ([{"picture": b"", "caption": "a"}], "no column for the image: .* found picture, caption"),
     ],
 )
 def test_a_table_without_usable_columns_names_those_it_has(tmp_path: Path, rows: list, message: str) -> None:
@@ -287,7 +287,7 @@ def test_an_archive_that_changed_is_read_anew(tmp_path: Path, pictures: list) ->
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     changed = content_of(path.parent)
     assert caption(path.parent) == "a dog"
-    # Copied elsewhere it is the same to a run, and its pictures are read from there.
+    # A copy elsewhere counts as the same source for a run, and its images are read from the copy.
     copy = tar(tmp_path / "copy" / "a.tar", [])
     copy.write_bytes(path.read_bytes())
     assert content_of(copy.parent) == changed
@@ -299,7 +299,7 @@ def test_an_archive_that_changed_is_read_anew(tmp_path: Path, pictures: list) ->
 
 
 def test_a_copy_is_the_same_to_training_and_scoring(tmp_path: Path, pictures: list) -> None:
-    """Whatever the times of its files are."""
+    """Modification times do not matter."""
     for kind in (".tar", ".parquet"):
         path = tmp_path / "here" / f"a{kind}"
         if kind == ".tar":
@@ -312,7 +312,7 @@ def test_a_copy_is_the_same_to_training_and_scoring(tmp_path: Path, pictures: li
         copy.write_bytes(path.read_bytes())
         os.utime(copy, (1, 1))
         assert (content_of(copy), open_pairs(copy).fingerprint()) == before and len(set(before)) == 1
-        # As `rsync -t` and `tar x` leave another version of the same size.
+        # Another version with the same size and time, as `rsync -t` and `tar x` may produce.
         copy.write_bytes(path.read_bytes().replace(b"a cat", b"a dog"))
         os.utime(copy, (1, 1))
         assert content_of(copy) == open_pairs(copy).fingerprint() != before[0]
@@ -320,7 +320,7 @@ def test_a_copy_is_the_same_to_training_and_scoring(tmp_path: Path, pictures: li
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_a_check_lists_what_training_would_reject(tmp_path: Path, records: list, pictures: list, kind: str) -> None:
-    """A record without text, a picture that is none, and, decoded in full, one that is cut short."""
+    """A record without text, a file that is not an image and, if decoded in full, a truncated image."""
     records[1] = {"id": "silent"}
     pictures[3], pictures[5] = b"no picture", pictures[5][:-200]
     records[7]["id"] = "r6"

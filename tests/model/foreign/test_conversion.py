@@ -1,4 +1,4 @@
-"""Folders that others saved become ours, weight for weight, or an error says what is in the way."""
+"""Foreign folders are converted weight for weight, or refused with an error that gives the reason."""
 
 import json
 import pickle
@@ -45,7 +45,7 @@ def their_name(name: str) -> str:
 def original(
     assembled: Callable, tmp_path: Path, language_folder: Callable, tower_folder: Callable
 ) -> Callable[..., tuple[Path, Any, Any]]:
-    """A folder as the original saves it, and the model and processor it was made of."""
+    """A folder as saved by the original code, and the model and processor it was made from."""
 
     def make(
         language: str = "llama", tower: str = "clip", *, files: str = "bin", with_tower: bool = True, **options: Any
@@ -53,7 +53,7 @@ def original(
         model, processor = assembled(
             language, tower, text_pooling="all", chat_template="vicuna", pad_images=False, **options
         )
-        folder = tmp_path / "x"  # a name that says nothing
+        folder = tmp_path / "x"  # a name without meaning
         folder.mkdir()
         words = len(model.lm_head.weight) - 2
         state = {
@@ -105,7 +105,7 @@ def inputs_of(processor: Any, pictures: list) -> dict[str, Tensor]:
 
 
 def assert_answers_alike(out: Path, model: Any, processor: Any, pictures: list) -> None:
-    """The converted folder gives the logits of the model that the foreign one was made of."""
+    """The converted folder gives the logits of the model that the foreign folder was made from."""
     found = AutoModelForImageTextToText.from_pretrained(out)
     batch = inputs_of(AutoProcessor.from_pretrained(out), pictures)
     expected = inputs_of(processor, pictures)
@@ -185,7 +185,7 @@ def test_a_llava_gets_a_fresh_alignment_module(
         assert torch.equal(found.state_dict()[name][: len(tensor)], tensor), name
     batch = inputs_of(AutoProcessor.from_pretrained(tmp_path / "out"), pictures)
     assert found(**batch).alignment_weights.shape == (1, 7)
-    # The same seed draws the same module.
+    # The same seed gives the same module.
     convert(tmp_path / "llava", tmp_path / "again", vision_tower=tower_folder("clip"), seed=3)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -223,7 +223,7 @@ def test_weights_that_do_not_fit_are_all_named(original: Callable, tmp_path: Pat
         convert(folder, tmp_path / "out")
     message = str(raised.value)
     assert "mm_projector.1.weight is not part of such a model" in message
-    assert "model.language_model.norm.weight is (5,), expected (32,)" in message
+    assert "model.language_model.norm.weight has shape (5,), expected (32,)" in message
     assert "model.multi_modal_projector.linear_2.bias is missing" in message
     assert not (tmp_path / "out").exists()
 
@@ -253,9 +253,9 @@ def test_a_pickle_with_anything_but_tensors_is_refused(
     ("damage", "says"),
     [
         (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"torn"), "cannot be read|refused"),
-        (lambda folder: (folder / "pytorch_model.bin").unlink(), "holds no weights"),
+        (lambda folder: (folder / "pytorch_model.bin").unlink(), "contains no weights"),
         (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "neither that of the original"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
     ],
@@ -380,14 +380,14 @@ def test_a_tower_that_was_trained_must_be_among_the_weights(original: Callable, 
 def test_a_setting_that_is_not_known_is_said(original: Callable, tmp_path: Path) -> None:
     folder, _, _ = original()
     done = convert(reconfigured(folder, mm_newline_position="grid", mm_use_im_patch_token=True), tmp_path / "out")
-    assert done.notes == ("the setting mm_newline_position: 'grid' of its configuration is not known and not kept",)
+    assert done.notes == ("the setting mm_newline_position: 'grid' of its configuration is unknown and was not kept",)
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}])
 def test_rotary_settings_go_there_and_back(original: Callable, tmp_path: Path, scaling: dict[str, Any] | None) -> None:
     folder, _, _ = original()
     config = json.loads((folder / "config.json").read_text())
-    # As the original's transformers wrote them.
+    # As written by the version of transformers that the original code uses.
     config.pop("rope_parameters")
     config |= {"rope_theta": 500000.0, "rope_scaling": scaling}
     (folder / "config.json").write_text(json.dumps(config))
@@ -420,7 +420,7 @@ def test_an_adapter_folder_is_called_one(original: Callable, tmp_path: Path, fil
     for file in files:
         (folder / file).touch()
     whose = "peft" if len(files) == 1 else "LLaVA"
-    with pytest.raises(AlignGPTError, match=f"is an adapter folder of {whose}, not a whole model; merge it"):
+    with pytest.raises(AlignGPTError, match=f"is an adapter folder of {whose}, not a complete model; merge it"):
         convert(folder, tmp_path / "out")
 
 
@@ -461,14 +461,17 @@ def test_the_settings_beside_a_first_stage_are_its_own(
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.vision_feature_layer == -3
     assert AutoProcessor.from_pretrained(tmp_path / "out").image_processor.do_pad is False
     reconfigured(left, image_aspect_ratio="anyres")
-    with pytest.raises(LayoutError, match="cuts pictures into tiles"):
+    with pytest.raises(LayoutError, match="cuts images into tiles"):
         convert(left, tmp_path / "out", **backbones)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda left: left.update({"model.mm_projector.0.weight": torch.zeros(3, 3)}), r"linear_1.weight is \(3, 3\)"),
+        (
+            lambda left: left.update({"model.mm_projector.0.weight": torch.zeros(3, 3)}),
+            r"linear_1.weight has shape \(3, 3\)",
+        ),
         (lambda left: left.update({"model.mm_projector.4.weight": torch.zeros(3)}), r"mm_projector\.4\.weight is not"),
         (lambda left: left.pop("model.mm_projector.2.bias"), r"linear_2\.bias is missing"),
     ],
@@ -501,5 +504,5 @@ def test_a_tensor_in_two_files_is_refused(original: Callable, tmp_path: Path) ->
     torch.save(state, file)
     first = folder / "pytorch_model-00001-of-00003.bin"
     torch.save(dict(torch.load(first)) | {"model.norm.weight": torch.ones(32)}, first)
-    with pytest.raises(ShardError, match=r"holds model\.norm\.weight, which another file holds too"):
+    with pytest.raises(ShardError, match=r"contains model\.norm\.weight, which another file contains too"):
         convert(folder, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What a LLaVA of transformers' says of itself beside its weights is kept, said, or refused: never dropped silently."""
+"""Settings and files of transformers' LLaVA folders are kept, reported, or refused: never dropped silently."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, language_folder: Callable, to
 
 @pytest.fixture
 def llava(made: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A LLaVA on a model of Llama's kind; the arguments change its `config.json`."""
+    """A LLaVA with a Llama language model; the arguments change its `config.json`."""
 
     def make(**changes: Any) -> Path:
         folder = tmp_path / "llava"
@@ -63,7 +63,7 @@ def llava(made: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def converted(tmp_path: Path, tower_folder: Callable) -> Callable[..., Any]:
-    """What a conversion to the folder `out` did."""
+    """The result of a conversion to the folder `out`."""
 
     def run(folder: Path, **options: Any) -> Any:
         return convert(folder, tmp_path / "out", vision_tower=tower_folder("clip"), **options)
@@ -146,7 +146,7 @@ def test_a_tokenizer_with_tokens_above_the_table_is_refused(
     words.add_tokens(["<box>", "<point>"])
     words.save_pretrained(folder)
     with pytest.raises(
-        LayoutError, match=rf"has {rows + 2} tokens and the embedding table {rows} rows: '<box>', '<point>'"
+        LayoutError, match=rf"has {rows + 2} tokens but the embedding table has {rows} rows: '<box>', '<point>'"
     ):
         converted(folder)
 
@@ -162,7 +162,7 @@ def test_a_tokenizer_with_tokens_above_the_table_is_refused(
         ({"vision_config": {"model_type": "clip_vision_model", "image_size": 64}}, "image_size .* is 64 .* 32"),
         ({"image_aspect_ratio": "anyres"}, r"tiles \(image_aspect_ratio 'anyres'"),
         ({"quantization_config": {"bits": 4}}, "weights are quantized"),
-        ({"text_config": {"model_type": "nonesuch"}}, "language model is a 'nonesuch'"),
+        ({"text_config": {"model_type": "nonesuch"}}, "language model has type 'nonesuch'"),
     ],
 )
 def test_a_setting_that_changes_answers_and_cannot_be_kept_is_refused(
@@ -187,7 +187,7 @@ def test_its_own_image_processor_decides_about_pictures(llava: Callable, convert
     found = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
     assert (list(found.image_mean), found.do_pad) == ([0.1, 0.2, 0.3], False)
     rewrite(folder / "preprocessor_config.json", {"crop_size": {"height": 64, "width": 64}})
-    with pytest.raises(LayoutError, match="reads pictures of 64 px and the vision tower of 32 px"):
+    with pytest.raises(LayoutError, match="reads images of 64 px but the vision tower reads 32 px"):
         converted(folder)
 
 
@@ -213,7 +213,7 @@ def test_weights_that_differ_where_the_configuration_ties_them_stay_apart(
     rewrite(folder / "config.json", {"text_config": content["text_config"] | {"tie_word_embeddings": True}})
     head = next(one for name, one in load_file(folder / "model.safetensors").items() if name.endswith("lm_head.weight"))
     done = converted(folder)
-    assert any("they are kept apart" in note for note in done.notes)
+    assert any("they were untied" in note for note in done.notes)
     found = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     assert torch.equal(found.lm_head.weight[: len(head)], head)
 

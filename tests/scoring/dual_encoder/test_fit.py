@@ -1,4 +1,4 @@
-"""Learning the two maps: the loss by hand, a problem with a known answer, and files that are not all right."""
+"""Training the two maps: the loss against a manual computation, a problem with a known answer, and imperfect files."""
 
 import math
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def scorer(model: DualEncoder, towers: tuple[Path, Path]) -> PairScorer:
 
 
 def loss_by_hand(images: Tensor, texts: Tensor, log_scale: float, same: Tensor) -> float:
-    """-1/2n Σ_i log p(text i | image i) + log p(image i | text i), over those that are no `same` pair."""
+    """-1/2n Σ_i log p(text i | image i) + log p(image i | text i), over texts or images that are not `same` pairs."""
     n = len(images)
     cosine = [[float(F.cosine_similarity(a, b, dim=0)) for b in texts] for a in images]
     scaled = [[math.exp(math.exp(log_scale) * value) for value in row] for row in cosine]
@@ -87,7 +87,7 @@ def test_a_pair_is_the_same_as_one_with_its_image_or_its_caption() -> None:
 
 
 def toy(count: int = 600, wrong: float = 0.2) -> tuple[EncodedPairs, Tensor]:
-    """Pictures and captions of eight subjects, seen through random maps with noise; and which pairs are right."""
+    """Features of images and captions of eight subjects, from random maps with noise; and a mask of correct pairs."""
     generator = torch.Generator().manual_seed(7)
     subject = torch.randint(8, (count,), generator=generator)
     is_wrong = torch.rand(count, generator=generator) < wrong
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_maps_and_another_one_others(model: DualEnc
     encoded, _ = toy(100)
 
     def maps(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        torch.rand(seed + 3)  # other draws before must not matter
+        torch.rand(seed + 3)  # earlier draws must not matter
         fit_projections(model, *encoded, epochs=2, batch_size=16, seed=seed)
         parts = model.visual_projection.weight, model.text_projection.weight, model.logit_scale
         return tuple(part.detach().clone() for part in parts)  # type: ignore[return-value]
@@ -148,7 +148,7 @@ def test_few_pairs_and_odd_batches_can_be_fitted(model: DualEncoder, count: int,
 
 
 def test_the_temperature_has_a_limit(towers: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a circle, twelve pairs are told apart better and better the colder it is."""
+    """On a circle, a lower temperature always separates the twelve pairs better, so only the limit stops it."""
     assert fit.HIGHEST_SCALE == 100
     monkeypatch.setattr(fit, "HIGHEST_SCALE", 20.0)
     model = assemble_dual_encoder(*towers, projection_dim=2)
@@ -210,7 +210,7 @@ def test_a_picture_the_tower_cannot_take_is_rejected(
 @pytest.mark.parametrize("usable", [0, 1])
 def test_fewer_than_two_pairs_are_an_error(write_pairs: Pairs, scorer: PairScorer, usable: int) -> None:
     source = write_pairs(3, **{f"at_{index}": {"image": "gone.png"} for index in range(usable, 3)})
-    with pytest.raises(DualEncoderError, match=f"{usable} pairs that can be used, at least 2"):
+    with pytest.raises(DualEncoderError, match=f"{usable} usable pairs, at least 2"):
         encode_pairs(source, scorer, rejects=Rejects(None, max_share=1))
 
 

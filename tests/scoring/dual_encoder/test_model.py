@@ -1,4 +1,4 @@
-"""The dual encoder against its towers, run here by hand."""
+"""The dual encoder against its towers, run separately."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def image_tower(tower_folder: Callable[[str], Path]) -> Path:
 
 @pytest.fixture
 def build(image_tower: Path, text_tower: Path) -> Callable[..., DualEncoder]:
-    """A dual encoder whose maps have the same random numbers every time."""
+    """Builds a dual encoder whose maps always have the same random values."""
 
     def make(**options: Any) -> DualEncoder:
         torch.manual_seed(6)
@@ -182,7 +182,7 @@ def test_it_scores_pairs_and_the_pooling_is_in_its_fingerprint(
 
 @pytest.mark.parametrize("count", [LAYERS + 1, 0, -1])
 def test_layers_a_tower_does_not_have_cannot_be_kept(build: Callable[..., DualEncoder], count: int) -> None:
-    with pytest.raises(DualEncoderError, match=rf"dinov2 has 3 layers, {count} cannot be kept"):
+    with pytest.raises(DualEncoderError, match=rf"dinov2 has 3 layers, cannot keep {count}"):
         build(vision_layers=count)
 
 
@@ -199,7 +199,7 @@ def test_a_model_of_several_towers_is_no_tower(
 ) -> None:
     clip = scorer_folder("clip")
     for image, text in [(clip, text_tower), (image_tower, clip)]:
-        with pytest.raises(DualEncoderError, match="clip is a CLIPModel, expected a transformer of one tower"):
+        with pytest.raises(DualEncoderError, match="clip is a CLIPModel, expected a transformer with a single tower"):
             assemble_dual_encoder(image, text, vision_layers=2)
 
 

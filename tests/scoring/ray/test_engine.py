@@ -1,4 +1,4 @@
-"""The engine on Ray writes the files of the one-machine job, whatever dies on the way."""
+"""The Ray engine writes the same files as the one-machine job, whichever processes die."""
 
 import importlib
 import logging
@@ -34,9 +34,9 @@ DONE = ScoreSummary(scored=COUNT - 2, rejected=2, reasons={"missing": 1, "turns"
 
 
 class DeadlyPairs(ListedPairs):
-    """Pairs whose shard number `index` kills who reads it, as long as there is a file `kill-{index}` in the root.
+    """Pairs whose shard `index` kills the process that reads it, as long as the file `kill-{index}` is in the root.
 
-    What is read is noted in the file `read`, a line a shard; the file `once-{index}` kills one reader only.
+    The shards read are logged in the file `read`, one per line; the file `once-{index}` kills only one reader.
     """
 
     def read(self, shard: Shard) -> Iterator[Pair | Unusable]:
@@ -50,7 +50,7 @@ class DeadlyPairs(ListedPairs):
             yield item
 
     def reads(self) -> Counter[int]:
-        """How often each shard was read, since last asked."""
+        """How often each shard was read since the last call."""
         counts = Counter(map(int, (self.root / "read").read_text().split()))
         (self.root / "read").unlink()
         return counts
@@ -61,20 +61,20 @@ def load(folder: Path) -> PairScorer:
 
 
 class InlineRay:
-    """What the engine uses of Ray, in this process: a call runs when its result is asked for.
+    """The parts of Ray that the engine uses, in this process: a call runs when its result is requested.
 
     Attributes:
-        connected: a Ray was started or joined.
-        options: what it was started with.
-        made: how many actors there were.
-        killed: those that were ended.
+        connected: whether a Ray was started or joined.
+        options: the arguments it was started with.
+        made: number of actors created.
+        killed: the actors that were killed.
     """
 
     class RayError(Exception):
-        """As Ray's own: an actor died."""
+        """Like Ray's own: an actor died."""
 
     class RayTaskError(RayError):
-        """As Ray's own: what the actor ran raised `cause`."""
+        """Like Ray's own: the code in the actor raised `cause`."""
 
         def __init__(self, cause: Exception) -> None:
             self.cause = cause
@@ -130,7 +130,7 @@ class InlineRay:
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> Iterator[InlineRay]:
-    """A stand-in for Ray, which the engine finds connected."""
+    """A stand-in for Ray, already connected when the engine starts."""
     handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
     stand_in = InlineRay()
     with monkeypatch.context() as patch:
@@ -142,12 +142,12 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> Iterator[InlineRay]:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A Ray of this machine with two CPUs, which the engine finds connected."""
+    """A Ray on this machine with two CPUs, already connected when the engine starts."""
     module = pytest.importorskip("ray")
-    # One thread for each of two actors, as the one-machine job has here.
+    # One thread for each of two actors, the same as for the one-machine job here.
     options = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     module.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **options)
-    # The actors cannot import what lies in the tests.
+    # The actors cannot import modules from the tests.
     for one in (sys.modules[__name__], listed_pairs):
         module.cloudpickle.register_pickle_by_value(one)
     yield module
@@ -166,7 +166,7 @@ def source(tmp_path: Path) -> DeadlyPairs:
 
 @pytest.fixture
 def run(scorer_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., ScoreSummary]:
-    """Score on two actors, two images or captions a batch, and let most records be rejected."""
+    """Score on two actors, with two images or captions per batch, allowing most records to be rejected."""
 
     def call(source: ListedPairs, out: str = "out", **options: Any) -> ScoreSummary:
         settings = {
@@ -184,7 +184,7 @@ def run(scorer_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., S
 
 @pytest.fixture
 def one_machine(source: DeadlyPairs, clip_scorer: PairScorer, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
-    """What the one-machine job makes of the same source."""
+    """The output of the one-machine job for the same source."""
 
     def call(out: str = "whole", **options: Any) -> dict[str, bytes]:
         settings = {"batch_size": 2, "max_reject_share": 0.9, "workers": 0} | options
@@ -223,9 +223,9 @@ def test_a_shard_that_always_kills_is_named_and_all_others_are_done(
     monkeypatch.setattr(ray_engine, "RETRIES", 0)
     one_machine("out", shard=(0, 2))
     (tmp_path / "kill-1").touch()
-    with pytest.raises(RayEngineError, match=r"1 shards .*: rows\[5:\] \(.*worker process has died\).*goes on"):
+    with pytest.raises(RayEngineError, match=r"1 shards .*: rows\[5:\] \(.*worker process has died\).*to resume"):
         run(source)
-    # Those that are done, to see whether their pictures are still the same.
+    # Finished shards are read too, to check that their images are unchanged.
     assert source.reads() == dict.fromkeys(range(SHARDS), 1)
     assert content(tmp_path / "out").keys() == whole.keys() - {"part-00001.parquet", "rejects-00001.parquet"}
     assert read_manifest(tmp_path / "out").finished is None
@@ -302,7 +302,7 @@ def test_a_shard_is_given_up_with_its_fourth_actor(
 
     scores = ray_engine._Actor.score
     monkeypatch.setattr(ray_engine._Actor, "score", score)
-    with pytest.raises(RayEngineError, match=r"after 4 actors had ended over it: rows\[5:\] \(a process that opens"):
+    with pytest.raises(RayEngineError, match=r"after 4 actors had died while scoring it: rows\[5:\] \(a process"):
         run(source)
     assert source.reads() == {0: 1, 2: 1, 3: 1, 4: 1}
     assert inline.made == len(inline.killed)
@@ -314,7 +314,7 @@ def test_a_folder_of_other_scores_or_too_many_rejects_end_the_job_as_on_one_mach
     one_machine("out", shard=(0, 2))
     with pytest.raises(ScoresError, match="out holds scores of another batch size; choose"):
         run(source, batch_size=3)
-    with pytest.raises(TooManyRejects, match=r"2 of 23 records .*out/rejects-\*\.parquet name each"):
+    with pytest.raises(TooManyRejects, match=r"2 of 23 records .*out/rejects-\*\.parquet list each"):
         run(source, max_reject_share=0.05)
     assert read_manifest(tmp_path / "out").finished is None
     assert not list((tmp_path / "out").glob(f"{MARKER}*"))
@@ -364,7 +364,7 @@ def test_actors_that_die_over_the_model_end_the_job(
     def load_and_die() -> PairScorer:
         raise error
 
-    with pytest.raises(RayEngineError, match=r"4 actors ended while they loaded the model \((Its process|no memory)"):
+    with pytest.raises(RayEngineError, match=r"4 actors died while loading the model \((Its process|no memory)"):
         run(source, load_scorer=load_and_die)
     assert inline.made == len(inline.killed) == 1 + RETRIES
 
@@ -373,7 +373,7 @@ def test_actors_with_different_models_are_refused(
     inline: InlineRay, source: DeadlyPairs, run: Callable, scorer_folder: Callable[[str], Path]
 ) -> None:
     kinds = iter(["clip", "siglip"])
-    with pytest.raises(RayEngineError, match="another model than the first did"):
+    with pytest.raises(RayEngineError, match="a different model than the first actor"):
         run(source, load_scorer=lambda: load(scorer_folder(next(kinds))))
 
 

@@ -1,4 +1,4 @@
-"""A model that several processes share out trains as one that a single process holds."""
+"""A model sharded over several processes trains like one held by a single process."""
 
 import shutil
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def test_a_model_that_is_shared_out_trains_as_a_whole_one(
     alone, shared = recipe_of("alone", **options), recipe_of("shared", **options, **shares)
     train(alone)
     output = run(shared, tmp_path / "shared.yaml")
-    assert output.count("shared out (FSDP2) over 2 processes") == 2, output
+    assert output.count("sharded (FSDP2) over 2 processes") == 2, output
     for stage in ("pretrain", "instruct"):
         assert losses(shared, stage) == pytest.approx(losses(alone, stage), rel=1e-5), output
     assert_same_weights(shared, alone)
@@ -38,7 +38,7 @@ def test_a_model_that_is_shared_out_trains_as_a_whole_one(
 
 @pytest.mark.medium
 def test_a_model_that_is_shared_out_goes_on_after_a_kill(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
-    """On two processes again to the same losses, bit for bit; and on one that holds the whole model."""
+    """Resumed on two processes the losses are identical bit for bit; it also resumes on a single process."""
     options = {"pretrain": None, "instruct__max_steps": 20, "instruct__learning_rate": 1e-3}
     options["instruct__sharding"] = "full"
     whole = recipe_of("whole", **options)
@@ -57,7 +57,7 @@ def test_a_model_that_is_shared_out_goes_on_after_a_kill(recipe_of: Callable[...
 
 @pytest.mark.medium
 def test_two_machines_share_out_the_model_within_each(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
-    """Two processes on each of two machines, as far as torchrun can tell: `hybrid` shards in pairs."""
+    """Simulate two machines with two processes each for torchrun: `hybrid` shards in pairs."""
     options = {f"{stage}__{key}": value for stage in ("pretrain", "instruct") for key, value in MACHINES.items()}
     alone, shared = recipe_of("alone"), recipe_of("shared", **options)
     train(alone)
@@ -67,7 +67,7 @@ def test_two_machines_share_out_the_model_within_each(recipe_of: Callable[..., R
         for node in range(2)
     ]
     output = "\n".join(node.communicate(timeout=SECONDS)[0] for node in nodes)
-    assert output.count("shared out (FSDP2) over 4 processes") == 2, output
+    assert output.count("sharded (FSDP2) over 4 processes") == 2, output
     for stage in ("pretrain", "instruct"):
         assert losses(shared, stage) == pytest.approx(losses(alone, stage), rel=1e-5), output
     assert_same_weights(shared, alone)
@@ -75,12 +75,12 @@ def test_two_machines_share_out_the_model_within_each(recipe_of: Callable[..., R
 
 @pytest.mark.medium
 def test_adapters_beside_weights_that_are_shared_out(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
-    """The frozen weights are held in bfloat16 beside adapters in float32, in the same group."""
+    """Frozen weights in bfloat16 and adapters in float32 are in the same group."""
     options = {"instruct__lora": {"rank": 4}, "instruct__precision": "bfloat16", "pretrain": None}
     alone, shared = recipe_of("alone", **options), recipe_of("shared", instruct__sharding="full", **options)
     train(alone)
     output = run(shared, tmp_path / "shared.yaml")
-    # Sums of bfloat16 products depend on their order.
+    # Sums of bfloat16 products depend on the order of summation.
     assert losses(shared, "instruct") == pytest.approx(losses(alone, "instruct"), rel=2e-2), output
     AutoModelForImageTextToText.from_pretrained(model_folder(shared))
 
@@ -89,7 +89,7 @@ def test_one_process_has_nothing_to_share_out(
     tiny_recipe: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tiny_recipe(pretrain__sharding="full", instruct=None))
-    assert "one process, so nothing is shared out" in " ".join(capsys.readouterr().err.split())
+    assert "only one process, so nothing is sharded" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_optimiser_of_whole_matrices_cannot_be_shared_out(tiny_recipe: Callable[..., Recipe]) -> None:

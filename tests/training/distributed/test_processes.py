@@ -1,4 +1,4 @@
-"""Two processes that train together (gloo, on this machine) do what one does with the same batches."""
+"""Two processes that train together (gloo, on this machine) give the results of one with the same batches."""
 
 import json
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from aligngpt.training.run import train
 def test_two_processes_have_the_losses_of_one(
     recipe_of: Callable[..., Recipe], tmp_path: Path, checkpointing: bool
 ) -> None:
-    # With activation checkpointing DDP waits for every trained parameter in every step.
-    # An epoch of the instructions is four whole steps and one of five rows, an odd number.
+    # With activation checkpointing, DDP waits for every trained parameter in every step.
+    # An epoch of the instructions has four full steps and one of five rows, an odd number.
     options = {"instruct__gradient_checkpointing": checkpointing, "instruct__max_steps": 7}
     alone, together = (recipe_of(name, **options) for name in ("one", "two"))
     train(alone)
@@ -34,7 +34,7 @@ def test_two_processes_have_the_losses_of_one(
 def test_two_processes_that_are_killed_end_as_two_that_were_not(
     recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """To the same weights and the same figures, though the kill comes within a log interval."""
+    """The weights and metrics are equal, even if the kill comes within a log interval."""
     options = {"pretrain": None, "instruct__max_steps": 24, "instruct__learning_rate": 1e-3, "instruct__log_steps": 7}
     whole = recipe_of("whole", **options)
     run(whole, tmp_path / "whole.yaml")

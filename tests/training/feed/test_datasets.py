@@ -1,4 +1,4 @@
-"""What a stage trains on and is validated with: one file, several with weights, a share held out."""
+"""Training and validation data of a stage: one file, several with weights, a held-out share."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from aligngpt.training.stage import fingerprint_of
 
 @pytest.fixture
 def sources(data: Path) -> list[dict[str, Any]]:
-    """The questions, of which an epoch has two fifths, and others about pictures of the same names elsewhere, twice."""
+    """The questions with weight 0.4, and others about images with the same names in another folder, with weight 2."""
     other = data / "other"
     other.mkdir()
     for place in range(3):
@@ -46,7 +46,7 @@ def test_each_source_has_its_own_image_root(tiny_recipe: Callable, sources: list
     assert {dataset.root_of(place) for place in range(25)} == {data}
     assert {dataset.root_of(place) for place in range(25, 28)} == {data / "other"}
     assert dataset.samples[0].images == dataset.samples[25].images
-    # One is noise, the other of one colour.
+    # One image is noise, the other has a single colour.
     noise, plain = (dataset[place][0].pixel_values for place in (0, 25))
     assert noise.std(dim=(2, 3)).min() > 0.1 > plain.std(dim=(2, 3)).max()
 
@@ -69,7 +69,7 @@ def test_a_dry_run_sums_the_sources(tiny_recipe: Callable, sources: list) -> Non
     assert one.data is not None and (one.data.samples, one.data.epoch_rows) == (28, 10 + 6)
     assert one.steps == 3 * 4
     sources[1]["data"] = "nowhere.json"
-    assert "nowhere.json is not there" in plan(tiny_recipe(instruct__data=sources), ("instruct",))[0].text()
+    assert "no data at nowhere.json" in plan(tiny_recipe(instruct__data=sources), ("instruct",))[0].text()
 
 
 def test_the_fingerprint_is_of_all_sources_and_of_what_is_held_out(
@@ -128,11 +128,11 @@ def test_losses_by_level_and_source_are_those_of_their_samples(
     Path(others["data"]).write_text(json.dumps(records))
     with pytest.raises(RecipeError, match=r"others.json have an alignment level .* some of .*questions.json have none"):
         measured(sources, "pretrain")
-    # Where no level is learnt, none is looked at, and some may have none.
+    # If no levels are learnt they are not checked, and some samples may have none.
     assert measured(sources).losses.keys() == {"questions", "others"}
     by_level = measured(sources[1:], "pretrain")
     assert set(by_level.losses) == {"level_1", "level_2", "level_3"}
-    # The three have equally many tokens.
+    # All three have the same number of tokens.
     assert sum(by_level.losses.values()) / 3 == pytest.approx(by_level.loss)
     Path(others["data"]).write_text(json.dumps(records[2:]))
     assert measured(sources[1:], "pretrain").loss == pytest.approx(by_level.losses["level_3"])

@@ -1,4 +1,4 @@
-"""Features kept on disk: the same numbers as without, computed once, never out of date, and safe to kill."""
+"""The feature cache: the same results as without it, features computed once, never stale, and safe against kills."""
 
 import errno
 import json
@@ -33,14 +33,14 @@ PICTURES = 12
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of features in a cache of the test's own, which is empty."""
+    """The features folder of the test's own, empty cache."""
     monkeypatch.setenv("ALIGNGPT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "features"
 
 
 @pytest.fixture
 def recipe(tiny_recipe: Callable, tmp_path: Path) -> Callable[..., Recipe]:
-    """Two epochs of instruction tuning alone, in a folder `name`, with kept features; 25 samples, 12 pictures."""
+    """Two epochs of instruction tuning only, in a folder `name`, with cached features; 25 samples, 12 images."""
 
     def make(name: str, **changes: Any) -> Recipe:
         changes = {f"instruct__{setting}": value for setting, value in ({"cache_features": True} | changes).items()}
@@ -52,7 +52,7 @@ def recipe(tiny_recipe: Callable, tmp_path: Path) -> Callable[..., Recipe]:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures the tower was given at each call; the blank one of a batch of text alone does not count."""
+    """Number of images per call of the tower, without the blank image of text-only batches."""
     calls: list[int] = []
     forward = CLIPVisionModel.forward
 
@@ -67,7 +67,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def dataset_of(data: Path, assembled: Callable) -> Callable[..., tuple[Any, ConversationDataset]]:
-    """A model and the questions of `data`, read with a cache."""
+    """A model and the questions of `data`, with a feature cache."""
 
     def make(model: Any = None, pad_images: bool | None = None) -> tuple[Any, ConversationDataset]:
         made, processor = assembled("qwen2")
@@ -95,7 +95,7 @@ def entries(cache: Path) -> list[Path]:
 
 
 class Stop(TrainerCallback):
-    """Stands for a kill after some step, with a checkpoint at an earlier one."""
+    """Simulates a kill after a given step, with a checkpoint at an earlier one."""
 
     def __init__(self, step: int, checkpoint: int) -> None:
         self.step, self.checkpoint = step, checkpoint
@@ -168,7 +168,7 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(
     stopped = recipe("stopped")
     with stopping(monkeypatch, step=4, checkpoint=2):
         train(stopped)
-    # As if the kill had come in the middle of a batch, with some of its entries written.
+    # Simulate a kill in the middle of a batch, with some of its entries written.
     there = entries(cache)
     for path in there[::2]:
         path.unlink()
@@ -196,7 +196,7 @@ def test_a_damaged_entry_is_computed_anew(
 
 
 def filled(model: Any, dataset: ConversationDataset, *rows: int) -> torch.Tensor:
-    """What the model is given for the images of these rows."""
+    """The model's input for the images of these rows."""
     assert isinstance(dataset.known_features, FeatureCache)
     batch = Collator(0).with_ids([dataset[row] for row in rows])
     return dataset.known_features.complete(model, batch, in_bfloat16=False)["vision_features"]
@@ -219,11 +219,11 @@ def test_an_entry_of_another_shape_is_computed_anew(
 def test_found_and_computed_features_stand_in_the_order_of_the_images(dataset_of: Callable, seen: list) -> None:
     model, dataset = dataset_of()
     dataset.samples[0] = replace(dataset.samples[0], images=("9.png", "2.png"))
-    filled(model, dataset, 2)  # 1.png, the picture of samples 2 and 3
-    assert pictures_at_most(dataset) == PICTURES + 2  # 0.png is alone in sample 1, and 2.png in another
+    filled(model, dataset, 2)  # 1.png, the image of samples 2 and 3
+    assert pictures_at_most(dataset) == PICTURES + 2  # 0.png is the only image of sample 1, and 2.png of another sample
     seen.clear()
     batch = Collator(0).with_ids([dataset[row] for row in (4, 3, 24, 5, 0)])
-    # 2.png is in three samples and is computed once; sample 24 has no picture.
+    # 2.png is in three samples and is computed once; sample 24 has no image.
     assert len(batch["pixel_values"]) == 2
     assert [bool(key) for key in batch["feature_keys"]] == [True, False, True, True, True]
     features = dataset.known_features.complete(model, batch, in_bfloat16=False)["vision_features"]

@@ -1,4 +1,4 @@
-"""The order of rows: at random, and even within each optimiser step."""
+"""The order of rows: random, and balanced within each optimiser step."""
 
 from collections import Counter
 
@@ -36,7 +36,7 @@ def test_every_row_comes_once_an_epoch(rows: int) -> None:
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("rows", range(1, 13))
 def test_several_processes_take_the_steps_of_one(rows: int, processes: int) -> None:
-    """Each has equally many full micro-batches; what fills them counts for nothing."""
+    """Each process has the same number of full micro-batches; filler rows do not count."""
     alone = list(BalancedSampler(LENGTHS[:rows], micro_batch=4, parts=1, seed=0))
     sampler = BalancedSampler(LENGTHS[:rows], micro_batch=1, parts=4, seed=0, processes=processes)
     together = list(sampler)
@@ -72,7 +72,7 @@ def test_a_step_sees_the_rows_that_plain_shuffling_gives_it() -> None:
 
 def test_the_last_micro_batch_is_the_short_one() -> None:
     order = list(BalancedSampler(LENGTHS[:11], micro_batch=4, parts=2, seed=1))
-    # Eight rows in two whole micro-batches, then three that are left.
+    # Eight rows in two full micro-batches, then the remaining three.
     assert len(order) == 11 and len(set(order[8:])) == 3
 
 
@@ -102,7 +102,7 @@ def test_a_weight_says_how_often_an_epoch_has_a_sources_rows() -> None:
         sampler.set_epoch(epoch)
         rows = Counter(sampler)
         assert rows == Counter(list(sampler)) and rows.total() == len(sampler) == 2 + 8 + 4
-        # What is left of a weight is drawn without repeats.
+        # The fractional part of a weight is drawn without repeats.
         assert max(rows[row] for row in range(5)) == 1
         assert all(rows[row] == 2 for row in range(5, 9))
         assert sorted(rows[row] for row in range(9, 12)) == [1, 1, 2]
@@ -125,7 +125,7 @@ def test_rows_belong_to_the_source_of_their_samples() -> None:
 
     mixture = Mixture([[sample("a"), sample("b"), sample("a")], [sample("a"), sample("a")]])
     rows = rows_of(mixture, 2)
-    # An image of the same name is another one in the other source.
+    # An image with the same name in the other source is a different one.
     assert rows == [(0, 2), (1,), (3, 4)]
     shares = shares_of(mixture, rows, [1.0, 3.0])
     assert [(share.rows.tolist(), share.drawn) for share in shares] == [([0, 1], 2), ([2], 3)]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and never read where they are damaged."""
+"""Checkpoints are atomic, and damaged ones are never loaded."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The figures of a run: tokens, padding, the gate and each level's loss are those of the batches that passed by."""
+"""Metrics of a run: tokens, padding, gate weights and loss per level match the batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ def rows_of(model: Any, levels: bool) -> list[tuple[Example, ...]]:
         return (Example(prompt + answer, [IGNORE_INDEX] * len(prompt) + answer, picture, level or None),)
 
     if levels:
-        # The last one has no image, and so no level.
+        # The last sample has no image, and therefore no level.
         return [row(3, [6, 7], 2), row(1, [8, 9, 10], 5), row(6, [4], 2), row(2, [5, 6], 0)]
     return [row(3, [6, 7], None), row(1, [8, 9, 10], None), row(9, [4], 0)]
 

@@ -1,4 +1,4 @@
-"""Optimisers by name: each trains what it should at the right rate, and goes on from a checkpoint bit for bit."""
+"""Optimisers by name: each trains the right parameters at the right rate, and resumes from a checkpoint bit for bit."""
 
 import sys
 from collections.abc import Callable
@@ -133,7 +133,7 @@ def test_8_bits_hold_the_moments_of_large_parameters(assembled: Callable) -> Non
     optimizer = make_optimizer(model, stage(optimizer="adamw_8bit"))
     step(model, optimizer, 0)
     weight = model.model.language_model.layers[0].mlp.up_proj.weight
-    assert weight.numel() >= 4096  # bitsandbytes leaves smaller ones in single precision
+    assert weight.numel() >= 4096  # bitsandbytes keeps smaller ones in single precision
     assert optimizer.state[weight]["state1"].dtype == torch.uint8
 
 

@@ -1,4 +1,4 @@
-"""Samples that turn out to be of no use while training: counted once, whoever reads them, and the limit holds."""
+"""Samples found unusable during training: counted once, whichever process reads them, and the limit applies."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from aligngpt.training.stage import stage_result
 
 @pytest.fixture
 def damaged(data: Path) -> Path:
-    """Pictures 0 and 1 of 12 have a good header, which is all that is looked at beforehand, and nothing behind it."""
+    """Images 0 and 1 of 12 have a valid header, which is all that is checked in advance, but no data after it."""
     for name in ("0.png", "1.png"):
         whole = (data / name).read_bytes()
         (data / name).write_bytes(whole[: len(whole) // 2])

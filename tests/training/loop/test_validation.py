@@ -1,4 +1,4 @@
-"""Answers that are looked at while a model trains."""
+"""Validation during training."""
 
 import json
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def validation_of(data: Path) -> Callable[..., Validation]:
 def test_it_counts_what_generation_would_answer(
     tiny_recipe: Callable, validation_of: Callable, questions_per_prefix: int
 ) -> None:
-    # A gate pools over a row, so only without one is a row of two exactly as two rows of one.
+    # A gate pools over a row, so only without a gate is a row of two samples equal to two rows of one.
     recipe = tiny_recipe(model__alignment="global", instruct__max_steps=30, instruct__batch_size=8)
     train(recipe)
     engine = Engine.load(model_folder(recipe), dtype="float32")
@@ -78,7 +78,7 @@ def test_a_stage_is_looked_at_while_it_trains_and_at_its_end(tiny_recipe: Callab
     looked = [line for line in lines if "validation_accuracy" in line]
     assert [line["step"] for line in looked] == [1, 2, 3, 4]
     assert all(0 <= line["validation_accuracy"] <= 1 for line in looked)
-    # Looking changes nothing.
+    # Validation does not change training.
     losses = [line["loss"] for line in lines if "loss" in line]
     others = (Path(plain.output) / "instruct" / "metrics.jsonl").read_text().splitlines()
     assert losses == [json.loads(line)["loss"] for line in others]

@@ -1,4 +1,4 @@
-"""What trains in a stage, and the file that pre-training leaves."""
+"""Trained and frozen parameters of a stage, and the file that pre-training writes."""
 
 import re
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def test_the_last_blocks_that_are_used_train(
 
 def test_more_blocks_than_are_used_are_an_error(assembled: Callable) -> None:
     model, _ = assembled()
-    with pytest.raises(RecipeError, match="vision_blocks is 3, but 2 blocks of the vision tower are used"):
+    with pytest.raises(RecipeError, match="vision_blocks is 3, but 2 blocks of the vision tower are in use"):
         freeze_all_but(model, ("vision_tower",), vision_blocks=3)
     freeze_all_but(model, ("projector",), vision_blocks=2)
     assert trained_parts(model) == {"projector"}
@@ -129,7 +129,7 @@ def test_a_file_that_does_not_fit_names_every_difference(assembled: Callable, tm
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "which pre-training leaves; run `aligngpt train` with `--stage pretrain` first"),
+        (None, "which pre-training writes; run `aligngpt train` with `--stage pretrain` first"),
         (b"", "run the stage that writes it again"),
         (b"no safetensors", "run the stage that writes it again"),
     ],

@@ -1,4 +1,4 @@
-"""What a stage begins with, and what is found out before it does."""
+"""The model at the start of a stage, and the checks before it begins."""
 
 from collections.abc import Callable
 
@@ -20,5 +20,5 @@ def test_samples_are_no_longer_than_the_language_model_reads(
 
 
 def test_an_image_that_fills_all_of_a_sample_is_an_error(tiny_recipe: Callable[..., Recipe]) -> None:
-    with pytest.raises(RecipeError, match=r"an image takes 16 tokens, and a sample may have 16 .*raise max_length"):
+    with pytest.raises(RecipeError, match=r"takes 16 tokens, but a sample may have only 16 .*raise max_length"):
         train(tiny_recipe(pretrain__max_length=16), ["pretrain"])

@@ -1,4 +1,4 @@
-"""Adapters in the language model: they change nothing at first, train alone, and are merged away."""
+"""Adapters in the language model: initially without effect, the only trained part of it, and merged at the end."""
 
 import shutil
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def test_only_the_language_model_has_adapters(assembled: Callable) -> None:
     adapters = [name for name, _ in model.named_parameters() if MARK in name]
     assert adapters
     assert all(name.startswith("model.language_model.layers.") for name in adapters)
-    # Seven linear layers in each of two layers, two matrices each.
+    # Seven linear layers in each of two decoder layers, two matrices each.
     assert len(adapters) == 2 * 7 * 2
 
 
@@ -90,7 +90,7 @@ def test_a_stage_with_adapters_leaves_an_ordinary_model(tiny_recipe: Callable, p
     changed = {name for name in found if not torch.equal(found[name], start[name])}
     assert {part_of(name) for name in changed} == {"language_model", "projector", "gate"}
     assert "lm_head.weight" not in changed
-    # What bfloat16 rounds in the frozen weights while training is not in the model that is left.
+    # The bfloat16 rounding of the frozen weights during training is not in the written model.
     weight = "model.language_model.layers.0.self_attn.q_proj.weight"
     difference = found[weight] - start[weight]
     assert torch.linalg.matrix_rank(difference.double(), rtol=1e-3) <= 4
@@ -160,7 +160,7 @@ def test_what_merge_writes_needs_neither_adapter_nor_base(
     with torch.no_grad():
         found = merged(**batch).logits
         assert torch.equal(found, ours(**batch).logits)
-        # Adapters that stand beside the weights are summed in another order: in float64 that is of no account.
+        # Unmerged adapters are summed in a different order, which does not matter in float64.
         pixels = batch["pixel_values"].double()
         found, expected = (one.double().eval()(**batch | {"pixel_values": pixels}).logits for one in (merged, adapter))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -177,7 +177,7 @@ def test_what_merge_writes_needs_neither_adapter_nor_base(
 def test_wrong_adapters_and_bases_say_what_is_wrong(tiny_recipe: Callable, tmp_path: Path) -> None:
     recipe = adapter_run(tiny_recipe, pretrain=None, instruct__max_steps=1)
     folder, base = model_folder(recipe), base_folder(recipe)
-    with pytest.raises(AdapterError, match="is no adapter folder"):
+    with pytest.raises(AdapterError, match="is not an adapter folder"):
         merge_adapter(base, tmp_path / "out")
     for out in (folder, base):
         with pytest.raises(AdapterError, match="choose another folder"):
@@ -185,7 +185,7 @@ def test_wrong_adapters_and_bases_say_what_is_wrong(tiny_recipe: Callable, tmp_p
     with pytest.raises(AdapterError, match="is a 'qwen2'"):
         merge_adapter(folder, tmp_path / "out", base=recipe.model.language_model)
     (folder / "adapter_model.safetensors").write_bytes(b"torn")
-    with pytest.raises(AdapterError, match="cannot be put on its base"):
+    with pytest.raises(AdapterError, match="cannot be applied to its base"):
         merge_adapter(folder, tmp_path / "out")
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(AdapterError, match="does not name a base"):
@@ -195,7 +195,7 @@ def test_wrong_adapters_and_bases_say_what_is_wrong(tiny_recipe: Callable, tmp_p
 
 @pytest.fixture
 def adapter(assembled: Callable, tmp_path: Path) -> Path:
-    """An adapter folder on one layer of a tiny model, whose base is in the folder `base` beside it."""
+    """An adapter folder for one layer of a tiny model, with its base model in the folder `base` next to it."""
     model, processor = assembled()
     (tmp_path / "adapter").mkdir()
     for part in (model, processor):
@@ -222,11 +222,11 @@ def test_tokens_without_a_row_are_refused(adapter: Path, tmp_path: Path) -> None
     rows = len(words)
     words.add_tokens(["<box>", "<point>"])
     words.save_pretrained(adapter)
-    with pytest.raises(AdapterError, match=rf"has {rows + 2} tokens and the embedding table .* {rows} rows"):
+    with pytest.raises(AdapterError, match=rf"has {rows + 2} tokens but the embedding table .* {rows} rows"):
         merge_adapter(adapter, tmp_path / "out")
-    # A tokenizer alone, as trainers leave it, counts too.
+    # A bare tokenizer, as trainers write it, counts too.
     (adapter / "processor_config.json").unlink()
-    with pytest.raises(AdapterError, match=rf"has {rows + 2} tokens and the embedding table .* {rows} rows"):
+    with pytest.raises(AdapterError, match=rf"has {rows + 2} tokens but the embedding table .* {rows} rows"):
         merge_adapter(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -248,7 +248,7 @@ def test_rows_that_an_adapter_brings_are_put_in(adapter: Path, tmp_path: Path, b
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.tokenizer.convert_tokens_to_ids("<point>") == rows + 1
     rewritten(adapter, lambda tensors: tensors.pop(f"{prefix}lm_head.weight"))
-    with pytest.raises(AdapterError, match=rf"table of {rows + 2} rows for the {rows} of its base .* no output layer"):
+    with pytest.raises(AdapterError, match=rf"table of {rows + 2} rows where .* has {rows}, but no output layer"):
         merge_adapter(adapter, tmp_path / "again")
 
 
@@ -264,7 +264,7 @@ def test_a_tokenizer_with_other_numbers_is_that_of_another_base(
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_base_with_other_weights_is_refused(adapter: Path, tmp_path: Path, precision: torch.dtype) -> None:
     base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
-    # A copy of the base in less precision is the same one.
+    # A copy of the base in lower precision counts as the same base.
     base.to(precision).save_pretrained(tmp_path / "base")
     merge_adapter(adapter, tmp_path / "out")
     with torch.no_grad():
@@ -278,7 +278,7 @@ def test_tensors_without_a_place_and_places_without_a_tensor_are_named(adapter: 
     stray = "base_model.model.model.language_model.layers.7.self_attn.q_proj.lora_A.weight"
     rewritten(adapter, lambda tensors: tensors.update({stray: torch.ones(2, 32)}))
     with pytest.raises(
-        AdapterError, match=r"another base than .*layers\.7\.self_attn\.q_proj\.lora_A\.weight has no pl"
+        AdapterError, match=r"another base than .*layers\.7\.self_attn\.q_proj\.lora_A\.weight has no co"
     ):
         merge_adapter(adapter, tmp_path / "out")
     rewritten(adapter, lambda tensors: tensors.pop(stray))

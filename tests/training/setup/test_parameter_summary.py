@@ -1,4 +1,4 @@
-"""The table of parts: what is counted is what trains."""
+"""The table of parts: counts of the trained parameters."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A language model in 4 bits beneath its adapters: smaller, nearly the same, and gone from what the stage leaves."""
+"""A language model in 4 bits under adapters: smaller, nearly equal, and in full precision in the stage's output."""
 
 import sys
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def test_a_stage_trains_over_four_bits_and_leaves_full_precision(
 
 
 def test_gradients_are_those_of_the_unpacked_weights(assembled: Callable, batch_of: Callable) -> None:
-    """Also after an evaluation, for which bitsandbytes would have repacked them."""
+    """Even after an evaluation, in which bitsandbytes would otherwise repack the weights."""
     model, processor = assembled("llama_wide", chat_template="plain")
     quantize_language_model(model, CPU, torch.float32)
     unpacked, _ = assembled("llama_wide", chat_template="plain")
@@ -123,5 +123,5 @@ def test_a_language_model_without_linear_layers_is_refused(assembled: Callable) 
 
 def test_four_bits_are_not_shared_out(tiny_recipe: Callable[..., Recipe]) -> None:
     stage = tiny_recipe("llama_wide", instruct__lora={"rank": 4, "bits": 4}, instruct__sharding="full").instruct
-    with pytest.raises(RecipeError, match="4 bits are not shared out"):
+    with pytest.raises(RecipeError, match="4 bits cannot be sharded"):
         check_sharding(stage)

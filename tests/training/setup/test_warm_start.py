@@ -1,4 +1,4 @@
-"""The projector's warm start: what it moves image tokens to, and that it moves nothing else."""
+"""The projector's warm start: the targets of the image tokens, and that it changes nothing else."""
 
 from collections.abc import Callable
 from math import log, sqrt
@@ -22,7 +22,7 @@ SETTINGS = WarmStartRecipe(steps=150, batch_size=16)
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> list[Sample]:
-    """Forty pictures of one colour with captions that name it, levels 1 and 2 by turns; one picture is missing."""
+    """Forty single-colour images with captions that name the colour, alternating levels 1 and 2; one is missing."""
     made = []
     for place in range(40):
         name = list(COLOURS)[place % 4]
@@ -67,7 +67,7 @@ def test_image_tokens_move_to_their_captions_words(assembled: Callable, dataset_
         tokens = model.model.get_image_features(pixels_of(processor, name)).pooler_output[0]
         apart = {word: mse_loss(tokens, embedding.expand_as(tokens)) for word, embedding in words.items()}
         assert min(apart, key=apart.__getitem__) == name
-        # The projector as it is now gives the loss that was reported, so nothing is lost by the standardisation.
+        # The final projector gives the reported loss, so folding in the standardisation loses nothing.
         assert apart[name] < 10 * result.after + 1e-3
 
 
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_start(assembled: Callable, dataset_of: Cal
     weights = []
     for seed in (0, 0, 1):
         model, processor = assembled("llama")
-        torch.rand(seed + 1)  # whatever was drawn before has no influence
+        torch.rand(seed + 1)  # earlier random draws have no influence
         warm_start(model, dataset_of(processor), SETTINGS.model_copy(update={"steps": 5}), seed=seed)
         weights.append(model.model.multi_modal_projector.linear_2.weight.detach())
     assert torch.equal(weights[0], weights[1])

@@ -1,4 +1,4 @@
-"""From rows of training examples to a batch."""
+"""Collate rows of training examples into a batch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,30 +17,30 @@ PREFIX, PADDING = 0, -1
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows to a batch: padded on the right, or packed behind each other.
+    """Collates rows into a batch, either padded on the right or packed into a single row.
 
-    A row of one example is that example. A row of several, which have the same images, begins with what they have in
-    common (BOS, `<align>`, the image tokens), once; the rest of each follows as a *branch*. A branch sees the prefix
-    and itself, and its positions go on from the prefix's end, so each example gets the logits it would get alone,
-    while the image is read once. Only the alignment embedding is one for all: the gate reads the instructions of all
-    branches together.
+    A row of one example is that example. A row of several examples, which share the same images, starts with their
+    common prefix (BOS, `<align>`, the image tokens), stored once; the remainder of each example follows as a *branch*.
+    A branch attends to the prefix and to itself, and its positions continue from the end of the prefix, so each example
+    gets the logits it would get alone, while the image is processed once. Only the alignment embedding is shared: the
+    gate reads the instructions of all branches together.
 
     Args:
-        pad_token_id: what fills `input_ids` where a row has ended.
-        packed: put all rows into one without padding, for a model whose attention is `aligngpt_packed`.
+        pad_token_id: token id that pads `input_ids`.
+        packed: concatenate all rows without padding, for a model whose attention is `aligngpt_packed`.
     """
 
     pad_token_id: int
     packed: bool = False
 
     def with_ids(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The same, and what the model does not take.
+        """The batch of `__call__`, plus entries that are not model inputs.
 
-        `sample_ids` has the ids of all examples; `rejected`, where there are some, the samples that turned out to be of
-        no use while the rows were read, each as the values of `Rejected`. `feature_keys`, where vision features are
-        kept, has for each image, in reading order, the key of what is to be computed, or "" where `vision_features` has
-        it. `pixel_values` then has each picture that is to be computed once, in the order in which the keys first
-        stand.
+        `sample_ids` has the ids of all examples. `rejected`, present if there are any, has the samples that were
+        rejected while the rows were read, each as the values of `Rejected`. `feature_keys`, present if vision features
+        are cached, has for each image, in reading order, the key of the features to compute, or "" if
+        `vision_features` already has them. `pixel_values` then has each image to compute once, in the order in which
+        the keys first appear.
         """
         batch: dict[str, Any] = self(rows)
         keys = list(chain.from_iterable(_feature_keys(row[0]) for row in rows))
@@ -53,17 +53,18 @@ class Collator:
         return batch | {"sample_ids": [example.id for row in rows for example in row]}
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """The inputs of the model for these rows.
+        """The model inputs for these rows.
 
-        `input_ids`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)` where there are
-        images, and `vision_features (images, P, scales · tower hidden)` of those whose features are known;
-        `alignment_level (batch,)` where the examples have levels.
+        `input_ids`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)` if there are images,
+        and `vision_features (images, P, scales · tower hidden)` of those whose features are cached;
+        `alignment_level (batch,)` if the examples have levels.
 
-        `attention_mask` is `(batch, length)`. Where a row has branches it is `(batch, 1, length, length)`, true where
-        a position (first) sees another (second), and `position_ids` and `instruction_mask` `(batch, length)` are given.
+        `attention_mask` is `(batch, length)`. If any row has branches, it is `(batch, 1, length, length)`, true where
+        the query position (dimension 2) attends to the key position (dimension 3), and `position_ids` and
+        `instruction_mask` `(batch, length)` are included.
 
-        Packed, there is one row `(1, length)` of all, with `position_ids`, `instruction_mask` and the table of `pieces`
-        `(pieces, 4)` in place of an `attention_mask` (see `aligngpt.model.packing`).
+        If `packed`, all rows form one row `(1, length)`, with `position_ids`, `instruction_mask` and the table of
+        `pieces` `(pieces, 4)` in place of an `attention_mask` (see `aligngpt.model.packing`).
 
         Raises:
             ValueError: some examples with images have a level and others have none.
@@ -126,7 +127,7 @@ def _of_images(rows: Sequence[Row]) -> dict[str, Tensor]:
     if any(level is not None for level in levels):
         if None in levels:
             raise ValueError("some samples have an alignment level and others have none")
-        # Rows without an image have no <align> token: their level is never read.
+        # Rows without an image have no <align> token, so their level is never read.
         batch["alignment_level"] = torch.tensor([row[0].level or 1 for row in rows])
     return batch
 
@@ -137,7 +138,7 @@ def _feature_keys(example: Example) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Line:
-    """A row laid out: for each position the token, its label, its branch, its position and whether it instructs."""
+    """A flattened row: per token its id, label, branch, position id and whether it belongs to an instruction."""
 
     input_ids: list[int]
     labels: list[int]
@@ -167,9 +168,9 @@ class _Line:
 
 
 def common_prefix(row: Row) -> int:
-    """How many tokens all examples of a row begin with.
+    """The number of leading tokens that all examples of a row share.
 
-    The token before the first that counts stays in each branch: it is the one that predicts it.
+    The token before the first counted one stays in each branch, since it predicts that token.
     """
     longest = min(_first_counted(example) for example in row) - 1
     first = row[0].input_ids
@@ -180,9 +181,10 @@ def common_prefix(row: Row) -> int:
 
 
 def branch_mask(branches: Tensor) -> Tensor:
-    """Who sees whom: `(batch, length)`, 0 the prefix, 1… a branch, -1 padding → boolean `(batch, 1, length, length)`.
+    """The attention mask, boolean `(batch, 1, length, length)`, of branch numbers `(batch, length)`.
 
-    Padding sees itself alone: a position that sees nothing at all has no softmax.
+    Branch numbers are 0 for the prefix, 1… for the branches and -1 for padding. Padding attends to itself only: the
+    softmax of a fully masked position is undefined.
     """
     length = branches.shape[1]
     seer, seen = branches.unsqueeze(2), branches.unsqueeze(1)
@@ -192,5 +194,5 @@ def branch_mask(branches: Tensor) -> Tensor:
 
 
 def _first_counted(example: Example) -> int:
-    """Where the answer begins; the end of an example in which nothing counts."""
+    """Index of the first token that counts in the loss; the example's length if no token counts."""
     return next((place for place, label in enumerate(example.labels) if label != IGNORE_INDEX), len(example.labels))

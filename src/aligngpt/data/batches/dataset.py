@@ -1,4 +1,4 @@
-"""The rows of training examples that a list of samples makes, read when they are asked for."""
+"""A data set of training rows, built lazily from a list of samples."""
 
 import json
 from collections.abc import Sequence
@@ -26,18 +26,18 @@ from aligngpt.model.processing import AlignGPTProcessor
 
 
 class KnownFeatures(Protocol):
-    """Where the vision tower's features of pictures may be found; asked by loader workers, so it is pickled."""
+    """A cache of vision tower features. Data loader workers use it, so it must be picklable."""
 
     def key(self, picture: Path | bytes) -> str:
-        """What the features of a picture are kept under, which is a file or given with its content.
+        """The cache key of an image's features; the image is a file or its content.
 
         Raises:
-            OSError: the picture cannot be read.
+            OSError: the image cannot be read.
         """
         ...
 
     def read(self, key: str) -> Tensor | None:
-        """The features, `(P, scales · tower hidden)`; None where there are none."""
+        """The features, `(P, scales · tower hidden)`; None if they are not cached."""
         ...
 
 
@@ -52,25 +52,25 @@ class _Images(NamedTuple):
 class ConversationDataset(Dataset[Row]):
     """The training examples of a list of samples, row by row.
 
-    Only what the assistant says counts in the loss, with the mark that ends it. A row that loses all its samples,
-    because they cannot be used, is replaced by the next good one, so that batches keep their size. What was rejected
-    travels with the row (`Example.rejected`), every time it is read: rows may be read by several processes, and only
-    the one that trains can count.
+    Only the assistant's turns and their end marks count in the loss. A row whose samples are all unusable is replaced
+    by the next usable row, so that batches keep their size. Rejected samples are attached to the row
+    (`Example.rejected`) every time it is read: several processes may read rows, and only the training process can
+    count the rejects.
 
     Args:
-        samples: what `load_samples` gave.
-        processor: of the model to be trained.
-        image_root: folder the samples' image paths start from; of samples of several sources (`Columns.sources`), one
-            for each source.
-        chat_template: Jinja source; the processor's own when None. Pre-training uses the plain one.
-        max_length: tokens per example; see `tokenize` for what is done with longer ones.
-        questions_per_prefix: how many samples with the same images make one row, at most. See `Collator`.
-        pad_images: pad pictures to a square, or cut out the middle; as the processor does when None.
-        with_levels: give examples the level of their sample. The level of a sample takes the place of the gate, so
-            only pre-training wants it.
+        samples: the samples, as returned by `load_samples`.
+        processor: processor of the model to be trained.
+        image_root: folder that image paths are relative to; for samples of several sources (`Columns.sources`), one
+            folder per source.
+        chat_template: Jinja source; the processor's own when None. Pre-training uses the plain template.
+        max_length: maximum number of tokens per example; see `tokenize` for the handling of longer ones.
+        questions_per_prefix: maximum number of samples with the same images per row. See `Collator`.
+        pad_images: pad images to a square (True) or centre-crop them (False); the processor's setting when None.
+        with_levels: set the level of each example to that of its sample. A given level replaces the gate, so only
+            pre-training sets this.
 
     Attributes:
-        known_features: where the vision tower's features may be found, so that a picture need not be decoded.
+        known_features: cache of vision tower features; cached images are not decoded.
     """
 
     known_features: KnownFeatures | None = None
@@ -103,7 +103,7 @@ class ConversationDataset(Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         if index < 0:
-            # A row that fills a batch, `-1 - row`: it is read, and nothing of it counts.
+            # `-1 - row` marks a row that only fills up a batch: no token of it counts in the loss.
             return tuple(replace(example, labels=[IGNORE_INDEX] * len(example.labels)) for example in self[-1 - index])
         rejected: list[Rejected] = []
         for offset in range(len(self.rows)):
@@ -114,12 +114,12 @@ class ConversationDataset(Dataset[Row]):
                 return (replace(row[0], rejected=tuple(rejected)), *row[1:])
         first = min(rejected)
         raise AlignGPTError(
-            f"not one of the {len(self.samples)} samples of the data can be used; the first is record {first.record} "
+            f"none of the {len(self.samples)} samples can be used; the first is record {first.record} "
             f"(id {first.id}): {first.detail}"
         )
 
     def row(self, index: int) -> tuple[Row, tuple[Rejected, ...]]:
-        """The examples of a row that can be made, perhaps none, and the samples of it that cannot be used."""
+        """The usable examples of a row (possibly none) and its rejected samples."""
         members = self.rows[index]
         return self._row(members), tuple(self._rejected_of(members))
 
@@ -127,7 +127,7 @@ class ConversationDataset(Dataset[Row]):
         return [self._rejected[member] for member in members if member in self._rejected]
 
     def _row(self, members: Sequence[int]) -> Row:
-        """The examples of a row that can be made; none where its images cannot be read."""
+        """The usable examples of a row; empty if its images cannot be read."""
         samples = [(member, self.samples[member]) for member in members if member not in self._rejected]
         if not samples:
             return ()
@@ -152,25 +152,25 @@ class ConversationDataset(Dataset[Row]):
         return tuple(examples)
 
     def root_of(self, member: int) -> Path:
-        """The folder that the image paths of a sample start from, by the sample's place."""
+        """The image root of the sample at index `member`."""
         return self._roots[0 if self._sources is None else self._sources[member]]
 
     def picture(self, member: int, number: int) -> Picture:
-        """A picture of a sample, by the sample's place and the picture's number in it; not decoded yet.
+        """Image `number` of the sample at index `member`, not decoded yet.
 
         Raises:
-            ImageError: its path leaves the image root, or its archive cannot be read any more.
+            ImageError: its path points outside the image root, or its archive can no longer be read.
         """
         return picture_of(self.samples, member, number, self.root_of(member))
 
     def _images(self, member: int, count: int) -> _Images:
-        """The pixels of all images of a row, or the features of all, where all are known."""
+        """The features of all images of a row if all are cached, else the pixels of all."""
         if not count:
             return _Images()
         pictures = [self.picture(member, number) for number in range(count)]
         keys: tuple[str, ...] = ()
         if self.known_features is not None:
-            # What cannot be read is left to `open_image`, which says what is wrong with it.
+            # Errors are ignored here: `open_image` below reports what is wrong with the image.
             with suppress(OSError):
                 pictures = [_at_hand(picture) for picture in pictures]
                 keys = tuple(self.known_features.key(_content(picture)) for picture in pictures)
@@ -181,12 +181,12 @@ class ConversationDataset(Dataset[Row]):
 
     @property
     def picture_settings(self) -> dict[str, Any]:
-        """What decides how a picture becomes pixels, as plain data."""
+        """The settings that affect image preprocessing, as plain data."""
         settings: dict[str, Any] = json.loads(self.processor.image_processor.to_json_string())
         return settings | self._how
 
     def preprocess(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Pictures as the vision tower takes them, `(images, channels, height, width)`."""
+        """Preprocess images for the vision tower; returns `(images, channels, height, width)`."""
         pixels: Tensor = self.processor.image_processor(list(pictures), return_tensors="pt", **self._how)[
             "pixel_values"
         ]
@@ -197,7 +197,7 @@ class ConversationDataset(Dataset[Row]):
 
 
 def _at_hand(picture: Picture) -> Picture:
-    """A picture that is a part of a file, with its content: it is read once, for its key and to be decoded."""
+    """Load the content of an image stored inside a larger file, so that it is read once for both key and decoding."""
     return picture if picture.length is None else Picture(picture.name, content=picture.read())
 
 
@@ -209,7 +209,7 @@ def _content(picture: Picture) -> Path | bytes:
 
 
 def row_lengths(dataset: ConversationDataset) -> list[int]:
-    """A cheap estimate of each row's length in characters, image tokens counted fourfold; for grouping batches."""
+    """A cheap estimate of each row's length in characters, an image token counted as four; for grouping batches."""
     columns = columns_of(dataset.samples)
     images = 4 * dataset.processor.image_seq_length * columns.images
     lengths: list[int] = (dataset.rows.sums(columns.characters) + images[dataset.rows.first]).tolist()

@@ -1,4 +1,4 @@
-"""Training examples: the token ids of a conversation, which of them count, and what the model reads beside them."""
+"""Training examples: token ids and labels of a conversation, with its images and alignment level."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from aligngpt.model.processing import AlignGPTProcessor
 
 
 class ExampleError(AlignGPTError):
-    """A sample cannot be made into a training example; `reason` is a short name of why."""
+    """A sample cannot be made into a training example; `reason` is the short name of the cause."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -22,18 +22,18 @@ class ExampleError(AlignGPTError):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sample as the model reads it.
+    """One tokenized sample.
 
     Attributes:
-        input_ids: token ids, `<image>` once per image token.
-        labels: the ids that count and -100 elsewhere, as long as `input_ids`.
+        input_ids: token ids, with `<image>` repeated once per image token.
+        labels: the token ids that count in the loss and -100 elsewhere, as long as `input_ids`.
         pixel_values: `(images, channels, height, width)`, or None without images.
-        level: the alignment level 1…N, where the sample has one.
-        id: the sample's.
-        features: what the vision tower made of the images, `(images, P, scales · tower hidden)`, where that is known;
-            there are no `pixel_values` then.
-        feature_keys: of each image whose features are to be computed and kept.
-        rejected: the samples that were found to be of no use when the example's row was read.
+        level: the alignment level 1…N, None if the sample has none.
+        id: id of the sample.
+        features: cached vision tower features of the images, `(images, P, scales · tower hidden)`; if present,
+            `pixel_values` is None.
+        feature_keys: cache keys of the images whose features are still to be computed.
+        rejected: the samples that were rejected when the example's row was read.
     """
 
     input_ids: list[int]
@@ -47,12 +47,12 @@ class Example:
 
     @property
     def has_images(self) -> bool:
-        """Whether there is an image, as pixels or as features."""
+        """Whether the example has images, as pixels or as features."""
         return self.pixel_values is not None or self.features is not None
 
 
 Row = tuple[Example, ...]
-"""What one line of a batch is made of: one example, or several with the same images."""
+"""One row of a batch: a single example, or several with the same images."""
 
 
 def tokenize(
@@ -62,24 +62,24 @@ def tokenize(
     chat_template: str | None = None,
     max_length: int = 2048,
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a conversation; only the assistant's turns and the marks that end them count.
+    """Token ids and labels of a conversation; only the assistant's turns and their end marks count in the loss.
 
-    The conversation is rendered and tokenized as a whole, exactly as for generation; what counts is found by where
-    each turn begins and ends in the text.
+    The conversation is rendered and tokenized as a whole, exactly as for generation; the counted tokens are found by
+    the character offsets of each turn in the rendered text.
 
     Args:
-        messages: in transformers' chat format, with a placeholder part for each image.
-        processor: whose tokenizer, template and `<align>` are used.
+        messages: conversation in transformers' chat format, with a placeholder part for each image.
+        processor: provides the tokenizer, the chat template and `<align>`.
         chat_template: Jinja source; the processor's own when None.
-        max_length: a longer conversation loses its last turns, whole ones; if the first answer alone is still too
-            long, its end is cut off.
+        max_length: maximum number of tokens; whole turns are dropped from the end of a longer conversation, and if the
+            first answer alone is still too long, it is truncated.
 
     Returns:
-        `input_ids` and `labels` of equal length; labels are -100 where a token does not count.
+        `input_ids` and `labels` of equal length; labels are -100 for tokens that do not count.
 
     Raises:
-        ExampleError: images and first question leave no room for an answer, nothing counts, or the template refuses
-            the conversation (some have no system turn) or rewrites earlier turns.
+        ExampleError: images and first question leave no room for an answer, no token counts, or the template rejects
+            the conversation (some templates do not support a system turn) or rewrites earlier turns.
     """
     messages = processor.neutral(messages)
     input_ids, labels = _encode(messages, processor, chat_template)
@@ -89,12 +89,12 @@ def tokenize(
         input_ids, labels = _encode(messages, processor, chat_template)
     counted = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
     if not counted:
-        raise ExampleError("no_answer", "the conversation has no token of an answer to learn from")
+        raise ExampleError("no_answer", "the conversation has no answer tokens to train on")
     if counted[0] >= max_length:
         raise ExampleError(
             "too_long",
             f"images and question take {counted[0]} tokens, which leaves no room for an answer within {max_length}; "
-            "raise max_length",
+            "increase max_length",
         )
     return input_ids[:max_length], labels[:max_length]
 
@@ -102,7 +102,7 @@ def tokenize(
 def _encode(
     messages: list[dict[str, Any]], processor: AlignGPTProcessor, chat_template: str | None
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation in full."""
+    """Token ids and labels of a whole conversation, not truncated."""
     tokenizer = processor.tokenizer
 
     def render(turns: list[dict[str, Any]], opening: bool) -> str:
@@ -111,7 +111,7 @@ def _encode(
         except TemplateError as error:
             raise ExampleError(
                 "template",
-                f"the chat template refuses the conversation: {error}; change the record, or take another template",
+                f"the chat template rejects the conversation: {error}; change the record or use another template",
             ) from error
         return processor.expand(text)
 
@@ -123,7 +123,7 @@ def _encode(
         before, after = render(messages[:index], True), render(messages[: index + 1], False)
         if not (whole.startswith(after) and after.startswith(before)):
             raise ExampleError(
-                "template", "the chat template rewrites earlier turns when later ones follow; give it another template"
+                "template", "the chat template rewrites earlier turns when later ones follow; use another template"
             )
         spans.append((len(before), len(before) + len(_counted(after[len(before) :], tokenizer))))
 
@@ -136,7 +136,7 @@ def _encode(
 
 
 def _counted(answer: str, tokenizer: Any) -> str:
-    """A turn without the line break that some templates write after its end mark: generation has stopped by then."""
+    """A turn without the line break that some templates add after its end mark: generation stops at the mark."""
     stripped = answer.rstrip()
     ended = any(stripped.endswith(mark) for mark in tokenizer.all_special_tokens)
     return stripped if ended else answer

@@ -1,4 +1,4 @@
-"""Which samples share a row of a batch, worked out on columns: hundreds of thousands of samples take a moment."""
+"""Assignment of samples to batch rows, vectorised over columns to be fast for hundreds of thousands of samples."""
 
 from collections.abc import Sequence
 from typing import Any, overload
@@ -11,11 +11,11 @@ from aligngpt.data.samples.columns import columns_of
 
 
 class Rows(Sequence[tuple[int, ...]]):
-    """Rows, each the places of the samples that share it.
+    """Rows, each a tuple of the indices of the samples that share it.
 
     Args:
-        members: `(samples,)`, row after row.
-        starts: `(rows,)`, where in `members` each row begins.
+        members: `(samples,)`, sample indices, row after row.
+        starts: `(rows,)`, start of each row in `members`.
     """
 
     def __init__(self, members: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
@@ -42,20 +42,20 @@ class Rows(Sequence[tuple[int, ...]]):
 
     @property
     def first(self) -> NDArray[np.int64]:
-        """The first sample of each row, `(rows,)`."""
+        """Index of the first sample of each row, `(rows,)`."""
         return self.members[self.starts]
 
     def sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What a column's values come to in each row, `(rows,)`."""
+        """The sum of a column's values per row, `(rows,)`."""
         return np.add.reduceat(values[self.members], self.starts) if len(self) else values[:0]
 
 
 def rows_of(samples: Sequence[Sample], questions_per_prefix: int, *, by_level: bool = True) -> Rows:
-    """Which samples share a row, by their places in `samples`.
+    """Group samples into rows of indices into `samples`.
 
-    Samples of one source with the same images, and where `by_level` the same level, are cut into as few rows of at
-    most `questions_per_prefix` as will do, of about equal size. Samples without an image get a row each: they have no
-    prefix to share.
+    Samples of one source with the same images (and, if `by_level`, the same level) are split into the smallest number
+    of rows of at most `questions_per_prefix` samples, of about equal size. Samples without an image get a row each:
+    they have no prefix to share.
     """
     places = np.arange(len(samples))
     if questions_per_prefix == 1 or not len(samples):
@@ -68,13 +68,13 @@ def rows_of(samples: Sequence[Sample], questions_per_prefix: int, *, by_level: b
     begins[1:] = np.logical_or.reduce([key[order][1:] != key[order][:-1] for key in keys])
     starts = np.flatnonzero(begins)
     sizes = np.diff(starts, append=len(order))
-    # Groups come in the order of their first samples.
+    # Groups are ordered by their first sample.
     by_first = np.argsort(order[starts])
     counts = -(-sizes // questions_per_prefix)
     first_row = np.empty_like(counts)
     first_row[by_first] = np.cumsum(counts[by_first]) - counts[by_first]
     group = np.cumsum(begins) - 1
-    # Every count-th one, so that neighbours in the file, which are often alike, are told apart.
+    # Distribute samples round-robin, so that neighbours in the file, which are often similar, go to different rows.
     row = first_row[group] + (places - starts[group]) % counts[group]
     by_row = np.lexsort((order, row))
     return Rows(order[by_row], np.flatnonzero(np.diff(row[by_row], prepend=-1)))

@@ -1,4 +1,4 @@
-"""Opening pictures that anyone may have put there: inside their folder, of a bounded size, whole, and as RGB."""
+"""Open untrusted images: confined to their folder, bounded in size, decoded in full and converted to RGB."""
 
 import io
 import os
@@ -18,23 +18,23 @@ ImageReason = Literal["missing", "empty", "not_an_image", "truncated", "too_larg
 IMAGE_REASONS: tuple[str, ...] = get_args(ImageReason)
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is read. Formats that start other programs (EPS) or that few people mean are left out."""
+"""The supported formats. Those that start other programs (EPS) or are rarely intended are excluded."""
 
 MAX_PIXELS = 64_000_000
 
 STRIP_PIXELS = 1 << 18
-"""Pixels that are converted at a time."""
+"""Pixels converted at a time."""
 
-# Until all of Pillow's formats are registered, it does not know the rarer ones by name.
+# Pillow knows its rarer formats by name only once all of its plugins are registered.
 Image.init()
 
-# Our own limit comes right behind; Pillow's warning would only repeat it. Set once: filters belong to the process, and
-# pictures are opened in several threads.
+# Our own limit is checked right after opening, so Pillow's warning is redundant. Set once: filters are process-wide,
+# and images are opened in several threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(AlignGPTError):
-    """A picture cannot be used; `reason` is one of `IMAGE_REASONS`."""
+    """An image cannot be used; `reason` is one of `IMAGE_REASONS`."""
 
     def __init__(self, reason: ImageReason, message: str) -> None:
         super().__init__(message)
@@ -42,14 +42,14 @@ class ImageError(AlignGPTError):
 
 
 def resolve_image(name: str, root: Path) -> Path:
-    """The path of a picture named in a record, which must lie inside `root`.
+    """Return the path of an image named in a record, which must be inside `root`.
 
     Args:
         name: as written in the record: relative to `root`, or an absolute path below it.
-        root: the folder that pictures may be read from.
+        root: the folder that images may be read from.
 
     Raises:
-        ImageError: the name leaves `root`, by itself, through `..` or through a symbolic link.
+        ImageError: the path is outside `root`: as written, through `..` or through a symbolic link.
     """
     path = root / name
     try:
@@ -58,8 +58,8 @@ def resolve_image(name: str, root: Path) -> Path:
             return path
         why = _why_outside(path, real, root)
     except (ValueError, RuntimeError, OSError):
-        # A name no file can have, or a loop of symbolic links.
-        why = "no file can have that name"
+        # An impossible file name, or a loop of symbolic links.
+        why = "it is not a valid file name, or a loop of symbolic links"
     raise ImageError("outside_root", f"the image {name!r} is not inside {root}: {why}")
 
 
@@ -67,41 +67,41 @@ def _why_outside(path: Path, real: Path, root: Path) -> str:
     if Path(os.path.normpath(path.absolute())).is_relative_to(root.absolute()):
         link = next((part for part in reversed((path, *path.parents)) if part != root and part.is_symlink()), path)
         return (
-            f"{link} is a link that leads to {real if link == path else link.resolve()}; name an image root that holds "
-            "both, with paths from there, or mount the folder there (mount --bind) instead of the link"
+            f"{link} is a symbolic link to {real if link == path else link.resolve()}; use an image root that contains "
+            "both, with paths relative to it, or replace the link with a bind mount (mount --bind)"
         )
-    return "name the right image root (pictures above it, or beside it, are not read)"
+    return "set the right image root (images outside it are not read)"
 
 
 def _is_inside(real: Path, root: Path) -> bool:
-    """Whether a resolved path is in a folder; a folder that is linked anew meanwhile is found."""
+    """Whether a resolved path is in a folder, even if the folder is a link whose target changed after caching."""
     return real.is_relative_to(_resolved(root)) or real.is_relative_to(root.resolve())
 
 
 @lru_cache(maxsize=64)
 def _resolved(folder: Path) -> Path:
-    """Where a folder is, asked of the file system once: every record of a source names the same one."""
+    """The resolved path of a folder, cached because all records of a source share it."""
     return folder.resolve()
 
 
 def open_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open and decode a picture in full, upright (EXIF) and as RGB.
+    """Decode an image in full, upright (EXIF) and as RGB.
 
-    Transparent parts become white, greys of more than 8 bits are scaled to 8, of an animation the first frame is taken.
-    Beside the decoded picture and the RGB one (four bytes a pixel each) little memory is used.
+    Transparency is composited onto white, grayscale of more than 8 bits is scaled to 8, and of an animation the first
+    frame is taken. Little memory is used beyond the decoded and the RGB image (four bytes per pixel each).
 
     Args:
-        source: a file, its content, or an open file.
-        max_pixels: larger pictures are refused before they are decoded.
+        source: a path, the encoded bytes, or an open file.
+        max_pixels: larger images are rejected before they are decoded.
 
     Raises:
-        ImageError: the picture is missing, empty, of no known format, cut short, too large or damaged.
+        ImageError: the image is missing, empty, of an unknown format, truncated, too large or damaged.
     """
     image = _identify(source, max_pixels)
     name = _name(source)
     try:
         image.load()
-        # In place, or a picture that is upright already would be copied.
+        # In place, because otherwise an image that is already upright would be copied.
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
     except (OSError, EOFError, SyntaxError) as error:
@@ -111,10 +111,10 @@ def open_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS)
 
 
 def check_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Look at a picture's header only: is it there, of a known format, and of a size that can be opened?
+    """Check an image's header only: it exists, has a known format and is not too large.
 
     Raises:
-        ImageError: as `open_image`, but for damage beyond the header.
+        ImageError: as `open_image`, except for damage beyond the header.
     """
     _identify(source, max_pixels).close()
 
@@ -131,14 +131,14 @@ def _identify(source: Path | bytes | BinaryIO, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        what = mistaken_for(_beginning(stream)) or f"is no picture in {', '.join(FORMATS)}"
+        what = mistaken_for(_beginning(stream)) or f"is not an image in any of the formats {', '.join(FORMATS)}"
         raise ImageError("not_an_image", f"{name} {what}") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError("unreadable", f"{name} cannot be opened: {error}") from error
     width, height = image.size
     if width * height > max_pixels:
         image.close()
-        raise ImageError("too_large", f"{name} has {width} × {height} pixels, at most {max_pixels} are opened")
+        raise ImageError("too_large", f"{name} has {width} × {height} pixels; the limit is {max_pixels}")
     return image
 
 
@@ -175,7 +175,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert a few rows at a time, so that the copies on the way are small."""
+    """Convert a few rows at a time, to keep the intermediate copies small."""
     result = Image.new("RGB", image.size)
     for strip, top in _strips(image):
         result.paste(convert(strip), (0, top))
@@ -183,7 +183,7 @@ def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
-    """Pieces of a picture of a few rows each, with the row that each begins at."""
+    """Yield horizontal strips of an image, each with its first row."""
     width, height = image.size
     rows = max(1, STRIP_PIXELS // width)
     for top in range(0, height, rows):
@@ -196,13 +196,13 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _float_top(image: Image.Image) -> float:
-    """What is white in a picture of floats, which are 0…1, 0…255 or 0…65535; else the largest of them."""
+    """The white level of a float image: the smallest of 1, 255 and 65535 that covers its values, else its maximum."""
     largest = max((float(np.nan_to_num(np.asarray(strip), posinf=0).max()) for strip, _ in _strips(image)), default=0)
     return next((top for top in (1.0, 255.0, 65535.0) if largest <= top), largest)
 
 
 def _scaled_to_8_bits(image: Image.Image, top: float) -> Image.Image:
-    """Greys of 0 to `top` as 8 bits. Pillow clips them at 255 instead, which makes nearly every picture white."""
+    """Scale gray values 0…`top` to 8 bits. Pillow would clip them at 255, turning nearly every image white."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     return Image.fromarray(np.clip(values * 255 / top, 0, 255).round().astype(np.uint8)).convert("RGB")
 
@@ -210,4 +210,4 @@ def _scaled_to_8_bits(image: Image.Image, top: float) -> Image.Image:
 def _name(source: Path | bytes | BinaryIO) -> str:
     if isinstance(source, Path):
         return str(source)
-    return str(getattr(source, "name", "the picture"))
+    return str(getattr(source, "name", "the image"))

@@ -1,4 +1,4 @@
-"""Where a picture is, said so that another process or machine can open it later."""
+"""A reference to an encoded image that another process or machine can open later."""
 
 import io
 from contextlib import suppress
@@ -10,19 +10,19 @@ from PIL import Image
 from aligngpt.data.images.opening import ImageError, check_image, open_image
 
 HEADER = 1 << 16
-"""Bytes among which the header of most pictures is."""
+"""Bytes that contain the header of most images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Where a picture is: a file, a stretch of a file (a tar member), or bytes that came with the record. Picklable.
+    """Location of an image: a file, a byte range of a file (a tar member), or bytes from the record. Picklable.
 
     Attributes:
-        name: as people know it, for messages.
-        path: the file it is in; None when `content` is given.
-        offset: first byte of the picture in the file.
-        length: its bytes; None means the whole file.
-        content: the encoded picture itself, where it came with the record.
+        name: display name for messages.
+        path: the file it is in; None if `content` is given.
+        offset: first byte of the image in the file.
+        length: size in bytes; None means the whole file.
+        content: the encoded image itself, if it came with the record.
     """
 
     name: str
@@ -32,10 +32,10 @@ class Picture:
     content: bytes | None = None
 
     def read(self) -> bytes:
-        """The encoded picture.
+        """The encoded image.
 
         Raises:
-            ImageError: it is missing, empty, cut short or unreadable.
+            ImageError: it is missing, empty, truncated or unreadable.
         """
         found = self._stored()
         if not found:
@@ -47,23 +47,23 @@ class Picture:
         return found
 
     def open(self) -> Image.Image:
-        """The decoded picture: upright, RGB, of a bounded size.
+        """Decode the image: upright, RGB, of a bounded size.
 
         Raises:
-            ImageError: as `read`, or what it holds cannot be decoded (see `open_image`).
+            ImageError: as `read`, or the content cannot be decoded (see `open_image`).
         """
         if self.path is not None and self.length is None and self.content is None:
             return open_image(self.path)
         return open_image(_NamedStream(self.read(), self.name))
 
     def check(self) -> None:
-        """Look at its header only, as `check_image` does.
+        """Check the header only, as `check_image` does.
 
         Raises:
             ImageError: see `check_image`.
         """
         if self.path is not None and self.length is not None and self.length > HEADER:
-            # Of what is read from a tar file, the beginning mostly does.
+            # For a tar member, the first bytes usually suffice.
             with suppress(ImageError):
                 check_image(replace(self, length=HEADER).read())
                 return
@@ -74,12 +74,12 @@ class Picture:
         if self.content is not None:
             return self.content
         if self.path is None:
-            raise ImageError("missing", f"{self.name} has neither a file nor a content")
+            raise ImageError("missing", f"{self.name} has neither a file nor content")
         try:
             with self.path.open("rb") as file:
                 if self.length is None:
                     return file.read()
-                # Asked for more than there is, `read` would set aside memory for what a damaged header claims.
+                # `read` allocates the requested size, which a damaged header may overstate, so limit it to the file.
                 left = max(0, file.seek(0, io.SEEK_END) - self.offset)
                 file.seek(self.offset)
                 return file.read(min(self.length, left))
@@ -92,7 +92,7 @@ class Picture:
 
 
 class _NamedStream(io.BytesIO):
-    """Bytes with the name that error messages give them."""
+    """Bytes with a name for error messages."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)

@@ -1,4 +1,4 @@
-"""The columns of Parquet files that samples are made of, and those that are left."""
+"""The columns of Parquet files that are read into samples, and the columns that are not read."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from aligngpt.data.sources.parquet import open_parquet
 
 RECORD_IDS = (*ID_COLUMNS, "question_id")
 
-# Whether these are there tells something even where they are empty; see `question_field`.
+# The presence of these columns matters even if they are empty; see `question_field`.
 ASKING = ("question", *ANSWER_FIELDS, "question_id")
 READ_COLUMNS = (
     *(*TURN_FIELDS, *ASKING, *SYSTEM_FIELDS, *CONTENT_FIELDS),
@@ -23,10 +23,10 @@ READ_COLUMNS = (
 
 
 def columns_not_read(files: Iterable[Path]) -> dict[str, int]:
-    """The columns of Parquet files that samples are not made of, and how many records the files with them have.
+    """Map each column of Parquet files that is not read to the number of records in the files that have it.
 
     Raises:
-        SourceError: a file cannot be opened, or has not the columns of a sample.
+        SourceError: a file cannot be opened, or lacks the columns of a sample.
     """
     found: Counter[str] = Counter()
     for path in files:
@@ -41,17 +41,17 @@ def columns_read(schema: pyarrow.Schema, where: str) -> list[str]:
     """The columns of a file that are read.
 
     Raises:
-        SourceError: they make no sample, or pictures are in none of them.
+        SourceError: they do not form a sample, or the images are in a column that is not read.
     """
     there: list[str] = schema.names
     asks = question_field(dict.fromkeys(there, "x")) is not None and any(name in there for name in ANSWER_FIELDS)
     if not any(name in there for name in TURN_FIELDS) and not asks:
         if not any(name in there for name in CAPTION_COLUMNS):
             raise SourceError(
-                f"{where} has no column to learn from: expected conversations, messages, texts, question and answer, "
+                f"{where} has no column to train on: expected conversations, messages, texts, question and answer, "
                 f"or one of {', '.join(CAPTION_COLUMNS)}; found {', '.join(there) or 'none'}"
             )
-        # Captions are of something.
+        # A caption needs an image.
         if "images" not in there:
             ColumnNames().found_in(there, where)
     picture = first_of(PICTURE_COLUMNS, there)
@@ -61,7 +61,7 @@ def columns_read(schema: pyarrow.Schema, where: str) -> list[str]:
         for name in there:
             if name not in read and _holds_pictures(schema.field(name).type):
                 raise SourceError(
-                    f"{where} has binary data in the column {name}, and pictures are read from "
+                    f"{where} has binary data in the column {name}, but images are read from "
                     f"{', '.join(PICTURE_COLUMNS)}; rename the column, or remove it if the records are text only"
                 )
     return read

@@ -1,4 +1,4 @@
-"""Which fields of a record are read, and which must not be there since what they hold would be lost."""
+"""Which fields of a record are read, and which make it invalid because their content would be lost."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from aligngpt.data.sources.fields import is_given
 IMAGE_FIELDS = ("image", "images")
 VIDEO_FIELDS, AUDIO_FIELDS = ("video", "videos"), ("audio", "audios")
 
-# Beside turns these change what is asked or which answer is right; a pair's question is no whole one without these.
+# In records with turns, these fields change the question or the right answer; in pairs, they complete the question.
 _BESIDE_TURNS = ("tools", "functions", "chosen", "rejected")
 _BESIDE_PAIR = (*_BESIDE_TURNS, "instruction", "input", "output", "context", "hint", "choices", "options", "history")
 
@@ -21,31 +21,31 @@ _ALWAYS_READ = (
 )
 
 CONTENT_FIELDS = tuple(dict.fromkeys((*VIDEO_FIELDS, *AUDIO_FIELDS, *_BESIDE_PAIR)))
-"""Fields that are looked at only to refuse a record that has them."""
+"""Fields that are checked only to reject records that have them."""
 
 _PICTURE_FILE = re.compile(r"[^\n]{1,1000}\.(?:avif|bmp|gif|heic|jfif|jpe?g|png|ppm|tiff?|webp)", re.IGNORECASE)
 
 
 def check_fields(record: Mapping[str, Any]) -> None:
-    """Refuse a record of which a field that is not read holds a part of what is said or shown.
+    """Reject a record if a field that is not read holds part of its content.
 
     Raises:
-        RecordError: the field is about a video or a sound, belongs to the question or the answer, or names a picture
-            in a record that would be text only.
+        RecordError: the field holds video or audio, belongs to the question or the answer, or names an image in a
+            record that would otherwise be text only.
     """
     for reason, fields in (("video", VIDEO_FIELDS), ("audio", AUDIO_FIELDS)):
         for field in fields:
             if is_given(record.get(field)):
                 raise RecordError(
-                    reason, f"the record has the field `{field}`: only texts and pictures are read; leave it out"
+                    reason, f"the record has the field `{field}`: only text and images are read; leave it out"
                 )
     in_turns = any(is_given(record.get(field)) for field in TURN_FIELDS)
     for field in _BESIDE_TURNS if in_turns else _BESIDE_PAIR:
-        # LLaMA-Factory's files have the empty list as a text.
+        # LLaMA-Factory's files write an empty list as a string.
         if is_given(record.get(field)) and record[field] != "[]":
             raise RecordError(
                 "unread_field",
-                f"the field `{field}` is not read, and without it the record says something else; write what it holds "
+                f"the field `{field}` is not read, and ignoring it would change the record's meaning; move its content "
                 "into the turns, or remove it",
             )
     if not any(is_given(record.get(field)) for field in IMAGE_FIELDS):
@@ -54,13 +54,13 @@ def check_fields(record: Mapping[str, Any]) -> None:
             if field not in read and _is_picture(value):
                 raise RecordError(
                     "image_field",
-                    f"the field `{field}` holds a picture ({value!r:.80}), expected it in `image` or `images`; rename "
+                    f"the field `{field}` holds an image ({value!r:.80}), expected it in `image` or `images`; rename "
                     "the field, or remove it from a record that is text only",
                 )
 
 
 def fields_read(record: Mapping[str, Any]) -> set[str]:
-    """The fields of a record that its sample is made of, whether or not they are there."""
+    """The fields that the record's sample is read from, whether or not the record has them."""
     read = set(_ALWAYS_READ)
     if any(is_given(record.get(field)) for field in TURN_FIELDS):
         return read | set(TURN_FIELDS)
@@ -72,7 +72,7 @@ def fields_read(record: Mapping[str, Any]) -> set[str]:
 
 
 def fields_not_read(record: Mapping[str, Any]) -> list[str]:
-    """The fields of a record that hold something and are not read, which the record is used without."""
+    """The non-empty fields of a valid record that are not read."""
     read = fields_read(record)
     return [str(field) for field, value in record.items() if field not in read and is_given(value)]
 

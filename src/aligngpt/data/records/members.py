@@ -1,4 +1,4 @@
-"""What the members of a tar file that belong together say: a picture, a caption, the fields of a `.json`."""
+"""The image, caption and `.json` fields of the tar members that form one sample."""
 
 import json
 from typing import Any
@@ -12,21 +12,21 @@ from aligngpt.data.sources.tar import TarSample
 
 def picture_of_members(members: TarSample) -> Picture:
     if not members.pictures:
-        raise RecordError("no_picture", "there is no picture with this key")
+        raise RecordError("no_picture", "there is no image with this key")
     if len(members.pictures) > 1:
         raise RecordError("image_count", f"a pair has one image, the sample has {len(members.pictures)}")
     return members.pictures[0]
 
 
 def values_of_members(members: TarSample) -> dict[str, Any]:
-    """The fields of the sample's `.json`.
+    """The fields of the sample's `.json`; empty if there is none, or if it is broken and there is a text.
 
     Raises:
-        RecordError: it is broken, or the sample has neither a picture nor a text.
+        RecordError: it is broken or not an object, or the sample has neither an image nor a text.
     """
     if members.others and not members.pictures and not members.has_text:
         found = f"{members.others[0]!r}" + (f" and {len(members.others) - 1} more" if members.others[1:] else "")
-        raise RecordError("unpaired", f"expected a picture and a .txt or .json of one name, found only {found}")
+        raise RecordError("unpaired", f"expected an image and a .txt or .json of the same name, found only {found}")
     if members.json is None:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Image-caption pairs: what the records of a source come to where each is a picture and what is said about it."""
+"""Image-caption pairs: the records of a source, each read as one image and its caption."""
 
 import os
 from abc import ABC, abstractmethod
@@ -19,18 +19,18 @@ from aligngpt.data.sources.finding import find_records
 from aligngpt.data.sources.tar import TarSample
 
 RECORDS_LOOKED_AT = 100
-"""First records, by which `PairSource.remark` judges what a file holds."""
+"""Number of leading records by which `PairSource.remark` judges a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A picture and what is said about it.
+    """An image and its caption.
 
     Attributes:
-        record: number in its shard, from 0.
-        id: the record's own, or its number in the source; two pairs may have the same.
-        caption: as given, outer white space stripped.
-        picture: where the picture is; it has not been looked at.
+        record: index in its shard, from 0.
+        id: the record's own, or its index in the source; not necessarily unique.
+        caption: as given, stripped.
+        picture: where the image is; it has not been opened.
     """
 
     record: int
@@ -41,13 +41,13 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A record that is no pair, and why.
+    """A record that is not a valid pair, and why.
 
     Attributes:
-        record: number in its shard, from 0.
-        id: the record's own, where it was found.
-        reason: short name of why, as in `RecordError` and `ImageError`.
-        detail: the whole story.
+        record: index in its shard, from 0.
+        id: the record's own, if it was found.
+        reason: short name of the reject, as in `RecordError` and `ImageError`.
+        detail: the full message.
     """
 
     record: int
@@ -57,12 +57,12 @@ class Unusable:
 
 
 class PairSource(ABC):
-    """The pairs of a source of records. Picklable: a worker gets the source and a shard, and reads.
+    """The pairs of a source of records. Picklable: a worker gets the source and a shard to read.
 
     Args:
         records: the source.
-        root: folder that paths of pictures start from.
-        place: what people call the source: the path, pattern or name it was opened with.
+        root: folder that image paths are relative to.
+        place: display name of the source: the path, pattern or name it was opened with.
     """
 
     def __init__(self, records: RecordSource, root: Path, place: str) -> None:
@@ -70,8 +70,8 @@ class PairSource(ABC):
 
     @property
     def kind(self) -> str:
-        """`llava` (JSON or JSON lines), `parquet`, `webdataset`, `dataset` (Hugging Face) or `csv` (a table, as CSV or
-        JSON lines, of the names of pictures)."""
+        """`llava` (JSON or JSON lines), `parquet`, `webdataset`, `dataset` (Hugging Face) or `csv` (a table of image
+        names, as CSV or JSON lines)."""
         return self.records.kind
 
     def shards(self) -> Sequence[Shard]:
@@ -79,10 +79,10 @@ class PairSource(ABC):
         return self.records.shards()
 
     def read(self, shard: Shard) -> Iterator[Pair | Unusable]:
-        """The records of one shard, in order; pictures are not opened.
+        """Yield the records of one shard, in order; images are not opened.
 
         Raises:
-            SourceError: the source cannot be read any more.
+            SourceError: the source can no longer be read.
         """
         for record in self.records.read(shard):
             if isinstance(record, BrokenRecord):
@@ -91,27 +91,27 @@ class PairSource(ABC):
                 yield self._pair(record, shard.first + record.number)
 
     def fingerprint(self) -> str:
-        """See `RecordSource.fingerprint`. How the records are read is in `settings`."""
+        """See `RecordSource.fingerprint`. It does not cover how the records are read; see `settings`."""
         return self.records.fingerprint()
 
     @abstractmethod
     def settings(self) -> dict[str, str | None]:
-        """How the records are read: what `open_pairs` was told or found out that decides which pairs they become.
+        """How the records are read: the settings, given to `open_pairs` or detected, that affect the pairs.
 
-        The keys are those of `read_with`, as far as they matter to this kind of source.
+        The keys are those of `read_with` that apply to this kind of source.
         """
 
     def remark(self) -> str | None:
-        """What a person should know of the records before they are scored, in a sentence; None without."""
+        """A sentence that users should read before they score the records; None if there is nothing to say."""
         return None
 
     @abstractmethod
     def _pair(self, record: Record, number: int) -> Pair | Unusable:
-        """What a record holds, given its number in the source."""
+        """Read the pair in a record, given the record's index in the source."""
 
 
 class LlavaPairs(PairSource):
-    """LLaVA's records, as `parse_record` reads them; one with exactly one image is a pair."""
+    """LLaVA records, as `parse_record` reads them; a record with exactly one image is a pair."""
 
     @property
     def kind(self) -> str:
@@ -119,7 +119,7 @@ class LlavaPairs(PairSource):
         return "llava"
 
     def settings(self) -> dict[str, str | None]:
-        # LLaVA's records have their fields by definition.
+        # LLaVA records have fixed field names.
         return read_with(caption=None, id=None, root=self.root, base=self.records.base)
 
     def remark(self) -> str | None:
@@ -136,8 +136,8 @@ class LlavaPairs(PairSource):
         if asked * 2 <= read:
             return None
         return (
-            f"{asked} of the first {read} records of {self.place} are questions with answers, not captions: of each, "
-            "only the first answer is scored. Scores and levels are meant for captions"
+            f"{asked} of the first {read} records of {self.place} are questions with answers, not captions: "
+            "only the first answer of each is scored. Scores and levels are meant for captions"
         )
 
     def _pair(self, record: Record, number: int) -> Pair | Unusable:
@@ -154,15 +154,15 @@ class LlavaPairs(PairSource):
 
 
 class RowPairs(PairSource):
-    """Rows of named fields: Parquet, CSV, data sets, JSON records that name a picture as `file_name`."""
+    """Rows of named fields: Parquet, CSV, Hugging Face data sets, JSON records that name an image in `file_name`."""
 
     @property
     def kind(self) -> str:
-        """As that of the records; a table in JSON is one as in CSV."""
+        """The kind of the records; a JSON table counts as `csv`."""
         return "csv" if self.records.kind == "json" else self.records.kind
 
     def settings(self) -> dict[str, str | None]:
-        # Files may differ in their columns, and then the usual names find another one in each.
+        # Files may have different columns, so that the default names match a different one in each.
         found = self.records.columns()
         caption, image, id = (
             ", ".join(sorted({name for name in names if name is not None})) or None
@@ -178,9 +178,9 @@ class RowPairs(PairSource):
 
 
 class MemberPairs(PairSource):
-    """Members of tar files, as WebDataset has them.
+    """Members of tar files in the WebDataset layout.
 
-    The caption is the sample's `.txt`, or the field of its `.json`; the id is the sample's key, unless a field of the
+    The caption is the sample's `.txt`, or a field of its `.json`; the id is the sample's key, unless a field of the
     `.json` is named.
 
     Args:
@@ -193,7 +193,7 @@ class MemberPairs(PairSource):
         self.names = names
 
     def settings(self) -> dict[str, str | None]:
-        # As given: without names, each sample's own members decide.
+        # The names as given: without names, the members of each sample determine where its caption is.
         return read_with(caption=self.names.caption, id=self.names.id)
 
     def _pair(self, record: Record, number: int) -> Pair | Unusable:
@@ -218,20 +218,20 @@ def open_pairs(
     image_column: str | None = None,
     id_column: str | None = None,
 ) -> PairSource:
-    """The pairs at `source`; what kind of source it is follows from what is there.
+    """Open the pairs at `source`; the kind of source is detected.
 
     Args:
-        source: a JSON, JSON lines, CSV, Parquet or tar file; a folder of Parquet or tar files, or of pictures with a
-            table of captions; a pattern, as `{00000..00041}.tar` or `*.parquet`; a folder written by
+        source: a JSON, JSON lines, CSV, Parquet or tar file; a folder of Parquet or tar files, or of images with a
+            table of captions; a pattern such as `{00000..00041}.tar` or `*.parquet`; a folder written by
             `Dataset.save_to_disk`; or the name of a data set on the Hugging Face hub.
-        image_root: folder that paths of pictures start from; the source's own folder when None.
-        shard_size: at most so many records a shard, where a source can be cut (a tar cannot).
-        caption_column: name of the field with the caption; `caption`, `text` or `TEXT` when None.
-        image_column: name of the field with the picture; `image`, `file_name` or `path` when None.
-        id_column: name of the field with the id; `id`, `uid` or `key` when None.
+        image_root: folder that image paths are relative to; the source's own folder if None.
+        shard_size: maximum number of records per shard, for sources that can be split (a tar file cannot).
+        caption_column: name of the caption field; `caption`, `text` or `TEXT` if None.
+        image_column: name of the image field; `image`, `file_name` or `path` if None.
+        id_column: name of the id field; `id`, `uid` or `key` if None.
 
     Raises:
-        SourceError: nothing is there, or nothing of these kinds.
+        SourceError: there is nothing at `source`, or nothing of these kinds; or `image_root` is not a folder.
         ValueError: `shard_size` is not positive.
     """
     if shard_size < 1:
@@ -240,7 +240,7 @@ def open_pairs(
         raise SourceError(f"the image root {image_root} is not a folder")
     names = ColumnNames(caption=caption_column, image=image_column, id=id_column)
     records = find_records(source, shard_size=shard_size, names=names)
-    # A worker that gets the source may run in another folder.
+    # A worker that gets the source may have a different working directory.
     root = image_root.absolute() if image_root is not None else records.base or Path.cwd()
     if records.kind == "webdataset":
         return MemberPairs(records, root, str(source), names)
@@ -251,19 +251,19 @@ def open_pairs(
 def read_with(
     *, caption: str | None, id: str | None, image: str | None = None, root: Path | None = None, base: Path | None = None
 ) -> dict[str, str | None]:
-    """What `PairSource.settings` returns.
+    """Build the result of `PairSource.settings`.
 
     Args:
-        caption: name of the field with the caption.
-        id: name of the field with the id; None where a record's number is its id.
-        image: name of the field with the picture.
-        root: folder that paths of pictures start from; None where pictures are in the source.
-        base: folder of the source; None where it has none on this machine.
+        caption: name of the caption field.
+        id: name of the id field; None if a record's index is its id.
+        image: name of the image field.
+        root: folder that image paths are relative to; None if the images are in the source.
+        base: folder of the source; None if it has none on this machine.
 
     Returns:
-        `caption_column`, `image_column` and `id_column`, and of the root two things, either of which tells that it is
-        the same: `image_root`, the path from the source to it, which stays when both are moved or copied together, and
-        `image_root_absolute`, which stays when the source alone is moved.
+        `caption_column`, `image_column`, `id_column`, and two forms of the root, which is unchanged if either of them
+        matches: `image_root`, relative to the source, stays the same when both are moved or copied together, and
+        `image_root_absolute` stays the same when only the source is moved.
     """
     found = {"caption_column": caption, "image_column": image, "id_column": id}
     if root is not None:
@@ -273,12 +273,12 @@ def read_with(
 
 
 def pair_of_row(record: Record, number: int, root: Path) -> Pair | Unusable:
-    """The pair a row holds, or why it holds none.
+    """The pair in a row, or why the row is not a valid pair.
 
     Args:
-        record: values by field; a picture is a path below `root`, bytes, or Hugging Face's `{"bytes", "path"}`.
-        number: number of the row in the source, its id where it has no other.
-        root: folder that paths of pictures start from.
+        record: values by field; an image is a path below `root`, bytes, or Hugging Face's `{"bytes", "path"}`.
+        number: index of the row in the source, which is its id if it has no other.
+        root: folder that image paths are relative to.
     """
     row, columns = record.value, record.columns
     assert columns is not None
@@ -303,5 +303,5 @@ def _picture(found: object, field: str, root: Path, place: str) -> Picture:
     if found is None or found == "":
         raise RecordError("no_picture", f"`{field}` is empty")
     if not isinstance(found, str):
-        raise RecordError("image_field", f"`{field}` must be a path or a picture, found {type(found).__name__}")
+        raise RecordError("image_field", f"`{field}` must be a path or an image, found {type(found).__name__}")
     return Picture(found, path=resolve_image(found, root))

@@ -1,4 +1,4 @@
-"""One sample of image–text data, and the LLaVA record it is written as."""
+"""One sample of image–text data, read from a record and written as a LLaVA record."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says once, without image placeholders."""
+    """One turn of a conversation, without image placeholders."""
 
     role: Role
     text: str
@@ -29,15 +29,15 @@ class Sample:
     """A conversation about any number of images.
 
     Attributes:
-        id: the record's own, or its number in the file.
-        turns: user and assistant in turn, the user first.
+        id: the record's own, or its index in the file.
+        turns: user and assistant alternately, the user first.
         images: paths as written in the record, relative to an image root; all belong to the first turn.
-        level: alignment level 1…N, where the record has one.
-        score: similarity score, where the record has one.
-        kind: what kind of question it is, where the record says (`question_type`).
-        record: number of the record in its file, from 0.
-        system: what the model is told before the conversation, where the record has it.
-        accepted: all answers to the last question that count as right, where there are several.
+        level: alignment level 1…N, if the record has one.
+        score: similarity score, if the record has one.
+        kind: type of the question, if the record has a `question_type`.
+        record: index of the record in its file, from 0.
+        system: system prompt, if the record has one.
+        accepted: all correct answers to the last question, if there are several.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Sample:
 
     @property
     def caption(self) -> str:
-        """The text of the assistant's first turn, without outer white space."""
+        """The text of the assistant's first turn, stripped."""
         return self.turns[1].text.strip()
 
     def messages(self) -> list[dict[str, Any]]:
@@ -69,31 +69,31 @@ class Sample:
 
 
 def parse_record(record: object, index: int = 0) -> Sample:
-    """A sample out of a record as LLaVA, ShareGPT, OpenAI or FineVision write it, or of a pair of image and caption.
+    """Parse a record in the format of LLaVA, ShareGPT, OpenAI or FineVision, or a pair of image and text.
 
     A pair is `{"image", "caption"}` or `{"image", "question", "answer"}`; the others are lists of turns, see
-    `what_is_said`. As in LLaVA, a conversation that begins with the assistant loses its first turn, and images that
-    stand at the end of the first question are shown before it. The level is read from the field `similarity` (an
-    integer 0…N-1, as the authors' files have it; a float there is a score).
+    `what_is_said`. As in LLaVA, a conversation that begins with the assistant loses its first turn, and images at the
+    end of the first question are shown before it. The level is read from the field `similarity` (an integer 0…N-1, as
+    in the authors' files; a float there is a score).
 
     Args:
         record: one JSON object.
-        index: its number in the file.
+        index: its index in the file.
 
     Raises:
-        RecordError: the record says nothing that can be trained or asked, or a part of it would be lost; the message
-            names the field.
+        RecordError: the record has nothing to train on or to ask, or part of it would be lost; the message names the
+            field.
     """
     if not isinstance(record, Mapping):
         raise RecordError("not_an_object", f"expected a JSON object, found {type(record).__name__}")
     if isinstance(record, RepeatedKeys):
-        raise RecordError("repeated_key", "the record has a key twice, and only one of its values can be meant")
+        raise RecordError("repeated_key", "the record has a duplicate key; keep one of its values")
     check_fields(record)
     system, said, _ = _in_turn(record)
     if len(said) < 2:
         if said and said[0].speaker == "user":
-            raise RecordError("unanswered", "the user's question has no answer; the assistant's answer is needed")
-        raise RecordError("no_conversation", "a user's turn and the assistant's answer are needed")
+            raise RecordError("unanswered", "the user's question has no answer; an assistant turn is needed")
+        raise RecordError("no_conversation", "a user turn and an assistant turn are needed")
     images = pictures_of(record, system, said)
     id = own_id(record)
     return Sample(
@@ -110,14 +110,14 @@ def parse_record(record: object, index: int = 0) -> Sample:
 
 
 def own_id(record: object) -> str | None:
-    """The id that a record has itself, in `id` or else in `question_id`; None without."""
+    """The record's own id, from `id` or else `question_id`; None if it has neither."""
     if not isinstance(record, Mapping):
         return None
     return next((str(record[field]) for field in ("id", "question_id") if record.get(field) is not None), None)
 
 
 def notes_on(record: Mapping[str, Any]) -> list[str]:
-    """What a record that makes a sample loses on the way, or has in another place; each goes on after "3 records"."""
+    """What parsing drops from a valid record or moves; each note continues a phrase such as "3 records"."""
     _, said, greeted = _in_turn(record)
     notes = ["beginning with the assistant, whose first turn is left out"] if greeted else []
     if len(said) % 2:
@@ -128,7 +128,7 @@ def notes_on(record: Mapping[str, Any]) -> list[str]:
 
 
 def _in_turn(record: Mapping[str, Any]) -> tuple[Said | None, list[Said], bool]:
-    """What the system says, the turns from the user's first on, and whether the assistant had one before."""
+    """The system turn, the turns from the user's first on, and whether an assistant turn preceded them."""
     said = what_is_said(record)
     system = said.pop(0) if said and said[0].speaker == "system" else None
     greeted = bool(said) and said[0].speaker == "assistant"
@@ -140,14 +140,14 @@ def _accepted(record: Mapping[str, Any], said: list[Said]) -> tuple[str, ...]:
     if listed is None:
         listed = said[1].accepted
     elif not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
-        raise RecordError("accepted_answers", f"`accepted_answers` must be a list of texts, found {listed!r:.80}")
+        raise RecordError("accepted_answers", f"`accepted_answers` must be a list of strings, found {listed!r:.80}")
     for one in listed:
         _check_unicode(one, "an accepted answer")
     return tuple(listed)
 
 
 def to_record(sample: Sample) -> dict[str, Any]:
-    """The sample as a LLaVA record, which `parse_record` reads back to the same sample."""
+    """The sample as a LLaVA record, which `parse_record` reads back into the same sample."""
     record: dict[str, Any] = {"id": sample.id}
     if sample.images:
         record["image"] = sample.images[0] if len(sample.images) == 1 else list(sample.images)
@@ -171,20 +171,20 @@ def to_record(sample: Sample) -> dict[str, Any]:
 
 
 def _turns(said: list[Said], *, with_images: bool) -> tuple[Turn, ...]:
-    """The turns, user and assistant in turn, without placeholders."""
+    """The turns, alternately user and assistant, without placeholders."""
     turns: list[Turn] = []
     for number, turn in enumerate(said):
         expected: Role = "user" if number % 2 == 0 else "assistant"
         if turn.speaker != expected:
             raise RecordError("wrong_roles", f"turn {number + 1} is the {turn.speaker}'s, expected the {expected}'s")
         text = turn.text.replace(IMAGE_PLACEHOLDER, "")
-        # As LLaVA does: what stands beside an image is stripped, other texts stay as they are.
+        # As in LLaVA, text next to an image is stripped and other text is kept unchanged.
         if IMAGE_PLACEHOLDER in turn.text or (number == 0 and with_images):
             text = text.strip()
-        # A pair's first turn is the picture alone.
+        # The first turn of an image-caption pair is the image alone.
         if not text.strip() and not (number == 0 and with_images):
-            raise RecordError("empty_text", f"turn {number + 1}, the {expected}'s, is empty")
-        _check_unicode(text, f"turn {number + 1}, the {expected}'s")
+            raise RecordError("empty_text", f"turn {number + 1} ({expected}) is empty")
+        _check_unicode(text, f"turn {number + 1} ({expected})")
         turns.append(Turn(expected, text))
     if len(turns) % 2:
         turns.pop()
@@ -192,24 +192,24 @@ def _turns(said: list[Said], *, with_images: bool) -> tuple[Turn, ...]:
 
 
 def _system(turn: Said | None) -> str | None:
-    """What the system says; an empty text, which some files have in every record, is none."""
+    """The system prompt; None if it is empty, as it is in every record of some files."""
     if turn is None:
         return None
     text = turn.text.replace(IMAGE_PLACEHOLDER, "")
-    _check_unicode(text, "the system's turn")
+    _check_unicode(text, "the system turn")
     return text if text.strip() else None
 
 
 def _check_unicode(text: str, where: str) -> None:
-    """A text must be such that it can be tokenized and stored; JSON lets one be cut in the middle of an emoji."""
+    """Reject a text that cannot be tokenized or stored; JSON strings may be cut in the middle of an emoji."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RecordError("broken_text", f"{where}, holds half a character") from error
+        raise RecordError("broken_text", f"{where} contains half a character (a lone surrogate)") from error
 
 
 def _level(record: Mapping[str, Any]) -> int | None:
-    """An integer in `similarity` is a level, 0…N-1; a float there is a score, as in LAION's files."""
+    """The level 1…N, from an integer 0…N-1 in `similarity`; a float there is a score, as in LAION's files."""
     found = record.get("similarity")
     if found is None or isinstance(found, float):
         return None

@@ -1,4 +1,4 @@
-"""The samples of Parquet and tar files, each with the place of its picture; no picture is decoded."""
+"""The samples of Parquet and tar files, each with the location of its image; no image is decoded."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -31,12 +31,12 @@ class Found(NamedTuple):
     """A sample of an archive.
 
     Attributes:
-        sample: its image is named for people; nothing is opened by that name where `stored` is given.
-        stored: where its picture is; None without one, or when it is a file below the image root.
-        key: a number that is equal where the pictures are; None to go by the name.
-        picture: what is still to be looked at; None where that was done.
-        trouble: why the picture cannot be used, a short name and the whole story.
-        fields: the record that the sample was made of, as `parse_record` took it.
+        sample: if `stored` is given, its image path is only a display name and is never opened.
+        stored: where its image is; None if it has no image, or one that is a file below the image root.
+        key: content hash that is equal for equal images; None to identify the image by its name.
+        picture: the image, if it must still be checked.
+        trouble: why the image cannot be used: short name of the reject, and the full message.
+        fields: the record that `parse_record` read the sample from.
     """
 
     sample: Sample
@@ -48,7 +48,7 @@ class Found(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """A record that is no sample, as `Rejects.add` takes it."""
+    """A record that is not a valid sample: the arguments of `Rejects.add`."""
 
     record: int
     id: str | None
@@ -57,12 +57,12 @@ class Unread(NamedTuple):
 
 
 def archive_samples(archive: Archive, *, check_images: bool) -> Iterator[Found | Unread]:
-    """The samples of all files of an archive, in order, numbered through.
+    """Yield the samples of all files of an archive in order, numbered consecutively across files.
 
-    Of tar files headers and texts are read, of Parquet files every page of the columns that are used.
+    Tar files are read for their headers and texts only, Parquet files for every page of the columns used.
 
     Raises:
-        SourceError: a file cannot be opened, or has not the columns of a sample.
+        SourceError: a file cannot be opened, or lacks the columns of a sample.
     """
     if isinstance(archive, TarSource):
         return _tar_samples(archive)
@@ -91,21 +91,21 @@ def _of_members(members: TarSample, record: int, file: int, shard: str) -> Found
     id = next((values[name] for name in RECORD_IDS if values.get(name) is not None), members.key)
     named = [one for name in ("image", "images") for one in listed(values.get(name))]
     if not members.pictures and not named and speaks:
-        # Whatever else it has is looked at: it must not be a picture.
+        # All its fields are passed on to be checked: none of them may name an image.
         return _found(values, id, record, None)
     picture = picture_of_members(members)
     if max(len(listed(values.get(name))) for name in ("image", "images")) > 1:
-        raise RecordError("image_count", f"its .json names {len(named)} images, and there is one with this key")
+        raise RecordError("image_count", f"its .json names {len(named)} images, but there is one with this key")
     assert picture.length is not None
     stored = StoredAt(file, -1, picture.offset, picture.length)
-    # The name is told with its file's, so that a name in another file is another picture.
+    # The name includes the tar file's, so that the same name in another file is a different image.
     found = _found(fields, id, record, f"{shard}/{picture.name.rpartition(' in ')[0]}")
     others = {name: value for name, value in values.items() if name not in ("level", *RECORD_IDS)}
     return found._replace(stored=stored, picture=picture, fields={**others, **found.fields})
 
 
 def _spoken(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """What is read of a record but its picture and its caption, and whether turns or a question are in it."""
+    """The fields read from a record, except its image and caption, and whether it has turns or a question."""
     fields = {name: value for name, value in values.items() if name in READ_COLUMNS}
     asked = question_field(values)
     speaks = asked is not None or any(values.get(name) is not None for name in TURN_FIELDS)
@@ -134,7 +134,7 @@ def _of_row(
             fields["caption"] = checked_caption(values.get(name), name)
         pictures = [] if column is None else listed(values.get(column))
         if column != "images" and is_given(values.get("images")):
-            raise RecordError("image_field", f"pictures are in `images`, expected all of them in `{column}`")
+            raise RecordError("image_field", f"there are images in `images`, expected all of them in `{column}`")
         content = next((content for one in pictures if (content := stored_bytes(one)) is not None), None)
         if content is None:
             paths: list[str] = []
@@ -142,7 +142,7 @@ def _of_row(
                 path = one.get("path") if isinstance(one, Mapping) else one
                 if not isinstance(path, str):
                     kind = type(path).__name__
-                    raise RecordError("image_field", f"`{column}` must be a path or a picture, found {kind}")
+                    raise RecordError("image_field", f"`{column}` must be a path or an image, found {kind}")
                 paths.append(path)
             if not paths and not speaks:
                 raise RecordError("no_picture", f"`{column}` is empty")
@@ -150,13 +150,13 @@ def _of_row(
         if len(pictures) > 1:
             raise RecordError(
                 "image_count",
-                f"`{column}` has {len(pictures)} pictures, and of a Parquet file one is read for each record; save "
-                "them as files and name these in JSON",
+                f"`{column}` has {len(pictures)} images, but only one per record can be embedded in Parquet; save "
+                "them as files and list their paths in JSON",
             )
         found = _found(fields, id, record, place)
     except RecordError as error:
         return Unread(record, str(id), error.reason, f"{place}: {error}")
-    # Questions about one picture each bring a copy of it, so its name does not tell which it is.
+    # Each question about the same image embeds a copy of it, so the name does not identify the image.
     key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
     found = found._replace(stored=stored._replace(length=len(content)), key=key)
     if check_images:
@@ -168,12 +168,12 @@ def _of_row(
 
 
 def _found(fields: Mapping[str, Any], id: object, record: int, image: str | list[str] | None) -> Found:
-    """The sample of a record's fields; `image` is a list of paths, or what people call the one picture."""
+    """The sample in a record's fields; `image` is a list of paths, or the display name of a single image."""
     given = {name: value for name, value in fields.items() if value is not None or name in ASKING}
     level = given.pop("level", None)
     if level is not None:
         _set_level(given, level)
-    # A stand-in is checked as a name in a record is; what the picture is called need not be one.
+    # `parse_record` checks paths, which a display name need not be, so it gets a placeholder instead.
     names = {} if image is None else {"image": image if isinstance(image, list) else "picture"}
     read = given | {"id": id} | names
     sample = parse_record(read, record)
@@ -181,7 +181,7 @@ def _found(fields: Mapping[str, Any], id: object, record: int, image: str | list
 
 
 def _set_level(fields: dict[str, Any], level: object) -> None:
-    """Say a level 1…N as a record does, which counts from 0; tables may keep it as a float beside missing ones."""
+    """Store a level 1…N as `similarity`, which counts from 0; tables with missing levels may hold it as a float."""
     whole = not isinstance(level, bool) and isinstance(level, int | float) and level == level and level % 1 == 0
     if not whole or level < 1:  # type: ignore[operator]
         raise RecordError("level", f"`level` must be a level 1…N, found {level!r}")

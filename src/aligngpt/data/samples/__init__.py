@@ -1,4 +1,4 @@
-"""Samples: conversations about pictures, read, kept on disk and mixed."""
+"""Samples: conversations about images, read, cached on disk and mixed."""
 
 from aligngpt.data.records.sample import Sample, parse_record
 

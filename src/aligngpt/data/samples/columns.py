@@ -1,4 +1,4 @@
-"""What is asked of all samples at once, as columns: hundreds of thousands of samples take a moment."""
+"""Per-sample properties as NumPy columns, to be fast for hundreds of thousands of samples."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -12,17 +12,17 @@ from aligngpt.data.records.sample import Sample
 
 @dataclass(frozen=True)
 class Columns:
-    """What is asked of all samples at once; each `(samples,)`.
+    """Properties of all samples, each `(samples,)`.
 
     Attributes:
-        levels: alignment level 1…N, 0 without one.
-        characters: of all turns together.
-        images: how many.
-        keys: equal for two samples of one source exactly where their images are; without images it says nothing.
-        sources: which of several sources the sample is of.
-        blocks: what has to be read as a whole to get the sample's image, by a number in its source; -1 where it can be
-            read alone.
-        block_bytes: how much that is; 0 where it can be read alone.
+        levels: alignment level 1…N, 0 if the sample has none.
+        characters: number of characters of all turns together.
+        images: number of images.
+        keys: equal for two samples of one source if and only if their images are equal; meaningless without images.
+        sources: number of the source the sample comes from.
+        blocks: number, within its source, of the block that must be read as a whole to get the sample's image; -1 if
+            the image can be read alone.
+        block_bytes: size in bytes of all images in that block; 0 if the image can be read alone.
     """
 
     levels: NDArray[np.int64]
@@ -34,21 +34,21 @@ class Columns:
     block_bytes: NDArray[np.int64]
 
     def take(self, places: NDArray[np.int64]) -> "Columns":
-        """The columns of some of the samples."""
+        """The columns of the samples at the given indices."""
         return Columns(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
 
 
 @runtime_checkable
 class HasColumns(Protocol):
-    """Samples that are held as columns."""
+    """Samples that provide their columns directly."""
 
     @property
     def columns(self) -> Columns:
-        """The columns, without a look at the samples."""
+        """The columns, without reading the samples one by one."""
 
 
 def columns_of(samples: Sequence[Sample]) -> Columns:
-    """The columns of any samples."""
+    """The columns of any sequence of samples."""
     if isinstance(samples, HasColumns):
         return samples.columns
     known: dict[tuple[str, ...], int] = {}

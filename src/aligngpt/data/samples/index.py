@@ -1,4 +1,4 @@
-"""Samples that are kept on disk in the batches of an Arrow file, mapped into memory by any process."""
+"""Samples cached on disk as record batches of an Arrow file, which processes map into memory."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -21,22 +21,22 @@ SAMPLES_FILE, ARCHIVE_FILE = "samples.arrow", "archive.json"
 
 
 class PreparedSamples(LazySamples):
-    """The samples of an entry. A sample is made when it is asked for, so memory stays flat; pickled, it is a path.
+    """The samples of a cache entry, created on access to keep memory use constant; pickled as the entry's path.
 
     Args:
-        folder: of the entry.
+        folder: folder of the cache entry.
 
     Raises:
-        OSError, pyarrow.ArrowInvalid: there is no whole entry.
+        OSError, pyarrow.ArrowInvalid: the entry is missing or incomplete.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with pa.memory_map(str(folder / SAMPLES_FILE)) as file, pa.ipc.open_file(file) as reader:
-            # Batches are views of the map and keep it.
+            # Batches are views of the memory map and keep it alive.
             self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self._count = sum(batch.num_rows for batch in self._batches)
-        # All but the last have so many.
+        # All batches but the last have this size.
         self._size = self._batches[0].num_rows if self._batches else 1
         self._pictures = ArchivePictures.load(folder / ARCHIVE_FILE)
 
@@ -53,14 +53,14 @@ class PreparedSamples(LazySamples):
             yield from map(sample_of, batch.select(SAMPLE_COLUMNS).to_pylist())
 
     def picture(self, place: int, number: int) -> Picture | None:
-        """A picture that is in an archive; None where it is a file below the image root.
+        """An image stored in an archive; None if it is a file below the image root.
 
         Args:
-            place: of the sample.
-            number: of the picture, 0: in archives a sample has one.
+            place: index of the sample.
+            number: number of the image; always 0, since samples in archives have one image.
 
         Raises:
-            ImageError: the archive cannot be read any more.
+            ImageError: the archive can no longer be read.
         """
         if self._pictures is None:
             return None
@@ -74,7 +74,7 @@ class PreparedSamples(LazySamples):
 
     @cached_property
     def columns(self) -> Columns:
-        """What is asked of all samples at once."""
+        """The columns of all samples."""
         blocks, block_bytes = self._blocks()
         return Columns(
             levels=self._column("level"),
@@ -87,7 +87,7 @@ class PreparedSamples(LazySamples):
         )
 
     def _blocks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The row group that a picture is in, -1 outside of Parquet files, and the bytes of all its pictures."""
+        """Number of each image's row group (-1 outside Parquet files), and the size in bytes of all images in it."""
         file, group, length = (self._column(name) for name in ("file", "group", "length"))
         inside = group >= 0
         _, numbers = np.unique(np.stack([file, group])[:, inside], axis=1, return_inverse=True)

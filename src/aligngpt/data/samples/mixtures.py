@@ -1,4 +1,4 @@
-"""Samples of several sources as one sequence, and some of the samples of a sequence; neither copies a sample."""
+"""Samples of several sources as one sequence, and subsets of a sequence; neither copies samples."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -33,21 +33,21 @@ class Mixture(LazySamples):
         return source[within]
 
     def picture(self, place: int, number: int) -> Picture | None:
-        """A picture that is in an archive; None where it is a file below the source's image root.
+        """An image stored in an archive; None if it is a file below the source's image root.
 
         Raises:
-            ImageError: the archive cannot be read any more.
+            ImageError: the archive can no longer be read.
         """
         return stored_picture(*self._within(place), number)
 
     def _within(self, place: int) -> tuple[Sequence[Sample], int]:
-        """The source of a sample, and its place there."""
+        """The source of a sample and its index within the source."""
         number = bisect_right(self._stops, place)
         return self.sources[number], place - (self._stops[number - 1] if number else 0)
 
     @cached_property
     def columns(self) -> Columns:
-        """What is asked of all samples at once."""
+        """The columns of all samples."""
         parts = [columns_of(source) for source in self.sources]
         return Columns(
             levels=np.concatenate([part.levels for part in parts]),
@@ -61,11 +61,11 @@ class Mixture(LazySamples):
 
 
 class Chosen(LazySamples):
-    """Some samples of a sequence.
+    """A subset of a sequence of samples.
 
     Args:
         samples: the sequence.
-        places: of those that are chosen, `(chosen,)`.
+        places: indices of the chosen samples, `(chosen,)`.
     """
 
     def __init__(self, samples: Sequence[Sample], places: NDArray[np.int64]) -> None:
@@ -78,16 +78,16 @@ class Chosen(LazySamples):
         return self.samples[int(self.places[place])]
 
     def picture(self, place: int, number: int) -> Picture | None:
-        """A picture that is in an archive; None where it is a file below the image root.
+        """An image stored in an archive; None if it is a file below the image root.
 
         Raises:
-            ImageError: the archive cannot be read any more.
+            ImageError: the archive can no longer be read.
         """
         return stored_picture(self.samples, int(self.places[place]), number)
 
     @cached_property
     def columns(self) -> Columns:
-        """What is asked of all chosen samples at once."""
+        """The columns of the chosen samples."""
         return columns_of(self.samples).take(self.places)
 
     def others(self) -> "Chosen":
@@ -96,14 +96,14 @@ class Chosen(LazySamples):
 
 
 def held_out(samples: Sequence[Sample], share: float) -> NDArray[np.bool_]:
-    """Which samples are held out, `(samples,)`: about a share of them, always the same ones, in whatever order.
+    """A boolean mask of the held-out samples, `(samples,)`; deterministic and independent of the samples' order.
 
-    Samples that have an image in common, or share one with a third, are all held out or none is. What decides is a hash
-    of the images' names; of a sample without an image, that of its id.
+    Samples connected by common images, directly or through other samples, are held out together or not at all. The
+    choice depends on a hash of the image names, or of the id for a sample without an image.
 
     Args:
-        samples: prepared ones.
-        share: of all images and samples without one, 0…1.
+        samples: prepared samples.
+        share: approximate share to hold out of all images and samples without an image, 0…1.
     """
     columns = columns_of(samples)
     keys = columns.keys.copy()
@@ -126,7 +126,7 @@ def held_out(samples: Sequence[Sample], share: float) -> NDArray[np.bool_]:
     if leaders:
         for place in np.flatnonzero((columns.images == 1) & np.isin(keys, np.fromiter(leaders, dtype=np.int64))):
             keys[place] = leader(int(keys[place]))
-    # A leader is the smallest of its group, so the keys themselves are not even: mix them (splitmix64).
+    # A leader is the smallest key of its group, so the keys are not uniformly distributed: mix them (splitmix64).
     mixed = keys.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

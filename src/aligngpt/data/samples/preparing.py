@@ -1,4 +1,4 @@
-"""Samples that were read and checked once and are kept on disk, from where any process maps them into memory."""
+"""Read and check samples once and cache them on disk, from where processes map them into memory."""
 
 import hashlib
 import json
@@ -27,19 +27,19 @@ from aligngpt.data.sources.stored_images import ArchivePictures
 from aligngpt.progress import Meter
 
 FORMAT = 3
-"""Of an entry; another number makes all entries anew."""
+"""Format version of a cache entry; changing it rebuilds all entries."""
 
 RULES = Path(__file__).parents[1]
-"""Folder of the modules that read records; an entry made by other ones, of an older version, is not used."""
+"""Folder of the modules that read records; an entry built by a different version of them is not used."""
 
 BATCH = 4096
-"""Samples in a batch of the Arrow file; all but the last have so many."""
+"""Number of samples in each batch of the Arrow file; the last batch may be smaller."""
 
 PART = 1024
-"""Samples whose pictures are looked at before more are read."""
+"""Number of samples whose images are checked before more samples are read."""
 
 WORKERS = min(16, 4 + (os.cpu_count() or 1))
-"""Threads that look at pictures."""
+"""Number of threads that check images."""
 
 REJECTS_FILE = "rejects.jsonl"
 
@@ -53,22 +53,22 @@ def prepare_samples(
     check_images: bool = True,
     among_others: bool = False,
 ) -> PreparedSamples:
-    """As `load_samples`, of which the work is done once and kept in `cache_folder("samples")`; of archives as well.
+    """Load samples like `load_samples`, archives included, but cache the result in `cache_folder("samples")`.
 
-    What is kept is found again by the file's content, so a file that changed is read anew; that of archives by names,
-    sizes, times of change and a part of the content of their files (see `state_of_archive`). Pictures that could not be
-    used are looked at each time; where one of them now can be, all is read anew. One that goes missing later is found
-    when it is opened.
+    The cache key of a file is its content, so a changed file is read again; that of an archive is the names, sizes,
+    modification times and part of the content of its files (see `state_of_archive`). Images that were rejected are
+    checked again on every call; if one of them has become usable, everything is read again. An image that goes missing
+    later is noticed when it is opened.
 
     Args:
         path: JSON array or JSON lines of records; or Parquet or tar files, a folder of them or a pattern (see
-            `archive_at`), of whose pictures the places are kept and not the content.
+            `archive_at`). For archives, the locations of the images are cached, not their content.
         image_root, require_level, rejects, check_images: see `load_samples`.
-        among_others: this is one of several files. Rejects then name it, and their share is left to the caller.
+        among_others: this is one of several files. Rejects then name the file, and the caller checks their share.
 
     Raises:
-        SourceError: the file cannot be read, changes while it is read, or holds nothing that can be used.
-        TooManyRejects: too large a share of the records cannot be used.
+        SourceError: the file cannot be read, changes while it is read, or contains no usable record.
+        TooManyRejects: too large a share of the records is unusable.
         CacheError: the cache cannot be written.
     """
     archive = archive_at(path)
@@ -77,7 +77,7 @@ def prepare_samples(
     root = root_of(path, image_root) if archive is None else root_of_data(path, image_root)
     demands = {"require_level": require_level, "check_images": check_images}
     state = _state_of(path, archive)
-    # An archive's files are opened again where they are now.
+    # The archive's folder is part of the key, since its files will be opened again at this location.
     where = str(root.resolve()) if archive is None else [str(root.resolve()), str(archive.folder.resolve())]
     key = json.dumps([FORMAT, _rules(RULES), state, where, demands])
     folder = entry_path("samples", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
@@ -86,7 +86,7 @@ def prepare_samples(
         try:
             _build(folder, path, archive, root, demands)
         except CacheError:
-            # Another process may have made it meanwhile.
+            # Another process may have built it in the meantime.
             if (found := _opened(folder, root, demands)) is None:
                 raise
         else:
@@ -97,14 +97,14 @@ def prepare_samples(
     if not among_others:
         rejects.check(len(found.samples) + rejects.count)
     if not found.samples:
-        raise SourceError(f"{path} holds no record that can be used")
+        raise SourceError(f"{path} contains no usable record")
     return found.samples
 
 
 @lru_cache(maxsize=4)
 def _rules(folder: Path) -> str:
-    """A SHA-256 of all modules in a folder. Which of them have a say in what becomes of a record need not be kept in a
-    list; to read data anew once after an upgrade costs little."""
+    """SHA-256 of all modules in a folder. Hashing all of them avoids keeping a list of those that affect how records
+    are read; reading data again once after an upgrade costs little."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -116,9 +116,9 @@ def _state_of(path: Path, archive: Archive | None) -> str:
 
 
 def state_of_archive(archive: Archive) -> str:
-    """As the fingerprint of an archive, and of the times of change: with another state the archive is read anew.
+    """Hash of an archive's fingerprint and of its files' modification times; the archive is read again when it changes.
 
-    Reading it anew once too often costs only time, and a change that the content does not tell may have another time.
+    The modification times may reveal changes that the fingerprint misses; an unnecessary rebuild only costs time.
 
     Raises:
         SourceError: a file cannot be read.
@@ -152,11 +152,11 @@ class _Entry(NamedTuple):
 
 
 def _opened(folder: Path, root: Path, demands: dict[str, bool]) -> _Entry | None:
-    """What was kept, where it is whole and still true."""
+    """The cache entry if it is complete and still valid, else None."""
     with suppress(OSError, ValueError, TypeError):
         entry = _Entry.of(folder)
         for reject in entry.rejects:
-            # What is wrong with a picture in an archive stays so; the archive would be another one.
+            # Images in archives need no second check: a repaired archive has a different cache key.
             looked_for = reject.reason in IMAGE_REASONS and reject.images
             if looked_for and trouble_with(_shown(reject), root, **demands) is None:
                 return None
@@ -165,12 +165,12 @@ def _opened(folder: Path, root: Path, demands: dict[str, bool]) -> _Entry | None
 
 
 def _shown(reject: _Reject) -> Sample:
-    """A sample that has a rejected one's images, and whatever level it may need."""
+    """A stand-in sample with the images of a rejected one, and a level in case one is required."""
     return Sample("", (), tuple(reject.images), level=1)
 
 
 class _Kept(Rejects):
-    """Rejects that are written to an entry."""
+    """Rejects that are written to a cache entry."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(None, max_share=1.0)
@@ -182,7 +182,7 @@ class _Kept(Rejects):
         self._new.append(_Reject(record, id, reason, detail, tuple(images)))
 
     def flush(self) -> None:
-        """Write the new ones in the order of their records: pictures are looked at after the records were read."""
+        """Write the new rejects sorted by record: image errors are found after those of reading the records."""
         self._file.writelines(json.dumps(reject) + "\n" for reject in sorted(self._new, key=lambda one: one.record))
         self._new.clear()
 
@@ -215,7 +215,7 @@ def _build(folder: Path, path: Path, archive: Archive | None, root: Path, demand
                 try:
                     rows.append(row_of(sample, found.stored, found.key))
                 except OverflowError:
-                    rejects.add(sample.record, sample.id, "level", "`similarity` or `score` is no number of this size")
+                    rejects.add(sample.record, sample.id, "level", "`similarity` or `score` is too large a number")
             rejects.flush()
             while len(rows) >= BATCH:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows[:BATCH], schema=SCHEMA))
@@ -225,11 +225,11 @@ def _build(folder: Path, path: Path, archive: Archive | None, root: Path, demand
         if rows:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
         if _state_of(path, archive) != state:
-            raise SourceError(f"{path} changed while it was read; run the command again when it is written")
+            raise SourceError(f"{path} changed while it was being read; run the command again once it is fully written")
 
 
 def _found_in(path: Path, archive: Archive | None, rejects: Rejects, demands: dict[str, bool]) -> Iterator[Found]:
-    """The samples of a file or of an archive; what is none goes to `rejects`."""
+    """The samples of a file or an archive; records that are not samples go to `rejects`."""
     if archive is None:
         yield from (Found(sample) for sample, _ in read_samples(path, rejects))
         return
@@ -248,7 +248,7 @@ def _parts(samples: Iterator[Found]) -> Iterator[list[Found]]:
 def _troubles(
     pool: ThreadPoolExecutor, found: Sequence[Found], root: Path, demands: dict[str, bool]
 ) -> Iterable[tuple[str, str] | None]:
-    """What is wrong with each sample; pictures are looked at by several threads, since most of it is waiting."""
+    """The problem of each sample, or None; several threads check images, since most of the time is spent waiting."""
 
     def look(one: Found) -> tuple[str, str] | None:
         if one.stored is None:

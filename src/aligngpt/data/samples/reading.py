@@ -1,4 +1,4 @@
-"""Samples of JSON files, read into memory and written."""
+"""Read samples from JSON files into memory, and write them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from aligngpt.files import atomic_write
 
 
 def read_samples(path: Path, rejects: Rejects) -> Iterator[tuple[Sample, dict[str, Any]]]:
-    """The samples of a file, each with the record it was made of; records that are none go to `rejects`.
+    """The samples of a file, each with the record it was made from; records that are not samples go to `rejects`.
 
     Raises:
         SourceError: see `read_records`.
@@ -43,18 +43,18 @@ def load_samples(
     rejects: Rejects,
     check_images: bool = True,
 ) -> list[Sample]:
-    """All the samples of a file whose images are there; the others go to `rejects`.
+    """Load all usable samples of a file; the others go to `rejects`.
 
     Args:
         path: JSON array or JSON lines of LLaVA records.
-        image_root: folder that image paths start from; the file's own when None.
+        image_root: folder that image paths are relative to; the file's own folder when None.
         require_level: reject samples with an image but without an alignment level.
-        rejects: where records that cannot be used go.
-        check_images: look at each image's header now, rather than find out when it is opened.
+        rejects: receives the unusable records.
+        check_images: check that each image exists and has a valid header now, rather than when it is opened.
 
     Raises:
-        SourceError: the file cannot be read, or holds nothing that can be used.
-        TooManyRejects: too large a share of the records cannot be used.
+        SourceError: the file cannot be read, or contains no usable record.
+        TooManyRejects: too large a share of the records is unusable.
     """
     root = root_of(path, image_root)
     before = rejects.count
@@ -66,12 +66,12 @@ def load_samples(
             samples.append(sample)
     rejects.check(len(samples) + rejects.count - before)
     if not samples:
-        raise SourceError(f"{path} holds no record that can be used")
+        raise SourceError(f"{path} contains no usable record")
     return samples
 
 
 def trouble_with(sample: Sample, root: Path, *, require_level: bool, check_images: bool) -> tuple[str, str] | None:
-    """Why a sample cannot be used, a short name and the whole story; None when it can. See `load_samples`."""
+    """Why a sample is unusable: the short reason and the full message; None if it is usable. See `load_samples`."""
     if require_level and sample.images and sample.level is None:
         return "no_level", "no alignment level (field `similarity`); run `aligngpt levels` first"
     try:
@@ -85,13 +85,13 @@ def trouble_with(sample: Sample, root: Path, *, require_level: bool, check_image
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Write samples as LLaVA records: a JSON array when the name ends in `.json`, else JSON lines; atomically."""
+    """Write samples as LLaVA records: a JSON array if the name ends in `.json`, else JSON lines; atomic."""
     write_records(path, [to_record(sample) for sample in samples])
 
 
 def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write records one a line, as a JSON array when the name ends in `.json`, else as JSON lines; atomically."""
-    # What UTF-8 cannot hold (half a surrogate pair) stays the JSON escape that it was read from.
+    """Write one record per line, as a JSON array if the name ends in `.json`, else as JSON lines; atomic."""
+    # What UTF-8 cannot encode (a lone surrogate) is written back as the JSON escape it was read from.
     lines = [json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace").decode() for record in records]
     with atomic_write(path) as file:
         if path.suffix == ".json":

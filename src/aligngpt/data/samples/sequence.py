@@ -1,4 +1,4 @@
-"""Sequences of samples that do not hold a sample, and samples whose pictures are stored in archives."""
+"""Lazy sequences of samples, and access to images stored in archives."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from aligngpt.data.records.sample import Sample
 
 
 class LazySamples(Sequence[Sample]):
-    """A sequence whose samples are made when they are asked for, by `_at`."""
+    """A sequence whose samples are created on access, by `_at`."""
 
     def _at(self, place: int) -> Sample:
         raise NotImplementedError
@@ -27,33 +27,33 @@ class LazySamples(Sequence[Sample]):
 
 @runtime_checkable
 class HasPictures(Protocol):
-    """Samples whose pictures may be somewhere else than in files below an image root."""
+    """Samples whose images may be stored elsewhere than in files below an image root."""
 
     def picture(self, place: int, number: int) -> Picture | None:
-        """A picture of the sample at a place; None where it is a file."""
+        """Image `number` of the sample at index `place`; None if it is a file below the image root."""
         ...
 
 
 def stored_picture(samples: Sequence[Sample], place: int, number: int) -> Picture | None:
-    """A picture that is in an archive; None where it is a file below the image root.
+    """An image stored in an archive; None if it is a file below the image root.
 
     Raises:
-        ImageError: the archive cannot be read any more.
+        ImageError: the archive can no longer be read.
     """
     return samples.picture(place, number) if isinstance(samples, HasPictures) else None
 
 
 def picture_of(samples: Sequence[Sample], place: int, number: int, root: Path) -> Picture:
-    """A picture of a sample, wherever it is.
+    """An image of a sample, in an archive or a file.
 
     Args:
-        samples: whose place counts.
-        place: of the sample.
-        number: of the picture among the sample's.
-        root: folder that image paths start from.
+        samples: the sequence that `place` indexes.
+        place: index of the sample.
+        number: number of the image within the sample.
+        root: folder that image paths are relative to.
 
     Raises:
-        ImageError: its path leaves `root`, or its archive cannot be read any more.
+        ImageError: its path points outside `root`, or its archive can no longer be read.
     """
     if (stored := stored_picture(samples, place, number)) is not None:
         return stored

@@ -1,4 +1,4 @@
-"""A sample as a row of an Arrow table, with what is asked of all samples at once in columns of numbers."""
+"""Conversion between samples and rows of an Arrow table, with numeric columns for vectorised access."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pyarrow as pa
 from aligngpt.data.records.sample import Role, Sample, Turn
 from aligngpt.data.sources.base import StoredAt
 
-# Bytes, not strings: a file name may hold what is no Unicode.
+# Bytes, not strings: a file name may not be valid Unicode.
 SCHEMA = pa.schema(
     [
         ("id", pa.binary()),
@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
         ("characters", pa.int64()),
         ("image_count", pa.int64()),
         ("key", pa.int64()),
-        # Where the picture is in an archive (see `StoredAt`); no file where it is one below the image root.
+        # Location of the image in an archive (see `StoredAt`); `file` is -1 if it is a file below the image root.
         ("file", pa.int64()),
         ("group", pa.int64()),
         ("start", pa.int64()),
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 )
 
 SAMPLE_COLUMNS = range(9)
-"""The columns that a sample is made of; the others are worked out from it, or say where its picture is."""
+"""The columns a sample is made from; the others are derived from it or locate its image."""
 
 NOWHERE = StoredAt(-1, -1, 0, 0)
 
@@ -41,18 +41,18 @@ _ROLES: tuple[Role, Role] = ("user", "assistant")
 
 
 def image_key(images: Sequence[str]) -> int:
-    """A number, 64 bits with sign, that is equal where the names of the images are."""
+    """A signed 64-bit hash of the image names."""
     text = "\0".join(images).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
 def row_of(sample: Sample, stored: StoredAt | None = None, key: int | None = None) -> dict[str, Any]:
-    """The row of a sample.
+    """The table row of a sample.
 
     Args:
-        sample: to be kept.
-        stored: where its picture is in an archive.
-        key: a number that is equal where the images are; that of their names when None.
+        sample: the sample.
+        stored: location of its image in an archive.
+        key: a number that is equal for equal images; the hash of their names when None.
 
     Raises:
         OverflowError: a number is too large for its column.
@@ -76,13 +76,13 @@ def row_of(sample: Sample, stored: StoredAt | None = None, key: int | None = Non
         "accepted": [encoded(answer) for answer in sample.accepted],
         "characters": sum(len(turn.text) for turn in sample.turns),
         "image_count": len(sample.images),
-        # Of samples without an image the id tells which they are.
+        # Samples without an image are identified by their id.
         "key": image_key(sample.images or ("", sample.id)) if key is None else key,
     } | (stored or NOWHERE)._asdict()
 
 
 def sample_of(row: dict[str, Any]) -> Sample:
-    """The sample of a row."""
+    """The sample of a table row."""
 
     def decoded(text: bytes) -> str:
         return text.decode(errors="surrogatepass")

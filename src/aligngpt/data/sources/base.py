@@ -1,7 +1,7 @@
-"""Records of any number in files of any format: cut into shards that any process can read alone, one at a time.
+"""Sources of records in any format, split into shards that any process can read independently, record by record.
 
-What a record holds is as its file has it: plain values, and where a picture is stored. What it means, a pair or a
-conversation, is for `aligngpt.data.records` to say.
+A record holds what its file holds: plain values, and where an image is stored. `aligngpt.data.records` interprets it as
+a pair or a conversation.
 """
 
 from abc import ABC, abstractmethod
@@ -19,29 +19,29 @@ class SourceError(AlignGPTError):
 
 @dataclass(frozen=True, slots=True)
 class ReadColumns:
-    """The fields of a row that are read; without `id`, a row's number is its id."""
+    """The fields of a row that are read; if `id` is None, the row's index is its id."""
 
     caption: str
     image: str
     id: str | None
 
     def all(self) -> list[str]:
-        """The names, each once."""
+        """The distinct names."""
         return list(dict.fromkeys(name for name in (self.caption, self.image, self.id) if name is not None))
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of a source that can be read without the others. Picklable and small.
+    """A part of a source that can be read independently. Picklable and small.
 
     Attributes:
-        index: 0… in an order that depends on the data alone.
-        name: for people, such as `captions.jsonl[10000:20000]` or `00012.tar`.
-        records: how many; None where only reading tells.
-        path: the file it is in, for sources of several files.
-        start: where it begins: a byte of the file, or a row (of the row group, of the data set).
+        index: 0…, in an order that depends on the data alone.
+        name: display name, such as `captions.jsonl[10000:20000]` or `00012.tar`.
+        records: number of records; None if it is unknown before reading.
+        path: the file it is in; None for a Hugging Face data set.
+        start: where it begins: a byte of the file, or a row of the row group or the data set.
         stop: where it ends, exclusive.
-        first: number in the source of its first record.
+        first: index in the source of its first record.
         group: row group of a Parquet file.
     """
 
@@ -56,14 +56,14 @@ class Shard:
 
 
 class Record(NamedTuple):
-    """What a file holds in one place.
+    """A record as read from a file.
 
     Attributes:
-        number: in its shard, from 0.
+        number: index in its shard, from 0.
         value: a JSON value, the fields of a row by name, or the members of a tar file that belong together.
-        place: what people call it, such as `row 3 of captions.csv`.
-        columns: which fields of a row have the caption, the picture and the id; None where the format has no columns.
-        root: the folder that its picture is in, where that is not the image root.
+        place: display name, such as `row 3 of captions.csv`.
+        columns: which fields of a row hold the caption, the image and the id; None if the format has no columns.
+        root: the folder that its image is in, if that is not the image root.
     """
 
     number: int
@@ -77,9 +77,9 @@ class BrokenRecord(NamedTuple):
     """A record that cannot be read.
 
     Attributes:
-        number: in its shard, from 0.
+        number: index in its shard, from 0.
         kind: the short name of the reject, such as `broken_line`.
-        detail: the whole story.
+        detail: the full message.
     """
 
     number: int
@@ -88,13 +88,13 @@ class BrokenRecord(NamedTuple):
 
 
 class StoredAt(NamedTuple):
-    """Where the encoded bytes of a picture are in an archive.
+    """Where the encoded bytes of an image are in an archive.
 
     Attributes:
-        file: number of the archive's file.
+        file: index of the file in the archive.
         group: row group of a Parquet file; -1 in a tar file.
         start: first byte in the tar file, or row of the row group.
-        length: how many bytes.
+        length: number of bytes.
     """
 
     file: int
@@ -104,11 +104,11 @@ class StoredAt(NamedTuple):
 
 
 class RecordSource(ABC):
-    """Records in files of one format. Picklable: a worker gets the source and a shard, and reads.
+    """Records in files of one format. Picklable: a worker gets the source and a shard to read.
 
     Attributes:
         kind: `json`, `csv`, `parquet`, `webdataset` or `dataset` (Hugging Face).
-        base: folder that the source is in; None where it has none on this machine.
+        base: folder that the source is in; None if it has none on this machine.
     """
 
     kind: str
@@ -116,30 +116,30 @@ class RecordSource(ABC):
 
     @abstractmethod
     def shards(self) -> Sequence[Shard]:
-        """The shards, which together hold every record once.
+        """The shards, which together hold every record exactly once.
 
-        The first call may read through the source; its memory does not grow with the number of records.
+        The first call may read the whole source; its memory use does not grow with the number of records.
 
         Raises:
-            SourceError: the source cannot be read at all, or holds no record.
+            SourceError: the source cannot be read at all, or has no records.
         """
 
     @abstractmethod
     def read(self, shard: Shard) -> Iterator[Record | BrokenRecord]:
-        """The records of one shard, in order; pictures are not opened.
+        """Yield the records of one shard, in order; images are not opened.
 
         Raises:
-            SourceError: the source cannot be read any more.
+            SourceError: the source can no longer be read.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash that changes when the records do; cutting into other shards does not change it.
+        """A hash that changes when the records do; it does not depend on the shard size.
 
-        It covers all that JSON and CSV files hold, and of files of other kinds their names, sizes and a part of their
-        content (see `files_fingerprint`), but never their times: a copy is the same source.
+        It covers the full content of JSON and CSV files, and the names, sizes and part of the content of other files
+        (see `files_fingerprint`), but never their modification times: a copy has the same fingerprint.
         """
 
     def columns(self) -> set[ReadColumns]:
-        """The columns that were found in its files, which may differ; empty where the format has none."""
+        """The columns found in its files, one entry per distinct combination; empty if the format has none."""
         return set()

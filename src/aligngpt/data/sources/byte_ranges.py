@@ -1,4 +1,4 @@
-"""Files of records in a row, cut into ranges of bytes that are read without what stands before them."""
+"""Files of consecutive records, split into byte ranges that can be read independently."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ MAX_RECORD = 64 << 20
 """Longest record read, in bytes."""
 
 CUT_LINE = 200
-"""How much of a longer line is kept."""
+"""Number of bytes kept of a longer line."""
 
 CHUNK = 1 << 20
 
@@ -22,9 +22,9 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line with its place in the file: number from 1, first byte, and the byte after it.
+    """A line and its position in the file: number from 1, first byte, and end (exclusive).
 
-    A line that is too long to be read `is_cut`: `content` is only its beginning.
+    If a line is too long to be read, `is_cut` is set and `content` is only its beginning.
     """
 
     content: bytes
@@ -36,11 +36,11 @@ class Line:
 
 @dataclass(frozen=True)
 class BrokenLine:
-    """A line or an element of a file of records that cannot be read.
+    """A line or an array element that cannot be read.
 
     Attributes:
-        reason: where it breaks.
-        kind: the short name of the reject: `broken_line` (no JSON, no row) or `broken_text` (no UTF-8, or too long).
+        reason: what is wrong, and where.
+        kind: short name of the reject: `broken_line` (invalid JSON or CSV) or `broken_text` (not UTF-8, or too long).
     """
 
     reason: str
@@ -48,15 +48,15 @@ class BrokenLine:
 
 
 def text_start(path: Path) -> int:
-    """Where the text of a file begins: behind a byte order mark, if there is one."""
+    """The byte at which the text of a file begins: after the byte order mark, if there is one."""
     with path.open("rb") as file:
         return len(BOM) if file.read(len(BOM)) == BOM else 0
 
 
 def read_lines(path: Path, start: int, stop: int | None = None) -> Iterator[Line]:
-    """The lines of a range of bytes, numbered from 1 within it.
+    """Yield the lines of a byte range, numbered from 1 within it.
 
-    A line of more than `MAX_RECORD` bytes comes cut; the rest of it is passed over.
+    A line of more than `MAX_RECORD` bytes is truncated, and the rest of it is skipped.
 
     Raises:
         SourceError: the file cannot be read.
@@ -75,7 +75,7 @@ def read_lines(path: Path, start: int, stop: int | None = None) -> Iterator[Line
 
 
 def _rest_of_line(file: BinaryIO, content: bytes) -> int:
-    """Read on to the end of a line of which only the beginning was read; returns how many bytes that was."""
+    """Skip the rest of a line whose beginning was read; return the number of bytes skipped."""
     passed = 0
     while not content.endswith(b"\n") and (content := file.readline(CHUNK)):
         passed += len(content)
@@ -83,7 +83,7 @@ def _rest_of_line(file: BinaryIO, content: bytes) -> int:
 
 
 def text_of(line: Line) -> str | BrokenLine:
-    """The text of a line, or what is wrong with it."""
+    """The text of a line, or a `BrokenLine`."""
     if line.is_cut:
         return BrokenLine(f"the line at byte {line.start} is longer than {MAX_RECORD} bytes", "broken_text")
     try:
@@ -98,7 +98,7 @@ def json_of(line: Line) -> object:
     if isinstance(text, BrokenLine):
         return text
     try:
-        # An error at the line's end is at its last column, not in a line of its own.
+        # Without the line break, an error at the end is reported at the last column and not on a line of its own.
         return DECODER.decode(text.rstrip())
     except json.JSONDecodeError as error:
         return BrokenLine(f"{error.msg} at column {error.colno}")
@@ -107,15 +107,15 @@ def json_of(line: Line) -> object:
 
 
 def cut(path: Path, spans: Iterable[tuple[int, int]], shard_size: int) -> tuple[Shard, ...]:
-    """Shards of a file's records.
+    """Split a file's records into shards.
 
     Args:
         path: the file.
-        spans: first byte of each record and the byte after it, in order.
-        shard_size: records a shard; the last one may have fewer.
+        spans: first byte and end (exclusive) of each record, in order.
+        shard_size: records per shard; the last one may have fewer.
 
     Raises:
-        SourceError: there is no record.
+        SourceError: there are no records.
     """
     shards: list[Shard] = []
     begin = end = count = 0
@@ -135,5 +135,5 @@ def cut(path: Path, spans: Iterable[tuple[int, int]], shard_size: int) -> tuple[
     if count:
         close()
     if not shards:
-        raise SourceError(f"{path} holds no record")
+        raise SourceError(f"{path} has no records")
     return tuple(shards)

@@ -1,4 +1,4 @@
-"""Rows of CSV files, which name pictures."""
+"""Rows of CSV files that name images."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from aligngpt.files import sha256_of
 
 
 class CsvSource(RecordSource):
-    """A CSV file with a header, cut into ranges of bytes at the ends of rows.
+    """A CSV file with a header, split into byte ranges at row boundaries.
 
     Args:
         path: the file: UTF-8, commas, double quotes.
-        shard_size: rows a shard.
+        shard_size: rows per shard.
         names: which columns to read.
 
     Raises:
@@ -33,7 +33,7 @@ class CsvSource(RecordSource):
             raise SourceError(f"{path} has no header: it is empty")
         fields = header.fields
         if isinstance(fields, BrokenLine):
-            raise SourceError(f"{path} has no header that can be read: {fields.reason}; save it as UTF-8, with commas")
+            raise SourceError(f"{path} has no readable header: {fields.reason}; save it as UTF-8, with commas")
         self.header = [name.strip() for name in fields]
         self._body = header.stop
         check_encoding(path, self._body, above=1)
@@ -53,7 +53,7 @@ class CsvSource(RecordSource):
                 where = f"{place}, at byte {row.start}"
                 yield BrokenRecord(number, row.fields.kind, f"{where}: {row.fields.reason}")
             elif len(row.fields) != len(self.header):
-                found = f"expected {len(self.header)} fields, found {len(row.fields)}; put texts with commas in quotes"
+                found = f"expected {len(self.header)} fields, found {len(row.fields)}; quote texts that contain commas"
                 yield BrokenRecord(number, "broken_line", f"{place}, at byte {row.start}: {found}")
             else:
                 values = dict(zip(self.header, row.fields, strict=True))

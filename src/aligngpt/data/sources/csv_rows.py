@@ -1,4 +1,4 @@
-"""The rows of a CSV file with their places, where a quote that is never closed costs its own line and no other."""
+"""The rows of a CSV file with their positions; a quote that is never closed breaks only its own line."""
 
 import csv
 import re
@@ -10,15 +10,15 @@ from pathlib import Path
 from aligngpt.data.sources.byte_ranges import BrokenLine, Line, read_lines, text_of
 
 MAX_LINES = 1000
-"""Lines of the longest row. A quote that is open for longer is a stray one."""
+"""Maximum number of lines in a row. A quote that stays open for longer is a stray one."""
 
-# A name with a suffix, or one word with a digit or a stroke: what stands in a column of pictures, but not in prose.
+# A name with a suffix, or one word with a digit, slash, underscore or dash: typical of an image column, not of prose.
 _NAME = re.compile(r"\S(?:.*\S)?\.[A-Za-z0-9]{2,5}|\S*[\d/_-]\S*")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The fields of a row, or what is wrong with it; its first byte, and the byte after it."""
+    """The fields of a row, or what is wrong with it; its first byte, and its end (exclusive)."""
 
     fields: list[str] | BrokenLine
     start: int
@@ -26,10 +26,10 @@ class Row:
 
 
 def names_picture(header: Sequence[str], image: str) -> Callable[[str], bool]:
-    """A test whether a line, read alone, is a row: of the header's width, with a name where the picture is.
+    """Return a test for whether a line, read alone, is a row: of the header's width, with a name in the image column.
 
-    The end of a text of several lines can look like one (`with, a comma",0.png`), but for the quote that it closes: a
-    line with an odd number of quotes is no row.
+    The end of a multi-line text can look like a row (`with, a comma",0.png`) except for the quote that it closes, so a
+    line with an odd number of quotes is not a row.
     """
     width, place = len(header), list(header).index(image)
 
@@ -48,17 +48,17 @@ def names_picture(header: Sequence[str], image: str) -> Callable[[str], bool]:
 def read_rows(
     path: Path, start: int, stop: int | None = None, *, width: int | None = None, is_row: Callable[[str], bool]
 ) -> Iterator[Row]:
-    """The rows that begin between two bytes, the first of which begins a row; blank lines are passed over.
+    """Yield the rows that begin between two bytes, the first of which must begin a row; blank lines are skipped.
 
-    A row may have line breaks in quotes. One whose quote is not closed, or closes only after lines that are rows
-    themselves, is broken in its first line, and reading goes on at the next. That is the same wherever reading begins,
-    since lines behind `stop` are looked at too.
+    A row may have line breaks in quotes. If its quote is not closed, or closes only after lines that are rows
+    themselves, its first line is a broken row and reading continues with the next line. The result does not depend on
+    where reading begins, because lines after `stop` are inspected too.
 
     Args:
         path: the file.
         start: first byte of a row.
-        stop: no row that begins here or later is read; the file's end when None.
-        width: fields a row should have, where that is known.
+        stop: no row that begins here or later is read; the end of the file if None.
+        width: expected number of fields per row, if known.
         is_row: whether a line, read alone, is a row (see `names_picture`).
 
     Raises:
@@ -77,14 +77,14 @@ def read_rows(
 
 
 class _Ahead:
-    """Lines that can be looked at before they are taken."""
+    """Lines with lookahead."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
         self._seen: deque[Line] = deque()
 
     def line(self, index: int) -> Line | None:
-        """The line after so many others; None behind the end."""
+        """The line `index` lines ahead; None past the end."""
         while len(self._seen) <= index:
             if (line := next(self._lines, None)) is None:
                 return None
@@ -92,23 +92,23 @@ class _Ahead:
         return self._seen[index]
 
     def text(self, index: int) -> str:
-        """A line that has been looked at, bytes that are no text kept as half characters."""
+        """The text of a line that `line` has returned, with bytes that are not UTF-8 kept as surrogates."""
         return self._seen[index].content.decode(errors="surrogateescape")
 
     def take(self, count: int) -> Line:
-        """Pass over lines; returns the last of them."""
+        """Consume lines and return the last of them."""
         for _ in range(count):
             last = self._seen.popleft()
         return last
 
     def broken(self, count: int) -> BrokenLine | None:
-        """What is wrong with the text of the next lines."""
+        """The first error in the text of the next lines; None if there is none."""
         texts = (text_of(line) for line, _ in zip(self._seen, range(count), strict=False))
         return next((text for text in texts if isinstance(text, BrokenLine)), None)
 
 
 def _row(ahead: _Ahead, width: int | None, is_row: Callable[[str], bool]) -> tuple[list[str] | BrokenLine, int]:
-    """The next row, and how many lines it has."""
+    """The next row, and its number of lines."""
     asked = 0
 
     def texts() -> Iterator[str]:
@@ -118,15 +118,15 @@ def _row(ahead: _Ahead, width: int | None, is_row: Callable[[str], bool]) -> tup
             yield ahead.text(asked - 1)
 
     try:
-        # Strict: behind a closing quote a comma or the line's end must follow. A quote that was open by mistake is
-        # closed by the next one that opens, which a word follows.
+        # Strict: a closing quote must be followed by a comma or the end of the line. A stray quote is closed by the
+        # next opening quote, which is followed by a word.
         fields = next(csv.reader(texts(), strict=True))
     except csv.Error as error:
         return _loosely(ahead, error), 1
     if asked > 1:
         inner = [is_row(ahead.text(index)) for index in range(1, asked)]
-        # A last line with a stray quote of its own (`p2,5",2.png`) seems to close the first line's, which is a row
-        # itself but for its stray quote; the beginning of a text of several lines is none.
+        # A last line with its own stray quote (`p2,5",2.png`) seems to close the stray quote of the first line, which
+        # would be a row without it; the first line of a multi-line text would not.
         if _without_quote(ahead.text(0), is_row) and _without_quote(ahead.text(asked - 1), is_row):
             inner[-1] = True
         if any(inner) if len(fields) != width else sum(inner) * 2 > len(inner):
@@ -135,12 +135,12 @@ def _row(ahead: _Ahead, width: int | None, is_row: Callable[[str], bool]) -> tup
 
 
 def _without_quote(line: str, is_row: Callable[[str], bool]) -> bool:
-    """Whether a line with an odd number of quotes, read alone, would be a row without one of them."""
+    """Whether a line, read alone, has an odd number of quotes and would be a row without the first of them."""
     return line.count('"') % 2 == 1 and is_row(line.replace('"', "", 1))
 
 
 def _loosely(ahead: _Ahead, error: csv.Error) -> list[str] | BrokenLine:
-    """The next line as a row, where words may follow a closing quote, but the quote must close."""
+    """The next line as a row, in which words may follow a closing quote; the quote must still be closed."""
     is_open = False
 
     def texts() -> Iterator[str]:
@@ -153,5 +153,5 @@ def _loosely(ahead: _Ahead, error: csv.Error) -> list[str] | BrokenLine:
     except csv.Error as worse:
         return BrokenLine(str(worse))
     if is_open:
-        return BrokenLine(f"a quote that opens here is not closed ({error}); write quotes inside a text twice")
+        return BrokenLine(f"a quote that opens here is not closed ({error}); double each quote inside a text")
     return ahead.broken(1) or fields

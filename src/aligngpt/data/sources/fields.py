@@ -1,4 +1,4 @@
-"""The fields of rows that are read, by the names that a person gives or by the usual ones."""
+"""The fields of rows that are read, under names given by the user or under the default names."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ CAPTION_COLUMNS = ("caption", "text", "TEXT")
 IMAGE_COLUMNS = ("image", "file_name", "path")
 ID_COLUMNS = ("id", "uid", "key")
 PICTURE_COLUMNS = ("image", "images", *(name for name in IMAGE_COLUMNS if name != "image"))
-"""Those of records that may have several pictures, too."""
+"""The image columns of records that may also have several images."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnNames:
-    """What a person calls the fields; None where the usual names are looked for."""
+    """Field names given by the user; None to look for the default names."""
 
     caption: str | None = None
     image: str | None = None
@@ -22,18 +22,18 @@ class ColumnNames:
 
     @property
     def given(self) -> bool:
-        """Whether any field was named."""
+        """Whether any field name was given."""
         return any(name is not None for name in (self.caption, self.image, self.id))
 
     def found_in(self, available: Iterable[str], where: str) -> ReadColumns:
-        """The fields to read, of those that are there.
+        """Choose the fields to read from the available ones.
 
         Raises:
-            SourceError: the caption, the picture or a field that was named is not there.
+            SourceError: the caption, the image or a field that was named is missing.
         """
         there = list(available)
         caption = _find("caption", self.caption, CAPTION_COLUMNS, there, where)
-        image = _find("picture", self.image, IMAGE_COLUMNS, there, where)
+        image = _find("image", self.image, IMAGE_COLUMNS, there, where)
         id = None
         if self.id is not None or any(name in there for name in ID_COLUMNS):
             id = _find("id", self.id, ID_COLUMNS, there, where)
@@ -52,7 +52,7 @@ def _find(what: str, named: str | None, usual: tuple[str, ...], there: list[str]
 
 
 def is_given(value: object) -> bool:
-    """Whether a field holds something: none of the ways in which tables write that a record has no value."""
+    """Whether a field has a value, as opposed to the various ways in which tables write a missing one."""
     if isinstance(value, str):
         return bool(value.strip())
     if isinstance(value, list | tuple):
@@ -63,10 +63,10 @@ def is_given(value: object) -> bool:
 
 
 def listed(found: object) -> list[object]:
-    """What a cell holds, without empty ones: one, or several in a list."""
+    """The non-empty values of a cell, which holds one value or a list."""
     return [one for one in (found if isinstance(found, list) else [found]) if is_given(one)]
 
 
 def first_of(names: Iterable[str], there: Iterable[str]) -> str | None:
-    """The first of the names that is there."""
+    """The first of `names` that is in `there`; None if there is none."""
     return next((name for name in names if name in there), None)

@@ -1,4 +1,4 @@
-"""Which kind of source is somewhere: told by what is there, not by what a folder is called."""
+"""Open the source of records at a path; its kind is detected from the files there, not from the folder's name."""
 
 import re
 import tarfile
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from aligngpt.data.sources.parquet import ParquetSource
 
 Archive = Union["ParquetSource", TarSource]
-"""What holds the pictures beside what is said of them."""
+"""A source that holds images together with their texts."""
 
 ACCEPTED = (
     "a JSON array or JSON lines of LLaVA records, a CSV file, Parquet or tar files or a folder of them, a pattern such "
-    "as {00000..00041}.tar or *.parquet, a folder of pictures with captions.csv, metadata.csv or metadata.jsonl, a "
-    "data set saved by `save_to_disk`, or the name owner/name of one on the Hugging Face hub"
+    "as {00000..00041}.tar or *.parquet, a folder of images with captions.csv, metadata.csv or metadata.jsonl, a "
+    "data set saved by `save_to_disk`, or the owner/name of one on the Hugging Face hub"
 )
 TABLES = ("captions.csv", "metadata.csv", "metadata.jsonl")
 
@@ -40,17 +40,17 @@ _FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".tar"}
 
 
 def find_records(source: str | Path, *, shard_size: int, names: ColumnNames) -> RecordSource:
-    """The records at `source`.
+    """Open the records at `source`.
 
     Args:
         source: see `open_pairs`.
-        shard_size: at most so many records a shard, where a source can be cut (a tar cannot).
-        names: the fields to read of rows; JSON records whose fields are named are rows too.
+        shard_size: maximum number of records per shard, for sources that can be split (a tar file cannot).
+        names: the fields of rows to read; if any are named, JSON records are read as rows too.
 
     Raises:
-        SourceError: nothing is there, or nothing that is accepted.
+        SourceError: there is nothing at `source`, or nothing that is accepted.
     """
-    # A worker that gets the source may run in another folder.
+    # A worker that gets the source may have a different working directory.
     path = Path(source).absolute()
     try:
         if path.is_dir():
@@ -74,24 +74,24 @@ def find_records(source: str | Path, *, shard_size: int, names: ColumnNames) -> 
 
 
 def archive_at(path: Path) -> "Archive | None":
-    """The Parquet or tar files at `path`: a file, a folder or a pattern; None where there is another file or nothing.
+    """The Parquet or tar files at `path`, a file, a folder or a pattern; None for any other file or a missing one.
 
     Raises:
-        SourceError: a folder or a pattern has none, or a file of a pattern is not there.
+        SourceError: a folder or a pattern has none, or a file of a pattern does not exist.
     """
     if path.is_file():
         try:
             with path.open("rb") as file:
                 kind = _archive_kind(path, file.read(4))
         except OSError:
-            return None  # Whoever reads it as something else says why it cannot be read.
+            return None  # The reader for other formats reports why it cannot be read.
         if kind is None:
             return None
     elif not path.is_dir() and not is_pattern(path):
         return None
     found = find_records(path, shard_size=1, names=ColumnNames())
     if found.kind not in ("parquet", "webdataset"):
-        raise SourceError(f"{path} is a source of the kind {found.kind}; name a JSON file, or Parquet or tar files")
+        raise SourceError(f"{path} is a source of kind {found.kind}; use a JSON file, or Parquet or tar files")
     return cast("Archive", found)
 
 
@@ -108,7 +108,7 @@ def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSourc
     for name in TABLES:
         if (folder / name).is_file():
             return _in_file(folder / name, shard_size, names, is_table=True)
-    # Before Parquet: img2dataset writes a table of what it fetched beside each tar file.
+    # Before Parquet: img2dataset writes a Parquet table of its downloads beside each tar file.
     tars = sorted(path for path in folder.rglob("*.tar") if path.is_file())
     tables = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
     beside_tars = {path.parent for path in tars}
@@ -119,7 +119,7 @@ def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSourc
 
         return ParquetSource(folder, tables, shard_size, names)
     found = ", ".join(sorted(path.name for path in islice(folder.iterdir(), 5))) or "nothing"
-    raise SourceError(f"{folder} is no source of pairs: expected {ACCEPTED}; found {found}")
+    raise SourceError(f"{folder} is not a source of pairs: expected {ACCEPTED}; found {found}")
 
 
 def _in_file(path: Path, shard_size: int, names: ColumnNames, *, is_table: bool = False) -> RecordSource:
@@ -135,18 +135,20 @@ def _in_file(path: Path, shard_size: int, names: ColumnNames, *, is_table: bool 
     start = head.removeprefix(BOM).lstrip()[:1]
     if start in (b"[", b"{"):
         return _json(path, shard_size, names, is_array=start == b"[", is_table=is_table)
-    raise SourceError(f"{path} is no source of pairs: expected {ACCEPTED}; found a file that begins {head[:20]!r}")
+    raise SourceError(
+        f"{path} is not a source of pairs: expected {ACCEPTED}; found a file that begins with {head[:20]!r}"
+    )
 
 
 def _archive_kind(path: Path, head: bytes) -> str | None:
-    """The suffix of the kind of archive that a file is; None where it is none."""
+    """The suffix for a file's kind of archive; None if it is not an archive."""
     if path.suffix == ".parquet" or head.startswith(b"PAR1"):
         return ".parquet"
     return ".tar" if path.suffix == ".tar" or tarfile.is_tarfile(path) else None
 
 
 def _of_files(folder: Path, files: Sequence[Path], shard_size: int, names: ColumnNames, kind: str = "") -> "Archive":
-    """The archive that files of a pattern are together; its first file says of which kind."""
+    """The archive that the files of a pattern form; the first file determines its kind."""
     if (kind or "".join(path.suffix for path in files[:1])) == ".parquet":
         from aligngpt.data.sources.parquet import ParquetSource
 
@@ -155,17 +157,17 @@ def _of_files(folder: Path, files: Sequence[Path], shard_size: int, names: Colum
 
 
 def _matching(pattern: Path) -> tuple[Path, ...]:
-    """The Parquet and tar files that a pattern with `*`, `?` or `[…]` in its name fits, all of one kind."""
+    """The Parquet or tar files, all of one kind, that match a pattern with `*`, `?` or `[…]` in its name."""
     if not _WILD.search(pattern.name) or not pattern.parent.is_dir():
         return ()
     files = sorted(path for path in pattern.parent.glob(pattern.name) if path.suffix in ARCHIVES and path.is_file())
     if len(kinds := {path.suffix for path in files}) > 1:
-        raise SourceError(f"{pattern} fits {' and '.join(sorted(kinds))} files; name those of one kind")
+        raise SourceError(f"{pattern} matches {' and '.join(sorted(kinds))} files; choose one kind")
     return tuple(files)
 
 
 def _json(path: Path, shard_size: int, names: ColumnNames, *, is_array: bool, is_table: bool) -> JsonSource:
-    """A table when it is known to be one, when fields are named, or when its first record says `file_name`."""
+    """Open a JSON file, as a table if it is known to be one, fields are named, or its first record has `file_name`."""
     first = first_object(path, is_array=is_array)
     columns = None
     if first is not None and (is_table or names.given or "file_name" in first):
@@ -174,7 +176,7 @@ def _json(path: Path, shard_size: int, names: ColumnNames, *, is_array: bool, is
 
 
 def _expanded(pattern: Path) -> Iterator[Path]:
-    """The files of a pattern, each of which must be there."""
+    """Yield the files of a numeric range pattern, each of which must exist."""
     parts = _RANGE.split(pattern.name)
     ranges = [
         [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
@@ -184,27 +186,27 @@ def _expanded(pattern: Path) -> Iterator[Path]:
         texts = [*(text for pair in zip(parts[::3], numbers, strict=False) for text in pair), parts[-1]]
         path = pattern.with_name("".join(texts))
         if not path.is_file():
-            raise SourceError(f"{pattern}: expected the file {path.name}, which is not there; name those that are")
+            raise SourceError(f"{pattern}: expected the file {path.name}, which does not exist; name existing files")
         yield path
 
 
 def root_of(path: Path, image_root: Path | None) -> Path:
-    """The folder that the image paths of a file start from; the file's own when `image_root` is None.
+    """The folder that the image paths in a file are relative to; the file's own if `image_root` is None.
 
     Raises:
         SourceError: it is not a folder.
     """
     root = path.parent if image_root is None else image_root
-    # A folder that the file is not in either is an error about the file.
+    # If the file's own folder does not exist, the error should be about the file, so it is not raised here.
     if root != path.parent and not root.is_dir():
         raise SourceError(f"the image root {root} is not a folder")
     return root
 
 
 def root_of_data(data: Path, image_root: Path | None) -> Path:
-    """The folder that the image paths of a source start from: its own when `image_root` is None.
+    """The folder that the image paths of a source are relative to; the source's own if `image_root` is None.
 
-    A folder of archives is one itself.
+    For a folder of archives, that is the folder itself.
     """
     if image_root is not None:
         return image_root
@@ -212,13 +214,13 @@ def root_of_data(data: Path, image_root: Path | None) -> Path:
 
 
 def name_of_data(data: Path) -> str:
-    """What people call a source: its name without extension, of a pattern that of its folder."""
+    """The display name of a source: its name without extension, or for a pattern, the name of its folder."""
     return data.absolute().parent.name if is_pattern(data) else data.stem
 
 
 def content_of(path: Path) -> str:
-    """The SHA-256 of a file, worked out once in a process while the file stays as it is; of an archive one of its
-    names, sizes and a part of its content (see `files_fingerprint`).
+    """The SHA-256 of a file, cached per process until the file changes; for an archive, a hash of the names, sizes and
+    part of the content of its files (see `files_fingerprint`).
 
     Raises:
         SourceError: a file cannot be read.

@@ -1,4 +1,4 @@
-"""Whether the files of a source are still the same: told by their content, which a copy has too."""
+"""Fingerprints of a source's files, based on their content so that a copy has the same one."""
 
 import hashlib
 import os
@@ -13,31 +13,31 @@ import numpy as np
 from aligngpt.data.sources.base import SourceError
 
 STRETCHES, STRETCH = 16, 1 << 14
-"""What is looked at of a large file: so many stretches of so many bytes, evenly from first to last."""
+"""Number and size in bytes of the stretches hashed of a large file, evenly spaced from first to last byte."""
 
 WHOLE = 4 << 20
-"""Files of up to so many bytes are read in full: on a disk that costs no more than 16 places in a larger one."""
+"""Files of up to this many bytes are read in full: on a disk, that costs no more than 16 reads across a larger one."""
 
 THREADS = 16
-"""Files looked at at a time: on network storage most of it is waiting."""
+"""Number of files read in parallel: on network storage, most of the time is spent waiting."""
 
 PARQUET_MARK, PARQUET_END = b"PAR1", 8
-"""What a Parquet file ends with, and the bytes of it and of the length of the footer before it."""
+"""The mark at the end of a Parquet file, and the total size in bytes of the mark and the footer length before it."""
 
 
 def files_fingerprint(files: Sequence[Path], folder: Path) -> str:
-    """A SHA-256 of files' names, wherever their folder is, of their sizes, and of a part of their content.
+    """A SHA-256 of the files' names relative to their folder, their sizes, and part of their content.
 
-    Of a file of up to 4 MiB the part is all of it. A terabyte is not read for it: of a larger file it is 16 stretches
-    of 16 KiB and, of Parquet, the footer, which has the size, the place and the extremes of each column of each row
-    group, so that other texts are almost always seen. Not seen is what was written in place and at the same length
-    between the stretches: in Parquet if it is also no extreme of its column and compresses to the same size; in a tar,
-    whose texts nothing sums up, wherever it lies. A tar that was packed anew is seen if its packer notes the time, as
-    most do. The files' own times of change play no part.
+    Files of up to 4 MiB are hashed in full. To avoid reading terabytes, only 16 stretches of 16 KiB are hashed of a
+    larger file, plus the footer if it is Parquet. The footer has the size, position and extremes of each column of each
+    row group, so that changed texts are almost always detected. A change is not detected if it was made in place, at
+    the same length and between the stretches; in Parquet, it must also leave the column's extremes and its compressed
+    size unchanged, while nothing in a tar file summarizes its texts. A tar file that was packed again is detected if
+    its packer records the time, as most do. The files' own modification times play no part.
 
     Args:
         files: in order.
-        folder: what the names are told from.
+        folder: the folder that names are relative to.
 
     Raises:
         SourceError: a file cannot be read.
@@ -60,13 +60,13 @@ def _line(folder: Path, path: Path) -> bytes:
 
 
 def _content(path: Path, state: os.stat_result) -> str:
-    # The time of the last change of the entry, unlike that of the content, cannot be set.
+    # The inode change time (ctime), unlike the modification time, cannot be set.
     return _part_of(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
 
 @lru_cache(maxsize=1 << 16)
 def _part_of(path: Path, size: int, modified: int, changed: int, inode: int) -> str:
-    """The SHA-256 of a part of a file, worked out once in a process while the file stays as it is."""
+    """The SHA-256 of part of a file, cached per process until the file changes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         if size <= WHOLE:
@@ -80,7 +80,7 @@ def _part_of(path: Path, size: int, modified: int, changed: int, inode: int) -> 
 
 
 def _parquet_footer(file: BinaryIO, size: int) -> bytes:
-    """The footer of a Parquet file; nothing of another file."""
+    """The footer of a Parquet file; empty for any other file."""
     file.seek(size - PARQUET_END)
     end = file.read(PARQUET_END)
     length = int.from_bytes(end[:4], "little")

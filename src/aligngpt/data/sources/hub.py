@@ -1,4 +1,4 @@
-"""Rows of data sets of the Hugging Face library: saved in a folder, or named on the hub."""
+"""Rows of Hugging Face data sets: saved in a folder, or named on the hub."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,15 +13,15 @@ from aligngpt.data.sources.fingerprints import files_fingerprint
 
 SPLIT = "train"
 BATCH_ROWS = 64
-"""Rows in memory at a time; each may carry a picture of some megabytes."""
+"""Rows in memory at a time; each may hold an image of several megabytes."""
 
 
 class DatasetSource(RecordSource):
-    """The split `train` of a data set, or the only one it has, cut into ranges of rows.
+    """The split `train` of a data set, or its only split, divided into ranges of rows.
 
     Args:
         source: a folder written by `save_to_disk`, or a name on the hub.
-        shard_size: at most so many rows a shard.
+        shard_size: maximum number of rows per shard.
         names: which features to read.
     """
 
@@ -35,13 +35,13 @@ class DatasetSource(RecordSource):
         self._loaded: datasets.Dataset | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was loaded names files in this machine's cache; another one has its own.
+        # The loaded data set refers to files in this machine's cache; another machine has its own.
         return {**self.__dict__, "_loaded": None}
 
     def shards(self) -> Sequence[Shard]:
         rows = self._rows().num_rows
         if not rows:
-            raise SourceError(f"{self.source} holds no record")
+            raise SourceError(f"{self.source} has no records")
         return [
             Shard(index, f"{Path(self.source).name}[{start}:{stop}]", stop - start, start=start, stop=stop, first=start)
             for index, start in enumerate(range(0, rows, self.shard_size))
@@ -51,7 +51,7 @@ class DatasetSource(RecordSource):
     def read(self, shard: Shard) -> Iterator[Record | BrokenRecord]:
         rows = self._rows()
         columns = self.names.found_in(rows.column_names, str(self.source))
-        # As Arrow has them, pictures are not decoded.
+        # In Arrow format, images are not decoded.
         part = rows.select_columns(columns.all()).select(range(shard.start, shard.stop)).with_format("arrow")
         number = 0
         for batch in part.iter(batch_size=BATCH_ROWS):
@@ -61,18 +61,18 @@ class DatasetSource(RecordSource):
                 number += 1
 
     def fingerprint(self) -> str:
-        """That of the files of a folder; of a data set on the hub the library's own, which covers its revision."""
+        """The fingerprint of a folder's files; for a data set on the hub, the library's own, covering its revision."""
         rows = self._rows()
         if isinstance(self.source, str):
             return str(rows._fingerprint)
-        # The library notes its own in the folder, and would find it there whatever the files hold by now.
+        # The library stores its own fingerprint in the folder and would return that even if the files have changed.
         return files_fingerprint([Path(file["filename"]) for file in rows.cache_files], self.source)
 
     def columns(self) -> set[ReadColumns]:
         return {self.names.found_in(self._rows().column_names, str(self.source))}
 
     def _fetched(self, row: dict[str, Any], column: str) -> Path | None:
-        """The library's folder, where it fetched the row's picture, which is then named from there; else None."""
+        """The library's cache folder if it holds the row's image, whose path is made relative to it; else None."""
         image = row[column]
         path = image.get("path") if isinstance(image, dict) and image.get("bytes") is None else None
         if isinstance(self.source, str) and isinstance(path, str):
@@ -95,14 +95,18 @@ def _load(source: Path | str) -> datasets.Dataset:
         if isinstance(source, str):
             return datasets.load_dataset(source, split=SPLIT)
         found = datasets.load_from_disk(source)
-    # The library raises errors of many kinds, its own, of Arrow, of the network, with no family name.
+    # The library raises its own errors, Arrow's and network errors, which have no common base class.
     except Exception as error:
-        what = "is no data set on disk" if isinstance(source, Path) else "is neither a path nor a data set on the hub"
-        raise SourceError(f"{source} {what} that can be read: {error}") from error
+        what = (
+            "is not a readable data set"
+            if isinstance(source, Path)
+            else "is neither a path nor a readable data set on the hub"
+        )
+        raise SourceError(f"{source} {what}: {error}") from error
     if isinstance(found, datasets.Dataset):
         return found
     if SPLIT in found:
         return found[SPLIT]
     if len(found) == 1:
         return next(iter(found.values()))
-    raise SourceError(f"{source}: expected a split `{SPLIT}`, found {', '.join(found)}; name the folder of one split")
+    raise SourceError(f"{source}: expected a split `{SPLIT}`, found {', '.join(found)}; use the folder of one split")

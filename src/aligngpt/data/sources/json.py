@@ -1,4 +1,4 @@
-"""Files of JSON records: one array, or one record a line; told apart by what they hold."""
+"""Files of JSON records: one array, or one record per line, distinguished by their content."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -11,17 +11,17 @@ from aligngpt.data.sources.text_files import HEAD, check_kind, check_lines
 from aligngpt.files import sha256_of
 
 LOOK_AT = 100
-"""Records among which the first JSON object of a file is looked for."""
+"""Number of leading records searched for the first JSON object of a file."""
 
 
 class JsonSource(RecordSource):
-    """A file of JSON records, cut into ranges of bytes.
+    """A file of JSON records, split into byte ranges.
 
     Args:
         path: the file.
-        shard_size: records a shard.
-        is_array: whether it is one array, rather than one record a line.
-        columns: the fields to read where it is a table; None where each record says itself what it is.
+        shard_size: records per shard.
+        is_array: whether it is one array, rather than one record per line.
+        columns: the fields to read if it is a table; None if the format is detected for each record.
     """
 
     kind = "json"
@@ -75,7 +75,7 @@ class JsonSource(RecordSource):
 
 
 def first_object(path: Path, *, is_array: bool) -> dict[str, object] | None:
-    """The first JSON object among the first records of a file; None without.
+    """The first JSON object among the first records of a file; None if there is none.
 
     Raises:
         SourceError: the file cannot be read.
@@ -94,14 +94,14 @@ def _good_values(path: Path, is_array: bool) -> Iterator[object]:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, object]]:
-    """The records of a file, numbered from 0, one in memory at a time.
+    """Yield the records of a file, numbered from 0, with one in memory at a time.
 
-    A line of JSON lines that is no JSON, and a record that is not UTF-8, come as a `BrokenLine`; an array that is
-    broken ends with an error there.
+    An invalid line of JSON lines, and a record that is not UTF-8, come as a `BrokenLine`; a broken array raises where
+    it is broken.
 
     Raises:
-        SourceError: the file cannot be read, is empty, is packed, is in another encoding than UTF-8, or is neither an
-            array nor JSON lines.
+        SourceError: the file cannot be read, is empty, is compressed, is not UTF-8, or is neither an array nor JSON
+            lines.
     """
     try:
         if _is_array(path):
@@ -139,10 +139,10 @@ def _read_lines(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _instead(path: Path) -> str:
-    """What reads a file that is none of records."""
+    """A hint about which commands read a file that has no JSON records."""
     if path.suffix.lower() not in (".csv", ".tsv"):
         return ""
     return (
-        "; CSV is read by `aligngpt score` and `aligngpt levels` only: check, train and evaluate read JSON arrays, "
+        "; CSV is read only by `aligngpt score` and `aligngpt levels`: check, train and evaluate read JSON arrays, "
         "JSON lines, Parquet and tar files"
     )

@@ -1,4 +1,4 @@
-"""The elements of a JSON array, one at a time: neither the file nor the list of its elements is ever in memory."""
+"""Read the elements of a JSON array one at a time, without holding the file or the list in memory."""
 
 import codecs
 import json
@@ -14,10 +14,10 @@ from aligngpt.data.sources.json_keys import DECODER
 
 CHUNK = 1 << 16
 
-# A literal, an escape or a number cut at the end of the text makes the decoder fail at most so many characters earlier.
+# If a literal, an escape or a number is cut off, the decoder fails at most this many characters before the end.
 CUT_MARGIN = 16
 
-# How "surrogateescape" keeps a byte that is not UTF-8; no text in UTF-8 holds these characters themselves.
+# How "surrogateescape" represents a byte that is not UTF-8; valid UTF-8 never decodes to these characters.
 _NO_TEXT = re.compile("[\udc80-\udcff]")
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -26,9 +26,9 @@ _decode = DECODER.raw_decode
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An element of an array: its value, first byte, and the byte after it.
+    """An element of an array: its value, first byte, and end (exclusive).
 
-    The value of one with a byte that is not UTF-8 is a `BrokenLine`.
+    The value of an element that is not UTF-8 is a `BrokenLine`.
     """
 
     value: object
@@ -37,10 +37,10 @@ class Element:
 
 
 def read_array(path: Path) -> Iterator[Element]:
-    """The elements of a file that is one JSON array.
+    """Yield the elements of a file that is one JSON array.
 
     Raises:
-        SourceError: the file cannot be read, or is no whole JSON array; the line is named.
+        SourceError: the file cannot be read, or is not a complete JSON array; the message gives the line.
     """
     try:
         with path.open("rb") as file:
@@ -50,16 +50,16 @@ def read_array(path: Path) -> Iterator[Element]:
                 yield from _elements(window)
             window.expect("]")
             if window.peek():
-                raise window.error("more text after the array's end")
+                raise window.error("more text after the end of the array")
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_array_range(path: Path, start: int, stop: int) -> Iterator[Element]:
-    """The elements between two bytes: the first of one element, and the one after another.
+    """Yield the elements between two bytes: the first byte of an element, and the end (exclusive) of another.
 
     Raises:
-        SourceError: as `read_array`, when the file has changed meanwhile.
+        SourceError: as `read_array`, if the file has changed in the meantime.
     """
     try:
         with path.open("rb") as file:
@@ -84,9 +84,9 @@ class _Window:
 
     Attributes:
         text: the part in memory.
-        at: the next character in it.
-        byte: where that character is in the file.
-        line: its line, from 1 within the range.
+        at: index of the next character in `text`.
+        byte: position of that character in the file.
+        line: line of that character, from 1 within the range.
     """
 
     def __init__(self, file: BinaryIO, path: Path, start: int, stop: int | None) -> None:
@@ -100,7 +100,7 @@ class _Window:
         self.line = 1
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             space = _SPACE.match(self.text, self.at)
             assert space is not None
@@ -111,13 +111,13 @@ class _Window:
                 return ""
 
     def expect(self, character: str) -> None:
-        """Step over a character."""
+        """Consume the given character, or raise."""
         if (found := self.peek()) != character:
             raise self.error(f"expected {character!r}, found {found!r}" if found else f"no {character!r} at the end")
         self._go(self.at + 1)
 
     def value(self) -> object:
-        """Read the JSON value that begins here."""
+        """Decode and consume the JSON value that begins here."""
         while True:
             try:
                 value, end = _decode(self.text, self.at)
@@ -129,7 +129,7 @@ class _Window:
                 raise self.error(error.msg) from error
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error)) from error
-            # A number that ends with the text, or nearly (`1.5e-`), may go on behind it.
+            # A number that ends at or near the end of the text (`1.5e-`) may continue after it.
             if isinstance(value, (int, float)) and end > len(self.text) - CUT_MARGIN and self._more():
                 continue
             broken = _NO_TEXT.search(self.text, self.at, end)
@@ -140,8 +140,8 @@ class _Window:
             return value
 
     def error(self, what: str) -> SourceError:
-        """The error that something is wrong here."""
-        return SourceError(f"{self._path} is no whole JSON array: line {self.line}: {what}")
+        """An error at the current position."""
+        return SourceError(f"{self._path} is not a complete JSON array: line {self.line}: {what}")
 
     def _go(self, to: int) -> None:
         passed = self.text[self.at : to]
@@ -150,7 +150,7 @@ class _Window:
         self.at = to
 
     def _more(self) -> bool:
-        """Read on; whether there was anything. The text doubles, so a long element is decoded a few times only."""
+        """Read more text; return False at the end. The text doubles, so a long element is decoded only a few times."""
         kept = self.text[self.at :]
         if len(kept) > MAX_RECORD:
             raise self.error(f"an element is longer than {MAX_RECORD} characters")

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, with paths of pictures or the pictures themselves."""
+"""Rows of Parquet files, with image paths or the images themselves."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ from aligngpt.data.sources.fields import ColumnNames, listed
 from aligngpt.data.sources.fingerprints import files_fingerprint
 
 BATCH_ROWS = 64
-"""Rows in memory at a time; each may carry a picture of some megabytes."""
+"""Rows in memory at a time; each may hold an image of several megabytes."""
 
 READ_BUFFER = 1 << 20
 """Bytes read at a time from each column."""
 
 
 class ParquetSource(RecordSource):
-    """Parquet files of one data set, cut at row groups, and row groups into shards.
+    """Parquet files of one data set, split at row groups, and row groups into shards.
 
     Args:
-        folder: the folder that the files' names are told from.
+        folder: the folder that the files' names are relative to.
         files: the files, in order.
-        shard_size: at most so many rows a shard.
+        shard_size: maximum number of rows per shard.
         names: which columns to read.
     """
 
@@ -42,7 +42,7 @@ class ParquetSource(RecordSource):
         if not self._shards:
             self._shards = tuple(self._cut())
             if not self._shards:
-                raise SourceError(f"{self.folder} holds no record: its {len(self.files)} Parquet files have no rows")
+                raise SourceError(f"{self.folder} has no records: its {len(self.files)} Parquet files have no rows")
         return self._shards
 
     def read(self, shard: Shard) -> Iterator[Record | BrokenRecord]:
@@ -55,13 +55,13 @@ class ParquetSource(RecordSource):
     def read_all(
         self, wanted: Callable[[pyarrow.Schema, str], list[str]]
     ) -> Iterator[tuple[StoredAt, Record | BrokenRecord]]:
-        """The rows of all files, numbered through, each with its place in its file.
+        """Yield the rows of all files, numbered consecutively across files, each with its position in its file.
 
         Args:
-            wanted: the columns to read, from the schema of a file and its name.
+            wanted: returns the columns to read, given the schema of a file and its name.
 
         Raises:
-            SourceError: a file cannot be opened, or `wanted` finds it of no use.
+            SourceError: a file cannot be opened, or `wanted` rejects it.
         """
         first = 0
         for number, path in enumerate(self.files):
@@ -102,26 +102,26 @@ class ParquetSource(RecordSource):
 
 
 def open_parquet(path: Path) -> Any:
-    """A Parquet file of which a batch is in memory at a time.
+    """Open a Parquet file so that only one batch is in memory at a time.
 
     Raises:
-        SourceError: it is none that can be read.
+        SourceError: it is not a readable Parquet file.
     """
     try:
-        # Otherwise the columns of a whole row group, pictures and all, are in memory at once.
+        # Otherwise the columns of a whole row group, images included, are in memory at once.
         return pyarrow.parquet.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is no Parquet file that can be read: {error}") from error
+        raise SourceError(f"{path} is not a readable Parquet file: {error}") from error
 
 
 def read_records(file: Any, shard: Shard, columns: list[str], place: str) -> Iterator[Record | BrokenRecord]:
-    """The rows of a shard, by the names of their columns; what a file that breaks off has left is one broken record.
+    """Yield the rows of a shard as records; if the file is damaged, its unreadable rest is one broken record.
 
     Args:
         file: see `open_parquet`.
-        shard: of the file.
-        columns: that are read.
-        place: what people call a row, with `{}` for its number.
+        shard: a shard of the file.
+        columns: the columns to read.
+        place: display name of a row, with `{}` for its index.
     """
     number = 0
     try:
@@ -133,14 +133,14 @@ def read_records(file: Any, shard: Shard, columns: list[str], place: str) -> Ite
                 yield Record(number, row, where)
             number += 1
     except (pyarrow.ArrowException, OSError) as error:
-        detail = f"{shard.path}: row group {shard.group} cannot be read from row {number} of it on: {error}"
+        detail = f"{shard.path}: row group {shard.group} cannot be read from its row {shard.start + number} on: {error}"
         yield BrokenRecord(number, "broken_parquet", detail)
 
 
 def read_rows(file: Any, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """The shard's rows; rows of the row group that stand before it are read past."""
+    """Yield the shard's rows; earlier rows of the row group are read and skipped."""
     at = 0
-    # Threads would read ahead, past what a batch needs.
+    # Threads would read ahead, beyond the current batch.
     batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=[shard.group], columns=columns, use_threads=False)
     for batch in batches:
         start, stop = max(shard.start - at, 0), min(shard.stop - at, batch.num_rows)
@@ -155,7 +155,7 @@ def _values(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError as error:
-        # Nothing was given out yet: the conversion is of the whole batch. Which row is it?
+        # The whole batch is converted before anything is yielded, so it can be retried row by row to find the bad row.
         if batch.num_rows == 1:
             yield error
             return
@@ -164,8 +164,8 @@ def _values(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
 
 
 def stored_bytes(found: object) -> bytes | None:
-    """The encoded picture in a cell of a Parquet file, which is bytes or `{"bytes", "path"}`, or a list of one of
-    these; None without."""
+    """The encoded image in a cell of a Parquet file, which is bytes or `{"bytes", "path"}`, or a list of one of
+    these; None if there is none."""
     if isinstance(found, list):
         found = next(iter(listed(found)), None)
     content = found.get("bytes") if isinstance(found, Mapping) else found

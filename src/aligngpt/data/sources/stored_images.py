@@ -1,4 +1,4 @@
-"""The pictures that archives hold, by their places; row groups that were read last are kept in memory."""
+"""The images in archives, by location; recently read row groups are cached in memory."""
 
 import json
 from bisect import bisect_right
@@ -19,7 +19,7 @@ from aligngpt.data.sources.parquet import BATCH_ROWS, open_parquet, stored_bytes
 from aligngpt.data.sources.tar import TarSource
 
 KEPT_BYTES = 1 << 30
-"""Of row groups that are kept, in each process and for each source; the last one is kept however large it is."""
+"""Limit for cached row groups, per process and source; the last one read is cached regardless of its size."""
 
 
 class _Group(NamedTuple):
@@ -29,10 +29,10 @@ class _Group(NamedTuple):
 
 
 class RowGroups:
-    """The picture columns of row groups.
+    """A cache of the image columns of row groups.
 
     Attributes:
-        reads: how many row groups were read so far.
+        reads: number of row groups read so far.
     """
 
     def __init__(self) -> None:
@@ -40,10 +40,10 @@ class RowGroups:
         self._kept: OrderedDict[tuple[Path, int], _Group] = OrderedDict()
 
     def picture(self, path: Path, column: str, group: int, row: int) -> bytes:
-        """The encoded picture in a row of a row group.
+        """The encoded image in a row of a row group.
 
         Raises:
-            ImageError: the file or the row group cannot be read any more, or has no picture there.
+            ImageError: the file or the row group can no longer be read, or has no image there.
         """
         found = self._group(path, column, group)
         batch = bisect_right(found.stops, row)
@@ -51,7 +51,7 @@ class RowGroups:
             cell = found.batches[batch].column(0)[row - (found.stops[batch - 1] if batch else 0)].as_py()
             if (content := stored_bytes(cell)) is not None:
                 return content
-        raise ImageError("missing", f"{path} has no picture in row {row} of row group {group}; it has changed")
+        raise ImageError("missing", f"{path} has no image in row {row} of row group {group}; the file has changed")
 
     def _group(self, path: Path, column: str, group: int) -> _Group:
         key = (path, group)
@@ -69,7 +69,7 @@ class RowGroups:
 def _read(path: Path, column: str, group: int) -> _Group:
     try:
         with open_parquet(path) as file:
-            # In batches, for a column of more than 2 GB has no single array; a loader worker has no other threads.
+            # In batches, because a column over 2 GB does not fit one array; a loader worker has no other threads.
             batches = list(
                 file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False)
             )
@@ -80,17 +80,17 @@ def _read(path: Path, column: str, group: int) -> _Group:
 
 
 class ArchiveFile(NamedTuple):
-    """A file of an archive, and the column its pictures are in (of a tar file none)."""
+    """A file of an archive and its image column (None for a tar file)."""
 
     path: Path
     column: str | None
 
 
 class ArchivePictures:
-    """The pictures of an archive, by place.
+    """The images of an archive, by location.
 
     Args:
-        files: of the archive, in order.
+        files: the archive's files, in order.
     """
 
     def __init__(self, files: Sequence[ArchiveFile]) -> None:
@@ -99,17 +99,17 @@ class ArchivePictures:
 
     @classmethod
     def of(cls, archive: Archive) -> "ArchivePictures":
-        """Those of an archive."""
+        """The images of an archive."""
         return cls([ArchiveFile(path, _picture_column(archive, path)) for path in archive.files])
 
     def save(self, path: Path) -> None:
-        """Write down where they are, which `load` reads."""
-        # Bytes that are no Unicode are in the names of files as JSON's escapes.
+        """Write the files and their image columns, for `load`."""
+        # JSON escapes represent bytes in file names that are not Unicode.
         path.write_text(json.dumps([[str(file.path), file.column] for file in self.files]), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "ArchivePictures | None":
-        """Read what `save` wrote; None where nothing was written."""
+        """Read what `save` wrote; None if the file does not exist."""
         try:
             files = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -117,10 +117,10 @@ class ArchivePictures:
         return cls([ArchiveFile(Path(name), column) for name, column in files])
 
     def picture(self, name: str, stored: StoredAt) -> Picture:
-        """The picture at a place, with its content where that had to be read.
+        """The image at a location; from Parquet, including its content.
 
         Raises:
-            ImageError: the file cannot be read any more.
+            ImageError: the file can no longer be read.
         """
         path, column = self.files[stored.file]
         if column is None:

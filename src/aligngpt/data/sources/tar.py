@@ -1,6 +1,6 @@
-"""Tar files as WebDataset has them: files of the same name but for the extension are one sample.
+"""Tar files in the WebDataset layout: files whose names differ only in the extension form one sample.
 
-The name ends at its first dot. Where no known extension follows that, as in `22.01.jpg`, it ends at the last one.
+The name ends at its first dot, or at its last if no known extension follows the first, as in `22.01.jpg`.
 """
 
 import re
@@ -18,15 +18,15 @@ TEXTS = frozenset({"cap", "caption", "text", "txt"})
 MAX_TEXT = 16 << 20
 """Longest caption file read, in bytes."""
 
-# The base name goes up to its first dot, and is not empty (hidden files are no samples).
+# The base name extends to its first dot and is not empty (hidden files are not samples).
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^/.]+)(?:\.(?P<extension>[^/]+))?", re.DOTALL)
 
 
 class TarSource(RecordSource):
-    """Tar files, each one a shard; a record is a `TarSample`.
+    """Tar files, each of them a shard; a record's value is a `TarSample`.
 
     Args:
-        folder: the folder that the files' names are told from.
+        folder: the folder that the files' names are relative to.
         files: the files, in order.
     """
 
@@ -56,7 +56,7 @@ class TarSource(RecordSource):
 
 @dataclass(slots=True)
 class TarSample:
-    """The members with one key; `others` are the names of those that are neither a picture nor a text."""
+    """The members with one key; `others` are the names of all members if none of them is an image or a text."""
 
     key: str
     pictures: list[Picture] = field(default_factory=list)
@@ -66,19 +66,19 @@ class TarSample:
 
     @property
     def has_text(self) -> bool:
-        """Whether it has a `.txt` or a `.json`."""
+        """Whether it has a text or a `.json`."""
         return self.text is not None or self.json is not None
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has a picture and a text."""
+        """Whether it has an image and a text."""
         return bool(self.pictures) and self.has_text
 
 
 def tar_samples(path: Path) -> Iterator[TarSample | BrokenTar]:
-    """The samples of a tar file; of one that breaks off, those that are whole.
+    """Yield the samples of a tar file; where the file breaks off, only complete samples.
 
-    Members that make no pair come as a sample too, so that each is accounted for.
+    Members that do not form a pair are yielded as a sample too, so that every member is accounted for.
     """
     key, entries = "", list[_Entry]()
     for member in read_members(path):
@@ -97,14 +97,14 @@ def tar_samples(path: Path) -> Iterator[TarSample | BrokenTar]:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A member of those whose names are the same up to the first dot.
+    """A member of a group with the same name up to the first dot.
 
     Attributes:
         name: its name.
         stem: its name without the last extension.
-        is_plain: whether all that follows the first dot is a known extension.
-        content: a picture, the bytes of a `text` or `json`, or None of anything else.
-        kind: `picture`, `text`, `json` or nothing.
+        is_plain: whether everything after the first dot is a known extension.
+        content: an image, the bytes of a `text` or `json` of up to `MAX_TEXT` bytes, or None for anything else.
+        kind: `picture`, `text`, `json` or empty.
     """
 
     name: str
@@ -132,7 +132,7 @@ def _kind(extension: str) -> str:
 
 
 def _samples(key: str, entries: Sequence[_Entry]) -> Iterator[TarSample]:
-    """The samples of neighbouring members whose names are the same up to the first dot."""
+    """Yield the samples of adjacent members with the same name up to the first dot."""
     plain = _sample(key, [entry for entry in entries if entry.is_plain])
     by_stem: dict[str, list[_Entry]] = {}
     for entry in entries:

@@ -1,4 +1,4 @@
-"""The members of a tar file as far as it can be read, and where it breaks."""
+"""Read the members of a tar file up to where it is broken."""
 
 import tarfile
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ class Member:
 
     Attributes:
         name: as written in the tar file; never a path on disk.
-        offset: its first byte.
-        size: its bytes.
+        offset: first byte of its content.
+        size: size of its content in bytes.
         file: the tar file, open while its members are read.
     """
 
@@ -28,22 +28,22 @@ class Member:
     file: BinaryIO
 
     def read(self) -> bytes:
-        """What it holds."""
+        """Its content."""
         self.file.seek(self.offset)
         return self.file.read(self.size)
 
 
 @dataclass(frozen=True, slots=True)
 class BrokenTar:
-    """The rest of a tar file cannot be read; `reason` says where it breaks."""
+    """The rest of a tar file cannot be read; `reason` says why and where."""
 
     reason: str
 
 
 def read_members(path: Path) -> Iterator[Member | BrokenTar]:
-    """The plain files in an uncompressed tar file, in order; a `BrokenTar` is the last that comes.
+    """Yield the regular files in an uncompressed tar file, in order; if it is broken, a final `BrokenTar`.
 
-    Tar files that were appended to each other are read one after the other.
+    Concatenated tar files are read one after the other.
 
     Raises:
         SourceError: the file cannot be opened.
@@ -60,14 +60,14 @@ def read_members(path: Path) -> Iterator[Member | BrokenTar]:
             try:
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     while (member := tar.next()) is not None:
-                        # tarfile keeps every member it has seen.
+                        # tarfile would keep every member it has seen.
                         tar.members.clear()  # type: ignore[attr-defined]
                         if not 0 <= member.size <= size - member.offset_data:
                             yield BrokenTar(f"{path} is cut short in {member.name!r}, at byte {member.offset}")
                             return
                         if member.isreg() and not member.issparse():
                             yield Member(member.name, member.offset_data, member.size, file)
-                    # tarfile ends as quietly at a broken header as at the end.
+                    # tarfile stops as silently at a broken header as at the end.
                     end = tar.offset
                     file.seek(end)
                     header = file.read(tarfile.BLOCKSIZE)
@@ -79,12 +79,12 @@ def read_members(path: Path) -> Iterator[Member | BrokenTar]:
                     return
                 start = _not_zero(file, end)
             except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-                yield BrokenTar(f"{path} is no whole, uncompressed tar file, at byte {file.tell()}: {error}")
+                yield BrokenTar(f"{path} is not a complete, uncompressed tar file, at byte {file.tell()}: {error}")
                 return
 
 
 def _not_zero(file: BinaryIO, at: int) -> int | None:
-    """The first block from a byte on that is not all zeros; None when only zeros follow."""
+    """The first block at or after a byte that is not all zeros; None if only zeros follow."""
     file.seek(at)
     while chunk := file.read(CHUNK):
         if rest := chunk.lstrip(tarfile.NUL):

@@ -1,4 +1,4 @@
-"""What a file of text is, told from its beginning, so that one that is something else is named as what it is."""
+"""Check from its beginning that a file is text of the expected kind, so that errors say what another file is."""
 
 import json
 from itertools import islice
@@ -9,7 +9,7 @@ from aligngpt.data.sources.byte_ranges import Line, read_lines, text_start
 from aligngpt.data.sources.mistaken_files import mistaken_for
 
 FIRST_LINES = 10
-"""A file whose first lines all fail is in another encoding; one bad byte further on costs a record."""
+"""If this many first lines all fail, the file is in another encoding; a single bad byte costs only one record."""
 
 HEAD = 1 << 16
 
@@ -41,18 +41,18 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def packed_with(head: bytes) -> tuple[str, str] | None:
-    """The program that packed a file and the command that unpacks it, by its first bytes; None for another file."""
+    """The program that compressed a file and the command to decompress it, by its first bytes; None if uncompressed."""
     return next((names for magic, names in _PACKED.items() if head.startswith(magic)), None)
 
 
 def check_kind(path: Path, head: bytes) -> None:
-    """Refuse a file that is packed, in UTF-16, a web page or a Git LFS pointer.
+    """Reject a file that is compressed, in UTF-16, a web page or a Git LFS pointer.
 
     Raises:
         SourceError: it is one of these; the message says which, and what to do.
     """
     if packed := packed_with(head):
-        raise SourceError(f"{path} is packed with {packed[0]}; unpack it ({packed[1]})")
+        raise SourceError(f"{path} is compressed with {packed[0]}; decompress it ({packed[1]})")
     if what := mistaken_for(head):
         raise SourceError(f"{path} {what}")
     if head.startswith(_UTF_16):
@@ -60,10 +60,10 @@ def check_kind(path: Path, head: bytes) -> None:
 
 
 def check_lines(path: Path) -> None:
-    """Refuse a file of lines that is in another encoding, or is one JSON object rather than one a line.
+    """Reject a file of lines that `check_kind` rejects, is in another encoding, or is a single JSON object.
 
     Raises:
-        SourceError: it is so, or cannot be read.
+        SourceError: it is one of these, or cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -72,18 +72,18 @@ def check_lines(path: Path) -> None:
     if lines and (keys := _one_object(head, lines)):
         shown = ", ".join(keys[:8]) + (", …" if len(keys) > 8 else "")
         raise SourceError(
-            f"{path} is one JSON object with the keys {shown}; expected an array, or a record a line. Save the list "
-            "of records that is in it"
+            f"{path} is one JSON object with the keys {shown}; expected an array, or one record per line. Save only "
+            "the list of records in it"
         )
 
 
 def check_encoding(path: Path, start: int, above: int = 0) -> list[Line]:
-    """The first lines of a file from a byte on, of which at least one must be text.
+    """The first non-blank lines of a file from a byte on, at least one of which must be UTF-8.
 
     Args:
         path: the file.
         start: first byte of a line.
-        above: how many lines stand before it.
+        above: number of lines before it.
 
     Raises:
         SourceError: none of them is UTF-8.
@@ -103,7 +103,7 @@ def _is_text(line: Line) -> bool:
 
 
 def _one_object(head: bytes, lines: list[Line]) -> list[str]:
-    """The keys of the one object that a file is, as far as its head tells; none when it may be a record a line."""
+    """The keys, as far as in its head, of a file that is one JSON object; empty if it may be one record per line."""
     first = lines[0].content.decode(errors="replace").strip()
     if not first.startswith("{"):
         return []
@@ -111,7 +111,7 @@ def _one_object(head: bytes, lines: list[Line]) -> list[str]:
         value = json.loads(first)
     except (ValueError, RecursionError):
         return _keys(head.decode("utf-8-sig", errors="replace").lstrip(), beyond=len(first))
-    # A whole record is in the first line: it is the file's only one, and holds tables or records.
+    # The first line is a complete object. It is not a record if it is the file's only line and holds tables or records.
     nests = isinstance(value, dict) and any(
         isinstance(part, dict) or (isinstance(part, list) and part and isinstance(part[0], dict))
         for part in value.values()
@@ -120,7 +120,7 @@ def _one_object(head: bytes, lines: list[Line]) -> list[str]:
 
 
 def _keys(text: str, beyond: int) -> list[str]:
-    """The keys of an object that goes on behind a character; none when there it is broken or ended."""
+    """The keys of an object that continues after the character `beyond`; empty if it is broken or ends before that."""
     keys: list[str] = []
     at = 1
     while True:
@@ -135,7 +135,7 @@ def _keys(text: str, beyond: int) -> list[str]:
             keys.append(key)
             _, at = _decode(text, _skip(text, at + 1))
         except json.JSONDecodeError as error:
-            # The head of a file ends anywhere, so its last value cannot be told from a broken one.
+            # The head of a file may end anywhere, so its last value cannot be distinguished from a broken one.
             is_cut = len(text) >= HEAD // 4 and (error.msg.startswith("Unterminated") or error.pos >= len(text) - 16)
             return keys if is_cut or error.pos >= len(text) else []
         except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""How others save such a model: names of their weights and fields of their configuration, beside ours."""
+"""Foreign checkpoint formats: how their weight names and configuration fields map to ours."""
 
 import re
 from abc import ABC, abstractmethod
@@ -13,29 +13,28 @@ from aligngpt.model.configuration import AlignGPTConfig
 
 TABLE = "model.alignment.levels"
 TOWER = "model.vision_tower."
-TOWER = "model.vision_tower."
 GATE_INPUT = "model.alignment.gate.0.weight"
 EMBEDDINGS, HEAD, HEAD_BIAS = "model.language_model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"
 BY_TOKEN = (EMBEDDINGS, HEAD, HEAD_BIAS)
-"""What has a row for each token of the vocabulary."""
+"""Tensors with one row per token of the vocabulary."""
 
 Renamings = Sequence[tuple[str, str]]
 
 
 class LayoutError(AlignGPTError):
-    """A folder is of no known layout, or does not hold what its layout says."""
+    """A folder has no known layout, or its contents do not match its layout."""
 
 
 class Layout(ABC):
-    """One foreign way to save a model.
+    """A foreign checkpoint layout.
 
     Args:
         config: its `config.json`.
 
     Attributes:
-        words: what such a folder is called.
-        renamings: patterns of their names and what becomes of them in ours; the first that matches counts.
-        without_use: patterns of entries that are computed and need no file.
+        words: the layout's name in messages.
+        renamings: patterns of their weight names and the replacements that give ours; the first match applies.
+        without_use: patterns of entries to ignore, because they are computed rather than loaded.
     """
 
     words: str
@@ -48,21 +47,21 @@ class Layout(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:
-        """Whether a `config.json` is of this layout; nothing else is looked at, no folder's name above all."""
+        """Whether a `config.json` has this layout; nothing else is considered, least of all the folder's name."""
 
     @property
     @abstractmethod
     def vision_tower(self) -> str | None:
-        """The name of the vision tower, where the configuration has one."""
+        """The name of the vision tower; None if the configuration has none."""
 
     @property
     @abstractmethod
     def pads_images(self) -> bool:
-        """Whether pictures are padded to a square, rather than cut."""
+        """Whether images are padded to a square rather than cropped."""
 
     @property
     def image_scales(self) -> list[int] | None:
-        """Sides at which each picture is read, where there are several; see `AlignGPTConfig`."""
+        """Sides at which each image is read, if there are several; see `AlignGPTConfig`."""
         return None
 
     @abstractmethod
@@ -71,10 +70,10 @@ class Layout(ABC):
 
     @abstractmethod
     def our_fields(self) -> dict[str, Any]:
-        """Fields of our configuration that this one decides."""
+        """Fields of our configuration that follow from this one."""
 
     def rename(self, name: str) -> str | None:
-        """Our name of one of their weights; None where it is without use."""
+        """Our name for one of their weights; None if it is to be ignored."""
         if any(re.search(pattern, name) for pattern in self.without_use):
             return None
         for pattern, replacement in self.renamings:
@@ -83,16 +82,17 @@ class Layout(ABC):
         return name
 
     def configuration(self, tower: VisionTower, shapes: Mapping[str, Sequence[int]], vocabulary: int) -> AlignGPTConfig:
-        """Our configuration.
+        """Build our configuration.
 
         Args:
             tower: the vision tower.
-            shapes: of all weights, by our names: the table's size tells N, the gate's how many tokens it reads.
-            vocabulary: rows of the embedding table that will be there, `<image>` and `<align>` last but for more.
+            shapes: shapes of all weights, by our names: that of the level table gives N, that of the gate the number
+                of image tokens it reads.
+            vocabulary: number of rows that the embedding table will have, including `<image>` and `<align>`.
         """
         text = self.text_config()
         if text["model_type"] not in CONFIG_MAPPING:
-            raise LayoutError(f"its language model is a {text['model_type']!r}, which transformers does not know")
+            raise LayoutError(f"its language model has type {text['model_type']!r}, which transformers does not know")
         language = CONFIG_MAPPING[text["model_type"]].from_dict(text | {"vocab_size": vocabulary})
         levels, gate = shapes.get(TABLE, (8,))[0], shapes.get(GATE_INPUT)
         fields: dict[str, Any] = {
@@ -104,7 +104,7 @@ class Layout(ABC):
             "lm_head_bias": HEAD_BIAS in shapes,
             "image_scales": self.image_scales,
             "dtype": self.theirs.get("dtype") or self.theirs.get("torch_dtype") or "float32",
-            # Where it is not written down, it is the family's own: Gemma's are tied.
+            # If not stated, the default of the model family applies: Gemma's are tied.
             "tie_word_embeddings": bool(language.tie_word_embeddings),
         }
         if gate is not None:
@@ -113,7 +113,7 @@ class Layout(ABC):
 
 
 class OriginalLayout(Layout):
-    """The authors' code and its family: a flat configuration of the language model with `mm_…` fields."""
+    """The layout of the AlignGPT authors' code and its relatives: a flat language model config with `mm_…` fields."""
 
     words = "original AlignGPT"
     renamings = (
@@ -126,7 +126,7 @@ class OriginalLayout(Layout):
     )
     without_use = (r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$")
 
-    # The way back.
+    # The reverse mapping.
     their_names = (
         ("model.vision_tower.", "vision_tower.vision_tower.vision_model."),
         ("model.multi_modal_projector.linear_1.", "mm_projector.0."),
@@ -136,7 +136,7 @@ class OriginalLayout(Layout):
         ("model.language_model.", "model."),
     )
 
-    # What the language models of the family are called, by a word in the class that was saved.
+    # Language model families, recognised by a word in the saved class name.
     families = ("mistral", "gemma", "phi", "qwen2", "llama")
 
     @classmethod
@@ -166,14 +166,14 @@ class OriginalLayout(Layout):
     def text_config(self) -> dict[str, Any]:
         named = " ".join([str(self.theirs.get("model_type")), *self.theirs.get("architectures", [])]).lower()
         family = next((one for one in self.families if one in named), "llama")
-        # What transformers has turned into one `rope_parameters` is in the files as it always was.
+        # Files have the old settings that transformers has since merged into `rope_parameters`.
         known = CONFIG_MAPPING[family]().to_dict().keys() | _ROPE
         kept = {name: value for name, value in self.theirs.items() if name in known and name not in _NOT_OF_THE_TEXT}
         return kept | {"model_type": family}
 
     @classmethod
     def rename_back(cls, name: str) -> str:
-        """Their name of one of our weights."""
+        """Their name for one of our weights."""
         for ours, theirs in cls.their_names:
             if name.startswith(ours):
                 return name.replace(ours, theirs, 1)
@@ -181,30 +181,24 @@ class OriginalLayout(Layout):
 
     @classmethod
     def their_config(cls, config: AlignGPTConfig, vocabulary: int, vision_tower: str, pads: bool) -> dict[str, Any]:
-        """Their `config.json` of one of our models.
+        """Their `config.json` for one of our models.
 
         Raises:
-            LayoutError: the model has something that the original code does not know.
+            LayoutError: the model has a feature that the original code does not support.
         """
         text = config.get_text_config().to_dict()
         family = text.pop("model_type")
         if family not in cls.families or config.alignment != "adaptive" or config.projector_hidden_act != "gelu":
             raise LayoutError(
-                f"a model with {family}, alignment {config.alignment!r} and a projector with "
-                f"{config.projector_hidden_act} is not one of the original code's"
+                f"the original code has no model with {family}, alignment {config.alignment!r} and a projector with "
+                f"{config.projector_hidden_act}"
             )
         if not config.multimodal_projector_bias or not isinstance(config.vision_feature_layer, int):
             raise LayoutError(
                 f"a model with multimodal_projector_bias {config.multimodal_projector_bias} and vision_feature_layer "
-                f"{config.vision_feature_layer} is not one of the original code's, which has a bias and one layer"
-            )
-        if not config.multimodal_projector_bias or not isinstance(config.vision_feature_layer, int):
-            raise LayoutError(
-                f"a model with multimodal_projector_bias {config.multimodal_projector_bias} and vision_feature_layer "
-                f"{config.vision_feature_layer} is not one of the original code's, which has a bias and one layer"
+                f"{config.vision_feature_layer} does not fit the original code, which has a bias and one layer"
             )
         plain = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
-        plain |= _rope_as_it_was(plain.get("rope_parameters") or {})
         plain |= _rope_as_it_was(plain.get("rope_parameters") or {})
         scales = config.image_scales or []
         if scales:
@@ -230,12 +224,12 @@ class OriginalLayout(Layout):
             raise LayoutError(f"its projector is {projector!r}; only mlp2x_gelu can be converted")
         if self.theirs.get("mm_use_im_start_end"):
             raise LayoutError("it marks images with start and end tokens (mm_use_im_start_end), which is not supported")
-        # As the original averages, so that its weights give its numbers.
+        # The original averages over all text, so its weights give its results only with this setting.
         return {"vision_feature_layer": self.theirs.get("mm_vision_select_layer", -2), "text_pooling": "all"}
 
 
 class LlavaLayout(Layout):
-    """transformers' own LLaVA, in the names of old versions and of new ones."""
+    """transformers' own LLaVA, with the weight names of old and new versions."""
 
     words = "LLaVA of transformers"
     renamings = (
@@ -268,15 +262,14 @@ class LlavaLayout(Layout):
 
 LAYOUTS: tuple[type[Layout], ...] = (OriginalLayout, LlavaLayout)
 _ROPE = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
-_ROPE = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
 _NOT_OF_THE_TEXT = {"architectures", "transformers_version", "torch_dtype", "dtype", "model_type", "_name_or_path"}
 
 
 def layout_of(config: Mapping[str, Any]) -> Layout:
-    """The layout that a `config.json` is of.
+    """The layout of a `config.json`.
 
     Raises:
-        LayoutError: none of the known ones.
+        LayoutError: it has none of the known layouts.
     """
     for layout in LAYOUTS:
         if layout.recognises(config):
@@ -288,7 +281,7 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
 
 
 def _rope_as_it_was(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of rotary embeddings by the names that the original code reads."""
+    """The settings of rotary embeddings under the names that the original code reads."""
     settings = dict(rope)
     kind = settings.pop("rope_type", "default")
     plain = {name: settings.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in settings}
@@ -298,5 +291,5 @@ def _rope_as_it_was(rope: Mapping[str, Any]) -> dict[str, Any]:
 def _side(tokens: int) -> int:
     side = round(tokens**0.5)
     if side * side != tokens:
-        raise LayoutError(f"its gate reads {tokens} image tokens, which is no square number")
+        raise LayoutError(f"its gate reads {tokens} image tokens, which is not a square number")
     return side

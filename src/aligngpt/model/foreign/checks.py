@@ -1,4 +1,4 @@
-"""What every conversion shares: its result, and the checks that a source's files and weights must pass."""
+"""Shared by all conversions: the result, and the checks that a source's files and weights must pass."""
 
 import json
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from aligngpt.model.foreign.checkpoint_formats import LayoutError
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
-        layout: what the source was, in words.
-        parameters: how many numbers the model has.
-        fresh: names of weights that the source does not have and that were drawn anew.
-        chat_template: where the chat template was taken from, in words.
-        notes: a sentence for each setting of the source that is not kept as it was.
+        layout: description of the source's layout.
+        parameters: number of parameters of the model.
+        fresh: names of weights that the source lacks and that were freshly initialised.
+        chat_template: description of where the chat template came from.
+        notes: one sentence per setting of the source that is not kept unchanged.
     """
 
     layout: str
@@ -30,20 +30,20 @@ class Conversion:
 
 
 def check_registers(source: Path, registers: int) -> None:
-    """Refuse a vision tower with register tokens, which the original code and LLaVA treat otherwise."""
+    """Refuse a vision tower with register tokens, which the original code and LLaVA treat differently."""
     if registers:
         raise LayoutError(
-            f"the vision tower of {source} has {registers} register tokens; the original code and LLaVA of "
-            "transformers keep them among the image tokens, here they are dropped, so neither can be made of the other"
+            f"the vision tower of {source} has {registers} register tokens; the original code and transformers' LLaVA "
+            "keep them among the image tokens, aligngpt drops them, so such models cannot be converted either way"
         )
 
 
 def check_weights(source: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are missing, unknown or of another shape, by name: `expected` and `found` are shapes."""
+    """Refuse weights that are missing, unknown or of a wrong shape; both mappings are from names to shapes."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of such a model" for name in found if name not in expected]
     problems += [
-        f"{name} is {found[name]}, expected {shape}"
+        f"{name} has shape {found[name]}, expected {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
@@ -52,14 +52,14 @@ def check_weights(source: Path, expected: Mapping[str, tuple[int, ...]], found: 
 
 
 def read_config(source: Path) -> Mapping[str, Any]:
-    """The `config.json` of a folder that others saved."""
+    """The `config.json` of a foreign folder."""
     path = source / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LayoutError(f"{path} cannot be read: {error.strerror}; give a model folder") from error
     except ValueError as error:
-        raise LayoutError(f"{path} is no JSON: {error}") from error
+        raise LayoutError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise BackboneError(f"{path} must hold an object, found {type(content).__name__}")
     return content

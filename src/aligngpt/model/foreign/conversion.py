@@ -1,4 +1,4 @@
-"""Converting models that others saved, weight by weight and shard by shard, into folders that we read."""
+"""Convert foreign models, one weight file at a time, to our model folders, and back to the original format."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -47,40 +47,40 @@ def convert(
     chat_template: str | None = None,
     seed: int = 0,
 ) -> Conversion:
-    """Turn a model that others saved into a folder that `from_pretrained` and every command read.
+    """Convert a foreign model to a folder that `from_pretrained` and every command can read.
 
-    What the source is, its `config.json` says: the original AlignGPT or one of its family, or a LLaVA of transformers'
-    (which gets a fresh alignment module, to be trained). A `mm_projector_align.bin` or LLaVA's `mm_projector.bin`, or a
-    folder without other weights, is what a first stage leaves; it needs `language_model`. One shard at a time is in
-    memory.
+    The source is recognised by its `config.json`: the original AlignGPT or a relative, or transformers' LLaVA (which
+    gets a fresh alignment module, still to be trained). A `mm_projector_align.bin` or LLaVA's `mm_projector.bin`, or a
+    folder with no other weights, is the output of a first stage and needs `language_model`. Only one weight file at a
+    time is in memory.
 
     Args:
         source: a model folder, or a `mm_projector_align.bin` or `mm_projector.bin`.
-        out: the folder to write; it appears when it is complete.
-        vision_tower: folder or hub name of the tower, with its image processor; what the source names when None.
-        language_model: for what the first stage leaves: the language model it was trained for.
+        out: the output folder; it appears only once it is complete.
+        vision_tower: folder or hub name of the tower, with its image processor; the one the source names when None.
+        language_model: only for the output of a first stage: the language model it was trained for.
         tokenizer: folder or hub name; the source's own when None.
-        chat_template: a name in `NAMED_TEMPLATES` or a Jinja file; the source's own when None, and Vicuna's where it
+        chat_template: a name in `NAMED_TEMPLATES` or a Jinja file; the source's own when None, and Vicuna's if it
             has none.
-        seed: of weights that are drawn anew.
+        seed: random seed of freshly initialised weights.
 
     Raises:
-        LayoutError: the source is none of these, weights are missing, unknown or of another shape, its tokenizer has
-            tokens without a row, or a setting that changes its answers cannot be kept.
-        ShardError: its files are damaged, or hold more than tensors.
+        LayoutError: the source is none of these, weights are missing, unknown or of a wrong shape, its tokenizer has
+            tokens without an embedding row, or a setting that changes its answers cannot be kept.
+        ShardError: its files are damaged, or contain more than tensors.
         ChatTemplateError: its chat template cannot be used.
         BackboneError: the vision tower, the language model or the tokenizer cannot be loaded.
     """
     stage_one = first_stage_file(source)
     if stage_one is not None:
         if tokenizer is not None:
-            raise LayoutError(f"{stage_one} takes the tokenizer of its language model; leave --tokenizer out")
+            raise LayoutError(f"{stage_one} uses the tokenizer of its language model; omit --tokenizer")
         return convert_first_stage(stage_one, out, vision_tower, language_model, chat_template, seed)
     check_kind(source)
     layout = layout_of(read_config(source))
     check_before_loading(source, layout)
     if language_model is not None:
-        raise LayoutError(f"{source} holds its language model; --language-model is for what a first stage left")
+        raise LayoutError(f"{source} contains its language model; --language-model is for the output of a first stage")
     named = vision_tower or layout.vision_tower
     if named is None:
         raise LayoutError(f"{source} does not name its vision tower; give it with --vision-tower")
@@ -89,7 +89,7 @@ def convert(
     words = load_tokenizer(tokenizer or source, with_align=True)
     shapes = our_shapes(source, layout)
     if EMBEDDINGS not in shapes:
-        raise LayoutError(f"{source}: the weights have no table of embeddings where its layout has one")
+        raise LayoutError(f"{source}: the weights lack the embedding table that its layout requires")
     check_tokens(str(tokenizer or source), words, shapes[EMBEDDINGS][0])
     notes = check_settings(source, layout, tower, shapes) + carry_pictures(source, layout, tower)
     template, taken_from = _template(source, words, tokenizer, chat_template)
@@ -114,21 +114,21 @@ def convert(
 def convert_weights(
     source: Path, folder: Path, layout: Layout, config: AlignGPTConfig, tower: VisionTower | None, seed: int = 0
 ) -> tuple[tuple[str, ...], int]:
-    """Write the weights of a foreign folder under our names, with rows for new tokens and parts that are missing.
+    """Write the weights of a foreign folder under our names, adding rows for new tokens and missing modules.
 
     Args:
         source: the foreign folder.
-        folder: where our files go; it must exist.
-        layout: of the source.
-        config: ours.
-        tower: whose weights are taken where the source has none of it.
-        seed: of an alignment module that the source does not have.
+        folder: the output folder; it must exist.
+        layout: the layout of the source.
+        config: our configuration.
+        tower: the vision tower whose weights are used if the source has none.
+        seed: random seed of the alignment module if the source has none.
 
     Returns:
-        Names of what was drawn anew, and the number of parameters.
+        Names of freshly initialised weights, and the number of parameters.
 
     Raises:
-        LayoutError: weights are missing, unknown or of another shape, all of them named.
+        LayoutError: weights are missing, unknown or of a wrong shape; the message names all of them.
     """
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration(config)
@@ -163,26 +163,26 @@ def convert_weights(
 
 
 def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
-    """Write one of our models as the original code has it, in safetensors: what `convert` read comes back exactly.
+    """Write one of our models in the original code's layout, as safetensors: the exact inverse of `convert`.
 
-    The rows of `<image>` and `<align>` are left out, where they are the last of the vocabulary, and so are these two
-    tokens of the tokenizer.
+    The rows of `<image>` and `<align>` are omitted if they are the last two of the vocabulary, and then so are these
+    two tokens in the tokenizer.
 
     Args:
         source: one of our model folders.
-        out: the folder to write; it appears when it is complete.
-        vision_tower: what the original code is to load the tower's configuration from.
+        out: the output folder; it appears only once it is complete.
+        vision_tower: where the original code will load the tower's configuration from.
 
     Returns:
         The number of parameters.
 
     Raises:
-        LayoutError: the model has something that the original code does not know.
+        LayoutError: the model has a feature that the original code does not support.
         ShardError: the weights are missing or damaged.
     """
     ours = read_config(source)
     if ours.get("model_type") != AlignGPTConfig.model_type or "text_config" not in ours:
-        raise LayoutError(f"{source} is not one of our model folders; only those can be written as the original's")
+        raise LayoutError(f"{source} is not one of our model folders; only those can be written in the original layout")
     config = AlignGPTConfig.from_pretrained(source)
     check_registers(source, config.vision_register_tokens)
     processor = AlignGPTProcessor.from_pretrained(source)
@@ -221,13 +221,13 @@ def our_shapes(source: Path, layout: Layout) -> dict[str, tuple[int, ...]]:
         if ours is None:
             continue
         if ours in names:
-            raise LayoutError(f"{source} has the same weight twice, as {names[ours]} and as {name}; keep one of them")
+            raise LayoutError(f"{source} has the same weight twice, as {names[ours]} and as {name}; remove one of them")
         shapes[ours], names[ours] = shape, name
     return shapes
 
 
 def _grown(name: str, tensor: Tensor, expected: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """A table with rows for the tokens that were added."""
+    """A tensor with rows added for new tokens, if it has one row per token."""
     missing = expected[name][0] - len(tensor) if name in BY_TOKEN else 0
     if not missing:
         return tensor
@@ -243,7 +243,7 @@ def _fresh_weights(config: AlignGPTConfig, seed: int) -> dict[str, Tensor]:
 
 
 def _template(source: Path, words: Any, tokenizer: str | Path | None, wanted: str | None) -> tuple[str, str]:
-    """The chat template, and where it is from: what is asked for, the processor's, the tokenizer's, or Vicuna's."""
+    """The chat template and its origin: the requested one, else the processor's, the tokenizer's, or Vicuna's."""
     if wanted is not None:
         return chosen_template(wanted, words, source), wanted
     if stored := stored_template(source):
@@ -251,13 +251,13 @@ def _template(source: Path, words: Any, tokenizer: str | Path | None, wanted: st
     where = str(tokenizer or source)
     if own := one_template(words.chat_template, f"the tokenizer of {where}"):
         return for_images(own, where), f"the tokenizer of {where}"
-    return VICUNA, f"Vicuna's, for {source} has none"
+    return VICUNA, f"Vicuna's, as {source} has none"
 
 
 def _untied(
     source: Path, layout: Layout, config: AlignGPTConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[str, ...]:
-    """Take head and embeddings apart where the configuration ties them and the weights differ."""
+    """Untie head and embeddings in the configuration if their weights differ; return a note if so."""
     if not config.tie_word_embeddings or HEAD not in shapes:
         return ()
     both = {
@@ -269,11 +269,11 @@ def _untied(
     if both[HEAD].shape == both[EMBEDDINGS].shape and torch.equal(both[HEAD], both[EMBEDDINGS]):
         return ()
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    return ("its configuration ties the head to the embeddings, its weights differ: they are kept apart",)
+    return ("its configuration ties the head to the embeddings, but their weights differ: they were untied",)
 
 
 def _generation(source: Path, config: AlignGPTConfig, words: Any, template: str) -> GenerationConfig:
-    """The source's own settings, with the ends of answers that this model knows and without our placeholders."""
+    """The source's own settings, plus this model's end tokens and with our placeholders suppressed."""
     settings = carried_generation(source)
     ends = [*_listed(config.get_text_config().eos_token_id), *_listed(settings.pop("eos_token_id", None))]
     suppressed = _listed(settings.pop("suppress_tokens", None))
@@ -287,7 +287,7 @@ def _generation(source: Path, config: AlignGPTConfig, words: Any, template: str)
     try:
         generation.validate(strict=True)
     except ValueError as error:
-        raise LayoutError(f"generation_config.json of {source} contradicts itself: {error}") from error
+        raise LayoutError(f"generation_config.json of {source} is inconsistent: {error}") from error
     return generation
 
 

@@ -1,4 +1,4 @@
-"""What a first stage of the original or of LLaVA leaves, put on the backbones that it was trained for."""
+"""Conversion of the output of a first training stage (the original's or LLaVA's), given its backbones."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from aligngpt.model.templates import VICUNA
 
 STAGE_ONE_FILE = "mm_projector_align.bin"
 STAGE_ONE_FILES = (STAGE_ONE_FILE, "mm_projector.bin")
-"""What a first stage leaves: the original's, with the levels, and LLaVA's, without."""
+"""Output files of a first stage: the original's, with the level table, and LLaVA's, without it."""
 
 ALIGNMENT = "model.alignment."
 
 
 def first_stage_file(source: Path) -> Path | None:
-    """What a first stage left, where the source is that; None where it is a whole model, or something else."""
+    """The first-stage output file in a source; None if the source is a complete model or something else."""
     if source.name in STAGE_ONE_FILES:
         return source
     left = next((source / name for name in STAGE_ONE_FILES if (source / name).is_file()), None)
@@ -34,11 +34,11 @@ def convert_first_stage(
     chat_template: str | None,
     seed: int,
 ) -> Conversion:
-    """As `converting.convert`, for a file that a first stage left, with the settings beside it where there are some."""
+    """As `conversion.convert`, for the output file of a first stage and the `config.json` beside it, if any."""
     if language_model is None or vision_tower is None:
         raise LayoutError(
-            f"{file} is what a first stage leaves, a projector and perhaps levels; give the models it was trained "
-            "for with --language-model and --vision-tower"
+            f"{file} is the output of a first stage, a projector and perhaps a level table; give the models it was "
+            "trained for with --language-model and --vision-tower"
         )
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = {}
@@ -50,13 +50,13 @@ def convert_first_stage(
         settings["vision_feature_layer"] = layout.our_fields()["vision_feature_layer"]
     else:
         notes = (
-            "no config.json of its training is beside it: pictures are padded to a square and the features are those "
-            "of the last layer but one, as LLaVA-1.5's are",
+            "there is no config.json of its training beside it: images are padded to a square and the features are "
+            "taken from the last layer but one, as in LLaVA-1.5",
         )
     tensors = {ours: tensor for name, tensor in read_shard(file).items() if (ours := layout.rename(name)) is not None}
     levels = tensors.get(TABLE)
     if levels is None and file.name == STAGE_ONE_FILE:
-        raise LayoutError(f"{file} has no table of levels (align_indicators.indicator_embs)")
+        raise LayoutError(f"{file} has no level table (align_indicators.indicator_embs)")
     model, processor = assemble(
         vision_tower,
         language_model,
@@ -83,5 +83,5 @@ def convert_first_stage(
         if name.startswith(ALIGNMENT) and not (name == TABLE and levels is not None)
     )
     words = "The first stage of the original" if levels is not None else "The first stage of LLaVA"
-    taken = chat_template or ("Vicuna's, for want of another" if processor.chat_template == VICUNA else language_model)
+    taken = chat_template or ("Vicuna's, as there is no other" if processor.chat_template == VICUNA else language_model)
     return Conversion(words, model.num_parameters(), fresh, str(taken), notes)

@@ -1,7 +1,7 @@
-"""Settings of a configuration that others saved: what is not carried over is of no account, said, or refused.
+"""Settings of foreign configurations: those not carried over are irrelevant, reported, or refused.
 
-A layout carries what it names into our configuration. Here the rest is gone through, so that no setting that changes
-a model's answers is dropped without a word.
+A layout carries the settings it knows into our configuration. This module checks the rest, so that no setting that
+changes a model's answers is dropped silently.
 """
 
 import json
@@ -13,9 +13,9 @@ from aligngpt.model.backbones import VisionTower
 from aligngpt.model.foreign.checkpoint_formats import TOWER, Layout, LayoutError, LlavaLayout, OriginalLayout
 
 ABOUT_IMAGES = ("mm_", "vision_", "image_", "multimodal_", "projector_", "s2", "use_s2", "rope_")
-"""How names of settings begin that may change what a model makes of pictures or of positions."""
+"""Prefixes of settings that may change how a model handles images or positions."""
 
-# What is read elsewhere, what weights show by their shapes, and what is for training or for other settings alone.
+# Settings read elsewhere, implied by weight shapes, or relevant only to training or together with other settings.
 _WITHOUT_LOSS = {
     OriginalLayout: {
         *("mm_vision_tower", "mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"),
@@ -40,16 +40,16 @@ _ADAPTER_FILES = (
     "non_lora_trainables.bin",
 )
 _ANYRES = (
-    "it cuts pictures into tiles (image_aspect_ratio {!r}, as LLaVA-1.6 and LLaVA-NeXT do), which is not supported; "
-    "only models that read a picture as one square, padded or cut (LLaVA-1.5, AlignGPT), can be converted"
+    "it cuts images into tiles (image_aspect_ratio {!r}, as LLaVA-1.6 and LLaVA-NeXT do), which is not supported; "
+    "only models that read an image as one square, padded or cropped (LLaVA-1.5, AlignGPT), can be converted"
 )
 
 
 def check_kind(source: Path) -> None:
-    """Refuse a folder of adapters, which is no whole model.
+    """Refuse an adapter folder, which is not a complete model.
 
     Raises:
-        LayoutError: it is one of peft's or of LLaVA's code; the message says how it becomes a model.
+        LayoutError: it is an adapter folder of peft or of LLaVA's code; the message says how to merge it.
     """
     if not any((source / name).is_file() for name in _ADAPTER_FILES):
         return
@@ -57,24 +57,24 @@ def check_kind(source: Path) -> None:
     whose = "LLaVA" if llavas else "peft"
     how = "scripts/merge_lora_weights.py of LLaVA" if llavas else "aligngpt merge, or merge_and_unload of peft"
     raise LayoutError(
-        f"{source} is an adapter folder of {whose}, not a whole model; merge it with its base first ({how}), then "
+        f"{source} is an adapter folder of {whose}, not a complete model; merge it with its base first ({how}), then "
         "convert the merged model"
     )
 
 
 def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[str, ...]:
-    """Take over how the source's own image processor brings pictures to the tower.
+    """Apply the settings of the source's own image processor to the tower's.
 
     Args:
         source: the folder.
-        layout: of its configuration; only transformers' LLaVA saves an image processor.
-        tower: its image processor is changed.
+        layout: the layout of its configuration; only transformers' LLaVA saves an image processor.
+        tower: its image processor is modified.
 
     Returns:
-        A sentence where the source does not say whether pictures are padded.
+        A note if the source does not state whether images are padded.
 
     Raises:
-        LayoutError: it brings pictures to another size than the vision tower reads.
+        LayoutError: its image size differs from that of the vision tower.
     """
     if not isinstance(layout, LlavaLayout):
         return ()
@@ -88,30 +88,30 @@ def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[st
     read = dict(ours.crop_size)["height"]
     if side and side != read:
         raise LayoutError(
-            f"{source} reads pictures of {side} px and the vision tower of {read} px; name the tower that it was "
+            f"{source} reads images of {side} px but the vision tower reads {read} px; name the tower that it was "
             "trained with (--vision-tower)"
         )
     if stored.get("do_pad") is None:
-        return ("pictures are padded to a square, as LLaVA-1.5 was trained; its image processor does not say so",)
+        return ("images are padded to a square, as in LLaVA-1.5; its image processor does not state whether to pad",)
     return ()
 
 
 def check_settings(
     source: Path, layout: Layout, tower: VisionTower, shapes: Mapping[str, Sequence[int]]
 ) -> tuple[str, ...]:
-    """Go through the settings of a source that its layout does not carry.
+    """Check the settings of a source that its layout does not carry over.
 
     Args:
         source: the folder, for the messages.
-        layout: of its configuration.
+        layout: the layout of its configuration.
         tower: the vision tower that the model gets.
-        shapes: of its weights, by our names.
+        shapes: shapes of its weights, by our names.
 
     Returns:
-        A sentence for each setting that is lost and may matter.
+        One sentence per lost setting that may matter.
 
     Raises:
-        LayoutError: a setting that changes what the model answers cannot be kept; all of those are named.
+        LayoutError: settings that change the model's answers cannot be kept; the message names all of them.
     """
     theirs = layout.theirs
     own_tower = any(name.startswith(TOWER) for name in shapes)
@@ -122,17 +122,17 @@ def check_settings(
         raise LayoutError(f"{source} cannot be converted: {'; '.join(problems)}")
     known = next(names for kind, names in _WITHOUT_LOSS.items() if isinstance(layout, kind))
     return tuple(
-        f"the setting {name}: {value!r} of its configuration is not known and not kept"
+        f"the setting {name}: {value!r} of its configuration is unknown and was not kept"
         for name, value in theirs.items()
         if name.startswith(ABOUT_IMAGES) and name not in known and value not in (None, False, "", [], {})
     )
 
 
 def check_before_loading(source: Path, layout: Layout) -> None:
-    """Refuse what the configuration alone tells cannot be converted, before any model is loaded.
+    """Refuse models that cannot be converted according to their configuration, before loading anything.
 
     Raises:
-        LayoutError: pictures are cut into tiles, or the projector is of another kind.
+        LayoutError: images are cut into tiles, or the projector is of an unsupported kind.
     """
     try:
         ratio = layout.theirs.get("image_aspect_ratio")
@@ -152,12 +152,12 @@ def _refused(layout: Layout, tower: VisionTower, own_tower: bool) -> list[str]:
         problems = []
         if strategy != tower.select_strategy:
             problems.append(
-                f"vision_feature_select_strategy is {strategy!r}, and with this vision tower it can only be "
+                f"vision_feature_select_strategy is {strategy!r}, but with this vision tower it can only be "
                 f"{tower.select_strategy!r} (the patches, without a class token)"
             )
         stated, found = theirs.get("vision_config") or {}, tower.model.config
         problems += [
-            f"the {name} of its vision_config is {stated[name]!r} and that of the vision tower "
+            f"the {name} of its vision_config is {stated[name]!r} but that of the vision tower is "
             f"{getattr(found, name)!r}; name the tower that it was trained with (--vision-tower)"
             for name in _TOWER_SETTINGS
             if stated.get(name) is not None and hasattr(found, name) and stated[name] != getattr(found, name)
@@ -175,7 +175,7 @@ def _refused(layout: Layout, tower: VisionTower, own_tower: bool) -> list[str]:
         )
     if theirs.get("unfreeze_mm_vision_tower") and not own_tower:
         problems.append(
-            "its vision tower was trained (unfreeze_mm_vision_tower), and the trained tower is not among its weights"
+            "its vision tower was trained (unfreeze_mm_vision_tower), but the trained tower is not among its weights"
         )
     return problems
 

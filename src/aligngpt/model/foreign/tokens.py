@@ -1,4 +1,4 @@
-"""What others saved about tokens: that each has a row of the embedding table, how answers end, what is special."""
+"""Tokens of foreign models: rows in the embedding table, generation settings, and our special tokens."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,15 @@ _LENGTHS = ("max_length", "max_new_tokens")
 
 
 def check_tokens(where: str, tokenizer: Any, rows: int) -> None:
-    """Refuse a tokenizer with tokens that the embedding table has no row for, our own and padding aside.
+    """Refuse a tokenizer with tokens that have no row in the embedding table, apart from our own and padding.
 
     Args:
-        where: what the tokenizer was loaded from.
-        tokenizer: with `<image>` and `<align>`.
-        rows: of the table.
+        where: source of the tokenizer, for the message.
+        tokenizer: the tokenizer, including `<image>` and `<align>`.
+        rows: number of rows of the table.
 
     Raises:
-        LayoutError: there are such tokens; the message has both numbers.
+        LayoutError: there are such tokens; the message states both sizes.
     """
     allowed = {*OUR_TOKENS, tokenizer.pad_token}
     vocabulary = tokenizer.get_vocab()
@@ -31,15 +31,15 @@ def check_tokens(where: str, tokenizer: Any, rows: int) -> None:
         own = sum(token not in OUR_TOKENS for token in vocabulary)
         named = ", ".join(repr(token) for _, token in above[:5]) + (" …" if len(above) > 5 else "")
         raise LayoutError(
-            f"the tokenizer of {where} has {own} tokens and the embedding table {rows} rows: {named} would have no row "
-            "that was trained. Give the tokenizer that the model was trained with (--tokenizer)"
+            f"the tokenizer of {where} has {own} tokens but the embedding table has {rows} rows: {named} would have "
+            "no trained row. Give the tokenizer that the model was trained with (--tokenizer)"
         )
 
 
 def carried_generation(source: Path) -> dict[str, Any]:
-    """The settings of a source's `generation_config.json` that go with the model; empty where it has none.
+    """The settings of a source's `generation_config.json` to keep; empty if it has none.
 
-    How long an answer may be is the caller's to say.
+    Length limits are left to the caller.
 
     Raises:
         LayoutError: the file cannot be read.
@@ -51,14 +51,14 @@ def carried_generation(source: Path) -> dict[str, Any]:
         stored = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise LayoutError(f"{path} cannot be read: {error}; download it again, or remove it") from error
-    # Without sampling these say nothing, and transformers refuses to write them.
+    # Without sampling these have no effect, and transformers refuses to save them.
     idle = () if stored.get("do_sample") else _SAMPLING
     left_out = (*_DECIDED_HERE, *_LENGTHS, *idle)
     return {name: value for name, value in stored.items() if value is not None and name not in left_out}
 
 
 def without_our_tokens(folder: Path) -> None:
-    """Take `<image>` and `<align>` out of a tokenizer's files: a table without their rows is beside them."""
+    """Remove `<image>` and `<align>` from a tokenizer's files, to match a table without their rows."""
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         file = folder / name
         if file.is_file():
@@ -67,7 +67,7 @@ def without_our_tokens(folder: Path) -> None:
 
 
 def _without(content: Any) -> Any:
-    """A piece of JSON without entries that are one of our tokens; its vocabulary never has them."""
+    """JSON content without the entries for our tokens, which are never in its base vocabulary."""
     if isinstance(content, list):
         return [_without(one) for one in content if not _is_ours(one)]
     if isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Weights in files, one shard at a time: however large a model is, one shard of it is in memory."""
+"""Weight files, read and written one file at a time: however large a model, only one of its files is in memory."""
 
 import json
 import pickle
@@ -16,14 +16,14 @@ SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
 class ShardError(AlignGPTError):
-    """Files of weights are missing, damaged, or hold more than weights."""
+    """Weight files are missing, damaged, or contain more than weights."""
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The files of weights in a model folder, in order: safetensors where there are some, else `.bin`.
+    """The weight files of a model folder, in order: safetensors if there are any, else `.bin`.
 
     Raises:
-        ShardError: there are none, or one that the index names is missing.
+        ShardError: there are none, or one named in the index is missing.
     """
     for name in (SAFETENSORS, PICKLED):
         index = folder / f"{name}.index.json"
@@ -38,21 +38,21 @@ def shard_files(folder: Path) -> list[Path]:
             return [folder / file for file in named]
         if (folder / name).is_file():
             return [folder / name]
-    raise ShardError(f"{folder} holds no weights: expected {SAFETENSORS}, {PICKLED}, or an index of shards of them")
+    raise ShardError(f"{folder} contains no weights: expected {SAFETENSORS}, {PICKLED}, or an index of such files")
 
 
 def has_shards(folder: Path) -> bool:
-    """Whether a model folder holds files of weights, or an index of some."""
+    """Whether a model folder contains weight files or an index of them."""
     return any(
         (folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in (SAFETENSORS, PICKLED)
     )
 
 
 def read_shard(file: Path) -> Mapping[str, Tensor]:
-    """The tensors of one file. A `.bin` is mapped from disk and may hold tensors only; nothing in it is run.
+    """The tensors of one file. A `.bin` is memory-mapped and may contain only tensors; no code in it is run.
 
     Raises:
-        ShardError: it cannot be read, or holds anything but tensors.
+        ShardError: it cannot be read, or contains anything but tensors.
     """
     try:
         if file.suffix == ".safetensors":
@@ -63,20 +63,20 @@ def read_shard(file: Path) -> Mapping[str, Tensor]:
         raise
     except pickle.UnpicklingError as error:
         raise ShardError(
-            f"{file} is damaged, or holds more than tensors and is refused: it could run a program"
+            f"{file} is refused: it is damaged, or contains more than tensors and could run code"
         ) from error
-    # A torn file makes torch raise nearly anything.
+    # A truncated file makes torch raise nearly anything.
     except Exception as error:
         first_line = str(error).partition("\n")[0]
         raise ShardError(f"{file} cannot be read: {first_line}; download it again") from error
     strange = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if strange:
-        raise ShardError(f"{file} holds something else than tensors: {', '.join(map(str, strange[:5]))}")
+        raise ShardError(f"{file} contains entries that are not tensors: {', '.join(map(str, strange[:5]))}")
     return content
 
 
 def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in some files, by name; of safetensors only the headers are read."""
+    """The shape of every tensor in the given files, by name; only the headers of safetensors files are read."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         if file.suffix == ".safetensors":
@@ -88,18 +88,18 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
         else:
             held = {name: tuple(tensor.shape) for name, tensor in read_shard(file).items()}
         if twice := held.keys() & shapes.keys():
-            raise ShardError(f"{file} holds {', '.join(sorted(twice)[:5])}, which another file holds too")
+            raise ShardError(f"{file} contains {', '.join(sorted(twice)[:5])}, which another file contains too")
         shapes |= held
     return shapes
 
 
 def write_shards(folder: Path, shards: Iterator[Mapping[str, Tensor]], count: int) -> None:
-    """Write tensors to safetensors files, one for each of `count` shards, with the index that names them.
+    """Write tensors to safetensors files, one per shard, and their index if there are several.
 
     Args:
-        folder: where; it must exist.
-        shards: tensors by name; the next is asked for once the one before is on disk.
-        count: how many there will be.
+        folder: the output folder; it must exist.
+        shards: tensors by name; each is requested once the previous one is on disk.
+        count: number of shards.
     """
     weight_map: dict[str, str] = {}
     size = 0
@@ -119,10 +119,10 @@ def _unpickle(file: Path) -> Mapping[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        # Files from torch before 1.6 are not zip archives and cannot be memory-mapped.
         if "mmap" not in str(error):
             raise
         content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
-        raise ShardError(f"{file} holds a {type(content).__name__}, expected tensors by name")
+        raise ShardError(f"{file} contains a {type(content).__name__}, expected tensors by name")
     return content

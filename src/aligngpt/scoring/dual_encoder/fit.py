@@ -1,8 +1,9 @@
-"""Learning a dual encoder's two linear maps from pairs that are not all right.
+"""Train the two linear maps of a dual encoder on noisy image–caption pairs.
 
-Locked towers, as in LiT (arXiv 2111.07991), and CLIP's symmetric loss (arXiv 2103.00020, figure 3). What a pair's
-score tends to is how much more often its image and its caption occur together than by chance: more often than not a
-wrong caption occurs with other images, and a vague one with all. Two linear maps have no room to learn the exceptions.
+Locked towers, as in LiT (arXiv 2111.07991), with CLIP's symmetric loss (arXiv 2103.00020, figure 3). A pair's score
+tends to how much more often its image and caption occur together than by chance. A wrong caption mostly occurs with
+other images, and a vague one with all images, so both score low. Two linear maps lack the capacity to memorise the
+exceptions.
 """
 
 import math
@@ -28,12 +29,12 @@ HIGHEST_SCALE = 100.0
 
 
 class EncodedPairs(NamedTuple):
-    """What the towers make of a file of pairs, each image and each caption once.
+    """The tower outputs for a file of pairs, with each image and each caption encoded once.
 
     Attributes:
-        images: `(images, vision hidden)`.
-        captions: `(captions, text hidden)`.
-        pairs: index of the image and of the caption of each pair, `(pairs, 2)`.
+        images: pooled image features, `(images, vision hidden)`.
+        captions: pooled text features, `(captions, text hidden)`.
+        pairs: indices of each pair's image and caption, `(pairs, 2)`.
     """
 
     images: Tensor
@@ -58,29 +59,29 @@ def train_dual_encoder(
     device: str = "auto",
     rejects: Rejects | None = None,
 ) -> Path:
-    """Make a dual encoder of two towers by training linear maps on a file of pairs, and save it as one folder.
+    """Build a dual encoder from two towers by training linear maps on a file of pairs, and save it to one folder.
 
-    `PairScorer.load` and `AutoModel.from_pretrained` read the folder; it appears only when it is complete.
+    `PairScorer.load` and `AutoModel.from_pretrained` can load the folder. Writing it is atomic.
 
     Args:
-        source: LLaVA-format JSON or JSON lines; samples with exactly one image count.
+        source: LLaVA-format JSON or JSON lines; only samples with exactly one image are used.
         image_tower: folder or hub name of a vision transformer with its image processor.
         text_tower: folder or hub name of a text encoder with its tokenizer.
-        out: the folder to write; an older one is replaced.
-        image_root: folder that image paths start from; the file's own when None.
+        out: the folder to write; an existing one is replaced.
+        image_root: folder that image paths are relative to; the file's own folder when None.
         vision_layers, image_pooling, projection_dim: see `assemble_dual_encoder`.
         epochs, batch_size, learning_rate: see `fit_projections`.
-        seed: of the maps' first values and the order of the pairs.
+        seed: random seed for the initial values of the maps and the order of the pairs.
         device: where the towers run.
-        rejects: where pairs that cannot be used go; only counted when None.
+        rejects: collects unusable pairs; they are only counted when None.
 
     Returns:
         `out`.
 
     Raises:
-        DualEncoderError: a tower cannot be loaded, or fewer than two pairs can be used.
+        DualEncoderError: a tower cannot be loaded, or fewer than two pairs are usable.
         ScorerError: a tower has no image processor or no tokenizer.
-        SourceError, TooManyRejects: the pairs cannot be read, or too many of them cannot be used.
+        SourceError, TooManyRejects: the pairs cannot be read, or too many of them are unusable.
     """
     model = assemble_dual_encoder(
         image_tower,
@@ -110,11 +111,11 @@ def encode_pairs(
     rejects: Rejects,
     batch_size: int = 64,
 ) -> EncodedPairs:
-    """Run a dual encoder's towers over a file, each image and each caption once, and keep what they make of them.
+    """Encode the pairs of a file with a dual encoder's towers, each image and each caption once.
 
     Raises:
-        DualEncoderError: the file has fewer than two pairs that can be used.
-        SourceError, TooManyRejects: the pairs cannot be read, or too many of them cannot be used.
+        DualEncoderError: the file has fewer than two usable pairs.
+        SourceError, TooManyRejects: the pairs cannot be read, or too many of them are unusable.
     """
     root = source.parent if image_root is None else image_root
     samples = load_samples(source, image_root=root, rejects=rejects, check_images=False)
@@ -124,12 +125,12 @@ def encode_pairs(
         if len(sample.images) == 1:
             pairs_of_image.setdefault(sample.images[0], []).append(sample)
         else:
-            rejects.add(sample.record, sample.id, "image_count", f"{len(sample.images)} images, a pair has one")
+            rejects.add(sample.record, sample.id, "image_count", f"{len(sample.images)} images, expected exactly one")
     encoder = scorer.model
     images: list[Tensor] = []
     usable: list[tuple[int, str]] = []
     count = 0
-    with torch.inference_mode(), Meter("encoding pictures", len(pairs_of_image), unit="images") as meter:
+    with torch.inference_mode(), Meter("encoding images", len(pairs_of_image), unit="images") as meter:
         for names in batches(list(pairs_of_image), batch_size):
             pixels = []
             for name in names:
@@ -148,7 +149,7 @@ def encode_pairs(
         captions = list(dict.fromkeys(caption for _, caption in usable))
         texts = [encoder.pooled_text(**scorer.tokens(part)).cpu() for part in batches(captions, batch_size)]
     if len(usable) < 2:
-        raise DualEncoderError(f"{source} has {len(usable)} pairs that can be used, at least 2 are needed")
+        raise DualEncoderError(f"{source} has {len(usable)} usable pairs, at least 2 are needed")
     place = {caption: index for index, caption in enumerate(captions)}
     return EncodedPairs(
         torch.cat(images),
@@ -168,22 +169,22 @@ def fit_projections(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> float:
-    """Train the two linear maps and the temperature of a dual encoder on what its towers made of pairs.
+    """Train a dual encoder's two linear maps and temperature on features from its towers.
 
-    The loss is CLIP's: in each batch, every image has to find its caption among all, and every caption its image.
-    Captions that are the same are not held against each other, nor are captions of the same image. Both maps start
-    from random values; Adam with a one-cycle schedule trains them, in float32 on the CPU.
+    The loss is CLIP's: in each batch, every image must be matched to its caption among all captions, and every caption
+    to its image. Identical captions, and captions of the same image, are not used as negatives of each other. Both maps
+    are initialised randomly and trained in float32 on the CPU, with Adam and a one-cycle schedule.
 
     Args:
-        model: gets the maps and the temperature; its towers are neither run nor changed.
+        model: receives the maps and the temperature; its towers are neither run nor changed.
         images: `(images, vision hidden)`, see `EncodedPairs`.
         captions: `(captions, text hidden)`, each caption once.
-        pairs: index of the image and of the caption of each pair, `(pairs, 2)`.
-        epochs: times each pair is seen. Few: the maps should learn what most captions say, and not by heart which
-            image had a wrong one.
-        batch_size: pairs that are told apart from each other.
-        learning_rate: the highest of the schedule.
-        seed: of the maps' first values and the order of the pairs.
+        pairs: indices of each pair's image and caption, `(pairs, 2)`.
+        epochs: number of passes over the pairs. Keep it low: the maps should learn what most captions say, not memorise
+            which images have a wrong one.
+        batch_size: pairs contrasted with each other.
+        learning_rate: peak learning rate of the schedule.
+        seed: random seed for the initial values of the maps and the order of the pairs.
 
     Returns:
         The mean loss of the last epoch.
@@ -201,7 +202,7 @@ def fit_projections(
     with Meter("fitting the dual encoder", epochs, unit="epochs") as meter:
         for _ in range(epochs):
             loss_of_epoch = 0.0
-            # Parts of almost equal size: in a very small last one there is nobody to be told apart from.
+            # Batches of almost equal size: a very small last one would have hardly any negatives.
             for chosen in torch.randperm(len(pairs), generator=generator).tensor_split(steps):
                 image_index, caption_index = pairs[chosen].unbind(dim=1)
                 loss = contrastive_loss(
@@ -226,13 +227,13 @@ def fit_projections(
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor, *, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE of pairs, the i-th text being the i-th image's.
+    """Symmetric InfoNCE loss of pairs, where the i-th text belongs to the i-th image.
 
     Args:
-        images: `(pairs, dim)`, of any length.
-        texts: `(pairs, dim)`, of any length.
-        log_scale: logarithm of what cosines are multiplied with, one over the temperature.
-        same: `(pairs, pairs)`, true where an image and a text are no counterexample to each other.
+        images: `(pairs, dim)`, need not be normalised.
+        texts: `(pairs, dim)`, need not be normalised.
+        log_scale: logarithm of the factor applied to the cosines, one over the temperature.
+        same: `(pairs, pairs)`, true where an image and a text are not negatives of each other.
 
     Returns:
         The mean over both directions and all pairs, a scalar.
@@ -245,12 +246,12 @@ def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor, *, same: 
 
 
 def same_pairs(image_index: Tensor, caption_index: Tensor) -> Tensor:
-    """Which pairs share their image or their caption: `(pairs,)` and `(pairs,)` → `(pairs, pairs)`."""
+    """Mask of pairs that share their image or their caption: `(pairs,)` and `(pairs,)` → `(pairs, pairs)`."""
     same_image = image_index[:, None] == image_index[None, :]
     return same_image | (caption_index[:, None] == caption_index[None, :])
 
 
 def batches(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Consecutive parts of `size` items, the last one perhaps smaller."""
+    """Yield consecutive slices of `size` items; the last one may be smaller."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -1,7 +1,7 @@
-"""A CLIP-style dual encoder out of an image tower and a text tower that never saw each other.
+"""A CLIP-style dual encoder built from an image tower and a text tower that were trained independently.
 
-Each tower stays as it is; one linear map for each leads into a space that both share. See `dual_encoder.fit` for
-how the maps are learned.
+The towers stay frozen; one linear map per tower projects into a shared space. See `dual_encoder.fit` for the training
+of the maps.
 """
 
 from pathlib import Path
@@ -22,16 +22,16 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, Safe
 
 
 class DualEncoderError(AlignGPTError):
-    """Towers cannot be loaded or do not fit together."""
+    """A tower cannot be loaded or cannot be used in a dual encoder, or there are too few pairs to train on."""
 
 
 @strict
 class DualEncoderConfig(VisionTextDualEncoderConfig):
-    """Two towers (`vision_config`, `text_config`, any that `AutoModel` makes) and the space between them.
+    """Two towers (`vision_config`, `text_config`, any that `AutoModel` supports) and their shared space.
 
     Args:
-        image_pooling: what an image is: `class`, the first token of the last hidden state, or `mean`, the mean of all
-            its tokens. The state before the tower's final normalisation is meant.
+        image_pooling: how an image is pooled from the last hidden state, taken before the tower's final normalisation:
+            `class` for its first token, `mean` for the mean of all its tokens.
     """
 
     model_type = "aligngpt_dual_encoder"
@@ -42,8 +42,8 @@ class DualEncoderConfig(VisionTextDualEncoderConfig):
 class DualEncoder(VisionTextDualEncoderModel):
     """Two towers, two linear maps without bias and a temperature; scores are cosines in the shared space.
 
-    Unlike its parent it pools the towers' hidden states itself: text towers are often trained for the mean of their
-    tokens and not for their pooler, and image towers are often better before their last layers.
+    Unlike its parent class it pools the towers' hidden states itself: text towers are often trained for the mean of
+    their tokens rather than for their pooler, and image towers often give better features before their last layers.
 
     Example:
         >>> model = assemble_dual_encoder("dinov2-small-56px", "all-minilm-l6-v2", vision_layers=8)
@@ -54,23 +54,23 @@ class DualEncoder(VisionTextDualEncoderModel):
     config_class = DualEncoderConfig
 
     def pooled_image(self, pixel_values: Tensor) -> Tensor:
-        """One vector an image from the tower alone: `(images, 3, height, width)` → `(images, vision hidden)`."""
+        """One vector per image from the tower alone: `(images, 3, height, width)` → `(images, vision hidden)`."""
         hidden = self.vision_model(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1]
         return hidden[:, 0] if self.config.image_pooling == "class" else hidden.mean(dim=1)
 
     def pooled_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The mean over the tokens the mask selects: `(texts, length)` → `(texts, text hidden)`."""
+        """Mean over the unmasked tokens: `(texts, length)` → `(texts, text hidden)`."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
-        """Images in the shared space, not normalised: `(images, projection_dim)`."""
+        """Image features in the shared space, not normalised: `(images, projection_dim)`."""
         return self.visual_projection(self.pooled_image(pixel_values))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
-        """Texts in the shared space, not normalised: `(texts, projection_dim)`."""
+        """Text features in the shared space, not normalised: `(texts, projection_dim)`."""
         return self.text_projection(self.pooled_text(input_ids, attention_mask))
 
     def forward(
@@ -91,18 +91,18 @@ def assemble_dual_encoder(
     image_pooling: ImagePooling = "class",
     projection_dim: int = 128,
 ) -> DualEncoder:
-    """A dual encoder of two towers, with linear maps that know nothing yet.
+    """Build a dual encoder from two towers, with untrained linear maps.
 
     Args:
         image_tower: folder or hub name of a vision transformer.
         text_tower: folder or hub name of a text encoder.
-        vision_layers: keep only the image tower's first layers; all when None. The last ones are often tuned for
-            another task, and what is left out costs no time.
+        vision_layers: number of the image tower's first layers to keep; all when None. The last layers are often tuned
+            for another task, and dropping them saves time.
         image_pooling: see `DualEncoderConfig`.
         projection_dim: width of the shared space.
 
     Raises:
-        DualEncoderError: a tower cannot be loaded, is more than a tower, or has fewer layers than asked for.
+        DualEncoderError: a tower cannot be loaded, is not a single tower, or has fewer layers than `vision_layers`.
     """
     try:
         vision = AutoModel.from_pretrained(image_tower, dtype=torch.float32)
@@ -111,8 +111,8 @@ def assemble_dual_encoder(
         raise DualEncoderError(f"the towers {image_tower} and {text_tower} cannot be loaded: {error}") from error
     for tower, source in ((vision, image_tower), (text, text_tower)):
         if not hasattr(tower.config, "hidden_size"):
-            raise DualEncoderError(f"{source} is a {type(tower).__name__}, expected a transformer of one tower alone")
-        # Where the towers lay is nobody's business who gets the model.
+            raise DualEncoderError(f"{source} is a {type(tower).__name__}, expected a transformer with a single tower")
+        # Do not leak local paths into the saved model.
         tower.config._name_or_path = ""
     if vision_layers is not None:
         _keep_layers(vision, vision_layers, image_tower)
@@ -123,16 +123,16 @@ def assemble_dual_encoder(
 
 
 def _keep_layers(tower: PreTrainedModel, count: int, source: str | Path) -> None:
-    """Take all but the first `count` layers out of a tower, and out of its configuration."""
+    """Remove all but the first `count` layers from a tower, and update its configuration."""
     layers = tower.config.num_hidden_layers
     if not 1 <= count <= layers:
-        raise DualEncoderError(f"{source} has {layers} layers, {count} cannot be kept")
+        raise DualEncoderError(f"{source} has {layers} layers, cannot keep {count}")
     stacks = [module for module in tower.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
     if len(stacks) != 1:
-        raise DualEncoderError(f"{source}: its {layers} layers are not in one stack; use all of them")
+        raise DualEncoderError(f"{source}: its {layers} layers are not in a single stack; keep all of them")
     del stacks[0][count:]
     settings = tower.config.to_dict()
-    # Which layers a detector would read; they may be among those that are gone.
+    # The layers a detection head would read; they may be among the removed ones.
     for name in ("out_features", "out_indices", "stage_names"):
         settings.pop(name, None)
     tower.config = type(tower.config).from_dict(settings | {"num_hidden_layers": count})

@@ -1,4 +1,4 @@
-"""A Ray to score on: joined or started, how much room it has, and whether its nodes see the same files."""
+"""The Ray cluster to score on: connecting to it, its capacity, and checking that its nodes see the same files."""
 
 import logging
 import os
@@ -11,31 +11,31 @@ from typing import Any, NamedTuple
 from aligngpt.errors import AlignGPTError
 
 CPUS_PER_ACTOR = 2
-"""Where there is no GPU."""
+"""Number of CPUs per actor if there is no GPU."""
 
 OBJECT_STORE = 256 * 2**20
-"""Bytes of shared memory for a Ray of our own: nothing but the description of the job goes through it."""
+"""Bytes of shared memory for a Ray that we start: only the description of the job goes through it."""
 
 MARKER = ".shared-with-ray-"
 
 
 class RayEngineError(AlignGPTError):
-    """Ray cannot be used, or what it runs does not stay alive."""
+    """Ray cannot be used, or its actors die or differ."""
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """The module `ray`, connected: see `score_on_ray`. It is disconnected again unless it was connected before.
+    """The connected module `ray`, see `score_on_ray`; disconnects at the end unless it was connected before.
 
     Raises:
         RayEngineError: Ray is missing, or the cluster cannot be reached.
     """
-    # Ray would send them over the network.
+    # By default, Ray would send usage statistics over the network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
-        raise RayEngineError("the engine ray needs the package ray; run: pip install 'aligngpt[ray]'") from error
+        raise RayEngineError("the ray engine needs the package ray; run: pip install 'aligngpt[ray]'") from error
     if ray.is_initialized():
         yield ray
         return
@@ -48,7 +48,7 @@ def connected(address: str | None) -> Iterator[Any]:
         place = "on this machine" if address is None else f"at {address}"
         raise RayEngineError(
             f"no Ray {place}: {error}. Start a cluster with `ray start --head` and `ray start --address HEAD:6379` on "
-            "the other nodes, or leave out the address to use this machine alone"
+            "the other nodes, or leave out the address to use this machine only"
         ) from error
     try:
         yield ray
@@ -57,7 +57,7 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 class Room(NamedTuple):
-    """How many actors there are to be, and what Ray reserves for each."""
+    """The number of actors, and the resources Ray reserves for each."""
 
     actors: int
     cpus: int
@@ -65,15 +65,16 @@ class Room(NamedTuple):
 
 
 def room_for(nodes: Sequence[Mapping[str, float]], actors: int | None, gpus: float | None) -> Room:
-    """How many actors there are to be and what each gets, so that all of them find their place.
+    """Choose the number of actors and the resources of each, so that all of them can be placed.
 
     Args:
-        nodes: what each node has in all, as Ray counts it: `CPU`, `GPU`.
-        actors: how many are wanted.
-        gpus: how many each is to have.
+        nodes: total resources of each node, as reported by Ray: `CPU`, `GPU`.
+        actors: requested number of actors; None for as many as fit with a GPU each or, without GPUs, one per
+            `CPUS_PER_ACTOR` CPUs.
+        gpus: requested GPUs per actor; None for 1, or 0 if there is no GPU.
 
     Raises:
-        RayEngineError: there is not so much.
+        RayEngineError: the nodes have too few resources.
     """
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     if gpus is None:
@@ -85,8 +86,8 @@ def room_for(nodes: Sequence[Mapping[str, float]], actors: int | None, gpus: flo
     if not 1 <= count <= most:
         each = f"{gpus:g} GPUs" if gpus > 0 else "a CPU"
         raise RayEngineError(
-            f"{count} actors with {each} each were asked for, and the nodes have room for {most}; ask for at least 1 "
-            "and no more than there is room for, or for a smaller share of a GPU each"
+            f"{count} actors with {each} each were requested, but the nodes have room for {most}; request at least 1 "
+            "and no more than there is room for, or a smaller share of a GPU for each"
         )
     if gpus > 0:
         share = min(have // place for have, place in zip(cpus, places, strict=True) if place)
@@ -97,7 +98,7 @@ def room_for(nodes: Sequence[Mapping[str, float]], actors: int | None, gpus: flo
 
 @contextmanager
 def shared_marker(out: Path) -> Iterator[Path]:
-    """A file in `out` by which an actor can tell that it sees the same folder."""
+    """A marker file in `out`, by which an actor can check that it sees the same folder."""
     for leftover in out.glob(f"{MARKER}*"):
         leftover.unlink(missing_ok=True)
     path = out / f"{MARKER}{uuid.uuid4().hex}"
@@ -109,6 +110,6 @@ def shared_marker(out: Path) -> Iterator[Path]:
 
 
 def last_line(error: Exception) -> str:
-    """The one sentence of Ray's page about a dead actor that says why."""
+    """The sentence of Ray's long message about a dead actor that gives the reason."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].partition(". ")[0].rstrip(".")

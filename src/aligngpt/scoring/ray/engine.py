@@ -1,7 +1,7 @@
-"""Scoring a source of pairs with Ray: actors on any number of nodes score the shards that `score_source` would.
+"""Scores a source of pairs with Ray: actors on any number of nodes score the same shards as `score_source`.
 
-What is done is what has its part in the folder; nothing else is kept of a job. So a shard whose actor is lost is simply
-given to another, and either engine can go on with what the other left.
+A shard is done when its part is in the folder; a job has no other state. So a shard whose actor is lost is simply given
+to another one, and either engine can resume a job of the other.
 """
 
 import os
@@ -32,10 +32,10 @@ from aligngpt.scoring.score_files import PartSummary, ScoresError, part_path, pa
 from aligngpt.scoring.shares import owned_share
 
 RETRIES = 3
-"""How often a shard is given to another actor after it was lost with one, and a model loaded again likewise."""
+"""How often a shard is retried on another actor after its actor was lost, and how often loading the model is."""
 
 SECONDS_BETWEEN_SIGNS = 10.0
-"""How long nothing may end before the progress is shown again all the same."""
+"""Interval after which the progress is shown again even if nothing has finished."""
 
 
 def score_on_ray(
@@ -51,34 +51,34 @@ def score_on_ray(
     embeddings: bool = False,
     max_reject_share: float = 0.05,
 ) -> ScoreSummary:
-    """Score every pair of a source on a pool of Ray actors, or go on where either engine was stopped.
+    """Score every pair of a source on a pool of Ray actors, or resume an interrupted job of either engine.
 
-    Writes what `score_source` writes; to the same bytes, where torch computes on the same kind of device and with as
-    many threads. An actor that dies is replaced and its shard given to another; a shard that is lost again and again is
-    passed over, and is an error when all others are done.
+    Writes the same files as `score_source`, identical to the byte if torch runs on the same kind of device with the
+    same number of threads. An actor that dies is replaced and its shard given to another one. A shard that is lost too
+    often is skipped, and reported as an error when all others are done.
 
     Args:
         source: see `open_pairs`; every node must find its files under the same paths.
-        load_scorer: makes the model, once in each actor; picklable, such as `partial(PairScorer.load, "folder")`.
+        load_scorer: loads the model, once in each actor; picklable, such as `partial(PairScorer.load, "folder")`.
         out: folder of the scores, which every node must see.
-        address: of a Ray cluster, `auto` for the one this machine belongs to; None starts Ray on this machine for as
-            long as the job takes. A Ray that this process is connected to already is used in either case.
-        actors: how many; None for one a GPU or, where there is none, one for every 2 CPUs.
-        gpus_per_actor: may be a fraction; None for 1, or 0 where there is no GPU.
+        address: address of a Ray cluster, `auto` for the one this machine belongs to; None starts Ray on this machine
+            for the duration of the job. If this process is already connected to a Ray, that one is used instead.
+        actors: number of actors; None for one per GPU or, if there is no GPU, one per 2 CPUs.
+        gpus_per_actor: may be a fraction; None for 1, or 0 if there is no GPU.
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
-        workers: processes an actor has to open pictures; 0 for a thread, None for its share of the CPUs.
-        embeddings: also keep the features of images and captions.
-        max_reject_share: share of the records, 0…1, that may be rejected.
+        workers: number of processes per actor that open images; 0 for a thread, None for the actor's share of the CPUs.
+        embeddings: also store the image and caption features.
+        max_reject_share: maximum share of rejected records, 0…1.
 
     Raises:
-        RayEngineError: Ray is missing, has too little room, or does not start; a node does not see the files; actors
+        RayEngineError: Ray is missing, has too few resources, or does not start; a node does not see the files; actors
             load different models; or a shard was lost too often.
-        ScoresError, ScorerError, TooManyRejects, OSError: as `score_source`.
+        ScoresError, ScorerError, TooManyRejects, OSError: see `score_source`.
     """
     if batch_size < 1:
         raise ScoresError(f"the batch size must be at least 1, got {batch_size}")
     shards = source.shards()
-    # Actors have another working directory.
+    # Actors start in another working directory.
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     with owned_share(out, None), connected(address) as ray, shared_marker(out) as marker:
@@ -106,13 +106,13 @@ def score_on_ray(
 
 @dataclass(frozen=True)
 class _Task:
-    """What an actor is told once.
+    """The settings that an actor receives once, at its start.
 
     Attributes:
         source, load_scorer, out, batch_size, workers, embeddings: see `score_on_ray`.
         may_all_be_missing: see `score_shard`.
-        threads: for torch.
-        folder: what relative paths start from.
+        threads: number of torch threads.
+        folder: the folder that relative paths are relative to.
         seen: files that must be visible from every node.
     """
 
@@ -129,11 +129,11 @@ class _Task:
 
 
 class _Actor:
-    """A process that Ray runs on some node: holds the model and scores one shard after the other."""
+    """A process that Ray runs on some node: holds the model and scores one shard after another."""
 
     def start(self, task: _Task) -> str:
         """Load the model; returns its fingerprint."""
-        # Ctrl-C may reach every process of the terminal; who started the actors ends them.
+        # Ctrl-C may reach every process of the terminal; the process that started the actors ends them.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with suppress(OSError):
             os.chdir(task.folder)
@@ -167,7 +167,7 @@ class _Actor:
 
 
 class _Ended(NamedTuple):
-    """A shard that an actor is done with; `summary` is None when the actor died, and `reason` says how."""
+    """A shard that an actor has finished; if the actor died, `summary` is None and `reason` says why."""
 
     shard: Shard
     summary: PartSummary | None
@@ -178,16 +178,16 @@ class _Pool:
     """The actors; a context manager that ends them.
 
     Attributes:
-        size: how many there are, also those that wait for their place or load the model.
-        idle: how many wait for a shard.
-        scoring: how many are at one.
+        size: number of actors, including those waiting for resources or loading the model.
+        idle: number of actors waiting for a shard.
+        scoring: number of actors scoring a shard.
     """
 
     def __init__(self, ray: Any, task: _Task, room: Room) -> None:
         self.room = room
         self._ray = ray
         self._task = ray.put(task)
-        # Ray itself must not start one again: it would have no model.
+        # Ray itself must not restart an actor: it would have no model.
         self._make = ray.remote(_Actor).options(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0).remote
         self._actors: list[Any] = []
         self._idle: list[Any] = []
@@ -215,25 +215,25 @@ class _Pool:
         return sum(shard is not None for _, shard in self._calls.values())
 
     def add(self) -> None:
-        """Begin to start one more actor."""
+        """Start another actor, without waiting for it."""
         actor = self._make()
         self._actors.append(actor)
         self._calls[actor.start.remote(self._task)] = (actor, None)
 
     def give(self, shard: Shard) -> None:
-        """Let an idle actor score a shard."""
+        """Give a shard to an idle actor."""
         actor = self._idle.pop()
         self._calls[actor.score.remote(shard)] = (actor, shard)
 
     def first_manifest(self) -> Manifest:
-        """Start one actor, so that a wrong model fails once, and ask it what the scores depend on."""
+        """Start a single actor, so that a wrong model fails only once, and get the manifest of the job from it."""
         told = False
         while not self._idle:
             if not self._calls:
                 self.add()
             self.wait()
             if self._calls and not told:
-                console.print("waiting for the first actor: Ray starts it as soon as the cluster has room for it")
+                console.print("waiting for the first actor: Ray starts it as soon as the cluster has free resources")
                 told = True
         try:
             return self._ray.get(self._idle[0].manifest.remote())
@@ -245,11 +245,11 @@ class _Pool:
             ) from error
 
     def wait(self) -> list[_Ended]:
-        """Wait until an actor has started or is done with its shard, or for some seconds; returns the shards.
+        """Wait until an actor has started or finished its shard, or for some seconds; returns the finished shards.
 
         Raises:
-            RayEngineError: too many actors died while they started, or one has loaded another model.
-            Exception: what scoring a shard raised.
+            RayEngineError: too many actors died while starting, or one has loaded a different model.
+            Exception: any error raised while scoring a shard.
         """
         done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=SECONDS_BETWEEN_SIGNS)
         ended = []
@@ -258,7 +258,7 @@ class _Pool:
             try:
                 result = self._result(call)
             except (WorkerError, self._ray.exceptions.RayError) as error:
-                # It may be alive after all: cut off by the network, or without those that open its pictures.
+                # It may still be alive: cut off from the network, or without its image workers.
                 self._actors.remove(actor)
                 self._ray.kill(actor)
                 if shard is None:
@@ -283,7 +283,7 @@ class _Pool:
         self._lost_starting += 1
         if self._lost_starting > RETRIES:
             raise RayEngineError(
-                f"{self._lost_starting} actors ended while they loaded the model ({last_line(error)}); most often the "
+                f"{self._lost_starting} actors died while loading the model ({last_line(error)}); most often the "
                 "node ran out of memory: use fewer actors, or a smaller model"
             ) from error
 
@@ -292,13 +292,13 @@ class _Pool:
         self._fingerprint = self._fingerprint or fingerprint
         if fingerprint != self._fingerprint:
             raise RayEngineError(
-                "an actor has loaded another model than the first did, or in another precision; name the precision "
-                "(float32 or bfloat16) instead of auto, and let all nodes read the model from the same folder"
+                "an actor has loaded a different model than the first actor, or in a different precision; set "
+                "the precision to float32 or bfloat16 instead of auto, and let all nodes load the model from one folder"
             )
 
 
 def _score(pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_share: float) -> PartSummary:
-    """Score the shards that have no part; returns what became of the records of all shards."""
+    """Score the shards that have no part yet; returns the outcome of the records of all shards."""
     shards = source.shards()
     done = kept_parts(source, out, shards, finished=manifest.finished is not None, max_share=max_share)
     todo = deque(shard for shard in shards if shard.index not in done)
@@ -316,7 +316,7 @@ def _score(pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_s
                     pool.give(todo.popleft())
                 before = total.records
                 for shard, result, reason in pool.wait():
-                    # The actor may have died between writing the part and saying so.
+                    # The actor may have died after writing the part but before reporting it.
                     summary = part_summary(out, shard.index) if result is None else result
                     if summary is not None and (result is not None or is_usable(summary, max_share)):
                         total += summary
@@ -326,10 +326,10 @@ def _score(pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_s
                     lost[shard] += 1
                     reasons[shard] = reason
                     if lost[shard] <= RETRIES:
-                        # Behind the others, which it must not keep from being done.
+                        # Retry it last, so that it cannot block the others.
                         todo.append(shard)
                 limit.check_certain()
-                meter.advance(total.records - before, f"{pool.scoring} of {pool.room.actors} actors at work")
+                meter.advance(total.records - before, f"{pool.scoring} of {pool.room.actors} actors busy")
     _check_lost({shard: reasons[shard] for shard, times in lost.items() if times > RETRIES})
     return total
 
@@ -338,19 +338,19 @@ def _check_lost(reasons: Mapping[Shard, str]) -> None:
     if reasons:
         names = ", ".join(shard.name for shard in list(reasons)[:3]) + (", …" if len(reasons) > 3 else "")
         raise RayEngineError(
-            f"{len(reasons)} shards were given up, each after {1 + RETRIES} actors had ended over it: {names} "
+            f"{len(reasons)} shards were given up, each after {1 + RETRIES} actors had died while scoring it: {names} "
             f"({next(iter(reasons.values()))}). Most often a node ran out of memory: use fewer workers, a smaller "
-            "batch size or smaller shards. All other parts are there; run the same command again and it goes on"
+            "batch size or smaller shards. All other parts are complete; run the same command again to resume"
         )
 
 
 def _records(shards: Sequence[Shard], others: int = 0) -> int | None:
-    """How many records the shards have together with `others`, where all of them tell."""
+    """Total number of records in the shards plus `others`; None if a shard does not state its number."""
     counts = [shard.records for shard in shards]
     return None if None in counts else sum((count for count in counts if count is not None), others)
 
 
 def _worker_count(shards: Sequence[Shard], cpus: int) -> int:
-    """How many processes open an actor's pictures when nobody says; a thread is enough for a small source."""
+    """The default number of processes that open an actor's images; 0, for one thread, if the source is small."""
     records = _records(shards)
     return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, cpus)

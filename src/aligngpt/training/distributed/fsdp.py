@@ -1,8 +1,8 @@
-"""Training that shares out the model: parameters, gradients and optimiser state in parts, one part a device (FSDP2).
+"""Sharded training: parameters, gradients and optimiser state are split over the devices (FSDP2).
 
-torch's own `fully_shard`, which runs on GPUs (NCCL) and on CPUs (gloo) alike; accelerate's plugin does not. Each layer
-of the language model is a group of its own, gathered when it is needed; what surrounds them is another. A frozen vision
-tower is held whole by every device: it is small, and has no gradients.
+Uses torch's own `fully_shard`, which runs on both GPUs (NCCL) and CPUs (gloo); accelerate's plugin does not. Each layer
+of the language model is a group of its own, gathered when it is needed; the rest of the model is another group. Every
+device holds all of a frozen vision tower: it is small and has no gradients.
 """
 
 import contextlib
@@ -30,34 +30,34 @@ from aligngpt.training.recipe import RecipeError, StageRecipe
 from aligngpt.training.setup.freezing import layers_of, load_tensors
 
 SHARDS_FOLDER = "shards"
-"""In a checkpoint: weights that train and the optimiser's state, each process its part, as torch's checkpoints are."""
+"""Folder in a checkpoint with trained weights and optimiser state, in torch's distributed checkpoint format."""
 
 OPTIMIZERS = ("adamw", "sgd")
-"""Those that treat every number by itself, so that a part of a matrix is enough for them."""
+"""Element-wise optimisers, for which a part of a matrix is enough."""
 
 
 def check_sharding(stage: StageRecipe) -> None:
-    """Whether what a stage wants can be shared out.
+    """Check that the settings of a stage allow sharding.
 
     Raises:
         RecipeError: its optimiser needs whole matrices, or its frozen weights are in 4 bits.
     """
     if stage.sharding != "none" and stage.lora is not None and stage.lora.bits is not None:
-        raise RecipeError("weights in 4 bits are not shared out; leave lora.bits out, or set sharding to none")
+        raise RecipeError("weights in 4 bits cannot be sharded; remove lora.bits, or set sharding to none")
     if stage.sharding != "none" and stage.optimizer not in OPTIMIZERS:
         raise RecipeError(
-            f"optimizer {stage.optimizer} needs whole matrices, and sharding {stage.sharding} leaves each device a "
+            f"optimizer {stage.optimizer} needs whole matrices, but sharding {stage.sharding} gives each device only a "
             f"part of them; set optimizer to {' or '.join(OPTIMIZERS)}, or sharding to none"
         )
 
 
 def shard(model: AlignGPTForConditionalGeneration, how: str, device: torch.device, *, in_bfloat16: bool) -> None:
-    """Share out a model, in place, over all processes; what trains must be decided before.
+    """Shard a model over all processes, in place; its parameters must be frozen or not before.
 
     Args:
         model: the same in every process.
-        how: `full`, all of it in parts (as ZeRO-3); `gradients`, parameters are gathered once a step and kept until
-            the backward pass ends (as ZeRO-2); `hybrid`, in parts within each machine, and the machines hold the same.
+        how: `full`, everything is sharded (as ZeRO-3); `gradients`, parameters are gathered once per step and kept
+            until the backward pass ends (as ZeRO-2); `hybrid`, sharded within each machine, replicated across machines.
         device: of this process.
         in_bfloat16: gather the layers of the language model in bfloat16; gradients are summed in float32.
     """
@@ -75,7 +75,7 @@ def shard(model: AlignGPTForConditionalGeneration, how: str, device: torch.devic
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=whole or None)
     model.to(device)
-    # transformers' Trainer then leaves the placement and the sums of gradients to the model.
+    # With these, transformers' Trainer leaves device placement and gradient reduction to the model.
     model._is_distributed_loading_by_transformers = True
     model._is_fsdp_managed_module = True
 
@@ -86,28 +86,28 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def sharding_line(model: AlignGPTForConditionalGeneration) -> str:
-    """How a model is shared out, for people: what was found in it, not what was asked for.
+    """Describe how a model is sharded, as found in the model rather than as requested.
 
     Raises:
-        RecipeError: a parameter that trains is not shared out.
+        RecipeError: a trainable parameter is not sharded.
     """
     held = total = 0
     for name, parameter in model.named_parameters():
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         held, total = held + local.numel(), total + parameter.numel()
         if parameter.requires_grad and not isinstance(parameter, DTensor):
-            raise RecipeError(f"sharding failed: {name} is whole in every process; set sharding to none")
+            raise RecipeError(f"sharding failed: every process holds all of {name}; set sharding to none")
     kinds = sorted({type(module).__name__ for module in model.modules() if isinstance(module, FSDPModule)})
     groups = sum(isinstance(module, FSDPModule) for module in model.modules())
     return (
-        f"shared out (FSDP2) over {processes()} processes in {groups} groups ({', '.join(kinds)}): this one holds "
+        f"sharded (FSDP2) over {processes()} processes in {groups} groups ({', '.join(kinds)}): this one holds "
         f"{held:,} of {total:,} parameters"
     )
 
 
 @contextlib.contextmanager
 def gradients_later(model: nn.Module) -> Iterator[None]:
-    """Sum no gradients over the processes yet: more micro-batches of this step come."""
+    """Defer the gradient reduction over processes: more micro-batches of this step follow."""
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(False)
     try:
@@ -117,11 +117,11 @@ def gradients_later(model: nn.Module) -> Iterator[None]:
 
 
 def whole_tensors(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool]) -> dict[str, torch.Tensor]:
-    """Parameters put together on the CPU, by name; every process must ask, and only the main process gets them.
+    """Gather whole parameters on the CPU, by name; every process must call it, but only the main process gets them.
 
     Args:
         model: sharded or not.
-        wanted: of name and parameter.
+        wanted: predicate on name and parameter.
     """
     found = {}
     for name, parameter in model.named_parameters():
@@ -134,17 +134,17 @@ def whole_tensors(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool])
 
 
 def save_shards(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Write what trains and the optimiser's state, each process its own part, to `checkpoint/shards`."""
+    """Write the trainable parameters and the optimiser state to `checkpoint/shards`, each process its own part."""
     state_dict_saver.save(_state(model, optimizer), checkpoint_id=checkpoint / SHARDS_FOLDER)
 
 
 def has_shards(checkpoint: Path) -> bool:
-    """Whether a checkpoint is one of `save_shards`."""
+    """Whether a checkpoint was written by `save_shards`."""
     return (checkpoint / SHARDS_FOLDER).is_dir()
 
 
 def load_shards(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Take what `save_shards` wrote; the number of processes may be another one than then, one alone included."""
+    """Load the checkpoint that `save_shards` wrote; the number of processes may differ, and may be one."""
     state = _state(model, optimizer)
     state_dict_loader.load(state, checkpoint_id=checkpoint / SHARDS_FOLDER)
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
@@ -152,7 +152,7 @@ def load_shards(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: 
 
 
 def load_whole_tensors(model: nn.Module, path: Path) -> None:
-    """Take the parameters that train from a file that has them whole, as a run without sharding saves them.
+    """Load the trainable parameters from a file with whole tensors, as saved by a run without sharding.
 
     Raises:
         AlignGPTError: the file cannot be read, or names or shapes differ.
@@ -166,7 +166,7 @@ def load_whole_tensors(model: nn.Module, path: Path) -> None:
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Take the optimiser's state from a file that has it whole, as a run without sharding saves it."""
+    """Load the optimiser state from a file with whole tensors, as saved by a run without sharding."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     content["state"] = {
@@ -180,7 +180,7 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def _part(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """A whole tensor as the parameter is: shared out in the same way, or whole."""
+    """A whole tensor placed like the parameter: sharded in the same way, or whole."""
     if not isinstance(parameter, DTensor):
         return whole.to(parameter.device)
     return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)

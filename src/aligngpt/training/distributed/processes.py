@@ -1,4 +1,4 @@
-"""Several processes that train one model: which of them does what is done once, and what they must agree on."""
+"""Several processes training one model: their ranks, the main process, and collective operations."""
 
 import os
 from collections.abc import Iterator
@@ -10,37 +10,38 @@ import torch
 from accelerate import PartialState
 
 LONGEST_WAIT = timedelta(hours=2)
-"""For another process, which may be reading a large data set for the first time; torch's own limit is ten minutes."""
+"""Timeout for waiting on another process, which may be reading a large data set for the first time; torch's default
+is ten minutes."""
 
 
 def launched() -> bool:
-    """Whether `torchrun` or `accelerate launch` started this process, as one of some."""
+    """Whether `torchrun` or `accelerate launch` started this process."""
     return "RANK" in os.environ
 
 
 def rank() -> int:
-    """The number of this process among those that train together, as `torchrun` and `accelerate launch` set it."""
+    """The rank of this process, as set by `torchrun` and `accelerate launch`."""
     return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def processes_of_machine() -> int:
-    """How many of them run on this machine."""
+    """Number of these processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this process prints, and writes what is written once."""
+    """Whether this process is the one that prints and writes shared files."""
     return rank() == 0
 
 
 @contextmanager
 def main_process_first(*, cpu: bool) -> Iterator[None]:
-    """Let the main process go through the body before the others do."""
+    """Let the main process run the body before the others do."""
     if not launched():
         yield
         return
@@ -49,17 +50,17 @@ def main_process_first(*, cpu: bool) -> Iterator[None]:
 
 
 def add_up(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The sum of a vector over all processes, in double precision on the CPU; its own values without others."""
+    """The sum of a vector over all processes, in double precision on the CPU; the vector itself if there is one."""
     if not _together():
         return values
-    # GPUs of some makers know no double precision; the processes that train on them are one.
+    # Some makers' GPUs lack double precision, but only a single process trains on them.
     shared = values.to(device, torch.float64)
     torch.distributed.all_reduce(shared)
     return shared.cpu()
 
 
 def gather(values: list[Any]) -> list[Any]:
-    """The values of all processes behind each other, the main process's first."""
+    """The concatenated values of all processes, the main process's first."""
     if not _together():
         return values
     found: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]

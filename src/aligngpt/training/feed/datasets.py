@@ -1,4 +1,4 @@
-"""The data of a stage: its samples, checked against the recipe, and those that validate it."""
+"""The data of a stage: its training samples, checked against the recipe, and its validation samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +27,8 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
 
     Raises:
         SourceError, TooManyRejects, CacheError: see `open_sources`.
-        RecipeError: a level is above the model's number of levels, validation gets all samples or none, or steps are
-            grouped by length whose pictures are in row groups.
+        RecipeError: a level is above the model's number of levels, validation gets all samples or none, or
+            `group_by_length` is set for images in Parquet row groups.
     """
     stage = _stage(recipe, name)
     samples = open_sources(
@@ -37,8 +37,8 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
     _check_levels(samples, recipe, name)
     if stage.group_by_length and (columns_of(samples).blocks >= 0).any():
         raise RecipeError(
-            f"{name}.group_by_length would read a row group of a Parquet file for each of its rows; leave it out, or "
-            "keep the pictures in tar files or as files"
+            f"{name}.group_by_length would read a whole Parquet row group for each row; leave it out, or "
+            "keep the images in tar files or as single files"
         )
     if stage.validation is not None and stage.validation.share is not None:
         return training_part(samples, stage.validation.share)
@@ -56,10 +56,10 @@ def open_sources(
     """The samples of all sources, one source after the other. All processes that train together must call it.
 
     Raises:
-        SourceError, TooManyRejects, CacheError: see `prepare_samples`; the share of rejects is that of all sources.
-        RecipeError: one source has levels and another has none, and they are to be used (`with_levels`).
+        SourceError, TooManyRejects, CacheError: see `prepare_samples`; the share of rejects is over all sources.
+        RecipeError: levels are used (`with_levels`), but only some of the sources have them.
     """
-    # What is not prepared yet is by one process, while the others wait for it.
+    # Sources that are not prepared yet are prepared by one process, while the others wait.
     with main_process_first(cpu=resolve_device().type == "cpu"):
         found = [
             prepare_samples(
@@ -82,30 +82,30 @@ def open_sources(
 
 
 def _check_all_have_levels(mixture: Mixture, sources: Sequence[SourceRecipe]) -> None:
-    """A batch takes levels for all its images or for none."""
+    """Check that all samples with images have levels, or none: a batch cannot mix the two."""
     columns = mixture.columns
     shown = columns.images > 0
     first = [np.flatnonzero(shown & has_level) for has_level in (columns.levels > 0, columns.levels == 0)]
     if all(len(places) for places in first):
         one, other = (sources[columns.sources[places[0]]].data for places in first)
         raise RecipeError(
-            f"samples of {one} have an alignment level (field `similarity`) and some of {other} have none; give levels "
-            "to all that have an image, or to none"
+            f"samples of {one} have an alignment level (field `similarity`), but some of {other} have none; add levels "
+            "to all samples with an image, or to none"
         )
 
 
 def training_part(samples: Sequence[Sample], share: float) -> Chosen:
-    """The samples that are not held out; its `others` are.
+    """The samples that are not held out; its `others()` are the held-out ones.
 
     Raises:
-        RecipeError: all of them are held out, or none.
+        RecipeError: all samples are held out, or none.
     """
     is_held_out = held_out(samples, share)
     if is_held_out.all() or not is_held_out.any():
         which = "all" if is_held_out.all() else "none"
         raise RecipeError(
-            f"validation.share {share} holds out {which} of {len(samples)} samples: they are about too few images; "
-            "choose another share, or name validation.data"
+            f"validation.share {share} holds out {which} of {len(samples)} samples: there are too few distinct images; "
+            "choose another share, or set validation.data"
         )
     return Chosen(samples, np.flatnonzero(~is_held_out))
 
@@ -117,10 +117,10 @@ def training_data(
     model: AlignGPTForConditionalGeneration,
     processor: AlignGPTProcessor,
 ) -> ConversationDataset:
-    """The samples of a stage as its model reads them.
+    """The samples of a stage as a data set for its model.
 
     Raises:
-        RecipeError: an image fills all of a sample.
+        RecipeError: the tokens of one image already fill a sample.
     """
     stage = _stage(recipe, name)
     return ConversationDataset(
@@ -131,13 +131,13 @@ def training_data(
         max_length=usable_length(model, stage),
         questions_per_prefix=stage.questions_per_prefix,
         pad_images=stage.pad_images,
-        # Once the gate trains, a level would take its place: the stage decides, whatever the records say.
+        # A given level would bypass the gate when it trains, so the stage decides, not the records.
         with_levels=name == "pretrain",
     )
 
 
 def validation_of(stage: StageRecipe, training: ConversationDataset, collator: Collator) -> Validation | None:
-    """The stage's validation data, read as its training data is; what cannot be used of it is passed over."""
+    """The stage's validation data, read like its training data; unusable samples are skipped."""
     if stage.validation is None:
         return None
     rejects = Rejects(None, max_share=stage.max_reject_share)
@@ -172,7 +172,7 @@ def validation_of(stage: StageRecipe, training: ConversationDataset, collator: C
 
 
 def _validation_root(stage: StageRecipe) -> str | None:
-    """Where validation images are looked for: one file's beside those of the training data."""
+    """The image root of the validation data: for a single file, that of the training data."""
     assert stage.validation is not None
     if stage.image_root is None and isinstance(stage.data, str) and isinstance(stage.validation.data, str):
         return str(root_of_data(Path(stage.data), None))
@@ -180,7 +180,7 @@ def _validation_root(stage: StageRecipe) -> str | None:
 
 
 def _evenly(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
-    """At most so many of the samples, from all over them."""
+    """At most `most` of the samples, evenly spaced."""
     count = min(most, len(samples))
     return Chosen(samples, np.arange(count) * len(samples) // count)
 
@@ -192,7 +192,7 @@ def _roots(sources: Sequence[SourceRecipe]) -> list[Path]:
 
 
 def _names(sources: Sequence[SourceRecipe]) -> tuple[str, ...]:
-    """What the sources are called: their files' names without extension, with a number where they would be equal."""
+    """Names of the sources: their file names without extension, numbered if they would be equal."""
     names: list[str] = []
     for source in sources:
         stem = name_of_data(Path(source.data))
@@ -210,8 +210,8 @@ def _check_levels(samples: Sequence[Sample], recipe: Recipe, name: StageName) ->
     if _needs_level(recipe, name) and levels.max() > recipe.model.num_levels:
         top = samples[int(levels.argmax())]
         raise RecipeError(
-            f"record {top.record} (id {top.id}) is of level {top.level}, but model.num_levels is "
-            f"{recipe.model.num_levels}; set it to the number the data was made with"
+            f"record {top.record} (id {top.id}) has level {top.level}, but model.num_levels is "
+            f"{recipe.model.num_levels}; set it to the number of levels the data was made with"
         )
 
 
@@ -222,18 +222,18 @@ def _stage(recipe: Recipe, name: StageName) -> StageRecipe:
 
 
 def usable_length(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> int:
-    """Tokens a sample may have: what the stage allows, and no more than the language model can read.
+    """Maximum tokens per sample: the stage's limit, or the language model's context length if that is smaller.
 
     Raises:
-        RecipeError: an image alone takes all of that.
+        RecipeError: an image alone takes that many tokens.
     """
     config = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or stage.max_length
     length = min(stage.max_length, int(context))
     if model.config.image_seq_length >= length:
         raise RecipeError(
-            f"an image takes {model.config.image_seq_length} tokens, and a sample may have {length} (max_length "
-            f"{stage.max_length}, and the language model {config.model_type} reads {context} at most); raise "
-            "max_length, or take a vision tower with fewer patches or a smaller model.image_size"
+            f"an image takes {model.config.image_seq_length} tokens, but a sample may have only {length} (max_length "
+            f"{stage.max_length}, context length of the language model {config.model_type} {context}); raise "
+            "max_length, or use a vision tower with fewer patches or a smaller model.image_size"
         )
     return length

@@ -1,9 +1,9 @@
-"""What a frozen vision tower makes of each picture, kept on disk and read there by later epochs and runs.
+"""Features of a frozen vision tower, cached on disk per image and reused by later epochs and runs.
 
-An entry is named after all that decides it: the picture's content, the tower's weights, and how picture and tower are
-read. So it is never out of date, several runs may share the folder at the same time, and the folder may be removed at
-any time. The tower reads one picture at a time, so that an entry does not depend on what was in a batch with it: a run
-that was stopped goes on with the same numbers.
+The key of an entry covers everything that affects it: the image's content, the tower's weights, and the settings of
+image processing and tower. So an entry is never out of date, several runs may share the folder at the same time, and
+the folder may be removed at any time. The tower encodes one image at a time, so that an entry does not depend on the
+rest of its batch: a resumed run gets the same numbers.
 """
 
 import errno
@@ -35,13 +35,13 @@ NAME = "features"
 
 @dataclass
 class FeatureCache:
-    """The features of pictures, one file each.
+    """Cached image features, one file per image.
 
     Attributes:
-        folder: where they are kept.
-        fingerprint: of all but the picture that decides them, see `fingerprint_of_tower`.
-        shape: of one picture's features, `(P, scales · tower hidden)`.
-        dtype: they are kept in, as the projector reads them.
+        folder: of the cache.
+        fingerprint: of everything but the image that affects the features, see `fingerprint_of_tower`.
+        shape: of one image's features, `(P, scales · tower hidden)`.
+        dtype: of the cached features, as the projector reads them.
     """
 
     folder: Path
@@ -52,13 +52,13 @@ class FeatureCache:
     _warned: bool = field(default=False, repr=False)
 
     def key(self, picture: Path | bytes) -> str:
-        """What the features of a picture are kept under, a SHA-256 of its content and the fingerprint.
+        """The key of an image's features: a SHA-256 of its content and the fingerprint.
 
         Args:
-            picture: its file, or its content.
+            picture: file or content of the image.
 
         Raises:
-            OSError: the picture cannot be read.
+            OSError: the image cannot be read.
         """
         if isinstance(picture, bytes):
             content = hashlib.sha256(picture).hexdigest()
@@ -68,11 +68,11 @@ class FeatureCache:
         return hashlib.sha256((self.fingerprint + content).encode()).hexdigest()
 
     def path_of(self, key: str) -> Path:
-        """The file of an entry; it need not be there."""
+        """The file of an entry, which need not exist."""
         return self.folder / key[:2] / key[2:4] / f"{key}.safetensors"
 
     def read(self, key: str) -> Tensor | None:
-        """The features of a picture, `(P, scales · tower hidden)`; None where they are not there or damaged."""
+        """The features of an image, `(P, scales · tower hidden)`; None if they are missing or damaged."""
         path = self.path_of(key)
         try:
             features = load(path.read_bytes())[NAME]
@@ -87,7 +87,7 @@ class FeatureCache:
         return features
 
     def write(self, key: str, features: Tensor) -> None:
-        """Keep the features of a picture; where the disk does not take them, nothing more is kept by this process."""
+        """Cache the features of an image; after a write error, this process caches nothing more."""
         if not self._writes:
             return
         try:
@@ -97,19 +97,19 @@ class FeatureCache:
             self._writes = False
             why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             console.print(
-                f"warning: features of pictures cannot be kept in {self.folder} any more ({why}); training goes on and "
+                f"warning: image features can no longer be cached in {self.folder} ({why}); training continues and "
                 f"computes them. Make room there, or set {CACHE_VARIABLE} to another folder"
             )
 
     def complete(
         self, model: AlignGPTForConditionalGeneration, inputs: dict[str, Any], *, in_bfloat16: bool
     ) -> dict[str, Any]:
-        """A batch with the features of all its images; those that were not known are computed and kept.
+        """Add the features of all images to a batch; those not in the cache are computed and cached.
 
         Args:
-            model: whose tower is frozen.
-            inputs: what `Collator.with_ids` made.
-            in_bfloat16: compute as training does.
+            model: with a frozen tower.
+            inputs: a batch from `Collator.with_ids`.
+            in_bfloat16: compute in bfloat16, as training does.
 
         Returns:
             The inputs with `vision_features` in place of `pixel_values` and `feature_keys`.
@@ -132,9 +132,9 @@ class FeatureCache:
         tower.eval()
         with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=in_bfloat16):
             for key, picture in zip(dict.fromkeys(keys), pixels.split(1), strict=True):
-                # Batches are read ahead: a batch before this one may have brought it.
+                # Batches are read ahead: an earlier batch may have added this entry in the meantime.
                 if (features := self.read(key)) is None:
-                    # In bfloat16 the projector rounds what it reads; rounded before, it takes half the room.
+                    # In bfloat16 the projector rounds its input anyway; rounding it here halves the space.
                     features = model.model.tower_features(picture)[0].to(self.dtype)
                     self.write(key, features)
                 computed[key] = features.to(picture.device)
@@ -144,17 +144,17 @@ class FeatureCache:
     def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
-            console.print(f"warning: {what}; the features are computed anew, as those of other such entries")
+            console.print(f"warning: {what}; its features are computed again, as are those of other such entries")
 
 
 def features_kept_for(
     dataset: ConversationDataset, model: AlignGPTForConditionalGeneration, device: torch.device, *, in_bfloat16: bool
 ) -> FeatureCache:
-    """The cache of a stage's pictures, with a line on how large it may get.
+    """The feature cache for a stage's images; prints how large it may get.
 
     Args:
         dataset: the stage's data.
-        model: as it is to be trained, its tower frozen and in the precision that it is held in.
+        model: ready for training, with its tower frozen and converted to the precision it is held in.
         device: that training runs on.
         in_bfloat16: whether training computes in bfloat16.
     """
@@ -168,15 +168,15 @@ def features_kept_for(
 
 
 def fingerprint_of_tower(model: AlignGPTForConditionalGeneration, how: dict[str, Any]) -> str:
-    """A SHA-256 of the vision tower's weights and of all settings that decide what the projector reads.
+    """A SHA-256 of the vision tower's weights and of all settings that affect the features.
 
     Args:
-        model: with the weights as they are held.
-        how: what the model does not say, of plain data.
+        model: with the weights in the precision they are held in.
+        how: settings that are not part of the model, as plain data.
     """
     config, tower = model.config, model.model.vision_tower
     architecture = config.vision_config.to_dict()
-    # Where the tower was loaded from says nothing of what it is.
+    # The location that the tower was loaded from does not affect its features.
     for name in ("_name_or_path", "transformers_version"):
         architecture.pop(name, None)
     settings = how | {
@@ -195,7 +195,7 @@ def fingerprint_of_tower(model: AlignGPTForConditionalGeneration, how: dict[str,
 
 
 def pictures_at_most(dataset: ConversationDataset) -> int:
-    """How many pictures there are; one that is among other ones in another sample counts again."""
+    """Upper bound on the number of images; one that appears in samples with different image lists counts repeatedly."""
     columns = columns_of(dataset.samples)
     lists = np.stack([columns.sources, columns.keys, columns.images])[:, columns.images > 0]
     return int(np.unique(lists, axis=1)[2].sum())
@@ -207,14 +207,14 @@ def _say_how_large(cache: FeatureCache, pictures: int) -> None:
     there = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     console.print(
-        f"features of pictures: kept in {cache.folder}, {one / 1e6:.2f} MB a picture, {most / 1e9:.1f} GB for all "
-        f"{pictures:,} of the data at most; {free / 1e9:.1f} GB are free",
+        f"image features: cached in {cache.folder}, {one / 1e6:.2f} MB per image, at most {most / 1e9:.1f} GB for all "
+        f"{pictures:,} images; {free / 1e9:.1f} GB free",
         highlight=False,
         soft_wrap=True,
     )
     if most > free:
         console.print(
-            "warning: if most of them are not there yet, the disk fills up; make room, set "
+            "warning: if most of them are not cached yet, the disk fills up; make room, set "
             f"{CACHE_VARIABLE} to another folder, or leave cache_features out",
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""In which order rows are trained on: at random, with micro-batches of about as many tokens each."""
+"""The order of training rows: random, with micro-batches balanced by number of tokens."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,21 @@ from aligngpt.data.samples.columns import columns_of
 from aligngpt.training.feed.windowed_shuffle import Blocks
 
 STEPS_SORTED_TOGETHER = 50
-"""As in transformers: long enough for steps of even length, short enough to leave the order to chance."""
+"""As in transformers: large enough for steps of similar length, small enough to keep the order random."""
 
 
 def balanced_parts(members: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Deal the rows of an optimiser step to its micro-batches: equally many each, and about as many tokens.
+    """Split the rows of an optimiser step into micro-batches with equal numbers of rows and about equally many tokens.
 
-    Longest first, each to the part that has the fewest tokens and is not full.
+    Greedy: longest row first, each to the part with the fewest tokens that is not full.
 
     Args:
         members: the rows.
         lengths: of all rows, by row.
-        parts: how many micro-batches.
+        parts: number of micro-batches.
 
     Returns:
-        The rows of each part; the first parts have one more where the rows cannot be dealt equally.
+        The rows of each part; the first parts have one more if the rows cannot be split evenly.
     """
     most, over = divmod(len(members), parts)
     room = [most + (part < over) for part in range(parts)]
@@ -44,19 +44,19 @@ def balanced_parts(members: Sequence[int], lengths: Sequence[int], parts: int) -
 
 
 class Share(NamedTuple):
-    """The rows of a source, `(rows,)`, and how often an epoch has them: 0.5 is a half of them, 2 all of them twice."""
+    """The rows of a source, `(rows,)`, and how often each occurs per epoch: 0.5 uses half of them, 2 each twice."""
 
     rows: NDArray[np.int64]
     weight: float
 
     @property
     def drawn(self) -> int:
-        """How many rows of the source an epoch has, the same in every epoch."""
+        """Number of rows of the source per epoch, the same in every epoch."""
         return max(1, round(self.weight * len(self.rows)))
 
 
 def shares_of(samples: Sequence[Sample], rows: Rows, weights: Sequence[float]) -> list[Share]:
-    """The rows of each source, which must be in the order of the `weights`; none where every row comes once."""
+    """The share of each source, with sources in the order of the `weights`; empty if every row occurs once."""
     if all(weight == 1 for weight in weights):
         return []
     sources = columns_of(samples).sources[rows.first]
@@ -65,10 +65,10 @@ def shares_of(samples: Sequence[Sample], rows: Rows, weights: Sequence[float]) -
 
 
 def rows_of_epoch(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
-    """The rows of an epoch, in no order that matters.
+    """The rows of an epoch, not yet shuffled.
 
-    What a weight has beyond a whole number is drawn without repeats, and goes on in the next epoch where it ended: no
-    row comes twice more often than another.
+    The fractional part of a weight is drawn without repeats, continuing across epochs, so that over all epochs the
+    counts of two rows of a source differ by at most one.
     """
     chosen = []
     for number, share in enumerate(shares):
@@ -81,24 +81,24 @@ def rows_of_epoch(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.
 
 
 class BalancedSampler(Sampler[int]):
-    """Rows at random, arranged within each optimiser step so that its micro-batches have about as many tokens each.
+    """Random row order, arranged within each optimiser step so that its micro-batches have about equally many tokens.
 
-    What an optimiser step sees is what plain shuffling gives it; only memory and time are more even. In the first epoch
-    the step with the longest row comes first, so that memory that is too small shows in the first minute.
+    An optimiser step gets the same rows as with plain shuffling; only memory and time are more even. In the first epoch
+    the step with the longest row comes first, so that a lack of memory shows in the first minute.
 
-    The last step of an epoch may have fewer rows. Several processes must have equally many micro-batches of it, and
-    full ones: they are filled with rows that count for nothing, numbered `-1 - row` (see `ConversationDataset`). So the
-    step is the one that a single process takes.
+    The last step of an epoch may have fewer rows. With several processes, each needs the same number of full
+    micro-batches, so they are filled with rows without target tokens, numbered `-1 - row` (see `ConversationDataset`).
+    The step is then the same as with a single process.
 
     Args:
         lengths: an estimate of the tokens of each row.
         micro_batch: rows per micro-batch.
         parts: micro-batches per optimiser step, over all devices.
-        seed: of the order, which is another one in each epoch.
-        shares: how often the rows of each source come; every row once where there are none.
-        grouped: steps of rows of about equal length.
-        processes: among which the micro-batches go in turn.
-        blocks: what the pictures of the rows are read in, where single ones cannot be read alone; not for `grouped`.
+        seed: of the order, which differs in each epoch.
+        shares: how often the rows of each source occur; if empty, every row occurs once.
+        grouped: build steps from rows of similar length.
+        processes: number of processes, which take the micro-batches in turn.
+        blocks: the blocks that hold the images of the rows, if images cannot be read one by one; not for `grouped`.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class BalancedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The number of the epoch whose order comes next."""
+        """Set the number of the next epoch, which determines its order."""
         self.epoch = epoch
 
     @property
     def rows(self) -> int:
-        """Rows of an epoch that count."""
+        """Number of rows per epoch, without filler rows."""
         return sum(share.drawn for share in self.shares) if self.shares else len(self.lengths)
 
     def __len__(self) -> int:
@@ -141,14 +141,14 @@ class BalancedSampler(Sampler[int]):
         size = self.micro_batch * self.parts
         whole, rest = divmod(len(order), size)
         if self.grouped:
-            # What is left for the last step is left to chance.
+            # The rows of the incomplete last step stay in random order.
             order = [*grouped_by_length(order[: whole * size], self.lengths, size), *order[whole * size :]]
         steps = [order[start : start + size] for start in range(0, len(order), size)]
         if self.grouped:
             among = torch.randperm(whole, generator=generator).tolist()
             steps = [steps[place] for place in among] + steps[whole:]
         if self.epoch == 0:
-            # Among the whole steps: the last one may be short, and stays the last.
+            # Only full steps are candidates: an incomplete last step stays last.
             heaviest = max(range(max(1, whole)), key=lambda one: max(map(self.lengths.__getitem__, steps[one])))
             steps.insert(0, steps.pop(heaviest))
         for members in steps[:whole]:
@@ -175,12 +175,12 @@ class BalancedSampler(Sampler[int]):
 
 
 def grouped_by_length(order: Sequence[int], lengths: Sequence[int], step: int) -> list[int]:
-    """Rows sorted by length within stretches of many steps: what follows each other is of about equal length.
+    """Sort rows by length within stretches of many steps, so that consecutive rows have similar lengths.
 
     Args:
-        order: the rows, at random.
+        order: the rows, in random order.
         lengths: of all rows, by row.
-        step: rows of an optimiser step.
+        step: rows per optimiser step.
     """
     stretch = STEPS_SORTED_TOGETHER * step
     grouped: list[int] = []

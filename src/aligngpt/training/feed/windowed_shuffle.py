@@ -1,8 +1,8 @@
-"""The order of rows whose pictures are read a block at a time, such as a row group of a Parquet file.
+"""The order of rows whose images are read one block at a time, such as a row group of a Parquet file.
 
-Rows in any order would read a whole block for each of them. So blocks come at random and are mixed a few at a time:
-memory holds these few, every block is read about once an epoch (by each process that reads), and the order is still a
-function of the seed and the epoch alone, so that a stopped run goes on at any row without reading those before it.
+In a fully random order, each row would read a whole block. So the blocks are shuffled, and rows are shuffled within a
+window of a few blocks: memory holds only these, every block is read about once per epoch (by each reading process), and
+the order still depends only on seed and epoch, so that a run can resume at any row without reading those before it.
 """
 
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from aligngpt.data.samples.columns import Columns
 from aligngpt.data.sources.stored_images import KEPT_BYTES
 
 WINDOW_BLOCKS = 8
-"""Blocks whose rows are mixed, at most."""
+"""Maximum number of blocks in a window."""
 
 WINDOW_BYTES = KEPT_BYTES // 2
-"""Of the blocks whose rows are mixed, at most; where one window ends and the next begins, memory holds two."""
+"""Maximum bytes of the blocks in a window; at the boundary of two windows, memory holds both."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The block that the pictures of each row are in; each `(rows,)`.
+    """The block that holds the images of each row; each array is `(rows,)`.
 
     Attributes:
-        numbers: of the block, unique within its source; -1 for a row that can be read alone.
+        numbers: block number, unique within its source; -1 for a row that can be read alone.
         sizes: bytes of the block.
-        sources: which of several sources the row is of.
+        sources: number of the row's source.
     """
 
     numbers: NDArray[np.int64]
@@ -38,19 +38,19 @@ class Blocks:
 
     @classmethod
     def of(cls, columns: Columns, rows: Rows) -> "Blocks | None":
-        """Those of the rows' first samples; None where every row can be read alone."""
+        """The blocks of each row's first sample; None if every row can be read alone."""
         first = columns.take(rows.first)
         return cls(first.blocks, first.block_bytes, first.sources) if (first.blocks >= 0).any() else None
 
     def arrange(self, order: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
-        """Rows at random, arranged so that each source's blocks come a window at a time.
+        """Rearrange a random order so that each source is read one window of blocks at a time.
 
-        The places that a source has in the order stay its own, so a mixture is as even as before. A row that comes
-        twice comes in two passes over its source.
+        Each source keeps its positions in the order, so sources stay as evenly mixed as before. Repeated rows are read
+        in separate passes over their source.
 
         Args:
-            order: rows at random, `(drawn,)`.
-            generator: of the order of the blocks.
+            order: rows in random order, `(drawn,)`.
+            generator: for the order of the blocks.
         """
         arranged = order.copy()
         for source in np.unique(self.sources):
@@ -63,7 +63,7 @@ class Blocks:
         return arranged
 
     def _windows(self, source: int, generator: torch.Generator) -> NDArray[np.int64]:
-        """The number of the window that each block of a source is in, `(blocks,)`."""
+        """The window number of each block of a source, `(blocks,)`."""
         inside = (self.sources == source) & (self.numbers >= 0)
         sizes = np.zeros(self.numbers[inside].max() + 1, dtype=np.int64)
         sizes[self.numbers[inside]] = self.sizes[inside]
@@ -78,7 +78,7 @@ class Blocks:
 
 
 def _times_before(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each row came before, `(drawn,)`."""
+    """How often the row at each position occurred before it, `(drawn,)`."""
     order = np.argsort(rows, kind="stable")
     begins = np.flatnonzero(np.diff(rows[order], prepend=-1))
     counts = np.diff(begins, append=len(rows))

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: marked complete once everything is on disk, and verified when they are read."""
+"""Atomic checkpoints: marked complete once everything is on disk, and verified when they are read."""
 
 import json
 import os
@@ -16,15 +16,15 @@ COMPLETE_FILE = "complete.json"
 
 
 def mark_complete(checkpoint: Path, seconds: float) -> None:
-    """Mark a checkpoint as complete, with the size and a checksum of every file in it, once they are on disk.
+    """Sync the files of a checkpoint to disk, then mark it complete with the size and a checksum of each file.
 
     Args:
         checkpoint: its folder, `checkpoint-<step>`.
-        seconds: of training that went into it.
+        seconds: training time up to the checkpoint.
     """
     files = {str(file.relative_to(checkpoint)): file for file in sorted(_files(checkpoint))}
     for path in files.values():
-        # The mark must not survive a power loss that the files do not; older checkpoints are removed because of it.
+        # The mark must not survive a power loss that the files do not: older checkpoints are removed once it exists.
         with path.open("rb") as written:
             os.fsync(written.fileno())
     content = {
@@ -38,14 +38,14 @@ def mark_complete(checkpoint: Path, seconds: float) -> None:
 
 
 def newest_checkpoint(folder: Path, *, verify: bool = False) -> Path | None:
-    """The newest complete checkpoint in `folder`; None where there is none.
+    """The newest complete checkpoint in `folder`; None if there is none.
 
     Args:
         folder: of the checkpoints.
-        verify: also look whether its files are what was written.
+        verify: check that its files are unchanged since it was written.
 
     Raises:
-        AlignGPTError: files of it are missing or not what they were when it was written.
+        AlignGPTError: files of it are missing or have changed.
     """
     found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE_FILE).is_file()]
     newest = max(found, key=step_of, default=None)
@@ -55,19 +55,19 @@ def newest_checkpoint(folder: Path, *, verify: bool = False) -> Path | None:
 
 
 def checkpoint_seconds(checkpoint: Path) -> float:
-    """Seconds of training that went into a checkpoint."""
+    """Training time up to a checkpoint, in seconds."""
     return float(_mark(checkpoint)["seconds"])
 
 
 def remove_checkpoints(folder: Path, keep: Path | None) -> None:
-    """Remove every checkpoint but `keep`, half-written ones included."""
+    """Remove every checkpoint except `keep`, including incomplete ones."""
     for path in folder.glob("checkpoint-*"):
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step after which a checkpoint was written; -1 where its name does not say."""
+    """The optimiser step after which a checkpoint was written; -1 if its name has no number."""
     found = re.search(r"(\d+)$", checkpoint.name)
     return int(found.group(1)) if found else -1
 
@@ -97,7 +97,7 @@ def _check(checkpoint: Path) -> None:
             what = "is missing" if found is None else f"has {found} bytes"
             raise _damaged(checkpoint, f"{name} {what}, expected {size}")
         if name in mark["checksums"] and _checksum(path) != mark["checksums"][name]:
-            raise _damaged(checkpoint, f"{name} is not what was written (its checksum differs)")
+            raise _damaged(checkpoint, f"{name} has changed since it was written (its checksum differs)")
 
 
 def _checksum(path: Path) -> str:
@@ -110,5 +110,5 @@ def _checksum(path: Path) -> str:
 
 def _damaged(checkpoint: Path, what: str) -> AlignGPTError:
     return AlignGPTError(
-        f"the checkpoint {checkpoint} is damaged: {what}. Put it back, or remove the folder to begin the stage anew"
+        f"the checkpoint {checkpoint} is damaged: {what}. Restore it, or remove the folder to restart the stage"
     )

@@ -1,4 +1,4 @@
-"""The figures of a run between two lines of its metrics: speed, padding, waiting, the gate, the loss of each level."""
+"""Metrics over a log interval: throughput, padding, waiting time, gate weights and the loss per level."""
 
 import time
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from aligngpt.model.segments import Samples
 
 Figures = dict[str, float]
 COUNTS = ("seconds", "waited", "tokens", "places", "gated", "entropy")
-"""What the sums begin with; behind them stand the gate's weights, and tokens and loss of each level."""
+"""The first entries of the sums; they are followed by the gate's weights, and the tokens and loss of each level."""
 
 
 class StepMetrics:
-    """Running sums over the micro-batches of a log interval; `compute` turns them into numbers and starts again.
+    """Running sums over the micro-batches of a log interval; `compute` turns them into metrics and resets them.
 
-    The sums of several processes are added up, so that the figures are those of all of them.
+    The sums are added up over all processes, so that the metrics cover all of them.
 
     Args:
-        config: of the model that trains.
-        add_up: sums a vector over all processes; every process calls it at the same time.
+        config: of the model being trained.
+        add_up: sums a vector over all processes; a collective operation that every process must call.
     """
 
     def __init__(self, config: AlignGPTConfig, add_up: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
@@ -38,11 +38,11 @@ class StepMetrics:
         self.sums = torch.zeros(len(COUNTS) + self.levels - 1 + 2 * self.levels, dtype=torch.float64)
 
     def wait(self, seconds: float) -> None:
-        """Count seconds in which the model had no data to work on."""
+        """Add time in which the model waited for data."""
         self.sums[COUNTS.index("waited")] += seconds
 
     def update(self, batch: dict[str, Any], output: AlignGPTOutput) -> None:
-        """Count a micro-batch."""
+        """Add a micro-batch."""
         ids = batch["input_ids"]
         seen = {"tokens": _tokens(batch), "places": ids.numel()}
         gate = torch.zeros(self.levels - 1)
@@ -56,7 +56,7 @@ class StepMetrics:
             gate = weights.sum(dim=0).cpu()
         if output.token_losses is not None and (level := batch.get("alignment_level")) is not None:
             of_counted = samples.of_token[:, 1:][batch["labels"][:, 1:] != IGNORE_INDEX]
-            # A sample without an image has a level in the batch that stands for none.
+            # The batch has a placeholder level for samples without an image.
             levelled = with_image[of_counted]
             place = level[of_counted][levelled] - 1
             loss = output.token_losses[levelled].float()
@@ -66,24 +66,24 @@ class StepMetrics:
         self.sums += torch.cat([counts, gate, tokens_of_level, loss_of_level])
 
     def state(self) -> list[float]:
-        """The sums of all processes so far, for a checkpoint; every process calls it at the same time."""
+        """The sums over all processes so far, for a checkpoint; every process must call it."""
         values: list[float] = self.add_up(self._timed()).tolist()
         return values
 
     def resume(self, state: list[float]) -> None:
-        """Start from the sums of a checkpoint; with several processes, one of them does."""
+        """Start from the sums of a checkpoint; with several processes, only one of them may call it."""
         self._begin()
         if len(state) == len(self.sums):
             self.sums += torch.tensor(state, dtype=torch.float64)
 
     def compute(self) -> Figures:
-        """Numbers since the last call; every process calls it at the same time.
+        """Metrics since the last call; every process must call it.
 
         Returns:
-            `tokens_per_second`, of all processes together; `padding`, the share of places that hold no token;
-            `waiting`, the share of the time without data; where a gate ran, `gate_1` … (mean weights of levels
-            1…N-1) and `gate_entropy` (mean, in nats); where levels were given, `loss_level_1` … of those that
-            occurred. Each a number, as trackers want.
+            `tokens_per_second`, over all processes; `padding`, the fraction of positions without a token; `waiting`,
+            the fraction of the time without data; if a gate ran, `gate_1` … (mean weights of levels 1…N-1) and
+            `gate_entropy` (mean, in nats); if levels were given, `loss_level_1` … for those that occurred. All are
+            plain numbers, as trackers require.
         """
         processes = float(self.add_up(torch.ones(1, dtype=torch.float64)))
         sums = self.add_up(self._timed())
@@ -111,11 +111,11 @@ class StepMetrics:
 
 
 def _tokens(batch: dict[str, Any]) -> int:
-    """Tokens of a batch, padding left out: it sees nothing, or only itself."""
+    """Number of tokens in a batch without padding, which attends to nothing, or only to itself."""
     mask = batch.get("attention_mask")
     if mask is None:
         return int(batch["input_ids"].numel())
     if mask.ndim == 2:
         return int(mask.sum())
-    # Every token sees the first one of its row; of padding only the first place does, where a row is nothing else.
+    # Every token attends to the first one of its row; padding does so only at the first position of an all-padding row.
     return int(mask[:, 0, :, 0].sum())

@@ -1,4 +1,4 @@
-"""Optimisers by name, over the parameters of a stage in groups of equal learning rate."""
+"""Optimisers by name, with the parameters of a stage grouped by learning rate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,15 @@ from aligngpt.training.setup.parameter_summary import learning_rate
 from aligngpt.training.setup.quantization import bitsandbytes_for
 
 ORDER: tuple[Part, ...] = ("language_model", "vision_tower", "projector", "level_table", "gate")
-"""Of the groups. The learning rate of the first is the one in metrics.jsonl."""
+"""Order of the parameter groups. The learning rate of the first group is the one in metrics.jsonl."""
 WITH_MATRICES: tuple[Part, ...] = ("language_model", "projector")
 """Parts whose hidden layers Muon trains."""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (https://kellerjordan.github.io/posts/muon) for matrices and AdamW for all else, as one optimiser.
+    """Muon (https://kellerjordan.github.io/posts/muon) for matrices and AdamW for the rest, as one optimiser.
 
-    Muon's updates are scaled to the size of AdamW's (arXiv 2502.16982), so that one learning rate serves both.
+    Muon's updates are scaled to the magnitude of AdamW's (arXiv 2502.16982), so that one learning rate fits both.
 
     Args:
         matrices: groups of two-dimensional parameters, with their `lr`.
@@ -49,14 +49,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__(groups, {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of each."""
+        """Take one step with both optimisers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for one in (self.muon, self.adamw):
             if one is not None:
-                # Loading a checkpoint replaces the groups and the state of this object, not of those inside.
+                # Loading a checkpoint replaces the groups and state of this object, but not of the inner optimisers.
                 one.param_groups = [group for group in self.param_groups if ("ns_steps" in group) is (one is self.muon)]
                 one.state = self.state
                 one.step()
@@ -64,9 +64,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def make_optimizer(model: PreTrainedModel, stage: StageRecipe) -> torch.optim.Optimizer:
-    """The optimiser that a stage names, over the parameters of `model` that train.
+    """The optimiser named by a stage, over the trainable parameters of `model`.
 
-    `weight_decay` is that of all of them; `adam_betas` are those of AdamW, and the first is the momentum of SGD.
+    `weight_decay` applies to all optimisers; `adam_betas` to AdamW, and its first value is the momentum of SGD.
 
     Raises:
         AlignGPTError: the optimiser is not installed.
@@ -94,7 +94,7 @@ def make_optimizer(model: PreTrainedModel, stage: StageRecipe) -> torch.optim.Op
 
 
 def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any]]:
-    """The parameters that train, in a group for each learning rate: `params` and `lr`."""
+    """The trainable parameters, one group per learning rate: `params` and `lr`."""
     by_part: dict[Part, list[nn.Parameter]] = {part: [] for part in ORDER}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -107,9 +107,9 @@ def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any
 
 
 def hidden_matrices(model: PreTrainedModel) -> set[int]:
-    """The `id` of each weight that Muon trains: those of linear layers in the language model and the projector.
+    """The `id` of each weight that Muon trains: linear layers in the language model and the projector.
 
-    Not the head, which is an embedding by another name (and may be the very same tensor).
+    The head is excluded: it acts as an embedding (and may be the same tensor as the input embedding).
     """
     head = model.get_output_embeddings()
     return {

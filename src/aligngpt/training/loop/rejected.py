@@ -1,4 +1,4 @@
-"""The samples that turn out to be of no use while a stage trains: counted once, whoever of the processes read them."""
+"""Samples found to be unusable during training: each is counted once, whichever process reads it."""
 
 import json
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from aligngpt.files import atomic_write
 from aligngpt.training.distributed.processes import gather
 
 FILE = "rejected.json"
-"""In a checkpoint: what was rejected up to its step."""
+"""File in a checkpoint with the samples rejected up to its step."""
 
 
 class RejectedSamples:
     """The rejected samples of a stage.
 
-    A sample is found by the loader worker that reads its row, again by another worker in the next epoch, and by any of
-    the processes that train together. All that they find goes through here and is counted once.
+    The same sample may be found by a loader worker, by another worker in the next epoch, and by several training
+    processes. All of these findings are collected here, and each sample is counted once.
 
     Args:
-        rejects: those that were found before training; what is found in training is added.
-        records: how many records the data has, of which a share may be rejected.
+        rejects: those found before training; those found during training are added.
+        records: number of records in the data, of which a limited share may be rejected.
     """
 
     def __init__(self, rejects: Rejects, records: int) -> None:
@@ -30,19 +30,19 @@ class RejectedSamples:
         self._pending: dict[int, Rejected] = {}
 
     def see(self, found: Iterable[Rejected]) -> None:
-        """Note what a batch of this process brought."""
+        """Note the rejected samples that came with a batch of this process."""
         self._pending |= {one.place: one for one in found if one.place not in self.known}
 
     @property
     def pending(self) -> int:
-        """How many are noted and not counted yet."""
+        """Number of samples noted but not counted yet."""
         return len(self._pending)
 
     def settle(self) -> None:
-        """Count what all processes have noted; every process calls it at the same time.
+        """Count the samples noted by all processes; every process must call it.
 
         Raises:
-            TooManyRejects: the share is above the limit; raised in every process alike.
+            TooManyRejects: the share is above the limit; raised in every process.
         """
         noted = gather([tuple(one) for one in self._pending.values()])
         self._pending.clear()
@@ -53,12 +53,12 @@ class RejectedSamples:
         self.rejects.check(self.records)
 
     def save(self, checkpoint: Path) -> None:
-        """Write what was rejected so far into a checkpoint."""
+        """Write the samples rejected so far into a checkpoint."""
         with atomic_write(checkpoint / FILE) as file:
             json.dump([list(one) for one in self.known.values()], file)
 
     def resume(self, checkpoint: Path) -> None:
-        """Count what was rejected before a checkpoint was written.
+        """Count the samples that were rejected before a checkpoint was written.
 
         Raises:
             AlignGPTError: the checkpoint's file is damaged.
@@ -70,7 +70,7 @@ class RejectedSamples:
             found = [Rejected(*one) for one in json.loads(path.read_text(encoding="utf-8"))]
         except (ValueError, TypeError) as error:
             raise AlignGPTError(
-                f"{path} is damaged ({error}); remove {checkpoint.parent} to begin the stage anew"
+                f"{path} is damaged ({error}); remove {checkpoint.parent} to restart the stage"
             ) from error
         for one in found:
             self.known[one.place] = one

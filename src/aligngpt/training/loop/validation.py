@@ -1,4 +1,4 @@
-"""How well a model answers questions that do not train, looked at while it trains."""
+"""Validation during training: loss and accuracy on questions excluded from training."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ ALL = ""
 
 
 class ValidationResult(NamedTuple):
-    """Mean loss over the tokens that count, and the share of answers that are right to the last token.
+    """Mean loss over the target tokens, and the fraction of answers of which every token is right.
 
-    `losses` has the loss of each level (`level_1`…) and, of several sources, that of each, by name.
+    `losses` has the loss per level (`level_1`…) and, with several sources, per source name.
     """
 
     loss: float
@@ -33,17 +33,17 @@ class ValidationResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Validation:
-    """A data set that does not train.
+    """A validation data set.
 
-    Each answer is right where the likeliest token is the expected one at every place: then greedy generation would
-    give exactly this answer. So one forward pass tells what generating would, and rows may share their images.
+    An answer is right if the most likely token is the expected one at every position: greedy generation would then
+    give exactly this answer. So one forward pass replaces generation, and the samples of a row may share images.
 
     Attributes:
-        dataset: what is asked.
-        collator: makes batches of its rows.
+        dataset: the questions and answers.
+        collator: builds batches from rows.
         batch_size: rows per forward pass.
-        sources: what the sources of the samples are called.
-        max_reject_share: share of the samples, 0…1, that may turn out to be of no use; they are left out.
+        sources: names of the sources of the samples.
+        max_reject_share: fraction of the samples, 0…1, that may turn out to be unusable; they are left out.
     """
 
     dataset: ConversationDataset
@@ -53,10 +53,11 @@ class Validation:
     max_reject_share: float = 0.05
 
     def measure(self, model: AlignGPTForConditionalGeneration, *, in_bfloat16: bool = False) -> ValidationResult:
-        """Ask everything once, computing as training does; the model's mode and gradients are left as they were.
+        """Evaluate each row once, in the precision of training; the model's mode and gradients do not change.
 
         Raises:
-            TooManyRejects: of the validation data.
+            TooManyRejects: too many validation samples are unusable.
+            AlignGPTError: none of them can be used.
         """
         trains = model.training
         model.eval()
@@ -67,7 +68,7 @@ class Validation:
             with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16):
                 for start in range(0, len(self.dataset), self.batch_size):
                     stop = min(start + self.batch_size, len(self.dataset))
-                    # Not the next good row in the place of a bad one, as in training: it would be asked twice.
+                    # Unlike in training, a bad row is not replaced by the next good one, which would count twice.
                     read = {place: self.dataset.row(place) for place in range(start, stop)}
                     for one in (one for _, rejected in read.values() for one in rejected):
                         rejects.add(one.record, one.id, one.reason, one.detail)
@@ -89,12 +90,12 @@ class Validation:
             model.train(trains)
         rejects.check(len(self.dataset.samples))
         if not right:
-            raise AlignGPTError("not one sample of the validation data can be used; `aligngpt check` says why")
+            raise AlignGPTError("no sample of the validation data can be used; `aligngpt check` says why")
         means = {name: loss[name] / tokens[name] for name in sorted(tokens)}
         return ValidationResult(means.pop(ALL), torch.cat(right).float().mean().item(), means)
 
     def _groups(self, place: int, row: Row) -> list[str]:
-        """What the loss of a row is part of."""
+        """The names of the groups that the loss of a row belongs to."""
         groups = [ALL]
         if row[0].level is not None:
             groups.append(f"level_{row[0].level}")
@@ -104,11 +105,11 @@ class Validation:
 
 
 def _counted(rows: Sequence[Row], labels: Tensor) -> list[int]:
-    """How many tokens of each row count.
+    """Number of target tokens per row.
 
     Args:
-        rows: those of the batch.
-        labels: what the collator made of them, a line each or all in one, `(batch, length)`.
+        rows: the rows of the batch.
+        labels: the collator's labels, `(batch, length)`: one line per row, or all rows packed into one line.
     """
     if len(labels) == len(rows):
         counts: list[int] = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
@@ -120,11 +121,11 @@ def _counted(rows: Sequence[Row], labels: Tensor) -> list[int]:
 
 
 def right_answers(right_tokens: Tensor, labels: Tensor) -> Tensor:
-    """Which answers are right as a whole.
+    """Which answers have every token right.
 
     Args:
-        right_tokens: whether each token that counts is right, `(counted,)`, row by row.
-        labels: `(batch, length)`; an answer is a run of labels that count.
+        right_tokens: whether each target token is right, `(counted,)`, row by row.
+        labels: `(batch, length)`; an answer is a contiguous run of labels other than `IGNORE_INDEX`.
 
     Returns:
         `(answers,)`, boolean.

@@ -1,4 +1,4 @@
-"""What trains in a stage, what stays frozen, and the small file that pre-training leaves."""
+"""Trained and frozen parameters of a stage, and the small file that pre-training writes."""
 
 import os
 import shutil
@@ -19,13 +19,13 @@ from aligngpt.training.setup.lora import MARK
 PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
 PRETRAINED_FILE = "aligned.safetensors"
 NEW_PARTS: tuple[Part, ...] = ("projector", "level_table", "gate")
-"""Parts that neither backbone brings."""
+"""Parts that belong to neither backbone."""
 MIXING_MODES = ("adaptive", "local")
-"""Modes of `alignment` in which the gate has a part."""
+"""Modes of `alignment` that use the gate."""
 
 
 def part_of(name: str) -> Part:
-    """Which part of the model a parameter belongs to, by its name in `AlignGPTForConditionalGeneration`."""
+    """The part of the model that a parameter belongs to, by its name in `AlignGPTForConditionalGeneration`."""
     if name.startswith("model.vision_tower."):
         return "vision_tower"
     if name.startswith("model.multi_modal_projector."):
@@ -44,21 +44,21 @@ def freeze_all_but(
     vision_blocks: int | None = None,
     levels_given: bool = False,
 ) -> None:
-    """Let `parts` train and nothing else. Parts that the model does not have (no alignment module) are passed over.
+    """Make `parts` trainable and freeze the rest. Parts that the model lacks (no alignment module) are ignored.
 
-    Of a language model with adapters, the adapters train. What the loss does not depend on stays frozen whatever
-    `parts` says: the vision tower behind the layer whose features are used, the gate where no mix of levels is formed.
-    Several processes would wait for its gradients for ever.
+    If the language model has adapters, only these train. Parameters that the loss does not depend on stay frozen even
+    if they are in `parts`: the vision tower after the feature layer, and the gate if no mix of levels is formed.
+    Otherwise several processes would hang waiting for their gradients.
 
     Args:
-        model: whose parameters are frozen or not.
-        parts: that train.
-        vision_blocks: of a vision tower that trains, only so many blocks do, the last ones that are used; all of it
-            when None.
+        model: its parameters are changed in place.
+        parts: the parts to train.
+        vision_blocks: if the vision tower trains, train only this many of its blocks, the last of those in use; None
+            trains the whole tower.
         levels_given: the level of each sample is given, as in pre-training, so that no gate runs.
 
     Raises:
-        RecipeError: the tower has fewer blocks that are used.
+        RecipeError: the tower has no list of blocks, or fewer blocks are in use.
     """
     wanted = set(parts)
     if levels_given or model.config.alignment not in MIXING_MODES:
@@ -76,7 +76,7 @@ def freeze_all_but(
 
 
 def _freeze_unused_of_tower(model: AlignGPTForConditionalGeneration) -> None:
-    """Freeze what of a tower that trains has no part in the features: found by asking autograd, for any tower."""
+    """Freeze the parameters of a trainable tower that do not affect the features; autograd finds them in any tower."""
     trains = [one for one in model.model.vision_tower.parameters() if one.requires_grad]
     with torch.enable_grad():
         features = model.model.tower_features(model.model.blank_picture())
@@ -86,36 +86,36 @@ def _freeze_unused_of_tower(model: AlignGPTForConditionalGeneration) -> None:
 
 
 def _last_blocks(model: AlignGPTForConditionalGeneration, count: int) -> set[int]:
-    """The `id` of each parameter in the last `count` blocks of the tower that the projector reads something of.
+    """The `id` of each parameter in the last `count` blocks of the tower that affect the features.
 
-    Blocks behind the feature layer get no gradient; those do not count.
+    Blocks after the feature layer get no gradient and do not count.
     """
     tower = model.model.vision_tower
     depth = tower.config.num_hidden_layers
     blocks = next((one for one in tower.modules() if isinstance(one, nn.ModuleList) and len(one) == depth), None)
     if blocks is None:
-        raise RecipeError(f"vision_blocks: {type(tower).__name__} has no list of {depth} blocks; leave it out")
+        raise RecipeError(f"vision_blocks: {type(tower).__name__} has no list of {depth} blocks; remove vision_blocks")
     layers = model.config.vision_feature_layer
-    # Hidden states are numbered from 0, what goes into the first block, to `depth`.
+    # Hidden states are numbered from 0, the input of the first block, to `depth`.
     used = max(range(depth + 1)[layer] for layer in ([layers] if isinstance(layers, int) else layers))
     if count > used:
-        raise RecipeError(f"vision_blocks is {count}, but {used} blocks of the vision tower are used; set it to less")
+        raise RecipeError(f"vision_blocks is {count}, but {used} blocks of the vision tower are in use; lower it")
     return {id(parameter) for block in blocks[used - count : used] for parameter in block.parameters()}
 
 
 def hold_frozen_in(model: AlignGPTForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Hold the parameters that do not train in `dtype`: converted once, not anew in every forward pass.
+    """Convert the frozen parameters to `dtype` once, rather than in every forward pass.
 
     Only for stages that do not save them. Buffers (rotary frequencies) keep their precision.
     """
     for parameter in model.parameters():
-        # What is held in 4 bits is bytes, and stays so.
+        # Weights in 4 bits are stored as bytes and must not be converted.
         if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
 
 
 def layers_of(model: AlignGPTForConditionalGeneration) -> list[nn.Module]:
-    """The layers of the language model: the modules of the longest list in it.
+    """The layers of the language model: the longest `ModuleList` in it.
 
     Raises:
         RecipeError: it has no list of layers.
@@ -129,20 +129,20 @@ def layers_of(model: AlignGPTForConditionalGeneration) -> list[nn.Module]:
 
 
 def compile_layers(model: AlignGPTForConditionalGeneration) -> None:
-    """Let torch compile each layer of the language model, once for all lengths; names of parameters stay.
+    """Compile each layer of the language model with torch, once for all lengths; parameter names do not change.
 
     Raises:
         RecipeError: the device is a CPU and there is no C++ compiler, or the model has no list of layers.
     """
     compiler = os.environ.get("CXX", "g++")
     if model.device.type == "cpu" and shutil.which(compiler) is None:
-        raise RecipeError(f"compile needs a C++ compiler, and {compiler} is not there; install one, or set it to false")
+        raise RecipeError(f"compile needs a C++ compiler, but {compiler} was not found; install it or disable compile")
     for layer in layers_of(model):
         layer.compile(dynamic=True)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that train, by name, on the CPU; tied ones once."""
+    """The trainable parameters, by name, on the CPU; tied ones once."""
     return {
         name: parameter.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -151,15 +151,15 @@ def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def is_pretrained(name: str) -> bool:
-    """Whether a parameter of this name is left by pre-training."""
+    """Whether pre-training writes a parameter of this name."""
     return part_of(name) in PRETRAINED_PARTS
 
 
 def save_pretrained_parts(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Leave what pre-training made: projector and level table, in `folder/aligned.safetensors`.
+    """Write the result of pre-training, projector and level table, to `folder/aligned.safetensors`.
 
     Args:
-        tensors: by name, those that `is_pretrained`.
+        tensors: those for which `is_pretrained` is true, by name.
         folder: of the stage.
     """
     exact = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
@@ -168,7 +168,7 @@ def save_pretrained_parts(tensors: Mapping[str, torch.Tensor], folder: Path) -> 
 
 
 def load_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path) -> None:
-    """Take projector and level table from what `save_pretrained_parts` left.
+    """Load projector and level table from the file that `save_pretrained_parts` wrote.
 
     Raises:
         AlignGPTError: the file is missing, or its tensors do not fit this model.
@@ -176,14 +176,14 @@ def load_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path)
     path = folder / PRETRAINED_FILE
     if not path.is_file():
         raise AlignGPTError(
-            f"there is no {path}, which pre-training leaves; run `aligngpt train` with `--stage pretrain` first"
+            f"there is no {path}, which pre-training writes; run `aligngpt train` with `--stage pretrain` first"
         )
     expected = {name: tensor for name, tensor in model.named_parameters() if is_pretrained(name)}
     load_tensors(path, expected)
 
 
 def load_tensors(path: Path, expected: dict[str, torch.Tensor] | dict[str, nn.Parameter]) -> None:
-    """Fill the `expected` tensors from a safetensors file that holds exactly these.
+    """Fill the `expected` tensors from a safetensors file that has exactly these.
 
     Raises:
         AlignGPTError: the file cannot be read, or names or shapes differ.

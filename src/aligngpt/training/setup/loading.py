@@ -1,4 +1,4 @@
-"""What a stage begins with: the model as the stage before left it, with adapters where the recipe wants some."""
+"""The model at the start of a stage: the previous stage's output, with adapters if the recipe asks for them."""
 
 import torch
 
@@ -24,13 +24,13 @@ def load_model(
         recipe: names the backbones.
         name: of the stage.
         weights: False for parameters that have shapes but no values, see `assemble`.
-        bits_in: what is computed in where the recipe's `lora.bits` holds the language model in 4 bits; when None it is
-            held as it came, whatever the recipe says.
+        bits_in: compute precision if the recipe's `lora.bits` holds the language model in 4 bits; None ignores
+            `lora.bits` and keeps the weights unquantised.
 
     Raises:
         BackboneError: a backbone cannot be loaded.
-        AlignGPTError: what the stage before left is missing or damaged.
-        RecipeError: the kind of attention that the recipe names is not there.
+        AlignGPTError: the previous stage's output is missing or damaged.
+        RecipeError: the attention implementation named by the recipe is not available.
     """
     settings = recipe.model.model_dump()
     attention = settings.pop("attention")
@@ -50,23 +50,24 @@ def load_model(
 
 
 def check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> None:
-    """A padded row of several samples needs attention that can leave positions out, over all that a sample is long.
+    """Check that the language model can process padded rows of several samples.
 
-    Tried on a few tokens: a language model that has a state, or measures distances in the row, ends with other numbers.
+    Such rows need attention that can mask arbitrary positions and covers the whole length of a sample. This is tested
+    on a few tokens: a recurrent language model, or one that uses distances within the row, gives different outputs.
 
     Raises:
-        RecipeError: rows have several samples, and the language model cannot have them.
+        RecipeError: rows have several samples, and the language model does not support them.
     """
     if stage.questions_per_prefix == 1:
         return
     config = model.config.get_text_config()
     window = shortest_window(config)
     if model._is_stateful:
-        what = "has a state in place of attention"
+        what = "has a recurrent state instead of attention"
     elif window is not None and window < stage.max_length:
         what = f"attends over {window} tokens only"
     elif not _branches_as_alone(model):
-        what = "computes questions that share a picture otherwise than each alone"
+        what = "gives different outputs for questions that share an image than for each question alone"
     else:
         return
     raise RecipeError(
@@ -95,15 +96,15 @@ def _branches_as_alone(model: AlignGPTForConditionalGeneration) -> bool:
             reference=run,
         )
     except Exception:
-        # What language models raise that take no such mask is of any kind.
+        # Language models that do not accept such a mask raise all kinds of exceptions.
         return False
 
 
 def decide_packing(model: AlignGPTForConditionalGeneration, recipe: Recipe, stage: StageRecipe, device: str) -> bool:
-    """Whether the rows of a stage are packed; if so the language model is given the attention that this takes.
+    """Decide whether the rows of a stage are packed; if so, set the language model's attention for packed rows.
 
     Raises:
-        RecipeError: the recipe asks for packed rows, and this language model cannot have them.
+        RecipeError: the recipe asks for packed rows, but this language model does not support them.
     """
     if stage.packing == "padded" or (stage.packing == "auto" and (device != "cpu" or recipe.model.attention)):
         return False
@@ -112,7 +113,7 @@ def decide_packing(model: AlignGPTForConditionalGeneration, recipe: Recipe, stag
         model.set_attn_implementation({"text_config": PACKED_ATTENTION})
     elif stage.packing == "packed":
         kind = model.config.get_text_config().model_type
-        raise RecipeError(f"packing is packed, but rows of the language model {kind} cannot be; set it to auto")
+        raise RecipeError(f"packing is packed, but the language model {kind} does not support it; set it to auto")
     return possible
 
 

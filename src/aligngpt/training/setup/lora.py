@@ -1,7 +1,7 @@
-"""Low-rank adapters (arXiv 2106.09685) in the language model: fewer numbers to train, and to keep in a checkpoint.
+"""Low-rank adapters (arXiv 2106.09685) in the language model: fewer parameters to train and to save in checkpoints.
 
-The adapters are peft's. When the stage ends they are merged into the weights, and what it leaves is an ordinary model;
-or they are left in a folder of their own, see `aligngpt.model.adapters`.
+The adapters are peft's. When the stage ends they are merged into the weights, which gives an ordinary model, or they
+are written to a folder of their own, see `aligngpt.model.adapters`.
 """
 
 import torch
@@ -14,16 +14,16 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.recipe import LoraRecipe
 
 MARK = ".lora_"
-"""In the name of a parameter: it belongs to an adapter."""
+"""Part of the name of every adapter parameter."""
 
 
 def add_lora(model: AlignGPTForConditionalGeneration, settings: LoraRecipe, *, seed: int) -> None:
-    """Put an adapter beside each linear layer of the language model, not its head; the outputs stay as they are.
+    """Add an adapter to each linear layer of the language model except its head; the outputs do not change.
 
     Args:
-        model: gets the adapters; its vision tower, projector and gate get none.
+        model: gets the adapters, in place; its vision tower, projector and gate get none.
         settings: rank, scale and dropout.
-        seed: of the adapters' first values.
+        seed: for the initialisation of the adapters.
     """
     body = model.model.language_model
     names = [name for name, module in body.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
@@ -39,7 +39,7 @@ def add_lora(model: AlignGPTForConditionalGeneration, settings: LoraRecipe, *, s
 
 
 def merge_lora(model: AlignGPTForConditionalGeneration) -> None:
-    """Add the adapters to the weights they stand beside, and take them out; does nothing where there are none."""
+    """Merge the adapters into their base weights and remove them; does nothing if there are none."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()

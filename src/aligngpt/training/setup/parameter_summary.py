@@ -1,4 +1,4 @@
-"""The table that is shown before a stage begins: which part trains, how large it is, and at which learning rate."""
+"""The table printed before a stage begins: for each part its size, how much of it trains, and its learning rate."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, get_args
@@ -16,10 +16,10 @@ class PartRow(NamedTuple):
     """One part of a model in one stage.
 
     Attributes:
-        part: which.
-        parameters: how many it has, adapters included.
-        trained: how many of them train.
-        learning_rate: the peak of these; None where none trains.
+        part: name of the part.
+        parameters: number of parameters, including adapters.
+        trained: number of trainable parameters.
+        learning_rate: peak learning rate of these; None if there are none.
     """
 
     part: Part
@@ -29,7 +29,7 @@ class PartRow(NamedTuple):
 
 
 def parts_of(model: nn.Module, stage: StageRecipe) -> list[PartRow]:
-    """The parts of a model whose parameters were frozen or not for a stage; those it does not have are left out."""
+    """The parts of a model prepared by `freeze_all_but`; parts that it does not have are left out."""
     counts: dict[Part, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         all_of_it, trained = counts.get(part_of(name), (0, 0))
@@ -43,7 +43,7 @@ def parts_of(model: nn.Module, stage: StageRecipe) -> list[PartRow]:
 
 
 def learning_rate(part: Part, stage: StageRecipe) -> float:
-    """The peak learning rate of a part that trains."""
+    """The peak learning rate of a part if it trains."""
     if part in stage.learning_rates:
         return stage.learning_rates[part]
     if part in NEW_PARTS and stage.projector_learning_rate is not None:
@@ -52,7 +52,7 @@ def learning_rate(part: Part, stage: StageRecipe) -> float:
 
 
 def parts_table(rows: Sequence[PartRow]) -> str:
-    """The parts as lines of text."""
+    """The parts as a text table."""
     cells = [("part", "trains", "parameters", "learning rate")]
     for row in rows:
         trains = "frozen" if not row.trained else "trained" if row.trained == row.parameters else f"{row.trained:,}"

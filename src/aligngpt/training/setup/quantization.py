@@ -1,4 +1,4 @@
-"""A frozen language model in 4 bits a weight, beneath adapters that train (QLoRA, arXiv 2305.14314)."""
+"""Quantisation of a frozen language model to 4 bits per weight, under trainable adapters (QLoRA, arXiv 2305.14314)."""
 
 from typing import Any
 
@@ -10,28 +10,28 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
 BLOCK = 64
 SMALL_BYTES = 0.5 + (1 + 4 / 256) / BLOCK
-"""Of a weight: 4 bits, and its part of a scale in 8 bits and of this one's own scale."""
+"""Bytes per weight: 4 bits, plus its part of an 8-bit scale per block and of a 4-byte scale per 256 blocks."""
 
 
 def quantize_language_model(
     model: AlignGPTForConditionalGeneration, device: torch.device, compute_dtype: torch.dtype
 ) -> None:
-    """Hold the weights of the language model's linear layers in 4 bits (NF4, its scales quantised again), in place.
+    """Quantise the language model's linear layers to 4 bits (NF4, with double quantisation), in place.
 
-    Head, embeddings and norms stay as they are, and so do layers that read a number of features which is no multiple of
-    64. The quantised layers are then on `device`.
+    Head, embeddings and norms are not quantised, nor are layers whose number of input features is not a multiple of 64.
+    The quantised layers are moved to `device`.
 
     Args:
         model: with weights, before adapters are added.
-        device: on which they are quantised, one layer after the other.
-        compute_dtype: of the products; weights are unpacked to it for each.
+        device: on which the layers are quantised, one after the other.
+        compute_dtype: of the matrix products; weights are dequantised to it for each.
 
     Raises:
-        AlignGPTError: bitsandbytes is not installed, or the model has no layer that it can quantise.
+        AlignGPTError: bitsandbytes is not installed, or the model has no layer that can be quantised.
     """
-    bitsandbytes = bitsandbytes_for("lora.bits", "leave it out")
+    bitsandbytes = bitsandbytes_for("lora.bits", "remove it")
     body = model.model.language_model
-    # Each 64 weights have a scale. Where such blocks do not end with a row, bitsandbytes 0.50 packs wrongly on a CPU.
+    # Each block of 64 weights has a scale. If rows do not end with a block, bitsandbytes 0.50 packs wrongly on a CPU.
     layers = [
         (name, layer)
         for name, layer in body.named_modules()
@@ -40,8 +40,8 @@ def quantize_language_model(
     if not layers:
         kind = model.config.get_text_config().model_type
         raise AlignGPTError(
-            f"lora.bits: the language model {kind} has no linear layers of a multiple of {BLOCK} features; leave "
-            "lora.bits out"
+            f"lora.bits: the language model {kind} has no linear layers with a multiple of {BLOCK} input features; "
+            "remove lora.bits"
         )
     for name, layer in layers:
         small = bitsandbytes.nn.Linear4bit(
@@ -57,16 +57,16 @@ def quantize_language_model(
             layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
         )
         small.bias = layer.bias
-        # In evaluation it would repack its weights for inference on a CPU, for good, and then has no gradients.
+        # Otherwise, in evaluation mode on a CPU, it repacks its weights for inference irreversibly and loses gradients.
         small.support_avx512bf16_for_cpu = False
         parent, _, attribute = name.rpartition(".")
         setattr(body.get_submodule(parent), attribute, small.to(device))
-    # What peft goes by when it chooses the kind of adapter.
+    # peft uses this flag to choose the kind of adapter.
     model.is_loaded_in_4bit = True
 
 
 def quantizable(model: AlignGPTForConditionalGeneration) -> int:
-    """How many frozen weights of the language model `quantize_language_model` holds in 4 bits, adapters left out."""
+    """Number of frozen weights of the language model that `quantize_language_model` quantises, without adapters."""
     return sum(
         layer.weight.numel()
         for layer in model.model.language_model.modules()
@@ -75,17 +75,17 @@ def quantizable(model: AlignGPTForConditionalGeneration) -> int:
 
 
 def number_of(parameter: nn.Parameter) -> int:
-    """How many numbers a parameter stands for: two to a byte where it is held in 4 bits."""
+    """Number of weights in a parameter; one in 4 bits stores two per byte."""
     state: Any = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else int(state.shape.numel())
 
 
 def bitsandbytes_for(what: str, otherwise: str) -> Any:
-    """The package bitsandbytes, which is an extra.
+    """Import bitsandbytes, an optional dependency.
 
     Args:
-        what: setting that needs it.
-        otherwise: what to do without.
+        what: the setting that needs it, for the error message.
+        otherwise: the alternative to installing it, for the error message.
 
     Raises:
         AlignGPTError: it is not installed.
@@ -93,5 +93,5 @@ def bitsandbytes_for(what: str, otherwise: str) -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise AlignGPTError(f"{what} needs bitsandbytes: pip install bitsandbytes; or {otherwise}") from error
+        raise AlignGPTError(f"{what} needs bitsandbytes: pip install bitsandbytes, or {otherwise}") from error
     return bitsandbytes

@@ -1,13 +1,13 @@
 """A warm start of the projector before pre-training. Not part of the paper: a recipe option, off in its recipes.
 
-A fresh projector puts image tokens where no word of the language model is, and a small language model then takes long
-to compare what it sees with what it is asked. The warm start moves each image token towards its caption's words first:
+A freshly initialised projector maps image tokens far from the embeddings of any words, and a small language model then
+takes long to relate the image to the question. The warm start first moves each image token towards its caption's words:
 
     target = Σ_w idf(w) e(w) / ‖idf‖          w: the caption's tokens, e: the language model's input embeddings
     loss   = mean over image tokens of ‖H_v[j] − target‖² / hidden
 
-The inverse document frequency over the captions takes out what every caption says ("a picture of"). Nothing of the
-language model is run, only its embedding table is read, so it takes seconds.
+The inverse document frequency over the captions removes the words that every caption has ("a picture of"). The language
+model is not run, only its embedding table is read, so this takes seconds.
 """
 
 import random
@@ -36,7 +36,7 @@ IMAGES_AT_ONCE = 64
 
 
 class WarmStartResult(NamedTuple):
-    """The loss before and after (the mean over the last tenth of the steps), and what it took in seconds."""
+    """The loss at the first step, its mean over the last tenth of the steps, and the duration in seconds."""
 
     before: float
     after: float
@@ -46,19 +46,19 @@ class WarmStartResult(NamedTuple):
 def warm_start(
     model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, settings: WarmStartRecipe, *, seed: int
 ) -> WarmStartResult:
-    """Train a model's projector towards the captions' words; everything else stays as it is.
+    """Train a model's projector towards the captions' words; everything else stays unchanged.
 
-    The projector's first layer is left so that it first standardises each channel of the tower's features, as they are
-    over these pairs: the scale of a tower's features says nothing, but sets how fast a projector learns.
+    Standardisation of each channel of the tower's features, with the statistics over these pairs, is folded into the
+    projector's first layer: the scale of the features carries no information, but affects how fast a projector learns.
 
     Args:
         model: its projector is changed in place.
-        dataset: pairs with one image; levels where `settings.from_level` is above 1.
-        settings: steps, batch size, learning rate and which pairs.
-        seed: of the draw of pairs and batches.
+        dataset: pairs with one image; with levels if `settings.from_level` is above 1.
+        settings: steps, batch size, learning rate and selection of pairs.
+        seed: for drawing pairs and batches.
 
     Returns:
-        The loss it began and ended with, and the seconds it took.
+        The first and the final loss, and the duration in seconds.
 
     Raises:
         AlignGPTError: fewer than two pairs can be used.
@@ -66,19 +66,19 @@ def warm_start(
     started = time.monotonic()
     rng = random.Random(seed)
     columns = columns_of(dataset.samples)
-    # A sample without a level has level 0 there.
+    # Samples without a level have level 0 in `columns`.
     has_level = columns.levels >= (settings.from_level if settings.from_level > 1 else 0)
     places: list[int] = np.flatnonzero((columns.images == 1) & has_level).tolist()
     if len(places) > settings.max_pairs:
         places = rng.sample(places, settings.max_pairs)
     if (columns.blocks >= 0).any():
-        # In the order of the file a row group is read once, not once a picture.
+        # In file order, a row group is read once rather than once per image.
         places.sort()
     pairs, features = _image_features(model, dataset, places)
     if len(pairs) < 2:
         raise AlignGPTError(
             f"the warm start found {len(pairs)} pairs of level {settings.from_level} or above with a readable image, "
-            "at least 2 are needed; lower warm_start.from_level or leave warm_start out"
+            "but needs at least 2; lower warm_start.from_level or remove warm_start"
         )
     tokenizer = dataset.processor.tokenizer
     captions = [tokenizer(sample.caption, add_special_tokens=False)["input_ids"] for sample in pairs]
@@ -99,14 +99,14 @@ def warm_start(
 
 
 def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
-    """Where each caption's image tokens should be: the sum of its words' embeddings, weighted by their rarity.
+    """The target of each caption's image tokens: the sum of its tokens' embeddings, weighted by inverse frequency.
 
     Args:
         captions: token ids of each caption.
         table: embeddings, `(vocabulary, hidden)`.
 
     Returns:
-        `(captions, hidden)`; zero for a caption all of whose tokens are in every caption.
+        `(captions, hidden)`; zero for a caption whose tokens all occur in every caption.
     """
     frequency = Counter(token for caption in captions for token in set(caption))
     idf = {token: log(len(captions) / count) for token, count in frequency.items()}
@@ -121,7 +121,7 @@ def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
 def _image_features(
     model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, places: Sequence[int]
 ) -> tuple[list[Sample], Tensor]:
-    """What the tower makes of the pairs' images, `(pairs, P, tower hidden)`, and the pairs whose image can be read."""
+    """The pairs whose image can be read, and the tower's features of their images, `(pairs, P, tower hidden)`."""
     kept, found = [], []
     with torch.no_grad(), Meter("warm start: images", len(places), unit="images") as meter:
         for start in range(0, len(places), IMAGES_AT_ONCE):
@@ -131,7 +131,7 @@ def _image_features(
                 try:
                     pictures.append(dataset.picture(place, 0).open())
                 except ImageError:
-                    continue  # Stage 1 will come to it and write down why.
+                    continue  # Pre-training will reach this image and record the reason.
                 kept.append(sample)
             if pictures:
                 pixels = dataset.preprocess(pictures)
@@ -141,7 +141,7 @@ def _image_features(
 
 
 def tower_features(model: AlignGPTForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """What the projector is given for images, `(images, P, tower hidden)`, in float32."""
+    """The projector's input for images, `(images, P, tower hidden)`, in float32."""
     seen: list[Tensor] = []
     hook = model.model.multi_modal_projector.linear_1.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0])
@@ -154,9 +154,9 @@ def tower_features(model: AlignGPTForConditionalGeneration, pixels: Tensor) -> T
 
 
 def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features with mean 0 and deviation 1 in each channel, and the mean and the deviation they had."""
+    """Features with mean 0 and standard deviation 1 per channel, and their original mean and standard deviation."""
     scale, mean = torch.std_mean(features, dim=(0, 1), correction=0)
-    # A channel that never changes says nothing and must not become infinite.
+    # Avoid division by zero for constant channels.
     scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))
     return (features - mean) / scale, mean, scale
 
@@ -164,7 +164,7 @@ def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _fit(
     projector: AlignGPTProjector, features: Tensor, targets: Tensor, settings: WarmStartRecipe, seed: int
 ) -> list[float]:
-    """Train the projector; returns the loss of each step."""
+    """Train the projector and return the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(projector.parameters(), lr=settings.learning_rate)
     size = min(settings.batch_size, len(features))
