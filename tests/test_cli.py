@@ -358,8 +358,8 @@ def gpu_error() -> Exception:
         ("evaluate m q.json --out o", "evaluation.accuracy.evaluate_file", "lower --batch-size"),
         ("score p.csv --model m --out o", "scoring.job.score_source", "lower --batch-size or --workers"),
         ("train r.yaml", "training.recipe.load_recipe", "lower micro_batch_size in the recipe"),
-        ("ask m p.png what", "inference.asking.ask", "use a smaller model"),
-        ("report run", "evaluation.reporting.write_report", "use a machine with more memory"),
+        ("ask m p.png what", "inference.ask.ask", "use a smaller model"),
+        ("report run", "evaluation.run_report.write_report", "use a machine with more memory"),
     ],
 )
 def test_too_little_memory_is_one_line_with_advice(

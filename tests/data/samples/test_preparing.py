@@ -114,7 +114,7 @@ def test_an_upgrade_with_other_rules_reads_the_data_anew(folder: Path, monkeypat
     # A second installation of the package, in which one module reads records differently, uses the same cache.
     package = folder / "upgrade" / "aligngpt"
     shutil.copytree(Path(aligngpt.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    module = package / "data" / "samples.py"
+    module = package / "data" / "records" / "sample.py"
     rule = 'text = turn.text.replace(IMAGE_PLACEHOLDER, "")'
     assert rule in module.read_text()
     module.write_text(module.read_text().replace(rule, f"{rule}.upper()"))
