@@ -1,4 +1,5 @@
-"""Settings of the underlying libraries while a command runs: no progress bars of their own, no spinning threads."""
+"""Settings of the underlying libraries while a command runs: no progress bars of their own, and threads that
+yield if the machine is busy."""
 
 import os
 import warnings
@@ -9,9 +10,11 @@ def quiet_libraries() -> None:
     """Silence the libraries' progress bars and warnings; call once, before a command runs and torch is imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # On a busy machine, threads that spin while waiting for each other take the CPU from the thread they wait for:
-    # beside four busy processes a step is then several times slower. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if is_busy():
+        # Threads that spin while waiting for each other take the CPU from the thread they wait for: beside four busy
+        # processes a step is then several times slower. On a quiet machine spinning is faster. Read when torch is
+        # imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -19,3 +22,9 @@ def quiet_libraries() -> None:
     # peft imports bitsandbytes if it is installed, and bitsandbytes logs which of its kernels this machine cannot use.
     getLogger("bitsandbytes").setLevel(ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+
+
+def is_busy() -> bool:
+    """Whether, over the last minute, more than half of the machine's processors were in use."""
+    # Windows has no load average.
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
