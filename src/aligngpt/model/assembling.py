@@ -21,9 +21,10 @@ from aligngpt.model.backbones import (
 )
 from aligngpt.model.configuration import AlignGPTConfig, TextPooling
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.model.multiscale import AlignGPTProjector
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
+from aligngpt.model.projector import AlignGPTProjector
 from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, one_template, with_images
+from aligngpt.model.token_merging import merged_tokens
 
 PUBLISHED_GATE_GRID = 24
 
@@ -41,6 +42,7 @@ def assemble(
     pad_images: bool = True,
     image_size: int | None = None,
     image_scales: Sequence[int] | None = None,
+    merge_image_tokens: int = 1,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     weights: bool = True,
@@ -52,12 +54,13 @@ def assemble(
             transformer.
         language_model: folder or hub name of a causal language model with its tokenizer.
         alignment, num_levels, vision_feature_layer, gate_grid, text_pooling: see `AlignGPTConfig`; `gate_grid` is
-            the tower's own grid when None, at most 24 per side.
+            that of the image tokens when None, at most 24 per side.
         chat_template: a name in `NAMED_TEMPLATES` (`vicuna`, `chatml`, …), a Jinja file, or None for the tokenizer's
             own (Vicuna's if the tokenizer has none).
         pad_images: pad images to a square with the mean colour, as in the paper; False takes a centre crop.
         image_size: side in pixels that images are resized to; the tower's own when None.
         image_scales: several sides at which each image is read; see `AlignGPTConfig`.
+        merge_image_tokens: side of the square of patches that become one image token; see `AlignGPTConfig`.
         dtype: dtype of all parameters.
         seed: random seed of the fresh parameters.
         weights: False reads only configurations and the tokenizer and returns a model whose parameters have shapes
@@ -67,7 +70,8 @@ def assemble(
         The model on the CPU in evaluation mode, and its processor.
 
     Raises:
-        BackboneError: a backbone cannot be loaded or is of an unsupported kind.
+        BackboneError: a backbone cannot be loaded or is of an unsupported kind, or `merge_image_tokens` does not divide
+            the tower's grid.
     """
     tower = load_vision_tower(
         vision_tower,
@@ -77,6 +81,10 @@ def assemble(
         dtype=dtype,
         weights=weights,
     )
+    try:
+        image_tokens = merged_tokens(tower.image_tokens, merge_image_tokens)
+    except ValueError as error:
+        raise BackboneError(f"{vision_tower}: {error}") from error
     language = load_language_model(language_model, dtype, weights=weights)
     tokenizer = load_tokenizer(language_model, with_align=alignment != "none")
     template = chosen_template(chat_template, tokenizer, language_model)
@@ -87,15 +95,16 @@ def assemble(
         text_config=language.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         align_token_index=tokenizer.convert_tokens_to_ids(ALIGN_TOKEN) if alignment != "none" else -1,
-        image_seq_length=tower.image_tokens,
+        image_seq_length=image_tokens,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=tower.select_strategy,
         alignment=alignment,
         num_alignment_levels=num_levels,
-        gate_grid=gate_grid or min(PUBLISHED_GATE_GRID, isqrt(tower.image_tokens)),
+        gate_grid=gate_grid or min(PUBLISHED_GATE_GRID, isqrt(image_tokens)),
         text_pooling=text_pooling,
         lm_head_bias=language.get_output_embeddings().bias is not None,
         image_scales=list(image_scales) if image_scales else None,
+        merge_image_tokens=merge_image_tokens,
         vision_register_tokens=tower.register_tokens,
         tie_word_embeddings=bool(language.config.tie_word_embeddings),
         dtype=dtype,
@@ -109,11 +118,18 @@ def assemble(
     generation.pad_token_id = tokenizer.pad_token_id
     generation.eos_token_id = end_tokens(tokenizer, template, language.generation_config.eos_token_id)
     generation.suppress_tokens = config.placeholder_ids
-    return model.eval(), build_processor(tower, tokenizer, template, with_align=alignment != "none")
+    return model.eval(), build_processor(
+        tower, tokenizer, template, with_align=alignment != "none", image_tokens=image_tokens
+    )
 
 
-def build_processor(tower: VisionTower, tokenizer: Any, template: str, *, with_align: bool) -> AlignGPTProcessor:
-    """The processor of a model with this vision tower, tokenizer and chat template."""
+def build_processor(
+    tower: VisionTower, tokenizer: Any, template: str, *, with_align: bool, image_tokens: int | None = None
+) -> AlignGPTProcessor:
+    """The processor of a model with this vision tower, tokenizer and chat template.
+
+    `image_tokens` is the number of tokens per image; one per patch when None.
+    """
     if isinstance(tokenizer.chat_template, dict):
         # The other templates would otherwise be saved along with the chosen one.
         tokenizer.chat_template = template
@@ -123,7 +139,7 @@ def build_processor(tower: VisionTower, tokenizer: Any, template: str, *, with_a
         patch_size=tower.patch_size,
         vision_feature_select_strategy=tower.select_strategy,
         num_additional_image_tokens=1 if tower.select_strategy == "default" else 0,
-        image_seq_length=tower.image_tokens,
+        image_seq_length=tower.image_tokens if image_tokens is None else image_tokens,
         align_token=ALIGN_TOKEN if with_align else None,
         chat_template=template,
     )

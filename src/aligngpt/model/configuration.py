@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
 from aligngpt.alignment.module import AlignmentMode
+from aligngpt.model.multiscale import crops_per_image
 
 TextPooling = Literal["instruction", "all"]
 
@@ -30,6 +31,8 @@ class AlignGPTConfig(LlavaConfig):
         lm_head_bias: whether the language model's output layer has a bias (Phi's has).
         image_scales: sides in pixels at which each image is read, ascending, multiples of the first (see
             `aligngpt.model.multiscale`); None for the tower's own side only.
+        merge_image_tokens: side of the square of neighbouring patches that become one image token (see
+            `aligngpt.model.token_merging`); 1 in the published models: every patch is an image token.
         vision_register_tokens: number of tokens of the vision tower between class token and patches (DINOv2 with
             registers has some); they are dropped. 0 in the published models.
     """
@@ -50,6 +53,7 @@ class AlignGPTConfig(LlavaConfig):
     text_pooling: TextPooling = "instruction"
     lm_head_bias: bool = False
     image_scales: list[int] | None = None
+    merge_image_tokens: int = 1
     vision_register_tokens: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -58,6 +62,8 @@ class AlignGPTConfig(LlavaConfig):
             raise ValueError(f"num_alignment_levels must be at least 2, got {self.num_alignment_levels}")
         if self.image_scales is not None:
             check_scales(self.image_scales)
+        if self.merge_image_tokens < 1:
+            raise ValueError(f"merge_image_tokens must be at least 1, got {self.merge_image_tokens}")
         if self.vision_register_tokens < 0:
             raise ValueError(f"vision_register_tokens must not be negative, got {self.vision_register_tokens}")
 
@@ -65,6 +71,12 @@ class AlignGPTConfig(LlavaConfig):
     def leading_tokens(self) -> int:
         """Number of vision tower tokens before the patches: the class token, if any, and the registers."""
         return (self.vision_feature_select_strategy == "default") + self.vision_register_tokens
+
+    @property
+    def tower_tokens(self) -> int:
+        """Number of tokens that the vision tower computes per image, over all crops."""
+        crops = crops_per_image(self.image_scales) if self.image_scales else 1
+        return crops * (self.image_seq_length * self.merge_image_tokens**2 + self.leading_tokens)
 
     @property
     def placeholder_ids(self) -> list[int]:

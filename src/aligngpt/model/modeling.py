@@ -27,8 +27,9 @@ from aligngpt.alignment.module import AlignmentModule, AlignmentOutput, mean_tex
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.generation import AlignGPTGenerationMixin
 from aligngpt.model.loss import ROWS_AT_ONCE, linear_cross_entropy
-from aligngpt.model.multiscale import AlignGPTProjector, crops_of_scales, merge_scales
+from aligngpt.model.multiscale import crops_of_scales
 from aligngpt.model.packing import pieces_of
+from aligngpt.model.projector import AlignGPTProjector
 from aligngpt.model.segments import Samples, readable_text, sample_of_image
 
 IGNORE_INDEX = -100
@@ -142,7 +143,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 `aligngpt_packed`.
             mm_encoder_outputs: precomputed by `generate`: features of the images (`image`) and the alignment
                 embeddings (`align`), in the order of their tokens.
-            vision_features: output of `tower_features`, `(images, P, scales · tower hidden)`, in place of
+            vision_features: output of `tower_features`, `(images, P, scales · merge² · tower hidden)`, in place of
                 `pixel_values`.
             **kwargs: for the language model; `cache` above all.
 
@@ -261,7 +262,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             pixel_values: `(images, channels, height, width)`.
 
         Returns:
-            The `vision_features` argument of `forward`, `(images, P, scales · tower hidden)`; with several
+            The `vision_features` argument of `forward`, `(images, P, scales · merge² · tower hidden)`; with several
             `vision_feature_layer`, their hidden states are concatenated.
         """
         scales = self.config.image_scales
@@ -269,8 +270,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         layers = self.config.vision_feature_layer
         states = self.vision_tower(pictures, output_hidden_states=layers, return_dict=True).hidden_states
         features = torch.cat([states[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
-        features = features[:, self.config.leading_tokens :]
-        return merge_scales(features, scales) if scales else features
+        merged: Tensor = self.multi_modal_projector.merged(features[:, self.config.leading_tokens :])
+        return merged
 
     def alignment_embeddings(
         self,

@@ -9,40 +9,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-
-from aligngpt.model.configuration import AlignGPTConfig
-
-
-class AlignGPTProjector(LlavaMultiModalProjector):
-    """LLaVA's projector, applied to patches only.
-
-    LLaVA's feature selection drops a class token; register tokens before the patches are dropped here. If the
-    configuration has `image_scales`, the scales of each image are then merged.
-    """
-
-    linear_1: nn.Linear
-
-    def __init__(self, config: AlignGPTConfig) -> None:
-        super().__init__(config)
-        self.scales = tuple(config.image_scales or ())
-        self.registers = config.vision_register_tokens
-        if self.scales:
-            first = self.linear_1
-            width = len(self.scales) * first.in_features
-            self.linear_1 = nn.Linear(width, first.out_features, bias=first.bias is not None)
-
-    def forward(self, image_features: Tensor) -> Tensor:
-        """Project the tower's features, `(images · crops, registers + P, tower hidden)` → `(images, P, hidden)`."""
-        patches = image_features[:, self.registers :]
-        return self.project(merge_scales(patches, self.scales) if self.scales else patches)
-
-    def project(self, merged: Tensor) -> Tensor:
-        """The projection alone, `(images, P, scales · tower hidden)` → `(images, P, hidden)`."""
-        projected: Tensor = super().forward(merged)
-        return projected
 
 
 def crops_per_image(scales: Sequence[int]) -> int:

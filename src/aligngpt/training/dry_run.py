@@ -297,7 +297,7 @@ def _work(
     body = language.parameters - (1 if model.config.tie_word_embeddings else 2) * table
     of_body = 2 * body * (2 + stage.gradient_checkpointing) + 2 * min(language.trained, body)
     of_language = data.tokens * of_body + data.counted * 6 * table
-    tower_tokens = data.images * (model.config.image_seq_length + model.config.leading_tokens)
+    tower_tokens = data.images * model.config.tower_tokens
     return of_language + tower_tokens * 2 * tower.parameters * (3 if tower.trained else 1)
 
 

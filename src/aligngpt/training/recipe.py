@@ -54,6 +54,7 @@ class ModelRecipe(_Section):
     pad_images: bool = True
     image_size: int | None = Field(None, ge=1)
     image_scales: list[int] | None = None
+    merge_image_tokens: int = Field(1, ge=1)
     attention: str | None = None
 
 

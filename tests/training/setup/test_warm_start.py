@@ -14,7 +14,7 @@ from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.records.sample import Sample, Turn
 from aligngpt.errors import AlignGPTError
 from aligngpt.training.recipe import WarmStartRecipe
-from aligngpt.training.setup.warm_start import caption_targets, tower_features, warm_start
+from aligngpt.training.setup.warm_start import caption_targets, warm_start
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 SETTINGS = WarmStartRecipe(steps=150, batch_size=16)
@@ -105,12 +105,3 @@ def test_too_few_pairs_are_an_error(assembled: Callable, dataset_of: Callable) -
     model, processor = assembled("llama")
     with pytest.raises(AlignGPTError, match=r"found 0 pairs of level 5 or above .* lower warm_start\.from_level"):
         warm_start(model, dataset_of(processor), SETTINGS.model_copy(update={"from_level": 5}), seed=0)
-
-
-def test_features_are_what_the_projector_is_given(assembled: Callable) -> None:
-    model, processor = assembled("llama")
-    pixels = pixels_of(processor, "red")
-    features = tower_features(model, pixels)
-    hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
-    torch.testing.assert_close(features, hidden[:, 1:])
-    assert not model.model.multi_modal_projector._forward_pre_hooks

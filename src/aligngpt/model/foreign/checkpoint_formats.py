@@ -198,6 +198,11 @@ class OriginalLayout(Layout):
                 f"a model with multimodal_projector_bias {config.multimodal_projector_bias} and vision_feature_layer "
                 f"{config.vision_feature_layer} does not fit the original code, which has a bias and one layer"
             )
+        if config.merge_image_tokens > 1:
+            raise LayoutError(
+                f"a model with merge_image_tokens {config.merge_image_tokens} does not fit the original code, in which "
+                "every patch is an image token"
+            )
         plain = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
         plain |= _rope_as_it_was(plain.get("rope_parameters") or {})
         scales = config.image_scales or []

@@ -185,6 +185,7 @@ def fingerprint_of_tower(model: AlignGPTForConditionalGeneration, how: dict[str,
         "feature_layer": config.vision_feature_layer,
         "select_strategy": config.vision_feature_select_strategy,
         "image_scales": config.image_scales,
+        "merge_image_tokens": config.merge_image_tokens,
         "versions": [torch.__version__, transformers.__version__],
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())

@@ -28,7 +28,7 @@ from aligngpt.data.records.sample import Sample
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.model.multiscale import AlignGPTProjector
+from aligngpt.model.projector import AlignGPTProjector
 from aligngpt.progress import Meter
 from aligngpt.training.recipe import WarmStartRecipe
 
@@ -121,7 +121,7 @@ def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
 def _image_features(
     model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, places: Sequence[int]
 ) -> tuple[list[Sample], Tensor]:
-    """The pairs whose image can be read, and the tower's features of their images, `(pairs, P, tower hidden)`."""
+    """The pairs whose image can be read, and the projector's input, `(pairs, P, width)`, in float32."""
     kept, found = [], []
     with torch.no_grad(), Meter("warm start: images", len(places), unit="images") as meter:
         for start in range(0, len(places), IMAGES_AT_ONCE):
@@ -135,22 +135,9 @@ def _image_features(
                 kept.append(sample)
             if pictures:
                 pixels = dataset.preprocess(pictures)
-                found.append(tower_features(model, pixels.to(model.device, model.dtype)))
+                found.append(model.model.tower_features(pixels.to(model.device, model.dtype)).float())
             meter.advance(len(part))
     return kept, torch.cat(found) if found else torch.empty(0)
-
-
-def tower_features(model: AlignGPTForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """The projector's input for images, `(images, P, tower hidden)`, in float32."""
-    seen: list[Tensor] = []
-    hook = model.model.multi_modal_projector.linear_1.register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[0])
-    )
-    try:
-        model.model.get_image_features(pixels)
-    finally:
-        hook.remove()
-    return seen[0].float()
 
 
 def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
