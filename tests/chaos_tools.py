@@ -196,12 +196,15 @@ def _become(run: Run, board: mmap.mmap) -> None:
     main()
 
 
+IMPORTED = ("data.records.pairs", "scoring.job", "levels.making", "training.dry_run", "training.run", "quiet", "cli")
+"""Modules that the verbs import when they run."""
+
+
 def _serve() -> None:
     import gc
     import importlib
 
-    # What the verbs import when they run.
-    for name in ("data.pairs", "scoring.job", "scoring.apply", "training.plan", "training.run", "quiet", "cli"):
+    for name in IMPORTED:
         importlib.import_module(f"aligngpt.{name}")
     for name in ("clip", "llama", "qwen2"):
         importlib.import_module(f"transformers.models.{name}.modeling_{name}")

@@ -32,6 +32,25 @@ LANGUAGE_MODELS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "google/gemma-7b": lambda: transformers.GemmaConfig(head_dim=256),
     "mistralai/Mistral-7B-Instruct-v0.2": lambda: transformers.MistralConfig(sliding_window=None),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": lambda: transformers.LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+    "Qwen/Qwen2.5-1.5B-Instruct": lambda: transformers.Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
 }
 VISION_TOWERS: dict[str, Callable[[], PretrainedConfig]] = {
     "openai/clip-vit-large-patch14-336": lambda: transformers.CLIPVisionConfig(
@@ -43,6 +62,8 @@ VISION_TOWERS: dict[str, Callable[[], PretrainedConfig]] = {
         patch_size=14,
         projection_dim=768,
     ),
+    "openai/clip-vit-base-patch32": lambda: transformers.CLIPVisionConfig(image_size=224, patch_size=32),
+    "google/siglip-base-patch16-224": lambda: transformers.SiglipVisionConfig(image_size=224, patch_size=16),
     "google/siglip-so400m-patch14-384": lambda: transformers.SiglipVisionConfig(
         hidden_size=1152,
         intermediate_size=4304,

@@ -28,10 +28,15 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.results import EvaluationResult, Tally
 from aligngpt.inference.engine import EngineError
 from aligngpt.levels.making import LevelsSummary
+from aligngpt.progress import console, track
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import ScoreSummary
 
 VERBS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+PAIRS = SimpleNamespace(kind="llava")
+"""In place of a source of pairs."""
 
 
 class Ended(NamedTuple):
@@ -68,8 +73,15 @@ def aligngpt_command(
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
-    """Replace a function with one that records its calls and returns a given result."""
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list]:
+    """Replace a function with one that records its calls and returns a given result.
+
+    The files and folders that the tests name as arguments exist, empty.
+    """
+    for folder in ("m", "model", "clip", "run", "scores", "adapter", "base"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    for file in ("q.json", "questions.json", "p.csv", "pairs.json", "b.json", "captions.json"):
+        (tmp_path / file).touch()
 
     def replace(target: str, result: Any = None) -> list:
         seen: list[tuple[tuple, dict[str, Any]]] = []
@@ -121,6 +133,9 @@ def test_help_names_every_verb_and_what_it_does(aligngpt_command: Command) -> No
         "merge",
         "report",
         "check",
+        "recipe",
+        "cache",
+        "study",
     }
     for verb, command in VERBS.items():
         assert f" {verb} {words(command.help).split('. ')[0]}" in words(ended.out)
@@ -142,7 +157,11 @@ def test_help_of_a_verb_explains_every_argument(aligngpt_command: Command, verb:
 
 
 def test_help_says_what_an_option_left_out_comes_to(aligngpt_command: Command) -> None:
-    defaults = {"quickstart": "runs/quickstart", "score": "the folder of SOURCE", "evaluate": "the folder of QUESTIONS"}
+    defaults = {
+        "quickstart": "runs/quickstart, runs/quickstart-scenes",
+        "score": "the folder of SOURCE",
+        "evaluate": "the folder of QUESTIONS",
+    }
     for verb, default in (defaults | {"report": "report.html in RUN", "levels": "quantile", "train": "all"}).items():
         assert re.search(rf"\[default: \(?{default}\)?\]", words(aligngpt_command(verb, "--help").out))
 
@@ -177,7 +196,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "setting is none": (["train", "empty.yaml", "--set", "seed"], "write section.field=value"),
     "no model to evaluate": (["evaluate", "none/model/x", "questions.jsonl", "--out", "e"], "Give a model folder"),
     "no questions": (["evaluate", "model", "none.json", "--out", "e"], "none.json cannot be read"),
-    "out is a file": (["evaluate", "model", "questions.jsonl", "--out", "questions.jsonl"], "questions.jsonl"),
+    "out is a file": (["evaluate", "clip", "questions.jsonl", "--out", "questions.jsonl"], "questions.jsonl"),
     "no picture": (["ask", "model", "none.png", "what ?"], "none.png does not exist"),
     "picture is text": (
         ["ask", "model", "questions.jsonl", "what ?"],
@@ -276,8 +295,38 @@ def test_ctrl_c_promises_nothing_of_a_verb_that_keeps_nothing(aligngpt_command: 
 
 def test_a_bug_is_not_taken_for_an_error_of_the_user(aligngpt_command: Command, calls: Callable) -> None:
     calls("aligngpt.evaluation.run_report.write_report", RuntimeError("a bug"))
-    with pytest.raises(RuntimeError, match="a bug"):
-        aligngpt_command("report", "run")
+    ended = aligngpt_command("report", "run")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.error.startswith("Traceback (most recent call last):") and "RuntimeError: a bug\n" in ended.error
+    assert ended.error.splitlines()[-1].startswith("error: unexpected RuntimeError, a fault of aligngpt; please report")
+
+
+def test_the_traceback_of_an_error_is_shown_if_asked_for(aligngpt_command: Command) -> None:
+    short = aligngpt_command("report", "nowhere")
+    assert short.code == 1 and "Traceback" not in short.error
+    long = aligngpt_command("--traceback", "report", "nowhere")
+    assert long.code == 1 and long.error.startswith("Traceback (most recent call last):")
+    assert long.error.endswith(short.error)
+
+
+def test_quiet_shows_results_and_errors_only(aligngpt_command: Command, calls: Callable) -> None:
+    def score(*_: Any, **__: Any) -> ScoreSummary:
+        console.print("warning: a note")
+        for _item in track([1, 2], "scoring"):
+            pass
+        return ScoreSummary(7, 0, {}, True)
+
+    calls("aligngpt.data.records.pairs.open_pairs", PAIRS)
+    calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aligngpt.scoring.job.score_source", score)
+        arguments = ["score", "pairs.json", "--model", "clip", "--out", "scores"]
+        loud, quiet = aligngpt_command(*arguments), aligngpt_command("--quiet", *arguments)
+    assert "warning: a note" in loud.error and "scoring: 2/2" in loud.error
+    assert quiet == (0, loud.out, "")
+    ended = aligngpt_command("--quiet", "report", "nowhere")
+    assert ended.code == 1 and ended.error.startswith("error: ")
+    assert not console.quiet
 
 
 def rust_error() -> Exception:
@@ -365,7 +414,7 @@ def gpu_error() -> Exception:
 def test_too_little_memory_is_one_line_with_advice(
     aligngpt_command: Command, calls: Callable, error: Callable, device: str, verb: str, target: str, advice: str
 ) -> None:
-    calls("aligngpt.data.records.pairs.open_pairs")
+    calls("aligngpt.data.records.pairs.open_pairs", PAIRS)
     calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
     calls(f"aligngpt.{target}", error())
     ended = aligngpt_command(*verb.split())
@@ -397,23 +446,27 @@ def test_a_folder_with_an_accent_is_found_in_a_locale_without(tmp_path: Path, sc
     environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ended = subprocess.run([*program, "score", folder / "pairs.csv", *options], env=environment, capture_output=True)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.decode() == f"1 pairs scored, 0 rejected: {folder / 'scores'}\n"
+    assert ended.stdout.decode().splitlines()[0] == f"1 pairs scored, 0 rejected: {folder / 'scores'}"
 
 
 def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
     loaded = calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
-    opened = calls("aligngpt.data.records.pairs.open_pairs", "the pairs")
+    opened = calls("aligngpt.data.records.pairs.open_pairs", PAIRS)
     scored = calls("aligngpt.scoring.job.score_source", ScoreSummary(7, 2, {"missing": 1, "empty_text": 1}, True))
     options = ["--image-root", "pictures", "--batch-size", "5", "--device", "cpu", "--precision", "float32"]
     options += ["--workers", "3", "--shard", "1/4", "--embeddings", "--shard-size", "9", "--max-reject-share", "0.5"]
     options += ["--caption-column", "c", "--image-column", "i", "--id-column", "k"]
     ended = aligngpt_command("score", "owner/name", "--model", "clip", "--out", "scores", *options)
-    assert ended == (0, "7 pairs scored, 2 rejected (missing 1, empty_text 1): scores\n", "")
+    assert (ended.code, ended.error) == (0, "")
+    assert ended.out.splitlines() == [
+        "7 pairs scored, 2 rejected (missing 1, empty_text 1): scores",
+        "next: aligngpt levels scores --out scores-levels.parquet",
+    ]
     assert loaded == [(("clip",), {"device": "cpu", "dtype": "float32"})]
     names = {"caption_column": "c", "image_column": "i", "id_column": "k"}
     assert opened == [(("owner/name",), {"image_root": Path("pictures"), "shard_size": 9} | names)]
     expected = {"batch_size": 5, "workers": 3, "embeddings": True, "max_reject_share": 0.5, "shard": (1, 4)}
-    assert scored == [(("the pairs", PairScorer, Path("scores")), expected)]
+    assert scored == [((PAIRS, PairScorer, Path("scores")), expected)]
     calls("aligngpt.scoring.job.score_source", ScoreSummary(7, 0, {}, False))
     ended = aligngpt_command("score", "pairs.json", "--model", "clip", "--out", "scores")
     assert ended.out.splitlines() == [
@@ -434,10 +487,18 @@ def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls
         "borders: b.json",
         "data: levelled.json",
         "uids: u.npy",
+        "next: name levelled.json in pretrain.data of a recipe (see `aligngpt recipe`), then aligngpt train RECIPE",
     ]
     assert "warning: level 1: less than a quarter" in ended.error
     paths = {"borders": Path("b.json"), "source": Path("pairs.json"), "out": Path("levelled.json")}
-    expected = {"num_levels": 2, "method": "width", "score_column": "s", "keep": "2", "uids": Path("u.npy")} | paths
+    expected = {
+        "num_levels": 2,
+        "method": "width",
+        "score_column": "s",
+        "id_column": None,
+        "keep": "2",
+        "uids": Path("u.npy"),
+    } | paths
     assert made == [((Path("scores"),), expected)]
 
 
@@ -452,6 +513,7 @@ def test_levels_writes_a_page_of_what_was_scored(aligngpt_command: Command, call
     assert ended.out.splitlines()[-1] == "report: page.html"
     expected = {"image_root": Path("i"), "caption_column": "c", "image_column": "p", "score_column": "s"}
     expected |= {"source": Path("pairs.parquet"), "written": (Path("out.parquet"), None), "borders": None}
+    expected["id_column"] = None
     assert prepared == [((Path("scores"), Path("page.html")), expected)]
     assert looks == [summary]
     assert made[0][1]["source"] is None, "a table takes no records from its source"
@@ -461,23 +523,41 @@ def test_levels_writes_a_page_of_what_was_scored(aligngpt_command: Command, call
 
 
 def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
-    backbones = SimpleNamespace(vision_tower="owner/tower", language_model="owner/name")
-    read = calls("aligngpt.training.recipe.load_recipe", SimpleNamespace(output="runs/mine", model=backbones))
+    backbones = SimpleNamespace(vision_tower="clip", language_model="model")
+    read = calls(
+        "aligngpt.training.recipe.load_recipe", SimpleNamespace(output="runs/mine", model=backbones, instruct=True)
+    )
     done = {name: SimpleNamespace(stage=name, steps=3, loss=1.5, seconds=61.2) for name in ("pretrain", "instruct")}
     trained = calls("aligngpt.training.run.train", [done["pretrain"]])
     ended = aligngpt_command("train", "r.yaml", "--stage", "pretrain", "--set", "seed=1", "--set", "output=x")
-    assert ended == (0, "pretrain: 3 steps, loss 1.500, 61 s\n", "")
+    following = f"next: aligngpt train {Path('runs/mine/recipe.yaml')} --stage instruct\n"
+    assert ended == (0, f"pretrain: 3 steps, loss 1.500, 61 s\n{following}", "")
     assert read[0][0] == (Path("r.yaml"), ["seed=1", "output=x"])
     assert trained[0][0][1] == ("pretrain",)
 
     trained = calls("aligngpt.training.run.train", list(done.values()))
     ended = aligngpt_command("train", "r.yaml")
     assert trained[0][0][1] == ("pretrain", "instruct")
-    assert ended.out.splitlines()[-1] == f"model: {Path('runs/mine/model')}"
+    model = Path("runs/mine/model")
+    assert ended.out.splitlines()[-4:] == [
+        f"model: {model}",
+        f'ask: aligngpt ask {model} IMAGE "QUESTION" --show-alignment',
+        f"measure: aligngpt evaluate {model} QUESTIONS.json --out {Path('runs/mine/evaluation/test')}",
+        "then: aligngpt report runs/mine",
+    ]
+
+    plans = [SimpleNamespace(text=lambda: "a plan", problems=())]
+    calls("aligngpt.training.dry_run.plan", plans)
+    assert aligngpt_command("train", "r.yaml", "--dry-run") == (0, "a plan\n", "")
+    plans[0].problems = ("the files look swapped",)
+    assert aligngpt_command("train", "r.yaml", "--dry-run") == (3, "a plan\n", "")
 
     ran = calls("aligngpt.quickstart.pipeline.run_quickstart")
     assert aligngpt_command("quickstart", "--minutes", "2.5", "--out", "here", "--seed", "4").code == 0
-    assert ran == [((Path("here"),), {"minutes": 2.5, "seed": 4})]
+    assert ran.pop() == ((Path("here"),), {"minutes": 2.5, "seed": 4, "data": "easy-vqa", "material": None})
+    assert aligngpt_command("quickstart", "--data", "scenes", "--material", "pypi").code == 0
+    assert ran.pop() == ((None,), {"minutes": None, "seed": 0, "data": "scenes", "material": "pypi"})
+    assert aligngpt_command("quickstart", "--data", "coco").code == 2 and not ran
 
 
 def test_check_tells_by_its_exit_code_whether_records_would_be_rejected(
@@ -491,7 +571,7 @@ def test_check_tells_by_its_exit_code_whether_records_would_be_rejected(
     assert json.loads(Path("found.json").read_text(encoding="utf-8"))["files"][0]["samples"] == 300
     (tmp_path / "red.png").rename(tmp_path / "red.PNG")
     ended = aligngpt_command("check", questions, questions)
-    assert ended.code == 1 and "error" not in ended.error
+    assert ended.code == 3 and "error" not in ended.error
     assert ended.out.count(f"{questions}: 300 of 300 records would be rejected\n") == 2
     assert "red.png does not exist, but found red.PNG" in ended.out
 
@@ -531,11 +611,32 @@ def test_evaluate_hands_its_options_on(aligngpt_command: Command, calls: Callabl
     assert asked == [(("m", Path("q.json")), expected | {"out": Path("o"), "image_root": Path("i")})]
 
 
+def test_evaluate_refuses_a_seed_that_does_nothing(aligngpt_command: Command, calls: Callable) -> None:
+    asked = calls("aligngpt.evaluation.accuracy.evaluate_file", EvaluationResult(Tally(3, 4)))
+    ended = aligngpt_command("evaluate", "m", "q.json", "--out", "o", "--seed", "9")
+    assert ended.code == 2 and "--seed does nothing without --limit" in " ".join(ended.error.split())
+    assert not asked
+    assert aligngpt_command("evaluate", "m", "q.json", "--out", "o").code == 0
+    assert asked[0][1]["seed"] == 0
+
+
+def test_evaluate_says_how_it_judges_and_shows_wrong_answers(
+    aligngpt_command: Command, model_folder: Path, questions: Path
+) -> None:
+    Path("run/pretrain").mkdir(parents=True)
+    ended = aligngpt_command("evaluate", "model", questions, "--out", "run/evaluation/test", "--device", "cpu")
+    assert ended.code == 0 and "judged by comparison: an answer is right if it equals an accepted answer" in ended.out
+    assert ended.out.count("  expected “") == 3 and ", given " in ended.out
+    assert ended.out.endswith("\nnext: aligngpt report run\n")
+
+
 def test_ask_hands_its_options_on(aligngpt_command: Command, calls: Callable) -> None:
     asked = calls("aligngpt.inference.ask.ask", iter(["re", "d"]))
     options = ["--base", "b", "--show-alignment", "--level", "2", "--max-new-tokens", "5", "--device", "cpu"]
+    options += ["--precision", "float32"]
     assert aligngpt_command("ask", "m", "p.png", "what ?", *options) == (0, "red\n", "")
     expected = {"base": "b", "show_alignment": True, "level": 2, "max_new_tokens": 5, "device": "cpu"}
+    expected["precision"] = "float32"
     assert asked == [(("m", Path("p.png"), "what ?"), expected)]
 
 
@@ -546,8 +647,7 @@ def test_a_model_is_asked_evaluated_and_reported(
     plain = aligngpt_command("ask", "model", "red.png", "what colour is it ?", *options)
     assert plain.code == 0 and plain.out.strip() and plain.error == ""
     shown = aligngpt_command("ask", "model", "red.png", "what colour is it ?", "--show-alignment", *options)
-    assert shown.out.startswith("alignment: level 8 (the whole image) and a mix of\n  level 1 ")
-    assert shown.out.endswith("\n" + plain.out)
+    assert shown.out.startswith(plain.out + "alignment: level 8 (the whole image) and a mix of")
     forced = aligngpt_command("ask", "model", "red.png", "what ?", "--show-alignment", "--level", "9", *options)
     assert forced.code == 1 and forced.out == "" and "1…8" in forced.error
 
@@ -559,16 +659,91 @@ def test_a_model_is_asked_evaluated_and_reported(
     assert "AlignGPT: run" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_verb_imports_what_it_needs_only_when_it_runs() -> None:
-    tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
-    imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    assert {name for name in imported if name and name.startswith("aligngpt")} == {
-        "aligngpt",
-        "aligngpt.endings",
-        "aligngpt.progress",
-    }
-    assert not imported & {"torch", "transformers", "numpy", "matplotlib"}
+HEAVY = ("torch", "transformers", "datasets", "pyarrow", "peft", "matplotlib", "ray")
+
+RIGHT_AWAY: dict[str, tuple[list[str], str]] = {
+    "help": (["--help"], ""),
+    "help of a verb": (["train", "--help"], ""),
+    "version": (["--version"], ""),
+    "no recipe": (["train", "resipe.yaml"], "did you mean recipe.yaml?"),
+    "misspelt key": (["train", "recipe.yaml"], "instruct.epoch: unknown; did you mean epochs?"),
+    "misspelt value": (["train", "recipe.yaml"], "instruct.schedule: Input should be 'cosine', 'linear' or 'constant'"),
+    "misspelt setting": (["train", "recipe.yaml", "--set", "seeds=1"], "seeds: unknown; did you mean seed?"),
+    "tower": (["train", "good.yaml"], "the vision tower none/tower/x cannot be loaded: no such file"),
+    "recipe to check for": (["check", "a.json", "--recipe", "recipe.yaml"], "did you mean epochs?"),
+    "pairs": (["score", "pair.csv", "--model", "m", "--out", "s"], "did you mean pairs.csv?"),
+    "scorer": (["score", "pairs.csv", "--model", "./none", "--out", "s"], "./none cannot be loaded"),
+    "scores": (["levels", "scors", "--out", "l.parquet"], "the scores scors cannot be read: no such file or folder"),
+    "picture": (["ask", "m", "none.png", "what ?"], "none.png does not exist"),
+    "model": (["ask", "./none", "red.png", "what ?"], "the model ./none cannot be loaded: no such file or folder"),
+    "offline": (["ask", "owner/name", "red.png", "what ?"], "HF_HUB_OFFLINE is set"),
+    "questions": (["evaluate", "m", "none.json", "--out", "e"], "the questions none.json cannot be read"),
+    "evaluated model": (["evaluate", "./none", "pairs.csv", "--out", "e"], "./none cannot be loaded"),
+    "run": (["report", "none"], "the run none cannot be read: no such file or folder; give a run folder"),
+    "adapter": (["merge", "none", "out"], "the adapter none cannot be read"),
+    "published model": (["convert", "none", "--out", "out"], "the model none cannot be read"),
+    "two folders": (["merge", "m", "a", "--out", "b"], "given twice"),
+    "no shipped recipe": (["recipe", "aligngpt7b"], "did you mean aligngpt-7b?"),
+    "list of recipes": (["recipe"], ""),
+    "cache": (["cache"], ""),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT_AWAY)
+def test_wrong_arguments_are_reported_before_the_heavy_libraries_are_imported(tmp_path: Path, case: str) -> None:
+    """They take seconds to import; a mistyped argument must not wait for them."""
+    recipe = "{model: {vision_tower: none/tower/x, language_model: m}, output: here, "
+    stage = "instruct: {data: d, train: [gate], batch_size: 2, learning_rate: 1"
+    (tmp_path / "good.yaml").write_text(recipe + stage + "}}", encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(recipe + stage + ", epoch: 1, schedule: cosin}}", encoding="utf-8")
+    (tmp_path / "pairs.csv").write_text("image,caption\nred.png,red\n", encoding="utf-8")
+    (tmp_path / "m").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "red.png")
+    arguments, said = RIGHT_AWAY[case]
+    program = (
+        f"import sys; sys.argv = ['aligngpt', *{arguments!r}]\n"
+        "from aligngpt.cli import main\n"
+        f"try: main()\nfinally: print('imported:', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"ALIGNGPT_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert said in " ".join(ended.stderr.replace("│", " ").split())
+    assert bool(said) == (ended.returncode != 0)
+    assert ended.stdout.splitlines()[-1] == "imported:"
+
+
+def test_the_command_line_imports_nothing_heavy_at_the_top() -> None:
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        imported = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+        imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        ours = {name for name in imported if name.startswith("aligngpt") and not name.startswith("aligngpt.cli")}
+        light = {"aligngpt", "aligngpt.endings", "aligngpt.errors", "aligngpt.hub_names", "aligngpt.progress"}
+        assert ours <= light, file
+        assert not imported & {"torch", "transformers", "numpy", "matplotlib"}, file
+
+
+@pytest.mark.parametrize("names", [("--ray-address", "--ray-actors"), ("--address", "--actors")])
+def test_ray_options_are_handed_on_by_their_former_names_too(
+    aligngpt_command: Command, calls: Callable, names: tuple[str, str]
+) -> None:
+    calls("aligngpt.data.records.pairs.open_pairs", PAIRS)
+    scored = calls("aligngpt.scoring.ray.engine.score_on_ray", ScoreSummary(7, 0, {}, True))
+    command = ["score", "owner/name", "--model", "clip", "--out", "scores"]
+    options = [names[0], "10.0.0.1:6379", names[1], "3", "--gpus-per-actor", "0.5"]
+    ended = aligngpt_command(*command, "--engine", "ray", *options)
+    assert (ended.code, ended.error) == (0, "")
+    assert ended.out.startswith("7 pairs scored, 0 rejected: scores\n")
+    [(_, handed)] = scored
+    assert (handed["address"], handed["actors"], handed["gpus_per_actor"]) == ("10.0.0.1:6379", 3, 0.5)
+    ended = aligngpt_command(*command, *options)
+    assert ended.code == 2 and "require --engine ray" in ended.error
 
 
 @pytest.mark.medium
@@ -599,3 +774,49 @@ def test_ctrl_c_in_the_middle_loses_nothing(
     assert aligngpt_command(*arguments).code == 0
     assert predictions.read_bytes().splitlines()[: len(answered)] == answered
     assert len(predictions.read_bytes().splitlines()) == 300
+
+
+def test_a_shipped_recipe_is_listed_printed_and_written(aligngpt_command: Command) -> None:
+    listed = aligngpt_command("recipe")
+    assert listed.code == 0
+    assert re.search(r"^aligngpt-7b +AlignGPT-7B \(arXiv 2405\.14129\)", listed.out, flags=re.MULTILINE)
+    printed = aligngpt_command("recipe", "aligngpt-13b")
+    assert printed.code == 0 and printed.out.startswith("# AlignGPT-13B")
+    assert aligngpt_command("recipe", "aligngpt-13b", "--out", "my.yaml") == (0, "recipe: my.yaml\n", "")
+    assert Path("my.yaml").read_text(encoding="utf-8") == printed.out
+    again = aligngpt_command("recipe", "aligngpt-7b", "--out", "my.yaml")
+    assert again.code == 1 and "my.yaml exists already" in again.error
+    assert Path("my.yaml").read_text(encoding="utf-8") == printed.out
+    assert aligngpt_command("recipe", "--out", "my.yaml").code == 2
+
+
+@pytest.mark.parametrize("options", [["out"], ["--out", "out"]])
+def test_the_folder_to_write_is_an_argument_or_an_option(
+    aligngpt_command: Command, calls: Callable, options: list[str]
+) -> None:
+    merged = calls("aligngpt.model.adapters.merge_adapter", 1000)
+    assert aligngpt_command("merge", "adapter", *options) == (0, "1,000 parameters: out\n", "")
+    assert merged == [((Path("adapter"), Path("out")), {"base": None})]
+    original = calls("aligngpt.model.foreign.conversion.to_original", 2000)
+    ended = aligngpt_command("convert", "model", *options, "--to-original", "--vision-tower", "owner/name")
+    assert ended == (0, "2,000 parameters: out\n", "")
+    assert original == [((Path("model"), Path("out")), {"vision_tower": "owner/name"})]
+    assert aligngpt_command("merge", "adapter").code == 2
+
+
+def test_the_cache_is_shown_and_cleared_after_a_question(
+    aligngpt_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNGPT_CACHE", str(tmp_path / "cache"))
+    assert aligngpt_command("cache").out == f"cache: {tmp_path / 'cache'}\nempty\n"
+    entry = tmp_path / "cache" / "samples" / ("a" * 64) / "samples.arrow"
+    entry.parent.mkdir(parents=True)
+    entry.write_bytes(b"0" * 1500)
+    shown = f"cache: {tmp_path / 'cache'}\nsamples: 1 entries, 1.5 KB\n"
+    assert aligngpt_command("cache") == (0, shown, "")
+    monkeypatch.setattr("typer.confirm", lambda _: False)
+    assert aligngpt_command("cache", "--clear").code == 1 and entry.exists()
+    monkeypatch.setattr("typer.confirm", lambda _: True)
+    ended = aligngpt_command("cache", "--clear")
+    assert ended.out == shown + "removed: 1 of 1 entries, 1.5 KB\n" and not entry.parent.exists()
+    assert aligngpt_command("cache", "--clear", "--trim", "1GB").code == 2

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aligngpt import locks
+from aligngpt.errors import AlignGPTError
 from aligngpt.locks import FolderInUse, owned_folder
 
 OWNER = """
@@ -160,7 +161,11 @@ def test_a_folder_may_be_replaced_by_its_owner(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", ["", "folder"])
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError), owned_folder(tmp_path / "file", "train"):
+    with (
+        pytest.raises(AlignGPTError, match=r"cannot be created: .*file is a file; choose another output folder"),
+        owned_folder(tmp_path / "file" / inside, "train"),
+    ):
         pass

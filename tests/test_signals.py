@@ -34,7 +34,7 @@ def look(*_, **__):
             time.sleep(60)
         finally:
             print('tidied up', flush=True)
-sys.modules['aligngpt.checking.files'] = SimpleNamespace(check_files=look, write_checks=None)
+sys.modules['aligngpt.checking.files'] = SimpleNamespace(check_files=look, checks_as_json=None, write_checks=None)
 cli.main()
 """
 

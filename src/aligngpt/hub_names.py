@@ -9,17 +9,25 @@ from aligngpt.errors import AlignGPTError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NEAR_NAMES = 3
+_SECONDS_TO_ANSWER = 10.0
 _ADVICE = "Give a model folder (with config.json) or a hub name, owner/name"
 
 
 def local_or_hub(
-    name: str | Path, what: str, error: type[AlignGPTError], *, whose: str = "", advice: str = _ADVICE
+    name: str | Path,
+    what: str,
+    error: type[AlignGPTError],
+    *,
+    whose: str = "",
+    advice: str = _ADVICE,
+    with_owner: bool = False,
 ) -> str:
-    """Return `name` unchanged if it exists locally or may be a hub name; call this before loading anything.
+    """Return `name` unchanged if it exists locally or on the hub; call this before loading anything.
 
     A name is a path if it begins with `.`, `~` or `/`, has more than one slash or a backslash, if its first part is a
     local folder, or if it looks like a mistyped local folder. Any other name of the form `owner/name` (or `name`) is
-    taken for a hub name.
+    taken for a hub name. Unless it is in the hub's local cache, the hub is asked for it once: loading libraries ask
+    several times, for more than a minute if there is no network.
 
     Args:
         name: path, or `owner/name`.
@@ -27,21 +35,65 @@ def local_or_hub(
         error: exception class to raise.
         whose: what it belongs to, for the message, as in `of the adapter runs/lora`.
         advice: end of the message, what to do.
+        with_owner: whether a hub name must have the form `owner/name`, so that any other name is a path.
 
     Raises:
-        AlignGPTError: of the class `error`: the name is a path that does not exist. Suggests similar names.
+        AlignGPTError: of the class `error`: the name is a path that does not exist, a run folder instead of its
+            `model`, or unknown to the hub, or the hub cannot be reached. Suggests similar names.
     """
     text = str(name)
     path = Path(text)
+    shown = " ".join(filter(None, (what, text or repr(text), whose)))
     if text and path.exists():
+        if model := _model_of_run(path):
+            raise error(f"{shown} cannot be loaded: it is a run folder; did you mean {model}?")
         return text
     near = near_paths(path)
     slip = [one for one in near if "/" in text and len(Path(one).parts) == len(path.parts)]
-    if _HUB_NAME.fullmatch(text) and not slip and ("/" not in text or not Path(text.split("/")[0]).exists()):
-        return text
-    shown = " ".join(filter(None, (what, text or repr(text), whose)))
     said = f"; did you mean {' or '.join(slip or near)}?" if near else "."
-    raise error(f"{shown} cannot be loaded: no such file or folder{said} {advice}")
+    is_name = _HUB_NAME.fullmatch(text) and not slip and ("/" not in text or not Path(text.split("/")[0]).exists())
+    if not is_name:
+        raise error(f"{shown} cannot be loaded: no such file or folder{said} {advice}")
+    if with_owner and "/" not in text:
+        raise error(f"{shown} cannot be loaded: there is no such folder here{said} {advice}")
+    if why := _why_not_on_hub(text):
+        raise error(f"{shown} cannot be loaded: there is no such folder here, and {why}{said} {advice}")
+    return text
+
+
+def _model_of_run(path: Path) -> Path | None:
+    """The model in a run folder of `aligngpt train`; None if `path` is not such a folder."""
+    configs = ("config.json", "adapter_config.json")
+    if not path.is_dir() or any((path / name).exists() for name in configs):
+        return None
+    model = path / "model"
+    return model if any((model / name).exists() for name in configs) else None
+
+
+def _why_not_on_hub(name: str) -> str | None:
+    """Why a model cannot be had from the hub, after one short request; None if it can, or is in the local cache."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.file_download import repo_folder_name
+
+    if (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots").is_dir():
+        return None
+    try:
+        HfApi().model_info(name, timeout=_SECONDS_TO_ANSWER)
+    except RepositoryNotFoundError:
+        return "the Hugging Face hub has no model of this name (for a private one, log in with `hf auth login`)"
+    except HFValidationError:
+        return "it is not a valid name on the Hugging Face hub"
+    except OfflineModeIsEnabled:
+        return "it is not in the local cache of the Hugging Face hub, which is not asked because HF_HUB_OFFLINE is set"
+    except HfHubHTTPError:
+        # The hub answers, but not as expected: a mirror may lack this request and still have the model.
+        return None
+    except Exception as error:
+        # The HTTP library's errors for a lost network, a proxy or a certificate have no common base with others.
+        return f"the Hugging Face hub cannot be asked for it ({error})"
+    return None
 
 
 def near_paths(path: Path) -> list[str]:

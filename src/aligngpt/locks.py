@@ -62,10 +62,11 @@ def owned_folder(folder: str | Path, verb: str) -> Iterator[None]:
 
     Raises:
         FolderInUse: another process owns the folder; names its process id, its host and since when.
-        OSError: the folder cannot be written.
+        AlignGPTError: the folder cannot be created or written, such as where a file is in its place.
+        OSError: the disk is full.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     key = (os.getpid(), os.path.realpath(folder))
     with _guard:
         lock, entered = _held[key] if key in _held else (_acquire(folder, verb), 0)
@@ -83,6 +84,27 @@ def owned_folder(folder: str | Path, verb: str) -> Iterator[None]:
                     _release(lock, folder)
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        place = next(one for one in (folder, *folder.parents) if one.exists())
+        raise AlignGPTError(
+            f"the output folder {folder} cannot be created: {place} is a file; choose another output folder"
+        ) from error
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> OSError | AlignGPTError:
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return error
+    return AlignGPTError(
+        f"the output folder {folder} cannot be written ({error.strerror}); choose another output folder or change its "
+        "permissions"
+    )
+
+
 def _acquire(folder: Path, verb: str) -> BaseFileLock:
     lock: BaseFileLock = FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
     try:
@@ -90,8 +112,11 @@ def _acquire(folder: Path, verb: str) -> BaseFileLock:
             lock.acquire()
         except (OSError, NotImplementedError) as error:
             unsupported = isinstance(error, NotImplementedError) or error.errno in _NO_KERNEL_LOCKS
-            if isinstance(error, Timeout) or not unsupported:
+            if isinstance(error, Timeout):
                 raise
+            if not unsupported:
+                assert isinstance(error, OSError)
+                raise _not_writable(folder, error) from error
             lock = SoftFileLock(folder / MARKER_FILE, timeout=0, thread_local=False)
             lock.acquire()
     except Timeout:

@@ -90,6 +90,8 @@ class Meter:
         return f"{rate:.1f} {self.unit}/s" if rate else ""
 
     def _line(self, remark: str) -> None:
+        if console.quiet:
+            return
         elapsed = time.monotonic() - self._started
         parts = [f"{self.description}: {self.done}" + (f"/{self.total}" if self.total else "")]
         rate = (self.done - self.initial) / elapsed if elapsed > 0 else 0.0

@@ -2,6 +2,7 @@
 yield if the machine is busy."""
 
 import os
+import sys
 import warnings
 from logging import ERROR, getLogger
 
@@ -15,10 +16,15 @@ def quiet_libraries() -> None:
         # processes a step is then several times slower. On a quiet machine spinning is faster. Read when torch is
         # imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from transformers.utils import logging
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    else:
+        # Read when they are imported. Importing them here would take seconds, which a mistyped argument need not wait.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # peft imports bitsandbytes if it is installed, and bitsandbytes logs which of its kernels this machine cannot use.
     getLogger("bitsandbytes").setLevel(ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "aligngpt"
 def floors() -> dict[str, int]:
     """The floor of each room; files beside the rooms are on floor 1."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    written = dict(re.findall(r"^\| `(\w+)` \| (\d) \|", text, flags=re.MULTILINE))
+    written = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", text, flags=re.MULTILINE))
     return {path.stem: 1 for path in PACKAGE.glob("[!_]*.py")} | {room: int(n) for room, n in written.items()}
 
 

@@ -1,15 +1,19 @@
 """The documentation holds: commands parse, code compiles, links lead somewhere."""
 
+import ast
+import importlib.util
 import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from typer.main import get_command
+
+from aligngpt.evaluation.matching import matches
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,6 +24,8 @@ LINK = re.compile(
 )
 ELSEWHERE = re.compile(r"^([a-z][a-z0-9+.-]*:|#)")
 INSTALLED_COMMAND = "$(command -v aligngpt)"
+OPTIONAL = {"trl"}
+"""Packages that the pages use and this project does not install."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,13 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
                 if hasattr(declared, "exists"):
                     monkeypatch.setattr(declared, "exists", False)
     root = get_command(app)
-    for command in (root, *getattr(root, "commands", {}).values()):
+
+    def do_nothing(command: Any) -> None:
         command.callback = lambda *_, **__: None
+        for below in getattr(command, "commands", {}).values():
+            do_nothing(below)
+
+    do_nothing(root)
 
     def exit_code(args: list[str]) -> int:
         with pytest.raises(SystemExit) as ended:
@@ -158,9 +169,61 @@ def test_documented_code_compiles(block: Block) -> None:
         compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")
 
 
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
+def test_what_documented_code_imports_exists(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            line = ast.unparse(node)
+            package = re.split(r"[ .]", line)[1]
+            if package in OPTIONAL and importlib.util.find_spec(package) is None:
+                pytest.skip(f"{package} is not installed")
+            exec(line, {})
+
+
+def test_the_readme_lists_every_verb_and_no_other() -> None:
+    from aligngpt.cli import app
+
+    verbs = set(getattr(get_command(app), "commands", {}))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `aligngpt ([\w-]+)` \|", readme, flags=re.MULTILINE)) == verbs
+
+
+def test_the_answers_that_the_page_calls_right_are_right() -> None:
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| (yes|no) \|$", page, flags=re.MULTILINE)
+    assert len(rows) == 5
+    assert [verdict == "yes" for _, _, verdict in rows] == [matches(answer, accepted) for accepted, answer, _ in rows]
+
+
+def heading_names(page: Path) -> set[str]:
+    """The names that links give to a page's headings."""
+    outside = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", outside, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    ("page", "target"), [pytest.param(*one.values, id=one.id) for one in LINKS if ".md#" in str(one.values[1])]
+)
+def test_links_to_a_heading_find_it(page: Path, target: str) -> None:
+    path, _, heading = target.partition("#")
+    assert heading in heading_names(page.parent / path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_a_page_find_their_heading(page: Path) -> None:
+    wanted = {target for target, _ in LINK.findall(page.read_text(encoding="utf-8")) if target.startswith("#")}
+    assert {target[1:] for target in wanted} <= heading_names(page)
+
+
 @pytest.mark.parametrize(("page", "target"), LINKS)
 def test_links_between_files_lead_somewhere(page: Path, target: str) -> None:
     assert (page.parent / target.partition("#")[0]).exists()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_readme_links_to_every_page(page: Path) -> None:
+    assert f"](docs/{page.name})" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_and_every_page_of_docs_are_looked_at() -> None:

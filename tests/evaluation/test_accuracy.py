@@ -19,6 +19,7 @@ from aligngpt.data.rejects import TooManyRejects
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.accuracy import EXTRA_TOKENS, evaluate_file, shuffled_images
 from aligngpt.evaluation.results import (
+    AskedAbout,
     EvaluationError,
     EvaluationResult,
     Prediction,
@@ -222,6 +223,28 @@ def test_a_second_call_answers_nothing_anew(
     assert content(tmp_path / "out") == before
 
 
+def test_results_say_what_was_asked(
+    write_questions: Questions, evaluate: Evaluate, watching: list, model_folder: Path, tmp_path: Path
+) -> None:
+    questions = write_questions(4)
+    for out, shuffled in (("out", False), ("shuffled", True)):
+        evaluate(questions, out, shuffle_images=shuffled)
+        asked = EvaluationResult.load(tmp_path / out / "results.json").asked
+        assert asked == AskedAbout(str(model_folder), str(questions), str(tmp_path), shuffled)
+
+
+def test_results_of_an_older_version_are_completed(
+    write_questions: Questions, evaluate: Evaluate, watching: list, tmp_path: Path
+) -> None:
+    questions, path = write_questions(4), tmp_path / "out" / "results.json"
+    evaluate(questions)
+    whole = json.loads(path.read_text(encoding="utf-8")) | {"seconds": 12.5}
+    old = {name: value for name, value in whole.items() if name != "asked"}
+    path.write_text(json.dumps(old), encoding="utf-8")
+    evaluate(questions)
+    assert json.loads(path.read_text(encoding="utf-8")) == whole
+
+
 def test_the_evaluation_of_something_else_is_refused(
     write_questions: Questions, evaluate: Evaluate, assembled: Callable, watching: list, tmp_path: Path
 ) -> None:
@@ -384,7 +407,7 @@ def test_what_is_passed_over_is_counted_by_reason(
 ) -> None:
     questions = write_questions(8, at_1={"image": "gone.png"}, at_2={"image": "lost.png"}, at_3={"answer": None})
     table = evaluate(questions).table()
-    assert table.splitlines()[-1] == "3 skipped: 2 missing, 1 unanswered; rejects.jsonl lists them"
+    assert table.splitlines()[-1] == "3 records skipped: 2 missing image, 1 without an answer; rejects.jsonl lists them"
 
 
 def test_questions_in_parquet_are_refused_as_such(

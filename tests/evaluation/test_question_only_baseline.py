@@ -58,11 +58,11 @@ def test_the_last_turn_of_a_conversation_is_what_counts() -> None:
     turns = [Turn("user", "is it red"), Turn("assistant", "yes"), Turn("user", "how many"), Turn("assistant", "two")]
     fitted = AnswerPrior.fit([Sample("", tuple(turns))])
     assert fitted.predict("how many") == "two"
-    assert fitted.count_correct([Sample("", tuple(turns))]) == 1
+    assert fitted.right_records([Sample("", tuple(turns), record=7)]) == [7]
 
 
 def test_right_answers_are_counted_as_an_evaluation_does() -> None:
     fitted = prior(("is it red", "yes"), ("how many", "two"))
     tested = [sample("is it red", "Yes."), sample("is it red", "no"), sample("how many", "the two")]
-    assert fitted.count_correct(tested) == 2
-    assert fitted.count_correct([]) == 0
+    assert len(fitted.right_records(tested)) == 2
+    assert fitted.right_records([]) == []

@@ -14,12 +14,18 @@ from aligngpt.evaluation.results import (
     Tally,
     read_predictions,
     summarise,
+    wrong_answers,
 )
 from aligngpt.reports.statistics import wilson_interval
 
 
 def prediction(
-    record: int, *, correct: bool = True, kind: str | None = None, weights: tuple | None = None
+    record: int,
+    *,
+    correct: bool = True,
+    kind: str | None = None,
+    weights: tuple | None = None,
+    picture: str | None = None,
 ) -> Prediction:
     return Prediction(
         id=f"q{record}",
@@ -29,7 +35,7 @@ def prediction(
         expected="red",
         answer="red" if correct else "été",
         correct=correct,
-        image="1.png",
+        image=f"{record}.png" if picture is None else picture,
         image_shown="2.png",
         alignment_weights=weights,
     )
@@ -79,9 +85,64 @@ def test_the_table_names_each_kind_with_its_counts() -> None:
     assert last.startswith("all questions   50.0%  (2/4, ")
 
 
+def grouped(pictures: int, each: int) -> list[Prediction]:
+    """Half of the pictures have only right answers, the other half only wrong ones."""
+    return [
+        prediction(number, correct=number // each % 2 == 0, picture=f"{number // each}.png")
+        for number in range(pictures * each)
+    ]
+
+
+def test_questions_about_one_picture_count_less(tmp_path: Path) -> None:
+    result = summarise(grouped(40, 10))
+    low, high = result.overall.interval
+    apart = wilson_interval(200, 400)
+    assert result.overall == Tally(200, 400) and result.overall.pictures == 40
+    assert high - low > 2.5 * (apart[1] - apart[0])
+    assert f"95 % interval, by picture, {low:.1%}–{high:.1%}" in result.table()
+    result.save(tmp_path / "results.json")
+    facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["overall"]
+    assert (facts["low"], facts["high"], facts["pictures"]) == (low, high, 40)
+    assert "by picture" in facts["interval"] and facts["effective_total"] < 45
+    assert EvaluationResult.load(tmp_path / "results.json").overall.interval == (low, high)
+
+
+def test_right_answers_only_are_as_sure_as_the_pictures_are_many() -> None:
+    of_one, of_many = (summarise([replace(one, correct=True) for one in grouped(*size)]) for size in ((2, 50), (50, 2)))
+    assert of_one.overall.interval == pytest.approx(wilson_interval(2, 2))
+    assert of_many.overall.interval == pytest.approx(wilson_interval(50, 50))
+
+
+def test_questions_without_pictures_are_independent() -> None:
+    alone = [replace(one, image=None) for one in grouped(4, 10)]
+    assert summarise(alone).overall.interval == wilson_interval(20, 40)
+
+
+def test_results_of_an_older_version_have_the_plain_interval(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    tally = {"accuracy": 0.75, "correct": 3, "total": 4, "low": 0.3, "high": 0.95}
+    old = {"overall": tally, "by_kind": {"colour": tally}, "gate_weights": {}, "seconds": 1.0, "rejects": 0}
+    path.write_text(json.dumps(old), encoding="utf-8")
+    result = EvaluationResult.load(path)
+    assert result.overall.interval == wilson_interval(3, 4)
+    assert result.asked is None and "by picture" not in result.table()
+
+
+def test_wrong_answers_are_shown_on_one_line_each() -> None:
+    wrong = [replace(prediction(9 - n, correct=False), question=f"line\n{n} \x1b[2J?") for n in range(5)]
+    head, *lines = wrong_answers([*wrong, prediction(20), replace(prediction(0, correct=False), answer=" ")]).split(
+        "\n"
+    )
+    assert head == "6 wrong, the first 3:"
+    assert lines[0] == "  what colour is it ?  expected “red”, given nothing"
+    assert lines[1:] == [f"  line {n} \ufffd[2J?  expected “red”, given “été”" for n in (4, 3)]
+    assert wrong_answers([prediction(0)]) == ""
+    assert "x…" in wrong_answers([replace(prediction(0, correct=False), answer="x" * 500)])
+
+
 def test_the_table_ends_with_what_was_passed_over() -> None:
     table = summarise(MIXED, rejects={"truncated": 1, "missing": 3}).table()
-    assert table.splitlines()[-1] == "4 skipped: 3 missing, 1 truncated; rejects.jsonl lists them"
+    assert table.splitlines()[-1] == "4 records skipped: 3 missing image, 1 truncated image; rejects.jsonl lists them"
 
 
 def test_results_of_an_older_version_have_only_the_count_of_what_was_passed_over(tmp_path: Path) -> None:
@@ -90,7 +151,7 @@ def test_results_of_an_older_version_have_only_the_count_of_what_was_passed_over
     assert facts.pop("rejects_by_reason") == {"missing": 2}
     (tmp_path / "results.json").write_text(json.dumps(facts), encoding="utf-8")
     table = EvaluationResult.load(tmp_path / "results.json").table()
-    assert table.splitlines()[-1] == "2 skipped; rejects.jsonl lists them"
+    assert table.splitlines()[-1] == "2 records skipped; rejects.jsonl lists them"
 
 
 def test_results_are_read_as_they_were_saved(tmp_path: Path) -> None:
@@ -98,7 +159,8 @@ def test_results_are_read_as_they_were_saved(tmp_path: Path) -> None:
     result.save(tmp_path / "new" / "results.json")
     assert EvaluationResult.load(tmp_path / "new" / "results.json") == result
     facts = json.loads((tmp_path / "new" / "results.json").read_text(encoding="utf-8"))
-    assert facts["overall"] == Tally(2, 4).facts()
+    assert facts["overall"] == result.overall.facts()
+    assert (facts["overall"]["pictures"], facts["overall"]["interval"]) == (4, "Wilson")
     assert facts["by_kind"]["shape"]["accuracy"] == 1.0
 
 

@@ -1,17 +1,26 @@
 """Tests of the report of a run folder: it shows whatever exists and requires nothing else."""
 
+import html
 import json
+import math
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from aligngpt.alignment.levels import fit_levels
-from aligngpt.evaluation.results import EvaluationError, summarise
+from aligngpt.evaluation.results import AskedAbout, EvaluationError, summarise
 from aligngpt.evaluation.results import Prediction as Answered
-from aligngpt.evaluation.run_report import EXAMPLES_PER_LEVEL, ReportingError, write_report
+from aligngpt.evaluation.run_evaluations import run_of
+from aligngpt.evaluation.run_levels import EXAMPLES_PER_LEVEL, borders_between, wrong_share_by_level
+from aligngpt.evaluation.run_report import ReportingError, write_report
 from aligngpt.reports.curves import CurveError
+from aligngpt.training.recipe import load_recipe, recipe_path
 from aligngpt.training.run_card import RESULTS_BEGIN, RESULTS_END
 
 LEVELS = 4
@@ -46,13 +55,22 @@ def write_training(run: Path) -> None:
     dump(run / "instruct" / "stage.json", {"seconds": 90, "samples": 640, "peak_memory": 3 * 2**30})
 
 
-def write_evaluation(run: Path, name: str = "test", *, right: int = 6, total: int = 8) -> None:
+def write_evaluation(
+    run: Path,
+    name: str = "test",
+    *,
+    right: int = 6,
+    total: int = 8,
+    folder: str | None = None,
+    asked: AskedAbout | None = None,
+) -> None:
+    place = run / (f"evaluation/{name}" if folder is None else folder)
     predictions = [
         Answered(
             id=str(record),
             record=record,
             kind=None if name == "photographs" else ("colour", "shape")[record % 2],
-            question=f"{name} question {record} ?",
+            question=f"{'test' if name == 'shuffled' else name} question {record} ?",
             expected="expected this",
             answer="said that",
             correct=record < right,
@@ -62,9 +80,9 @@ def write_evaluation(run: Path, name: str = "test", *, right: int = 6, total: in
         )
         for record in range(total)
     ]
-    summarise(predictions, seconds=12).save(run / "evaluation" / name / "results.json")
+    summarise(predictions, seconds=12, asked=asked).save(place / "results.json")
     lines = [json.dumps(one.__dict__) + "\n" for one in predictions]
-    (run / "evaluation" / name / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    (place / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 PARTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
@@ -75,7 +93,7 @@ PARTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "evaluation": (
         write_evaluation,
-        ["AlignGPT: colour", "AlignGPT: shape", "75.0%", "What the gate chooses", "Answers"],
+        ["<bdi>colour</bdi>", "<bdi>shape</bdi>", "75.0%", "What the gate chooses", "Answers"],
     ),
 }
 
@@ -110,10 +128,18 @@ def test_a_whole_run_is_on_one_page(run: Path) -> None:
     assert not [text for text in shown if text not in page]
     for text in ("images shuffled", "25.0%", "Question alone", "37.5%", "never sees a picture", "Scores", "seed"):
         assert text in page
-    assert page.index("AlignGPT, photographs") > page.index("AlignGPT</"), "the model as it is comes first"
+    rows = re.findall(r'<tr(?: class="(part)")?>\s*<th scope="row"(?: class="(own)")?><bdi>([^<]*)</bdi>', page)
+    assert rows[:6] == [
+        ("", "own", "AlignGPT"),
+        ("part", "", "colour"),
+        ("part", "", "shape"),
+        ("", "", "AlignGPT, images shuffled"),
+        ("", "", "Question alone"),
+        ("", "", "AlignGPT, photographs"),
+    ]
     assert "the best baseline, <bdi>Question alone</bdi>" in page
     assert page.count("photographs question") == 3
-    assert "shuffled question" not in page
+    assert len(re.findall("test question", page)) == 8, "answers to shuffled images are not shown"
     assert 'class="missing"' not in page
 
 
@@ -213,3 +239,122 @@ def test_damaged_results_are_named(run: Path) -> None:
     (run / "evaluation" / "test" / "results.json").write_text("[]", encoding="utf-8")
     with pytest.raises(EvaluationError, match=r"results.json cannot be read"):
         write_report(run)
+
+
+@pytest.mark.parametrize("folder", ["evaluation", "evaluation/mine", "elsewhere/deep"])
+def test_an_evaluation_is_found_wherever_it_is_below_the_run(run: Path, folder: str) -> None:
+    write_evaluation(run, folder=folder)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "answers <b>75.0%</b> of 8 questions right" in page and "What the gate chooses" in page
+
+
+def test_other_files_of_that_name_are_not_evaluations(run: Path) -> None:
+    write_evaluation(run)
+    page = write_report(run).read_bytes()
+    dump(run / "results.json", {"accuracy": 0.5})
+    dump(run / "data" / "results.json", [1])
+    assert write_report(run).read_bytes() == page
+
+
+def test_pictures_are_taken_from_the_image_root_of_the_evaluation(run: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "red.png")
+    (run / "data" / "red.png").unlink()
+    asked = AskedAbout("model", "questions.json", str(tmp_path), False)
+    write_evaluation(run, asked=asked)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.count("<img src=") == 8 and 'class="missing"' not in page
+    shutil.rmtree(run / "data")
+    write_evaluation(run, asked=replace(asked, image_root=str(tmp_path / "gone")))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<img src=" not in page
+    assert f"The images of the evaluation test are not shown: its image root {tmp_path / 'gone'} is gone." in page
+
+
+def test_what_is_not_there_is_said(run: Path) -> None:
+    write_training(run)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Not evaluated yet: `aligngpt evaluate`" in page
+    write_evaluation(run)
+    (run / "evaluation" / "test" / "results.json").unlink()
+    shutil.rmtree(run / "pretrain")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "The evaluation test is not finished; run the same `aligngpt evaluate` again" in page
+    assert "The loss of stage 1 is not shown: there is no pretrain/metrics.jsonl." in page
+    write_evaluation(run)
+    assert "There is no evaluation with --shuffle-images" in write_report(run).read_text(encoding="utf-8")
+    write_evaluation(run, "shuffled")
+    assert "--shuffle-images" not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_baselines_are_compared_on_the_questions_that_both_answered(run: Path) -> None:
+    write_evaluation(run, right=60, total=80)
+    write_evaluation(run, "shuffled", right=10, total=20)
+    baseline = {"correct": 300, "total": 900, "note": "", "right": [*range(30), 700]}
+    dump(run / "baselines.json", {"Question alone": baseline})
+    words = " ".join(write_report(run).read_text(encoding="utf-8").replace("<b>", "").replace("</b>", "").split())
+    assert "On the 20 questions that both answered" in words and "shuffled</bdi> by +50.0 percentage points" in words
+    assert "On the 80 questions that both answered" in words and "Question alone</bdi> by +37.5 percentage" in words
+    assert "95% interval, by picture: " in words
+
+
+def test_another_question_of_the_same_number_is_not_compared(run: Path) -> None:
+    write_evaluation(run)
+    write_evaluation(run, "other", asked=AskedAbout("m", "other.json", str(run / "data"), True))
+    assert "that both answered" not in write_report(run).read_text(encoding="utf-8")
+
+
+def recipe_with(run: Path, data: Path, levels: int = LEVELS) -> None:
+    recipe = load_recipe(recipe_path("quickstart")).model_dump(mode="json")
+    recipe["model"]["num_levels"] = levels
+    recipe["pretrain"] |= {"data": str(data), "image_root": None}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def caption(index: int, **changes: object) -> dict[str, object]:
+    said = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": f"caption {index}"}]
+    record = {"image": "red.png", "conversations": said, "similarity": index // 10, "score": index / 40}
+    return record | changes
+
+
+def test_levels_come_from_the_recipe_where_the_run_has_none(run: Path, tmp_path: Path) -> None:
+    write_training(run)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    dump(tmp_path / "captions.json", [*(caption(index) for index in range(40)), caption(0, similarity=None)])
+    recipe_with(run, tmp_path / "captions.json")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Alignment levels" in page and "0.237 – 0.487" in page
+    assert page.count("<img src=") == LEVELS * EXAMPLES_PER_LEVEL
+    assert "Captions left out of the levels: 1 without a level." in page
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([caption(0, similarity=None)], "no caption of `pretrain.data` has a level and a score: 1 without a level"),
+        ([caption(0, score=None)], "no caption of `pretrain.data` has a level and a score: 1 without a score"),
+        ([caption(39, similarity=0), caption(0, similarity=1)], "the levels do not follow the scores"),
+        ([caption(0, similarity=7)], "1 with a level above 4"),
+        (None, "captions.json, which the recipe names; run `aligngpt report` in the folder that the training was"),
+    ],
+)
+def test_levels_that_cannot_be_shown_are_a_sentence(run: Path, tmp_path: Path, records: list | None, said: str) -> None:
+    write_training(run)
+    recipe_with(run, tmp_path / "captions.json")
+    if records is not None:
+        dump(tmp_path / "captions.json", records)
+    page = html.unescape(write_report(run).read_text(encoding="utf-8"))
+    assert "Levels are not shown: " in page and said in page and "<h2>Alignment levels" not in page
+
+
+def test_an_empty_level_keeps_its_place(run: Path) -> None:
+    shares = wrong_share_by_level([1, 1, 3], [True, False, False], ["a", "b", "c"], 3)
+    assert shares[0].value == 0.5 and math.isnan(shares[1].value) and shares[2].value == 0.0
+    assert borders_between([0.1, 0.2, 0.6], [1, 1, 3], 3) == pytest.approx([0.4, 0.4])
+    assert borders_between([0.1, 0.2], [2, 2], 3) == pytest.approx([0.1, 0.2])
+
+
+def test_the_run_of_an_evaluation_is_found(run: Path, tmp_path: Path) -> None:
+    assert run_of(run / "evaluation" / "test") is None
+    write_training(run)
+    assert run_of(run / "evaluation" / "test") == run_of(run / "evaluation") == run
+    assert run_of(tmp_path / "elsewhere") is None

@@ -1,14 +1,15 @@
 """Asking from the command line: the printed output, and errors raised before the model is loaded."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from aligngpt.data.images.opening import ImageError
-from aligngpt.inference.ask import BAR_WIDTH, ask, describe_alignment
+from aligngpt.inference.ask import BAR_WIDTH, AskError, ask, describe_alignment
 from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
 
 QUESTION = "what colour is the circle ?"
@@ -41,23 +42,56 @@ def test_the_answer_is_the_engine_s(folder: Path, picture: Path, pictures: list[
     assert said == answer.text != ""
 
 
-def test_the_alignment_comes_before_the_answer(folder: Path, picture: Path, pictures: list[Image.Image]) -> None:
+def test_the_alignment_comes_after_the_answer(folder: Path, picture: Path, pictures: list[Image.Image]) -> None:
     plain = "".join(ask(folder, picture, QUESTION, max_new_tokens=8, device="cpu"))
-    first, *rest = ask(folder, picture, QUESTION, show_alignment=True, max_new_tokens=8, device="cpu")
-    assert "".join(rest) == plain
-    heading, *lines = first.splitlines()
-    assert heading == "alignment: level 8 (the whole image) and a mix of"
+    *pieces, last = ask(folder, picture, QUESTION, show_alignment=True, max_new_tokens=8, device="cpu")
+    assert "".join(pieces) == plain and last.startswith("\n")
+    heading, *lines = last[1:].splitlines()
+    assert heading == "alignment: level 8 (the whole image) and a mix of (even: 14.3%, marked │)"
     (weights,) = Engine.load(folder, device="cpu").alignment_weights([Request.ask(QUESTION, pictures[0])])
     assert weights is not None
+    mark = round(BAR_WIDTH / 7)
     for level, (line, weight) in enumerate(zip(lines, weights, strict=True), start=1):
-        assert (found := re.fullmatch(rf"  level {level} +(\d+\.\d)% (█*)", line))
+        found = re.fullmatch(rf"  level {level} +(\d+\.\d)% (.*)│(.*)", line)
+        assert found is not None
         assert float(found[1]) == pytest.approx(100 * weight, abs=0.051)
-        assert len(found[2]) == round(BAR_WIDTH * weight)
+        assert len(found[2]) == mark
+        eighths = sum("▏▎▍▌▋▊▉█".index(cell) + 1 for cell in (found[2] + found[3]).rstrip())
+        assert eighths == round(8 * BAR_WIDTH * weight)
 
 
 def test_a_forced_level_is_named(folder: Path, picture: Path) -> None:
-    first, *_ = ask(folder, picture, QUESTION, show_alignment=True, level=3, max_new_tokens=4, device="cpu")
-    assert first == "alignment: level 3 of 8, forced\n"
+    *_, last = ask(folder, picture, QUESTION, show_alignment=True, level=3, max_new_tokens=4, device="cpu")
+    assert last == "\nalignment: level 3 of 8, forced"
+
+
+def test_an_empty_answer_is_reported(
+    folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Engine, "stream", lambda *_: iter([" ", "\n"]))
+    assert list(ask(folder, picture, QUESTION, device="cpu")) == [" ", "\n"]
+    assert capsys.readouterr().err == "the model answered with nothing\n"
+    monkeypatch.setattr(Engine, "stream", lambda *_: iter(["red"]))
+    assert list(ask(folder, picture, QUESTION, device="cpu")) == ["red"]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_precision_is_the_engine_s(folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def stream(engine: Engine, *_: object) -> Iterator[str]:
+        seen.append(engine.model.dtype)
+        return iter(["red"])
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    for precision in ("float32", "bfloat16"):
+        list(ask(folder, picture, QUESTION, device="cpu", precision=precision))
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_a_run_folder_is_not_taken_for_its_model(folder: Path, picture: Path, no_model: None) -> None:
+    with pytest.raises(AskError, match=re.escape(f"it is a run folder; did you mean {folder}?")):
+        next(ask(folder.parent, picture, QUESTION))
 
 
 def test_a_wrong_level_is_refused_before_anything_is_said(folder: Path, picture: Path) -> None:
@@ -71,7 +105,7 @@ def test_a_wrong_level_is_refused_before_anything_is_said(folder: Path, picture:
     [
         ("none", "alignment: none, without a gate"),
         ("global", "alignment: global, without a gate"),
-        ("local", "alignment: a mix of\n  level 1"),
+        ("local", "alignment: a mix of (even: 14.3%, marked │)\n  level 1"),
     ],
 )
 def test_each_kind_of_alignment_is_described(
@@ -96,7 +130,7 @@ def test_a_wrong_picture_path_says_so_before_the_model_is_loaded(tmp_path: Path,
 def test_what_cannot_be_asked_says_so_before_the_model_is_loaded(
     no_model: None, image: str, question: str, said: str
 ) -> None:
-    with pytest.raises(EngineError, match=said):
+    with pytest.raises(AskError, match=said):
         list(ask("model", Path(image), question))
 
 

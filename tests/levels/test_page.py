@@ -17,12 +17,14 @@ from PIL import Image
 
 from aligngpt.data.records.pairs import Pair, PairSource, Unusable, open_pairs
 from aligngpt.data.sources.base import Shard
+from aligngpt.levels import collected, page_content
 from aligngpt.levels import page as looking
 from aligngpt.levels.making import make_levels
 from aligngpt.levels.page import prepare_look
 from aligngpt.levels.streaming import BinnedScores, HashCounter, ScoreHistogram, Smallest
 from aligngpt.reports.levels_page import LevelsPage
 from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.first_pairs import FirstPairs
 from aligngpt.scoring.job import read_scores, score_source
 from aligngpt.scoring.score_files import ScoresError
 
@@ -130,9 +132,9 @@ def test_only_shards_with_a_pair_to_show_are_read(
         read.append(shard.index)
         return whole(self, shard)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(looking, "LOWEST", 1)
-    monkeypatch.setattr(looking, "MOST_EXAMPLES", 0)
-    monkeypatch.setattr(looking, "CAPTIONS_COMPARED", 0)
+    monkeypatch.setattr(collected, "LOWEST", 1)
+    monkeypatch.setattr(collected, "MOST_EXAMPLES", 0)
+    monkeypatch.setattr(page_content, "CAPTIONS_COMPARED", 0)
     prepared = prepare_look(scores, scores.parent / "page.html", source=source)
     made = make_levels(scores, num_levels=2)
     monkeypatch.setattr(PairSource, "read", noting)
@@ -302,7 +304,9 @@ def test_the_rank_error_of_other_scores_is_not_told_of_these(
     prepared = prepare_look(scores, tmp_path / "page.html")
     prepared.write(make_levels(scores, borders=tmp_path / "other.json"))
     assert pages[-1].rank_error == 0
-    assert pages[-1].facts["Borders"].startswith(f"{tmp_path / 'other.json'}, fitted to")
+    assert pages[-1].facts["Borders"] == f"…/{tmp_path.name}/other.json"
+    assert pages[-1].full["Borders"] == str(tmp_path / "other.json")
+    assert pages[-1].facts["Fitted to"] == f"{COUNT - 1} other scores (quantile)"
 
 
 def test_a_source_is_shown_as_it_was_read_when_it_was_scored(
@@ -329,3 +333,27 @@ def test_a_source_is_shown_as_it_was_read_when_it_was_scored(
     ):
         with pytest.raises(ScoresError, match=f"read with a different {words} when"):
             prepare_look(scores, tmp_path / "page.html", source=source, **options)
+
+
+def test_paths_are_short_and_their_full_form_is_kept(
+    scores: Path, pages: list[LevelsPage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = look(scores, pages)
+    assert page.facts["Scores"] == f"…/{scores.parent.name}/scores"
+    assert page.facts["Model"].endswith("/clip") and page.facts["Model"].startswith("…/")
+    assert page.full["Scores"] == str(scores) and Path(page.full["Model"]).is_dir()
+    monkeypatch.chdir(scores.parent)
+    assert look(Path("scores").resolve(), pages).facts["Scores"] == "scores"
+
+
+def test_a_try_on_the_first_pairs_shows_these(
+    source: Path, clip_scorer: PairScorer, pages: list[LevelsPage], tmp_path: Path
+) -> None:
+    for limit, size in ((6, 10), (6, 4)):
+        out = tmp_path / f"first-{size}"
+        pairs = FirstPairs(open_pairs(source, shard_size=size), limit)
+        score_source(pairs, clip_scorer, out, workers=0, max_reject_share=0.5)
+        page = look(out, pages, source=source, levels=2)
+        assert {pair.id for pair in page.lowest} == {f"pair-{index}" for index in range(5)}
+        assert all(pair.picture and not pair.picture.problem for pair in page.lowest)
+        assert page.facts["Scored"] == "only the first 6 records (--limit)"

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlavaConfig
 
-from aligngpt.alignment.module import AlignmentMode
+from aligngpt.alignment.modes import AlignmentMode
 from aligngpt.model.configuration import AlignGPTConfig
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.quickstart.packages import Package, PackageError
+from aligngpt.quickstart.packages import Package, PackageError, check_installed
 
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -49,3 +49,17 @@ def test_the_install_command_survives_a_shell() -> None:
     package = Package("ranged>=1.0,<2", "ranged", "MIT")
     spoken = subprocess.run(f"printf '%s|' {package.install_command}", shell=True, capture_output=True, text=True)
     assert spoken.stdout == "pip|install|--no-deps|ranged>=1.0,<2|"
+
+
+def test_all_missing_packages_are_named_at_once_in_a_command_that_survives_a_shell(package: Package) -> None:
+    missing = [Package("missing-one==1.0", "missing_one", "MIT"), Package("missing-two>=2,<3", "missing_two", "MIT")]
+    with pytest.raises(PackageError) as caught:
+        check_installed([package, *missing], {"missing_three": "missing-three>=3", "json": "json"})
+    message, _, command = str(caught.value).partition("; run: ")
+    assert message.endswith("not installed: missing-one==1.0, missing-two>=2,<3, missing-three>=3")
+    spoken = subprocess.run(f"pip() {{ printf '%s|' \"$@\"; }}; {command}", shell=True, capture_output=True, text=True)
+    assert spoken.stdout == "install|--no-deps|missing-one==1.0|missing-two>=2,<3|install|missing-three>=3|"
+
+
+def test_nothing_is_said_where_everything_is_installed(package: Package) -> None:
+    check_installed([package], {"json": "json"})

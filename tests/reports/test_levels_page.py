@@ -62,6 +62,8 @@ def full_page(text: str = "plain") -> LevelsPage:
         by_caption=ScoreByBin(["1–4", "5–8"], [1190, 10], [0.1, 0.3], [0.05, 0.0], 0.625),
         by_picture=ScoreByBin(["64–127"], [1200], [0.125], [0.25], None),
         facts={f"Model {text}": text},
+        full={f"Model {text}": f"/long/{text}"},
+        warnings=[f"{text} hardly differ"],
     )
 
 
@@ -172,3 +174,16 @@ def test_what_was_drawn_is_never_said_of_all(tmp_path: Path) -> None:
     assert "About 900 of 4,000 pairs (22.5%, 95% interval 820 to 980) have the caption" in words
     assert "700 to 760 pairs" in words
     assert "bars: 95% interval of the mean" in words
+
+
+def test_a_short_path_has_its_full_form_as_title(page: str) -> None:
+    titles = [attributes["title"] for tag, attributes in Page(page).elements if tag == "dd" and "title" in attributes]
+    assert titles == ["/long/plain"]
+
+
+def test_warnings_and_the_numbering_of_levels_are_said_once(page: str, tmp_path: Path) -> None:
+    words = Page(page).words
+    assert words.count("Warning: plain hardly differ.") == 1
+    assert words.count("there they are 0 to 1, as in the authors' files") == 1
+    bare = dataclasses.replace(full_page(), warnings=[])
+    assert "Warning" not in Page(built(bare, tmp_path)).words

@@ -10,17 +10,16 @@ import pytest
 from PIL import Image
 
 from aligngpt.reports import report as module
-from aligngpt.reports.report import (
+from aligngpt.reports.report import ReportData, ReportError, build_report
+from aligngpt.reports.sections import (
     AccuracyRow,
     AnswerExample,
+    DifferenceRow,
     GateSection,
     LevelExample,
     LevelsSection,
     LossCurve,
-    ReportData,
-    ReportError,
     TimingRow,
-    build_report,
 )
 
 HOSTILE = "</td><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7*7 }} $x_ & \" ' \x00 \ud83d"
@@ -112,6 +111,78 @@ def test_every_section_is_on_the_page(page: str) -> None:
     ):
         assert expected in words
     assert words.index("worst plain") < words.index("score 0.900"), "the worst aligned pairs come first"
+
+
+def test_the_first_row_is_the_total_and_kinds_are_smaller(tmp_path: Path) -> None:
+    rows = [
+        AccuracyRow.from_counts("all", 8, 10),
+        AccuracyRow.from_counts("shape", 4, 5, part=True),
+        AccuracyRow.from_counts("a" * 60, 4, 5, part=True),
+        AccuracyRow.from_counts("text", 2, 10, baseline=True),
+    ]
+    page = Page(built(ReportData(accuracies=rows), tmp_path))
+    classes = [a.get("class") for tag, a in page.elements if tag == "tr"]
+    assert classes == [None, None, "part", "part", None]
+    heads = [a.get("class") for tag, a in page.elements if tag == "th" and a.get("scope") == "row"]
+    assert heads == ["own", None, "long", None]
+
+
+def test_intervals_by_picture_are_said_to_be_so(tmp_path: Path) -> None:
+    row = AccuracyRow.from_counts("all", 8, 10, interval=(0.5, 0.9), by_picture=True)
+    words = " ".join(Page(built(ReportData(accuracies=[row]), tmp_path)).words.split())
+    assert "95% interval, by picture: several questions" in words and "50.0 – 90.0" in words
+    plain = " ".join(Page(built(ReportData(accuracies=[AccuracyRow.from_counts("a", 1, 2)]), tmp_path)).words.split())
+    assert "95% interval." in plain and "by picture" not in plain
+
+
+def test_differences_and_notes_are_sentences(tmp_path: Path) -> None:
+    report = ReportData(
+        accuracies=[AccuracyRow.from_counts("ours", 8, 10)],
+        differences=[DifferenceRow("text", -0.05, -0.1, 0.02, 1500, by_picture=True)],
+        notes=["nothing <b>here</b>"],
+    )
+    words = " ".join(Page(built(report, tmp_path)).words.split())
+    assert (
+        "On the 1,500 questions that both answered, ours is right more often than text by −5.0 percentage points "
+        "(95% interval, by picture: −10.0 to +2.0)." in words
+    )
+    assert "Notes nothing <b>here</b>" in words
+
+
+def test_the_paired_share_comes_before_the_auc_and_an_empty_level_is_a_dash(tmp_path: Path) -> None:
+    section = LevelsSection(
+        scores=[0.1, 0.9],
+        borders=[0.4, 0.6],
+        counts_per_level=[1, 0, 1],
+        wrong_share=[1.0, math.nan, 0.0],
+        wrong_intervals=[(0.2, 1.0), (0.0, 1.0), (0.0, 0.8)],
+        auc=0.875,
+        auc_interval=(0.8, 0.925),
+        paired=(0.95, 0.9, 0.975),
+        paired_pictures=1200,
+    )
+    report = ReportData(levels=section)
+    page = Page(built(report, tmp_path))
+    words = " ".join(page.words.split())
+    paired = (
+        "Of 1,200 pictures with both, the right caption scores higher than the wrong one of the same picture for 95.0%"
+    )
+    assert words.index(paired) < words.index("in 87.5% of comparisons (AUC; 95% interval, by picture, 80.0 – 92.5)")
+    assert "100.0%20.0 – 100.0" in words and "nan" not in words
+    labels = [attributes.get("aria-label") for _, attributes in page.elements]
+    assert "Share of wrong captions. level 1: 100%; level 2: empty; level 3: 0%." in labels
+    report.save(tmp_path / "report.json")
+    assert math.isnan(ReportData.load(tmp_path / "report.json").levels.wrong_share[1])  # type: ignore[union-attr, index]
+
+
+def test_an_example_may_have_an_image_root_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "own" / "a.png")
+    answers = [
+        AnswerExample("a.png", "What?", "red", "red", True, image_root=root) for root in (tmp_path / "own", None)
+    ]
+    page = built(ReportData(answers=answers), tmp_path)
+    assert page.count("data:image/png;base64,") == 1 and page.count("no such file") == 2
 
 
 def test_page_makes_no_request_and_runs_nothing(page: str) -> None:

@@ -79,3 +79,24 @@ def test_the_same_share_twice_is_refused_and_another_goes_on_beside_it(
     assert score_source(source, clip_scorer, out, workers=0, shard=share).finished
     for part in (tmp_path / "whole").glob("*.parquet"):
         assert (out / part.name).read_bytes() == part.read_bytes()
+
+
+@pytest.mark.medium
+def test_a_share_of_another_division_is_refused_only_where_they_overlap(
+    start: Callable[..., subprocess.Popen],
+    clip_scorer: PairScorer,
+    write_pairs: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    pairs = write_pairs(20)
+    source, out = open_pairs(pairs, shard_size=5), tmp_path / "out"
+    first = start(pairs, 0, 2)
+    for share, name in (((0, 3), "0/3"), ((2, 4), "2/4"), (None, "0/1")):
+        with pytest.raises(AlignGPTError, match=f"the share {name} of these scores overlaps the share 0/2.*same n"):
+            score_source(source, clip_scorer, out, workers=0, shard=share)
+    # Shards 1 and 3 are in neither 0/2 nor any share of it.
+    assert not score_source(source, clip_scorer, out, workers=0, shard=(1, 4)).finished
+    (out / "go").touch()
+    assert first.wait() == 0
+    # An interrupted or finished share may be resumed with another division.
+    assert score_source(source, clip_scorer, out, workers=0, shard=(0, 3)).finished

@@ -32,7 +32,7 @@ def bytes_kept(body: Any, rows: int, length: int, *, in_bfloat16: bool) -> int:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    embeds = torch.randn(rows, length, CONFIG.hidden_size, requires_grad=True)
+    embeds = torch.randn(rows, length, body.config.hidden_size, requires_grad=True)
     with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, in_bfloat16):
         body(inputs_embeds=embeds, use_cache=False)
     return sum(storage.nbytes() for storage in kept.values())
@@ -58,8 +58,11 @@ def test_checkpointing_keeps_what_layers_read_and_one_layer() -> None:
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3", "phi", "gpt_neox", "gpt2", "mamba2", "falcon_h1"])
 def test_every_kind_of_language_model_is_estimated(assembled: Callable, family: str) -> None:
-    config = assembled(family)[0].config.get_text_config()
-    frozen, trained = (
-        activation_bytes(config, 32, trains=trains, in_bfloat16=False, checkpointing=False) for trains in (False, True)
-    )
-    assert 0 < frozen < trained
+    body = assembled(family)[0].model.language_model.train()
+    for trains in (False, True):
+        body.requires_grad_(trains)
+        expected = activation_bytes(body.config, 32, trains=trains, in_bfloat16=False, checkpointing=False)
+        real = [bytes_kept(body, rows, 32, in_bfloat16=False) for rows in (1, 3)]
+        ratio = expected / ((real[1] - real[0]) / 2)
+        # Two layers may differ (gemma2), and with narrow heads (qwen3) the copy mentioned above weighs more.
+        assert 0.9 <= ratio <= 1.15, (trains, ratio)

@@ -9,7 +9,7 @@ import pytest
 from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
 from aligngpt.training.dry_run import plan
-from aligngpt.training.recipe import Recipe
+from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.parameter_summary import parts_of
@@ -81,6 +81,57 @@ def test_the_text_says_all_of_it(tiny_recipe: TinyRecipe) -> None:
     text = plan(tiny_recipe(instruct__minutes=3), ("instruct",))[0].text()
     for words in ("[instruct]", "language model", "25 samples in 25 rows", "steps: 4", "on this machine", "3 minutes"):
         assert words in text
+    assert "problem" not in text
+
+
+@pytest.fixture
+def fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 10⁹ floating-point operations per second."""
+    monkeypatch.setattr("aligngpt.training.dry_run.matrix_product_rate", lambda device, dtype: 1e9)
+
+
+@pytest.mark.usefixtures("fixed_speed")
+def test_the_time_is_that_of_the_recipes_minutes_where_they_end_the_stage(tiny_recipe: TinyRecipe) -> None:
+    steps = {"instruct__max_steps": 10**12}
+    unlimited = plan(tiny_recipe(**steps), ("instruct",))[0]
+    assert unlimited.all_steps is None and unlimited.seconds > 60
+    limited = plan(tiny_recipe(**steps, instruct__minutes=0.5), ("instruct",))[0]
+    assert (limited.seconds, limited.all_steps) == (30, unlimited.seconds)
+    text = limited.text()
+    assert "about 30 seconds on this machine, limited by the recipe's minutes: all steps would take" in text
+    assert "steps: 1,000,000,000,000 at most" in text
+    # The minimum number of steps takes longer than the minutes.
+    least = plan(tiny_recipe(**steps, instruct__minutes=0.5, instruct__min_steps=10**12 // 2), ("instruct",))[0]
+    assert least.all_steps is not None and least.seconds == pytest.approx(least.all_steps / 2)
+    enough = plan(tiny_recipe(instruct__minutes=3), ("instruct",))[0]
+    assert enough.all_steps is None and enough.seconds < 180
+
+
+@pytest.mark.usefixtures("fixed_speed")
+def test_the_warm_start_is_part_of_the_time(tiny_recipe: TinyRecipe) -> None:
+    plain = plan(tiny_recipe(), ("pretrain",))[0]
+    assert plain.warm_start == 0 and "warm start" not in plain.text()
+    warm = plan(tiny_recipe(pretrain__warm_start={"steps": 10**9}, pretrain__minutes=0.001), ("pretrain",))[0]
+    assert warm.warm_start > 60 and warm.seconds > warm.warm_start
+    assert "of it for the warm start" in warm.text()
+    # 12 pairs of 16 image tokens per step; forward and backward pass are three products.
+    projector = next(row.parameters for row in warm.parts if row.part == "projector")
+    assert warm.warm_start == pytest.approx(10**9 * 12 * 16 * 6 * projector / (0.5 * 1e9), rel=1e-6)
+
+
+def test_what_train_would_refuse_is_a_problem(tiny_recipe: TinyRecipe, data: Path) -> None:
+    swapped = tiny_recipe(pretrain__data=str(data / "questions.json"), instruct__data=str(data / "captions.json"))
+    pretrain, instruct = plan(swapped)
+    assert len(pretrain.problems) == 1 and "look swapped" in pretrain.problems[0]
+    assert f"problem, `aligngpt train` would stop here: {pretrain.problems[0]}" in pretrain.text()
+    assert instruct.problems == () and not any("swapped" in note for note in instruct.notes)
+    # Without levels, the same files are valid.
+    told = plan(swapped.model_copy(update={"model": swapped.model.model_copy(update={"alignment": "none"})}))
+    assert told[0].problems == () and any("if they are swapped" in note for note in told[1].notes)
+    with pytest.raises(RecipeError, match="look swapped"):
+        train(swapped)
+    missing = plan(tiny_recipe(instruct__data="nowhere.json"), ("instruct",))[0]
+    assert missing.problems == ("instruct.data: nowhere.json does not exist; correct the path in the recipe",)
 
 
 def test_a_backbone_that_is_not_there_is_an_error(tiny_recipe: TinyRecipe, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def recipe_file(tmp_path: Path, content: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_ships_loads(path: Path) -> None:
-    recipe = load_recipe(path)
+    to_fill_in = ["pretrain.data=captions.json", "instruct.data=questions.json"]
+    recipe = load_recipe(path, to_fill_in if path.stem in ("laptop", "small-gpu") else [])
     assert recipe.pretrain is not None and recipe.instruct is not None
     assert recipe.pretrain.train == ("projector", "level_table")
     assert recipe.instruct.train == ("language_model", "projector", "gate")
@@ -125,7 +126,9 @@ def test_a_misspelt_key_is_told_what_may_have_been_meant(recipe_file: Path, sett
 
 def test_micro_batches_must_fill_the_batch(content: dict[str, Any]) -> None:
     content["instruct"]["micro_batch_size"] = 3
-    with pytest.raises(RecipeError, match="multiple of micro_batch_size"):
+    with pytest.raises(
+        RecipeError, match=r"recipe: instruct: batch_size must be a multiple of micro_batch_size, found \d+ and 3$"
+    ):
         make_recipe(content)
 
 
@@ -242,3 +245,36 @@ def test_what_pretraining_would_lose_is_refused(recipe_file: Path, part: str) ->
     with pytest.raises(RecipeError, match=rf"passed to instruction tuning; name {part} in instruct.train"):
         stage = f"{{data: x.json, batch_size: 4, learning_rate: 0.1, train: [projector, {part}]}}"
         load_recipe(recipe_file, [f"pretrain={stage}"])
+
+
+def test_a_key_without_a_value_is_named(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"mine\.yaml: instruct\.data: has no value, enter one; seed: has no value"):
+        load_recipe(recipe_file, ["instruct.data=", "seed="])
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("instruct.schedule=cosin", "instruct.schedule: Input should be .*, found 'cosin'; did you mean cosine\\?"),
+        ("instruct.schedule=7", "instruct.schedule: Input should be .*, found 7$"),
+        ("instruct.epochs=-1", "instruct.epochs: Input should be greater than 0, found -1$"),
+        ("instruct.train=[]", "instruct.train: name at least one part to train$"),
+    ],
+)
+def test_a_wrong_value_is_told_with_the_value(recipe_file: Path, setting: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(recipe_file, [setting])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mime.yaml", r"no such file; did you mean .*mine\.yaml\?"),
+        ("aligngpt-7b", "no such file; `aligngpt recipe aligngpt-7b --out aligngpt-7b.yaml` writes the one"),
+        ("aligngpt-7b.yaml", "no such file; `aligngpt recipe aligngpt-7b --out aligngpt-7b.yaml` writes the one"),
+        ("xyz.yaml", "no such file; `aligngpt recipe` lists the recipes"),
+    ],
+)
+def test_a_missing_recipe_is_told_what_there_is(recipe_file: Path, name: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(recipe_file.with_name(name))

@@ -213,7 +213,7 @@ def test_levels_are_needed_where_they_are_learnt(tiny_recipe: Callable, data: Pa
     (data / "captions.json").write_text(
         json.dumps([{k: v for k, v in r.items() if k != "similarity"} for r in records])
     )
-    with pytest.raises(AlignGPTError, match=r"no_level 12.*rejects\.jsonl"):
+    with pytest.raises(AlignGPTError, match=r"captions\.json .* has no levels: run `aligngpt score"):
         train(tiny_recipe(), ["pretrain"])
     train(tiny_recipe(model__alignment="none"), ["pretrain"])
 
@@ -229,6 +229,39 @@ def test_a_loss_that_is_no_number_stops_the_stage(tiny_recipe: Callable) -> None
         train(recipe, ["pretrain"])
     stopped = json.loads((Path(recipe.output) / "pretrain" / "stopped.json").read_text())
     assert len(stopped["samples"]) == 4 and set(stopped["samples"]) <= set(map(str, range(12)))
+
+
+def test_the_samples_of_every_micro_batch_and_process_are_named(
+    tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if another process had found such a loss, too.
+    monkeypatch.setattr(trainer_module, "gather", lambda found: [*found, (float("inf"), ["of another"])])
+    wild = {"pretrain__learning_rate": 1e30, "pretrain__max_grad_norm": 1e30, "pretrain__micro_batch_size": 2}
+    recipe = tiny_recipe(**wild)
+    with pytest.raises(AlignGPTError, match=r"the loss is (nan|inf) after step"):
+        train(recipe, ["pretrain"])
+    named = json.loads((Path(recipe.output) / "pretrain" / "stopped.json").read_text())["samples"]
+    assert len(named) == 5 and named[-1] == "of another"
+
+
+def test_a_loss_found_by_another_process_stops_this_one_which_writes_no_file(
+    tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_up, calls = trainer_module.add_up, []
+
+    def adding(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+        calls.append(len(values))
+        # The three figures that are exchanged at each step: the last counts losses that are not finite.
+        second = len(values) == 3 and calls.count(3) == 2
+        return add_up(values, device) + (torch.tensor([0.0, 0.0, 1.0]) if second else 0)
+
+    monkeypatch.setattr(trainer_module, "add_up", adding)
+    monkeypatch.setattr(trainer_module, "gather", lambda found: [*found, (float("nan"), ["7"])])
+    monkeypatch.setattr(trainer_module, "is_main_process", lambda: False)
+    recipe = tiny_recipe()
+    with pytest.raises(AlignGPTError, match="the loss is nan after step 1;"):
+        train(recipe, ["pretrain"])
+    assert not (Path(recipe.output) / "pretrain" / "stopped.json").exists()
 
 
 def test_a_stage_that_learns_from_nothing_stops(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +293,7 @@ def test_text_alone_trains_where_parts_for_images_train(tiny_recipe: Callable, d
 def test_wrong_recipes_say_what_is_wrong(tiny_recipe: Callable) -> None:
     with pytest.raises(RecipeError, match="no section pretrain or instruct"):
         train(tiny_recipe(pretrain=None, instruct=None))
-    with pytest.raises(AlignGPTError, match=r"nowhere\.json cannot be read"):
+    with pytest.raises(AlignGPTError, match=r"pretrain\.data: nowhere\.json does not exist"):
         train(tiny_recipe(pretrain__data="nowhere.json"))
     with pytest.raises(RecipeError, match="attention 'magic' cannot be used"):
         train(tiny_recipe(model__attention="magic"))

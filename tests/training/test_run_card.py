@@ -15,7 +15,7 @@ from aligngpt.data.samples.reading import load_samples
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig
-from aligngpt.reports.report import AccuracyRow
+from aligngpt.reports.sections import AccuracyRow
 from aligngpt.training.recipe import Recipe, make_recipe
 from aligngpt.training.run import train
 from aligngpt.training.run_card import DATA_FILE, DataFacts, add_results, run_card, write_run_card

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aligngpt.training.recipe import closest
+from aligngpt.training.recipe_problems import closest
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ This is section 3 of the paper (arXiv 2405.14129) and nothing else: plain torch,
 """
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-AlignmentMode = Literal["adaptive", "global", "local", "mean", "none"]
+from aligngpt.alignment.modes import AlignmentMode
+
 ALIGNMENT_MODES: tuple[str, ...] = get_args(AlignmentMode)
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from aligngpt.checking.notes import Notes
 from aligngpt.checking.result import FileCheck, Lengths, Problem, Repeat
+from aligngpt.checking.tables import columns_ignored, is_table, table_samples
+from aligngpt.cpus import usable_cpus
 from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.images.opening import ImageError, check_image, open_image, resolve_image
 from aligngpt.data.records.columns import columns_not_read
@@ -26,7 +28,7 @@ from aligngpt.files import atomic_write
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.progress import track
 
-WORKERS = min(16, 4 + (os.cpu_count() or 1))
+WORKERS = min(16, 4 + usable_cpus())
 """Number of threads that check images: reading waits for the disk, and Pillow releases the GIL while decoding."""
 
 
@@ -46,16 +48,19 @@ def check_files(
     needs_level: bool = False,
     reading: Reading | None = None,
     full: bool = False,
+    tables: bool = True,
 ) -> list[FileCheck]:
     """Check files of records and list all their problems; holds the samples of one file at a time in memory.
 
     Args:
-        paths: JSON arrays or JSON lines, as for `load_samples`; or archives, as for `prepare_samples`.
+        paths: JSON arrays or JSON lines, as for `load_samples`; archives, as for `prepare_samples`; or tables of images
+            and captions, as for `aligngpt score`.
         image_root: folder that image paths are relative to; each file's own folder when None.
         levels: number of levels N; if given, levels outside 1…N are rejected.
         needs_level: reject samples with an image but without a level, as in pre-training.
         reading: tokenization settings; tokens are not counted when None.
         full: decode every image instead of checking its header only.
+        tables: whether tables are accepted; training cannot read them.
 
     Raises:
         SourceError: the image root is not a folder. An unreadable file is reported in the result instead.
@@ -65,16 +70,22 @@ def check_files(
     pictures = _Pictures(full)
     checks = []
     for path in paths:
-        root = path.parent if image_root is None else image_root
-        checks.append(_check_file(path, root, pictures, levels, needs_level, reading))
+        is_folder = path.is_dir() and is_table(path)
+        root = image_root if image_root is not None else path if is_folder else path.parent
+        checks.append(_check_file(path, root, pictures, levels, needs_level, reading, tables))
     return checks
 
 
+def checks_as_json(checks: Sequence[FileCheck]) -> str:
+    """The full results as JSON, with every problem of every record."""
+    # A lone surrogate, which UTF-8 cannot encode, becomes the escape it was read from.
+    return json.dumps({"files": [check.facts() for check in checks]}, indent=1)
+
+
 def write_checks(path: Path, checks: Sequence[FileCheck]) -> None:
-    """Write the full results as JSON, with every problem of every record; atomic."""
+    """Write the full results to a file, see `checks_as_json`; atomic."""
     with atomic_write(path) as file:
-        # A lone surrogate, which UTF-8 cannot encode, is written as the escape it was read from.
-        json.dump({"files": [check.facts() for check in checks]}, file, indent=1)
+        file.write(checks_as_json(checks))
 
 
 class _Found(Rejects):
@@ -151,14 +162,26 @@ def _check_file(
     levels: int | None,
     needs_level: bool,
     reading: Reading | None,
+    tables: bool,
 ) -> FileCheck:
     found, notes, error = _Found(), Notes(), None
     samples: list[Sample] = []
     named: set[int] = set()
     stored = _Stored(set(), set(), set(), [])
     try:
-        archive = archive_at(path)
-        if archive is not None:
+        archive = None if is_table(path) else archive_at(path)
+        if is_table(path):
+            if not tables:
+                raise SourceError(
+                    f"{path} is a table of pairs, which can be scored but not trained on; write its rows as JSON lines "
+                    'such as {"image": "a.jpg", "caption": "a red circle"} for training, or check it without --recipe'
+                )
+            for sample in track(table_samples(path, root, found), f"reading {path.name}", unit="samples"):
+                samples.append(sample)
+                if sample.id != str(sample.record):
+                    named.add(sample.record)
+            notes.not_read.update({name: len(samples) for name in columns_ignored(path)})
+        elif archive is not None:
             root = archive.folder if root == path.parent else root
             _read_archive(archive, pictures.full, samples, named, stored, found, notes)
         else:

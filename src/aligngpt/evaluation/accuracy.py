@@ -19,6 +19,7 @@ from aligngpt.evaluation.matching import matches, right_answers
 from aligngpt.evaluation.results import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
+    AskedAbout,
     EvaluationError,
     EvaluationResult,
     Prediction,
@@ -106,10 +107,21 @@ def evaluate_file(
             pairs = list(zip(samples, shown, strict=True))
             for prediction in _answer_all(engine, pairs, done.keys(), root, out, batch_size, rejects, looked_at):
                 done[prediction.record] = prediction
-        result = summarise(list(done.values()), time.monotonic() - started, rejects.by_reason)
-    if engine is not None or not (out / RESULTS_FILE).is_file():
+        asked = AskedAbout(str(model), str(questions.resolve()), str(root.resolve()), shuffle_images)
+        result = summarise(list(done.values()), time.monotonic() - started, rejects.by_reason, asked)
+    before = None if engine is not None else _saved(out / RESULTS_FILE)
+    # Results of an older version lack the intervals by picture and the image root; only their duration is kept.
+    if before is None or before.asked is None:
+        result = result if before is None else replace(result, seconds=before.seconds)
         result.save(out / RESULTS_FILE)
     return result
+
+
+def _saved(path: Path) -> EvaluationResult | None:
+    try:
+        return EvaluationResult.load(path)
+    except EvaluationError:
+        return None
 
 
 def shuffled_images(samples: Sequence[Sample], seed: int) -> list[tuple[str, ...]]:

@@ -7,6 +7,12 @@ from aligngpt.data.records.sample import Sample
 
 ARTICLES = {"a", "an", "the"}
 
+JUDGING = (
+    "an answer is right if it equals an accepted answer; case, articles (a, an, the), punctuation at either end and "
+    "extra spaces are ignored"
+)
+"""What `matches` does, in one line for people."""
+
 
 def normalise(answer: str) -> str:
     """Normalise an answer for comparison: lower case, without articles, surrounding punctuation and extra spaces."""

@@ -33,9 +33,11 @@ class AnswerPrior:
                 return min(counts, key=lambda answer: (-counts[answer], answer))
         return ""
 
-    def count_correct(self, samples: Sequence[Sample]) -> int:
-        """The number of samples it answers correctly."""
-        return sum(matches(self.predict(sample.turns[-2].text), right_answers(sample)) for sample in samples)
+    def right_records(self, samples: Sequence[Sample]) -> list[int]:
+        """The record numbers of the samples that it answers correctly."""
+        return [
+            sample.record for sample in samples if matches(self.predict(sample.turns[-2].text), right_answers(sample))
+        ]
 
 
 def _keys(question: str) -> list[str]:

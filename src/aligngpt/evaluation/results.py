@@ -2,18 +2,32 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
-from aligngpt.reports.statistics import wilson_interval
+from aligngpt.reports.statistics import effective_total, wilson_interval
 
 PREDICTIONS_FILE = "predictions.jsonl"
 RESULTS_FILE = "results.json"
 WITHOUT_KIND = "all"
+LONGEST = 120
+WILSON = "Wilson"
+CLUSTERED = "Wilson with the effective sample size, clustered by picture"
+REASONS = {
+    "missing": "missing image",
+    "truncated": "truncated image",
+    "empty": "empty image file",
+    "not_an_image": "not an image",
+    "too_large": "too large an image",
+    "outside_root": "image outside the image root",
+    "unanswered": "without an answer",
+    "cannot_be_asked": "cannot be asked",
+}
+"""The reasons of rejects in the printed table; others are printed unchanged."""
 
 
 class EvaluationError(AlignGPTError):
@@ -22,20 +36,81 @@ class EvaluationError(AlignGPTError):
 
 @dataclass(frozen=True)
 class Tally:
-    """The number of correct answers, with the 95 % Wilson interval of the accuracy."""
+    """The number of correct answers, and what the 95 % interval of the accuracy is computed from.
+
+    Two tallies are equal if their counts are.
+
+    Attributes:
+        correct: number of correct answers.
+        total: number of answers.
+        pictures: number of different pictures asked about; a question without one counts as its own. None if unknown,
+            as in results of older versions.
+        effective: number of independent answers that are worth as much, see `effective_total`; None for `total`.
+    """
 
     correct: int
     total: int
+    pictures: int | None = field(default=None, compare=False)
+    effective: float | None = field(default=None, compare=False)
+
+    @classmethod
+    def of_answers(cls, correct: Sequence[bool], pictures: Sequence[Hashable]) -> "Tally":
+        """Count answers, given for each whether it is correct and its picture (see `pictures_of`)."""
+        values = [float(one) for one in correct]
+        return cls(int(sum(values)), len(values), len(set(pictures)), effective_total(values, pictures))
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any]) -> "Tally":
+        """The tally that `facts` was made from; older versions have only the counts."""
+        pictures, effective = facts.get("pictures"), facts.get("effective_total")
+        return cls(int(facts["correct"]), int(facts["total"]), pictures, effective)
 
     @property
     def accuracy(self) -> float:
         """Share of correct answers, 0…1; NaN without answers."""
         return self.correct / self.total if self.total else float("nan")
 
-    def facts(self) -> dict[str, float]:
+    @property
+    def by_picture(self) -> bool:
+        """Whether the interval counts pictures: several questions have the same one."""
+        return self.pictures is not None and self.pictures < self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ends of the 95 % interval, in 0…1: by picture (see `share_interval`), else Wilson's."""
+        effective = self.effective if self.by_picture and self.effective is not None else float(self.total)
+        return wilson_interval(self.accuracy * effective if self.total else 0.0, effective)
+
+    def facts(self) -> dict[str, float | str | None]:
         """The entry in results.json."""
-        low, high = wilson_interval(self.correct, self.total)
-        return {"accuracy": self.accuracy, "correct": self.correct, "total": self.total, "low": low, "high": high}
+        low, high = self.interval
+        return {
+            "accuracy": self.accuracy,
+            "correct": self.correct,
+            "total": self.total,
+            "low": low,
+            "high": high,
+            "interval": CLUSTERED if self.by_picture else WILSON,
+            "pictures": self.pictures,
+            "effective_total": self.effective if self.by_picture else self.total,
+        }
+
+
+@dataclass(frozen=True)
+class AskedAbout:
+    """What an evaluation asked; see `evaluate_file`.
+
+    Attributes:
+        model: model folder or hub name.
+        questions: path of the file of questions.
+        image_root: folder that the images of the predictions are relative to.
+        shuffled: whether each question was shown another question's image.
+    """
+
+    model: str
+    questions: str
+    image_root: str
+    shuffled: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +124,7 @@ class EvaluationResult:
         seconds: duration of this run; interrupted earlier runs are not included.
         rejects: number of questions skipped because they could not be asked.
         by_reason: number of skipped questions by reason.
+        asked: model, questions and image root; None in results of older versions.
     """
 
     overall: Tally
@@ -57,20 +133,22 @@ class EvaluationResult:
     seconds: float = 0.0
     rejects: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
+    asked: AskedAbout | None = None
 
     def table(self) -> str:
-        """The accuracies and the number of skipped questions, as lines for the terminal."""
+        """The accuracies and the number of skipped records, as lines for the terminal."""
         rows = {**self.by_kind, "all questions": self.overall}
         width = max(len(name) for name in rows)
         lines = []
         for name, tally in rows.items():
-            low, high = wilson_interval(tally.correct, tally.total)
-            interval = f"95 % interval {low:.1%}–{high:.1%}"
+            low, high = tally.interval
+            interval = f"95 % interval{', by picture,' if tally.by_picture else ''} {low:.1%}–{high:.1%}"
             lines.append(f"{name:<{width}}  {tally.accuracy:6.1%}  ({tally.correct}/{tally.total}, {interval})")
         if self.rejects:
             most = sorted(self.by_reason.items(), key=lambda pair: -pair[1])
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in most)
-            lines.append(f"{self.rejects:,} skipped{': ' if reasons else ''}{reasons}; rejects.jsonl lists them")
+            reasons = ", ".join(f"{count:,} {REASONS.get(reason, reason)}" for reason, count in most)
+            records = f"{self.rejects:,} record{'s' if self.rejects > 1 else ''}"
+            lines.append(f"{records} skipped{': ' if reasons else ''}{reasons}; rejects.jsonl lists them")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -82,6 +160,7 @@ class EvaluationResult:
             "seconds": round(self.seconds, 1),
             "rejects": self.rejects,
             "rejects_by_reason": self.by_reason,
+            "asked": None if self.asked is None else asdict(self.asked),
         }
         with atomic_write(path) as file:
             json.dump(facts, file, indent=2)
@@ -96,13 +175,14 @@ class EvaluationResult:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             return cls(
-                overall=_tally(facts["overall"]),
-                by_kind={kind: _tally(tally) for kind, tally in facts["by_kind"].items()},
+                overall=Tally.of_facts(facts["overall"]),
+                by_kind={kind: Tally.of_facts(tally) for kind, tally in facts["by_kind"].items()},
                 gate_weights=facts["gate_weights"],
                 seconds=facts["seconds"],
                 rejects=facts["rejects"],
                 # Results of older versions have the count only.
                 by_reason=facts.get("rejects_by_reason", {}),
+                asked=AskedAbout(**facts["asked"]) if facts.get("asked") else None,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvaluationError(f"{path} cannot be read: {error}; evaluate again") from error
@@ -134,7 +214,10 @@ class Prediction:
 
 
 def summarise(
-    predictions: Sequence[Prediction], seconds: float = 0.0, rejects: Mapping[str, int] | None = None
+    predictions: Sequence[Prediction],
+    seconds: float = 0.0,
+    rejects: Mapping[str, int] | None = None,
+    asked: AskedAbout | None = None,
 ) -> EvaluationResult:
     """Count correct answers, overall and by kind, and average the gate weights by kind.
 
@@ -142,6 +225,7 @@ def summarise(
         predictions: the predictions for all questions asked.
         seconds: duration of the evaluation.
         rejects: number of skipped questions, by reason.
+        asked: see `EvaluationResult`.
     """
     kinds: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
@@ -153,7 +237,7 @@ def summarise(
             weights[kind] = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     named = {kind: _count(members) for kind, members in sorted(kinds.items()) if kind != WITHOUT_KIND}
     by_reason = dict(rejects or {})
-    return EvaluationResult(_count(predictions), named, weights, seconds, sum(by_reason.values()), by_reason)
+    return EvaluationResult(_count(predictions), named, weights, seconds, sum(by_reason.values()), by_reason, asked)
 
 
 def read_predictions(path: Path) -> dict[int, Prediction]:
@@ -178,9 +262,34 @@ def read_predictions(path: Path) -> dict[int, Prediction]:
     return whole
 
 
+def wrong_answers(predictions: Collection[Prediction], count: int = 3) -> str:
+    """The first wrong answers by record, one line each, for the terminal; empty if there is none."""
+    wrong = sorted((one for one in predictions if not one.correct), key=lambda one: one.record)
+    if not wrong:
+        return ""
+    shown = wrong[:count]
+    head = f"{len(wrong):,} wrong" + (f", the first {count}" if len(wrong) > count else "") + ":"
+    lines = [f"  {_one_line(x.question)}  expected {_quoted(x.expected)}, given {_quoted(x.answer)}" for x in shown]
+    return "\n".join([head, *lines])
+
+
+def _quoted(text: str) -> str:
+    return f"“{_one_line(text)}”" if text.strip() else "nothing"
+
+
+def _one_line(text: str) -> str:
+    """A text as one line of printable characters, at most `LONGEST` long."""
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+
+
+def pictures_of(predictions: Sequence[Prediction]) -> list[str | int]:
+    """The picture that each question is about, for intervals by picture; a question without one is its own group.
+
+    Of several images of a question, the first counts. With shuffled images it is the question's own, not the one shown.
+    """
+    return [one.record if one.image is None else one.image for one in predictions]
+
+
 def _count(predictions: Sequence[Prediction]) -> Tally:
-    return Tally(sum(prediction.correct for prediction in predictions), len(predictions))
-
-
-def _tally(facts: dict[str, Any]) -> Tally:
-    return Tally(int(facts["correct"]), int(facts["total"]))
+    return Tally.of_answers([one.correct for one in predictions], pictures_of(predictions))

@@ -2,14 +2,27 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aligngpt.data.images.opening import open_image
-from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
+from aligngpt.errors import AlignGPTError
+from aligngpt.hub_names import local_or_hub
+from aligngpt.progress import console
+
+# Imported only when a model is loaded, which takes seconds: mistyped arguments are reported before.
+if TYPE_CHECKING:
+    from aligngpt.inference.engine import Engine, Request
 
 BAR_WIDTH = 40
+EIGHTHS = ("", *"▏▎▍▌▋▊▉")
 WEB_ADDRESS = re.compile("(https?|ftp):/")
 """With one slash only, since `Path` collapses the two of a web address."""
+
+
+class AskError(AlignGPTError):
+    """A question that cannot be asked."""
 
 
 def ask(
@@ -22,37 +35,50 @@ def ask(
     level: int | None = None,
     max_new_tokens: int = 256,
     device: str = "auto",
+    precision: str = "auto",
 ) -> Iterator[str]:
-    """Yield the answer in pieces.
+    """Yield the answer in pieces; an empty answer is reported on stderr.
 
     Args:
         model: folder or hub name.
         base: base model of an adapter folder, see `Engine.load`.
         image: path of the image.
         question: the question about the image.
-        show_alignment: yield the gate's weights first, one line per level.
+        show_alignment: after the answer, yield the gate's weights, one line per level.
         level: alignment level 1…N to force.
         max_new_tokens: maximum number of generated tokens.
         device: see `Engine.load`.
+        precision: see `Engine.load`.
 
     Raises:
         AlignGPTError: the image or the model is unusable, the question is blank, or there is no such level.
     """
     if not question.strip():
-        raise EngineError("the question is empty; say what you want to know about the image")
+        raise AskError("the question is empty; say what you want to know about the image")
     if WEB_ADDRESS.match(str(image)):
-        raise EngineError(f"{image.name} is on the web; download the image and give its path")
-    # Open it before the model, which takes longer to load: a wrong path should fail at once.
+        raise AskError(f"{image.name} is on the web; download the image and give its path")
     picture = open_image(image)
-    engine = Engine.load(model, base=base, device=device)
+    local_or_hub(model, "the model", AskError, with_owner=True)
+    with _says("loading the model"):
+        from aligngpt.inference.engine import Engine, Request, Sampling
+
+        engine = Engine.load(model, base=base, device=device, dtype=precision)
     request = Request.ask(question, picture, level=level)
+    empty = True
+    for piece in engine.stream(request, Sampling(max_new_tokens=max_new_tokens)):
+        empty = empty and not piece.strip()
+        yield piece
+    if empty:
+        console.print("the model answered with nothing")
     if show_alignment:
-        yield describe_alignment(engine, request) + "\n"
-    yield from engine.stream(request, Sampling(max_new_tokens=max_new_tokens))
+        yield ("" if empty else "\n") + describe_alignment(engine, request)
 
 
-def describe_alignment(engine: Engine, request: Request) -> str:
-    """Describe how the alignment embedding of a request is formed, as lines for a terminal."""
+def describe_alignment(engine: "Engine", request: "Request") -> str:
+    """Describe how the alignment embedding of a request is formed, as lines for a terminal.
+
+    If it is a mix, the mark in each line is where its bar ends if all levels have the same weight.
+    """
     # Compute these first: it raises an error for a level that the model does not have.
     weights = engine.alignment_weights([request])[0]
     if request.level is not None:
@@ -61,7 +87,20 @@ def describe_alignment(engine: Engine, request: Request) -> str:
     if weights is None:
         return f"alignment: {mode}, without a gate"
     base = f"level {engine.num_levels} (the whole image) and " if mode == "adaptive" else ""
-    lines = [f"alignment: {base}a mix of"]
-    for level, weight in enumerate(weights, start=1):
-        lines.append(f"  level {level} {weight:6.1%} {'█' * round(weight * BAR_WIDTH)}")
+    even = 1 / len(weights)
+    lines = [f"alignment: {base}a mix of (even: {even:.1%}, marked │)"]
+    lines += [f"  level {level} {weight:6.1%} {_bar(weight, even)}" for level, weight in enumerate(weights, start=1)]
     return "\n".join(lines)
+
+
+def _bar(share: float, even: float) -> str:
+    """A bar of length `share`, with a mark at the length of `even`."""
+    mark = round(even * BAR_WIDTH)
+    full, rest = divmod(round(share * BAR_WIDTH * len(EIGHTHS)), len(EIGHTHS))
+    bar = ("█" * full + EIGHTHS[rest]).ljust(mark)
+    return f"{bar[:mark]}│{bar[mark:]}"
+
+
+def _says(what: str) -> AbstractContextManager[object]:
+    """Show what is being done, on a terminal only, until it is done."""
+    return console.status(what) if console.is_terminal else nullcontext()

@@ -125,7 +125,7 @@ class Engine:
             source: folder written by `save_pretrained` of model and processor, its name on the hub, or adapter folder.
             base: folder or hub name of an adapter folder's base model; the one named in the adapter when None.
             device: `cpu`, `cuda`, `mps`, or `auto` for the best available.
-            dtype: `float32`, `bfloat16`, or `auto` for bfloat16 where the device computes it natively.
+            dtype: `float32`, `bfloat16`, or `auto` for bfloat16 if it is faster on the device.
 
         Raises:
             EngineError: the model cannot be loaded or is not an AlignGPT model, or `base` is given for a model that is

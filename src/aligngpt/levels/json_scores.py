@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from aligngpt.data.sources.byte_ranges import json_of, read_lines, text_start
 from aligngpt.data.sources.json_array import read_array
-from aligngpt.levels.score_tables import SIMILARITY, ScoreBatch, ScoreTable, id_column, levels_not_scores
+from aligngpt.levels.score_tables import SIMILARITY, ScoreBatch, ScoreTable, default_id_column, levels_not_scores
 from aligngpt.scoring.places import same_place
 from aligngpt.scoring.score_files import ScoresError
 
@@ -24,10 +24,12 @@ class JsonScores(ScoreTable):
     Args:
         path: the file.
         column: name of the score field.
+        id_column: name of the id field; the default one, if there is one, if None.
     """
 
-    def __init__(self, path: Path, column: str) -> None:
+    def __init__(self, path: Path, column: str, id_column: str | None = None) -> None:
         self.path = path
+        self.id_column = id_column
         self.column = column
         self._schema: pa.Schema | None = None
 
@@ -59,7 +61,7 @@ class JsonScores(ScoreTable):
             numbers = np.array([number for number, _, _ in scored], dtype=np.int64)
             yield ScoreBatch(
                 numbers,
-                pa.array([_id(number, row) for number, row, _ in scored], type=pa.string()),
+                pa.array([_id(number, row, self.id_column) for number, row, _ in scored], type=pa.string()),
                 np.array([score for _, _, score in scored], dtype=np.float64),
                 self._columns([row for _, row, _ in scored]) if with_columns else None,
                 len(rows) - len(scored),
@@ -75,12 +77,14 @@ class JsonScores(ScoreTable):
             ScoresError: no record has the field, or it does not contain scores.
         """
         kinds: dict[type, int] = {}
+        any_id = self.id_column is None
         others: dict[str, None] = {}
         records = enumerate(read_json(self.path))
         while some := list(islice(records, RECORDS_AT_ONCE)):
             rows = []
             for number, value in some:
                 record = value if isinstance(value, dict) else {}
+                any_id = any_id or record.get(str(self.id_column)) is not None
                 found = record.get(self.column)
                 if found is None:
                     others.update(dict.fromkeys(record))
@@ -94,6 +98,8 @@ class JsonScores(ScoreTable):
                 f"no record of {self.path} has the field {self.column}; the fields are: {fields}; give the score field "
                 "with --score-column"
             )
+        if not any_id:
+            raise ScoresError(f"no record of {self.path} has the id field {self.id_column}; give another --id-column")
         if self.column == SIMILARITY and float not in kinds:
             raise levels_not_scores(self.path)
 
@@ -158,7 +164,8 @@ def _finite(found: int | float | None) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _id(number: int, row: dict[str, Any]) -> str:
-    name = id_column(list(row))
-    text = str(number if name is None or row[name] is None else row[name])
+def _id(number: int, row: dict[str, Any], column: str | None) -> str:
+    name = column or default_id_column(list(row))
+    own = None if name is None else row.get(name)
+    text = str(number if own is None else own)
     return text.encode("utf-8", "backslashreplace").decode()

@@ -12,6 +12,7 @@ from aligngpt.alignment.levels import AlignmentLevels, LevelMethod, level_counts
 from aligngpt.alignment.sketch import ScoreCollector
 from aligngpt.files import sha256_of
 from aligngpt.levels.json_scores import JsonScores, starts_as
+from aligngpt.levels.remarks import remarks_on
 from aligngpt.levels.score_tables import DEFAULT_COLUMN, CsvScores, ParquetScores, ScoreBatch, ScoreTable
 from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.levels.writing import (
@@ -44,6 +45,8 @@ class LevelsSummary:
         without: number of rows without a score, and so without a level.
         borders: the file that `levels` were saved to.
         taken_from: the file that `levels` were loaded from; None if they were fitted to these scores.
+        notes: sentences about the scores that users should read.
+        warnings: sentences about what may make the levels useless.
     """
 
     levels: AlignmentLevels
@@ -51,6 +54,8 @@ class LevelsSummary:
     without: int
     borders: Path
     taken_from: Path | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def make_levels(
@@ -62,6 +67,7 @@ def make_levels(
     method: LevelMethod | None = None,
     borders: Path | None = None,
     score_column: str | None = None,
+    id_column: str | None = None,
     keep: str | None = None,
     uids: Path | None = None,
 ) -> LevelsSummary:
@@ -80,6 +86,7 @@ def make_levels(
         method: see `fit_levels`; `quantile` if None.
         borders: `levels.json` of other scores, to be used instead of fitting; excludes `num_levels` and `method`.
         score_column: see `open_scores`.
+        id_column: see `open_scores`.
         keep: levels whose ids are written to `uids`, such as `5-8`.
         uids: see `uids_writer`.
 
@@ -94,7 +101,7 @@ def make_levels(
             f"{borders} also determines the number of levels and the method; omit --levels and --method, or omit "
             "--borders to fit new ones"
         )
-    table = open_scores(scores, score_column)
+    table = open_scores(scores, score_column, id_column)
     if out is None and uids is None and not isinstance(table, ScoredPairs):
         raise ScoresError(f"{scores} itself is never changed; give an output file for its levels with --out or --uids")
     own = borders_path(scores, table, out, uids)
@@ -126,7 +133,8 @@ def make_levels(
         if records is not None and isinstance(table, ScoredPairs):
             _check_scored(table, records)
     levels.save(own)
-    return LevelsSummary(levels, counts, without, own, borders)
+    notes, warnings = remarks_on(table, None if given else levels.statistics.standard_deviation)
+    return LevelsSummary(levels, counts, without, own, borders, notes, warnings)
 
 
 def borders_path(scores: Path, table: ScoreTable, out: Path | None, uids: Path | None) -> Path:
@@ -136,33 +144,37 @@ def borders_path(scores: Path, table: ScoreTable, out: Path | None, uids: Path |
     return (out or uids or scores).with_suffix(".borders.json")
 
 
-def open_scores(path: Path, column: str | None = None) -> ScoreTable:
+def open_scores(path: Path, column: str | None = None, id_column: str | None = None) -> ScoreTable:
     """Open the scores at a path.
 
     Args:
         path: folder written by `aligngpt score`; or a Parquet, CSV, JSON or JSON lines file, or a folder of Parquet
             files.
         column: name of the score column, for tables not written by `aligngpt score`; `score` if None.
+        id_column: name of the id column, for the same tables; the first of `ID_COLUMNS` that exists if None, else the
+            ids are row numbers.
 
     Raises:
-        ScoresError: there are no scores, the scoring job is not finished, or the column does not exist.
+        ScoresError: there are no scores, the scoring job is not finished, or a column does not exist.
     """
     if column is not None and (path / MANIFEST).exists():
         raise ScoresError(f"{path} was written by `aligngpt score`, so its score column is known; omit --score-column")
+    if id_column is not None and (path / MANIFEST).exists():
+        raise ScoresError(f"{path} was written by `aligngpt score`, which has stored the ids; omit --id-column")
     name = column or DEFAULT_COLUMN
     if path.is_dir():
         if (path / MANIFEST).exists():
             return ScoredPairs(path)
         if files := sorted(path.rglob("*.parquet")):
-            return ParquetScores(path, files, name)
+            return ParquetScores(path, files, name, id_column)
         raise ScoresError(f"{path} has no scores: neither a {MANIFEST} of `aligngpt score` nor Parquet files")
     start = starts_as(path)
     if path.suffix == ".csv":
-        return CsvScores(path, name)
+        return CsvScores(path, name, id_column)
     if path.suffix == TABLE_SUFFIX:
-        return ParquetScores(path, [path], name)
+        return ParquetScores(path, [path], name, id_column)
     if start and start in "[{":
-        return JsonScores(path, name)
+        return JsonScores(path, name, id_column)
     raise ScoresError(
         f"{path} has no scores: expected a folder written by `aligngpt score`, a Parquet, CSV, JSON or JSON lines "
         "file, or a folder of Parquet files"

@@ -91,13 +91,15 @@ class ParquetScores(ScoreTable):
         path: the file, or the folder that contains the files.
         files: the files, in order.
         column: name of the score column.
+        id_column: name of the id column; the default one, if there is one, if None.
 
     Raises:
         ScoresError: a file cannot be read, or has no such column of numbers.
     """
 
-    def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
+    def __init__(self, path: Path, files: Sequence[Path], column: str, id_column: str | None = None) -> None:
         self.path = path
+        self.id_column = id_column
         self._files = tuple(files)
         self.column = column
         self._rows = 0
@@ -107,6 +109,7 @@ class ParquetScores(ScoreTable):
                 schema = opened.schema_arrow
                 self._rows += opened.metadata.num_rows
             check_column(column, schema.names, file)
+            check_id_column(id_column, schema.names, file)
             _check_type(schema.field(column), file)
             if file == self.files[0]:
                 self._schema = schema.remove_metadata()
@@ -128,13 +131,14 @@ class ParquetScores(ScoreTable):
         for path in self.files:
             with _readable(path), pq.ParquetFile(path) as file:
                 names = file.schema_arrow.names
-                wanted = {self.column, id_column(names)}
+                wanted = {self.column, self.id_column or default_id_column(names)}
                 if with_columns and (missing := [name for name in self.schema.names if name not in names]):
                     raise ScoresError(
                         f"{path} has no column {', '.join(missing)}, but the first file of {self.path} has"
                     )
                 for batch in file.iter_batches(columns=None if with_columns else [n for n in names if n in wanted]):
-                    yield rows_of(batch, first, self.column, self.schema if with_columns else None)
+                    schema = self.schema if with_columns else None
+                    yield rows_of(batch, first, self.column, schema, self.id_column)
                     first += batch.num_rows
 
     def reads(self, path: Path) -> bool:
@@ -149,17 +153,20 @@ class CsvScores(ScoreTable):
     Args:
         path: the file: UTF-8, separated by commas, quoted by double quotes.
         column: name of the score column.
+        id_column: name of the id column; the default one, if there is one, if None.
 
     Raises:
         ScoresError: the file cannot be read, or its header has no such column.
     """
 
-    def __init__(self, path: Path, column: str) -> None:
+    def __init__(self, path: Path, column: str, id_column: str | None = None) -> None:
         self.path = path
+        self.id_column = id_column
         self.column = column
         with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
             self.names = next(csv.reader(file), [])
         check_column(column, self.names, path)
+        check_id_column(id_column, self.names, path)
         if len(set(self.names)) < len(self.names):
             raise ScoresError(f"{path} has several columns with the same name; make the names unique")
 
@@ -172,7 +179,7 @@ class CsvScores(ScoreTable):
         return pa.schema([(name, pa.float64() if name == self.column else pa.string()) for name in self.names])
 
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
-        wanted = {self.column, id_column(self.names)}
+        wanted = {self.column, self.id_column or default_id_column(self.names)}
         names = [name for name in self.names if with_columns or name in wanted]
         convert = pyarrow.csv.ConvertOptions(
             column_types=self.schema, include_columns=names, null_values=NO_SCORE, strings_can_be_null=False
@@ -184,14 +191,16 @@ class CsvScores(ScoreTable):
             pyarrow.csv.open_csv(self.path, parse_options=parse, convert_options=convert) as rows,
         ):
             for batch in rows:
-                yield rows_of(batch, first, self.column, self.schema if with_columns else None)
+                yield rows_of(batch, first, self.column, self.schema if with_columns else None, self.id_column)
                 first += batch.num_rows
 
     def reads(self, path: Path) -> bool:
         return same_place(path, self.path)
 
 
-def rows_of(batch: pa.RecordBatch, first: int, column: str, schema: pa.Schema | None) -> ScoreBatch:
+def rows_of(
+    batch: pa.RecordBatch, first: int, column: str, schema: pa.Schema | None, id_column: str | None = None
+) -> ScoreBatch:
     """The rows of a batch that have a score.
 
     Args:
@@ -199,6 +208,7 @@ def rows_of(batch: pa.RecordBatch, first: int, column: str, schema: pa.Schema | 
         first: row number of the first row of the batch.
         column: name of the score column; an empty, NaN or infinite cell is not a score.
         schema: names and types of the columns to return; None for no columns.
+        id_column: name of the id column; the default one, if there is one, if None.
     """
     scores = batch[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
     numbers = first + np.arange(batch.num_rows)
@@ -208,14 +218,14 @@ def rows_of(batch: pa.RecordBatch, first: int, column: str, schema: pa.Schema | 
         batch = batch.filter(pa.array(with_score))
         scores, numbers = scores[with_score], numbers[with_score]
     ids = pa.array(numbers).cast(pa.string())
-    if name := id_column(batch.schema.names):
+    if name := id_column or default_id_column(batch.schema.names):
         ids = pc.coalesce(batch[name].cast(pa.string()), ids)
     columns = None if schema is None else batch.select(schema.names).cast(schema)
     return ScoreBatch(numbers, ids, scores, columns, without)
 
 
-def id_column(names: Sequence[str]) -> str | None:
-    """The name of the id column; None if there is none."""
+def default_id_column(names: Sequence[str]) -> str | None:
+    """The name of the id column if none is given; None if there is none."""
     return next((name for name in ID_COLUMNS if name in names), None)
 
 
@@ -229,6 +239,19 @@ def check_column(column: str, names: Sequence[str], where: Path) -> None:
         raise ScoresError(
             f"{where} has no column {column}; the columns are: {', '.join(names) or 'none'}; give the score column "
             "with --score-column"
+        )
+
+
+def check_id_column(column: str | None, names: Sequence[str], where: Path) -> None:
+    """Check that an id column, if one is named, exists.
+
+    Raises:
+        ScoresError: it does not.
+    """
+    if column is not None and column not in names:
+        raise ScoresError(
+            f"{where} has no id column {column}; the columns are: {', '.join(names) or 'none'}; give another one with "
+            "--id-column"
         )
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from aligngpt.alignment.module import AlignmentMode, AlignmentModule
+from aligngpt.alignment.modes import AlignmentMode
+from aligngpt.alignment.module import AlignmentModule
 from aligngpt.model.backbones import (
     BackboneError,
     VisionTower,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
-from aligngpt.alignment.module import AlignmentMode
+from aligngpt.alignment.modes import AlignmentMode
 from aligngpt.model.multiscale import crops_per_image
 
 TextPooling = Literal["instruction", "all"]

@@ -480,7 +480,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             else:
                 losses, predictions = self._losses_in_parts(hidden, expected)
                 loss = losses.sum()
-            loss = loss / (len(expected) if num_items_in_batch is None else num_items_in_batch)
+            loss = loss / (max(1, len(expected)) if num_items_in_batch is None else num_items_in_batch)
         return AlignGPTOutput(
             loss=loss,
             logits=logits,

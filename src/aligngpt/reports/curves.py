@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.reports.report import AccuracyCurve, LossCurve, Reference
+from aligngpt.reports.sections import AccuracyCurve, LossCurve, Reference
 
 METRICS_FILE = "metrics.jsonl"
 PLACES = {"loss": "step", "validation_accuracy": "seconds"}

@@ -39,7 +39,7 @@ THUMBNAIL_PIXELS = 160
 
 _LEVELS = LinearSegmentedColormap.from_list("levels", ["#c9503c", "#e29a4f", "#a9b18f", "#4f9d9c", "#3a6fb0"])
 _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#e9eff5", "#8fb4d6", "#3578b5", "#1c4674"])
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -108,7 +108,7 @@ def counted_histogram(counts: Sequence[int], edges: Sequence[float], borders: Se
         borders: the N-1 ascending scores between the N levels.
     """
     heights, ends = np.asarray(counts), np.asarray(edges, dtype=np.float64)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         if len(heights):
@@ -143,7 +143,7 @@ def mean_scores(
         what: name of the binned quantity.
     """
     places = np.arange(len(bins))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         axes.errorbar(places, means, yerr=deviations, color=INK, linestyle="", linewidth=0.9, capsize=2.5, alpha=0.7)
@@ -159,14 +159,24 @@ def mean_scores(
     return figure
 
 
-def wrong_share_bars(shares: Sequence[float]) -> Figure:
-    """Draw the share (0…1) of captions known to be wrong in each level, level 1 first."""
+def wrong_share_bars(shares: Sequence[float], intervals: Sequence[tuple[float, float]] | None = None) -> Figure:
+    """Draw the share (0…1) of captions known to be wrong in each level, level 1 first.
+
+    A NaN leaves a gap. `intervals` are the ends of each share's 95 % interval, drawn as whiskers.
+    """
     levels = np.arange(1, len(shares) + 1)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         axes.bar(levels, shares, 0.72, color=level_colours(len(shares)))
-        axes.set(xlabel="level", ylabel="wrong captions", ylim=(0, max([0.05, *shares]) * 1.1))
+        heights = [share for share in shares if np.isfinite(share)]
+        if intervals is not None:
+            known = [place for place, share in enumerate(shares) if np.isfinite(share)]
+            down = [shares[place] - intervals[place][0] for place in known]
+            up = [intervals[place][1] - shares[place] for place in known]
+            axes.errorbar(levels[known], heights, yerr=[down, up], color=INK, linestyle="", linewidth=0.9, capsize=2.5)
+            heights += [intervals[place][1] for place in known]
+        axes.set(xlabel="level", ylabel="wrong captions", ylim=(0, min(1.05, max([0.05, *heights]) * 1.1)))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(shares) <= MOST_LEVEL_TICKS:
@@ -183,7 +193,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], reference: Line | 
         losses: mean loss per token in nats at each step; a NaN leaves a gap.
         reference: steps and losses of a reference run, drawn as a dashed line behind.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         window, label = len(losses) // 30, "this run"
@@ -210,7 +220,7 @@ def accuracy_curve(minutes: Sequence[float], accuracies: Sequence[float], refere
 
     `reference` has the minutes and shares of a reference run, drawn as a dashed line behind.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         if reference is not None:
@@ -242,7 +252,7 @@ def gate_heat_map(kinds: Sequence[str], weights: Sequence[Sequence[float]], coun
     rows, columns = table.shape
     labels = [f"{_short(kind)} ({count:,})" for kind, count in zip(kinds, counts, strict=True)]
     label_width = 0.5 + 0.068 * max(len(label) for label in labels)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(label_width + 0.5 * columns, 0.62 + 0.32 * rows), layout="constrained")
         axes = figure.add_subplot()
         shown = np.where(known, table, 0.0)
@@ -360,7 +370,7 @@ def shrunk(image: Image.Image) -> Thumbnail:
 
 def _render(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "aligngpt"}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "aligngpt"}):
         figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
 

@@ -135,6 +135,8 @@ class LevelsPage:
         by_caption: scores by the length of the caption.
         by_picture: scores by the size of the image.
         facts: source, model and so on, shown under the heading.
+        full: full paths of facts that are shown as short ones, by the name of the fact.
+        warnings: sentences about what may make the levels useless.
     """
 
     title: Text
@@ -151,6 +153,8 @@ class LevelsPage:
     by_caption: ScoreByBin | None = None
     by_picture: ScoreByBin | None = None
     facts: dict[Text, Text] = field(default_factory=dict)
+    full: dict[Text, Text] = field(default_factory=dict)
+    warnings: list[Text] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         levels, found = len(self.borders) + 1, len(self.levels)

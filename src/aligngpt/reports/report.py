@@ -16,7 +16,6 @@ from pydantic.dataclasses import dataclass
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.reports.figures import (
-    Line,
     accuracy_curve,
     gate_heat_map,
     level_colours,
@@ -26,184 +25,21 @@ from aligngpt.reports.figures import (
     to_svg,
     wrong_share_bars,
 )
-from aligngpt.reports.pages import (
-    Count,
-    Counts,
-    Number,
-    Numbers,
-    PathText,
-    Text,
-    page_config,
-    page_environment,
-    require,
+from aligngpt.reports.pages import Text, page_config, page_environment
+from aligngpt.reports.sections import (
+    AccuracyCurve,
+    AccuracyRow,
+    AnswerExample,
+    DifferenceRow,
+    GateSection,
+    LevelsSection,
+    LossCurve,
+    TimingRow,
 )
-from aligngpt.reports.statistics import wilson_interval
 
 
 class ReportError(AlignGPTError):
     """A saved report cannot be read."""
-
-
-@dataclass(frozen=True, config=page_config)
-class LevelExample:
-    """One pair; `level` is 1…N, `image_path` is inside the report's image root: absolute, or relative to it."""
-
-    level: Count
-    image_path: PathText
-    caption: Text
-    score: Number
-    note: Text = ""
-
-
-@dataclass(frozen=True, config=page_config)
-class LevelsSection:
-    """The scores and their levels.
-
-    Attributes:
-        scores: similarity score of every pair.
-        borders: the N-1 ascending scores between the N levels.
-        counts_per_level: number of pairs in level 1…N.
-        examples: pairs to show.
-        wrong_share: share (0…1) of captions known to be wrong in level 1…N, if known.
-        auc: probability that a right caption scores higher than a wrong one, if known.
-    """
-
-    scores: Numbers
-    borders: Numbers
-    counts_per_level: Counts
-    examples: list[LevelExample] = field(default_factory=list)
-    wrong_share: Numbers | None = None
-    auc: Number | None = None
-
-    def __post_init__(self) -> None:
-        levels = len(self.borders) + 1
-        found = len(self.counts_per_level)
-        require(found == levels, f"expected {levels} counts_per_level for {levels - 1} borders, found {found}")
-        if self.wrong_share is not None:
-            found = len(self.wrong_share)
-            require(found == levels, f"expected {levels} values of wrong_share, found {found}")
-        for example in self.examples:
-            require(1 <= example.level <= levels, f"expected a level in 1…{levels}, found {example.level}")
-
-
-@dataclass(frozen=True, config=page_config)
-class Reference:
-    """The same curve of a reference run; `places` are steps or minutes, `about` describes the run."""
-
-    about: Text
-    places: Numbers
-    values: Numbers
-
-    def __post_init__(self) -> None:
-        places, values = len(self.places), len(self.values)
-        require(places == values, f"expected a value for each of {places} points of the reference, found {values}")
-
-    def line(self) -> Line:
-        """The curve in the form that the figures expect."""
-        return Line(self.places, self.values)
-
-
-@dataclass(frozen=True, config=page_config)
-class LossCurve:
-    """The training loss (nats per token) of one stage at each logged step."""
-
-    name: Text
-    steps: Counts
-    losses: Numbers
-    reference: Reference | None = None
-
-    def __post_init__(self) -> None:
-        steps, losses = len(self.steps), len(self.losses)
-        require(steps == losses, f"expected a loss for each of {steps} steps, found {losses}")
-
-
-@dataclass(frozen=True, config=page_config)
-class AccuracyCurve:
-    """Validation accuracy (0…1) by minutes of training."""
-
-    name: Text
-    minutes: Numbers
-    accuracies: Numbers
-    reference: Reference | None = None
-
-    def __post_init__(self) -> None:
-        minutes, accuracies = len(self.minutes), len(self.accuracies)
-        require(minutes == accuracies, f"expected an accuracy for each of {minutes} times, found {accuracies}")
-
-
-@dataclass(frozen=True, config=page_config)
-class GateSection:
-    """The gate's mean weights `(kinds, N-1)` by kind of question, and the number of questions of each kind."""
-
-    kinds: list[Text]
-    weights: list[Numbers]
-    counts: Counts
-
-    def __post_init__(self) -> None:
-        rows = len(self.kinds)
-        require(rows > 0, "expected at least one kind of question, found none")
-        found = (len(self.weights), len(self.counts))
-        require(
-            found == (rows, rows),
-            f"expected {rows} rows of weights and counts, found {found[0]} and {found[1]}",
-        )
-        widths = {len(row) for row in self.weights}
-        require(
-            len(widths) == 1 and 0 not in widths,
-            f"expected rows of equal, non-zero length, found lengths {sorted(widths)}",
-        )
-
-
-@dataclass(frozen=True, config=page_config)
-class AnswerExample:
-    """One question of the test set with the expected answer and the model's answer."""
-
-    image_path: PathText | None
-    question: Text
-    expected: Text
-    answer: Text
-    correct: bool
-    kind: Text | None = None
-
-
-@dataclass(frozen=True, config=page_config)
-class AccuracyRow:
-    """The accuracy of one system.
-
-    `accuracy` and the ends `low` and `high` of its 95 % interval are shares in 0…1. A `baseline` is drawn in grey, for
-    comparison; the first row is the system that the report is about.
-    """
-
-    name: Text
-    accuracy: Number
-    correct: Count
-    total: Count
-    low: Number
-    high: Number
-    note: Text = ""
-    baseline: bool = False
-
-    def __post_init__(self) -> None:
-        shares = (0.0, self.low, self.accuracy, self.high, 1.0)
-        require(list(shares) == sorted(shares), f"expected 0 ≤ low ≤ accuracy ≤ high ≤ 1, found {shares[1:4]}")
-
-    @classmethod
-    def from_counts(
-        cls, name: str, correct: int, total: int, *, note: str = "", baseline: bool = False
-    ) -> "AccuracyRow":
-        """Create a row with Wilson's 95 % interval from `correct` answers out of `total` (at least 1)."""
-        low, high = wilson_interval(correct, total)
-        return cls(name, correct / total, correct, total, low, high, note, baseline)
-
-
-@dataclass(frozen=True, config=page_config)
-class TimingRow:
-    """Time and memory used by one stage."""
-
-    stage: Text
-    seconds: Number
-    samples: Count | None = None
-    peak_memory_gib: Number | None = None
 
 
 @dataclass(frozen=True, config=page_config)
@@ -213,9 +49,11 @@ class ReportData:
     Attributes:
         title: heading of the page.
         accuracies: the headline result; rows are shown in the given order.
+        differences: the first row of `accuracies` compared with baselines.
         growth: validation accuracy during training.
         warm_start: a sentence on the result of the projector's warm start, if there was one.
         facts: model, data, date, machine and so on, shown under the heading.
+        notes: a sentence on everything that is not on the page.
     """
 
     title: Text = "AlignGPT run"
@@ -228,6 +66,8 @@ class ReportData:
     answers: list[AnswerExample] = field(default_factory=list)
     timings: list[TimingRow] = field(default_factory=list)
     facts: dict[Text, Text] = field(default_factory=dict)
+    differences: list[DifferenceRow] = field(default_factory=list)
+    notes: list[Text] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, atomically; image paths are written unchanged.
@@ -267,14 +107,16 @@ def build_report(report: ReportData, out: str | Path, *, image_root: str | Path 
     Args:
         report: the content.
         out: the HTML file; written atomically, missing folders are created.
-        image_root: folder that relative image paths start from, and the only folder that images are read from. An
-            image outside it, or one that cannot be opened, is shown as an empty frame with the reason.
+        image_root: folder that relative image paths start from, and the only folder that images are read from, except
+            those of examples with an `image_root` of their own. An image outside it, or one that cannot be opened, is
+            shown as an empty frame with the reason.
 
     Raises:
         OSError: `out` cannot be written.
     """
     environment = page_environment()
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}" if math.isfinite(share) else "–"
+    environment.filters["points"] = lambda share: f"{100 * share:+.1f}".replace("-", "−")
     environment.filters["duration"] = _duration
     root = Path(image_root)
     page = environment.get_template("report.html.jinja").render(
@@ -284,7 +126,7 @@ def build_report(report: ReportData, out: str | Path, *, image_root: str | Path 
         best_baseline=max(
             (row for row in report.accuracies if row.baseline), key=lambda row: row.accuracy, default=None
         ),
-        thumbnail=lambda path: thumbnail_in(root, path),
+        thumbnail=lambda example: thumbnail_in(Path(example.image_root or root), example.image_path),
     )
     with atomic_write(out) as file:
         file.write(page)
@@ -300,9 +142,14 @@ def _figures(report: ReportData) -> dict[str, Markup]:
             f"Histogram of {len(levels.scores):,} scores, cut into {len(levels.borders) + 1} levels.",
         )
         if levels.wrong_share is not None:
-            shares = "; ".join(f"level {level}: {share:.0%}" for level, share in enumerate(levels.wrong_share, 1))
+            shares = "; ".join(
+                f"level {level}: {share:.0%}" if math.isfinite(share) else f"level {level}: empty"
+                for level, share in enumerate(levels.wrong_share, 1)
+            )
             drawn["wrong_share"] = to_svg(
-                wrong_share_bars(levels.wrong_share), "wrong", f"Share of wrong captions. {shares}."
+                wrong_share_bars(levels.wrong_share, levels.wrong_intervals),
+                "wrong",
+                f"Share of wrong captions. {shares}.",
             )
     for index, curve in enumerate(report.curves):
         behind = None if curve.reference is None else curve.reference.line()

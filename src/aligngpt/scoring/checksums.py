@@ -52,6 +52,11 @@ def with_checksums(table: pa.Table, metadata: Mapping[str, str] | None = None) -
     return bytes(content)
 
 
+def has_checksums(metadata: Mapping[bytes, bytes]) -> bool:
+    """Whether a file with this key-value metadata in its footer has checksums."""
+    return KEY.encode() in metadata
+
+
 @contextmanager
 def open_checked(path: Path, columns: Sequence[str] | None = None) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file after verifying the checksums of its footer and the requested columns, if it has checksums.

@@ -73,7 +73,7 @@ class PairScorer:
         Args:
             source: folder or hub name.
             device: `cpu`, `cuda`, `mps` or `auto`.
-            dtype: `float32`, `bfloat16`, or `auto` for bfloat16 where the device computes it natively.
+            dtype: `float32`, `bfloat16`, or `auto` for bfloat16 if it is faster on the device.
 
         Raises:
             ScorerError: a part of the model cannot be loaded, or the model cannot score pairs.

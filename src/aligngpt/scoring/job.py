@@ -3,23 +3,31 @@
 The scoring itself is in `aligngpt.scoring.pipeline`, the output files in `aligngpt.scoring.score_files`.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
+from aligngpt.cpus import usable_cpus
 from aligngpt.data.records.pairs import PairSource
 from aligngpt.data.sources.base import Shard
 from aligngpt.progress import Meter
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.manifest import Manifest, claim, finish, finished_manifest
+from aligngpt.scoring.finishing import finish_job
+from aligngpt.scoring.manifest import Manifest, before_rescoring, claim, finished_manifest
 from aligngpt.scoring.picture_workers import PictureWorkers
 from aligngpt.scoring.pipeline import score_shard
-from aligngpt.scoring.reject_share import RejectLimit, check_outcome
+from aligngpt.scoring.reject_share import RejectLimit
 from aligngpt.scoring.resuming import kept_parts
-from aligngpt.scoring.score_files import PART_FIELDS, PartSummary, ScoresError, part_path, part_summary, read_batches
+from aligngpt.scoring.score_files import (
+    PART_FIELDS,
+    PartSummary,
+    ScoresError,
+    existing_parts,
+    part_summary,
+    read_batches,
+)
 from aligngpt.scoring.shares import owned_share, parse_share
 
 __all__ = ["ScoreSummary", "parse_share", "read_parts", "read_scores", "score_source"]
@@ -40,12 +48,15 @@ class ScoreSummary:
         rejected: number of records without a score, in the same shards.
         reasons: number of rejected records by reason.
         finished: whether the parts of all shards exist, including those assigned to other processes.
+        auc: how well the scores of the whole job tell its pairs from shuffled ones, 0…1, see
+            `aligngpt.scoring.separation`; None if that is unknown.
     """
 
     scored: int
     rejected: int
     reasons: dict[str, int]
     finished: bool
+    auc: float | None = field(default=None, compare=False)
 
 
 def score_source(
@@ -93,9 +104,12 @@ def score_source(
     mine = _own_shards(shards, shard)
     with owned_share(out, shard):
         manifest = claim(out, Manifest.of(source, scorer, batch_size=batch_size, embeddings=embeddings))
-        total = _score(source, scorer, out, mine, manifest, workers, max_reject_share)
-        finished = _finish(out, manifest, max_reject_share, source)
-    return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished)
+        outcomes, rescored = _score(source, scorer, out, mine, manifest, workers, max_reject_share)
+        auc = None
+        if finished := _is_complete(out, manifest, outcomes):
+            auc = finish_job(out, manifest, outcomes, source, max_reject_share, rescored=bool(rescored)).auc
+    total = sum((outcomes[one.index] for one in mine), PartSummary())
+    return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished, auc)
 
 
 def _score(
@@ -106,8 +120,12 @@ def _score(
     manifest: Manifest,
     workers: int | None,
     max_reject_share: float,
-) -> PartSummary:
-    """Score the shards that have no part yet; returns the outcome of the records of all shards in `mine`."""
+) -> tuple[dict[int, PartSummary], int]:
+    """Score the shards that have no part yet.
+
+    Returns:
+        The outcome of each shard in `mine`, by shard number, and how many of them were scored now.
+    """
     is_finished = manifest.finished is not None
     done = kept_parts(source, out, mine, finished=is_finished, max_share=max_reject_share)
     todo = [one for one in mine if one.index not in done]
@@ -115,6 +133,7 @@ def _score(
     limit.add(done)
     total = sum(done.values(), PartSummary())
     if todo:
+        before_rescoring(out, manifest)
         records = _records(todo)
         count = _worker_count(records) if workers is None else workers
         known = None if records is None else total.records + records
@@ -131,13 +150,14 @@ def _score(
                     batch_size=manifest.batch_size,
                     workers=pictures,
                     embeddings=manifest.embeddings,
+                    shuffled=manifest.shuffled,
                     may_all_be_missing=max_reject_share >= 1,
                     advance=meter.advance,
                 )
-                total += summary
+                done[one.index] = summary
                 limit.add({one.index: summary})
                 limit.check_certain()
-    return total
+    return done, len(todo)
 
 
 def read_parts(out: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -178,25 +198,19 @@ def _records(shards: Sequence[Shard]) -> int | None:
 
 def _worker_count(records: int | None) -> int:
     """The default number of processes that open images; 0, for one thread, if the source is small."""
-    return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, os.cpu_count() or 1)
+    return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, usable_cpus())
 
 
-def _finish(out: Path, manifest: Manifest, max_share: float, source: PairSource) -> bool:
-    """Mark the job as finished if the parts of all shards exist; returns whether they do.
+def _is_complete(out: Path, manifest: Manifest, outcomes: dict[int, PartSummary]) -> bool:
+    """Whether the parts of all shards exist; adds the outcomes of those that other processes scored to `outcomes`.
 
     If several processes share the job, the one that writes the last part sees the parts of all the others.
     """
-    total = PartSummary()
-    for index in range(manifest.shards):
-        # Detect missing parts first, without reading the existing ones.
-        if not part_path(out, index).exists():
-            return False
-    for index in range(manifest.shards):
+    if not set(range(manifest.shards)) <= existing_parts(out):
+        return False
+    for index in set(range(manifest.shards)) - set(outcomes):
         summary = part_summary(out, index)
         if summary is None:
             return False
-        total += summary
-    check_outcome(out, total, max_share, source.place)
-    if manifest.finished != total:
-        finish(out, manifest, total, source)
+        outcomes[index] = summary
     return True

@@ -13,6 +13,7 @@ from typing import Any
 from aligngpt.data.records.pairs import PairSource
 from aligngpt.leftovers import remove_leftovers, temporary_beside
 from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.first_pairs import FirstPairs
 from aligngpt.scoring.score_files import PART_PATTERN, PartSummary, ScoresError, write_whole
 
 MANIFEST = "manifest.json"
@@ -57,7 +58,11 @@ class Manifest:
         batch_size: distinct images, or distinct captions, encoded together.
         embeddings: whether the parts contain the features.
         score: the meaning of the score.
+        shuffled: whether the parts contain shuffled scores, see `aligngpt.scoring.separation`. Not compared:
+            a resumed job continues as it began.
+        limit: number of records scored, if only the first records of the source are.
         finished: numbers of scored and rejected records; None until all parts exist.
+        auc: see `aligngpt.scoring.separation`, 0…1; None if it is unknown.
     """
 
     source: dict[str, str]
@@ -71,7 +76,10 @@ class Manifest:
     embeddings: bool
     score: str = SCORE
     reading: dict[str, str | None] | None = None
+    shuffled: bool = False
+    limit: int | None = None
     finished: PartSummary | None = None
+    auc: float | None = None
 
     @classmethod
     def of(cls, source: PairSource, scorer: PairScorer, *, batch_size: int, embeddings: bool) -> "Manifest":
@@ -89,6 +97,8 @@ class Manifest:
             batch_size=batch_size,
             embeddings=embeddings,
             reading=source.settings(),
+            shuffled=True,
+            limit=source.limit if isinstance(source, FirstPairs) else None,
         )
 
     def write(self, out: Path) -> None:
@@ -201,8 +211,10 @@ def claim(out: Path, manifest: Manifest) -> Manifest:
     return found
 
 
-def finish(out: Path, manifest: Manifest, summary: PartSummary, source: PairSource) -> None:
-    """Mark the job as finished in the manifest.
+def finish(
+    out: Path, manifest: Manifest, summary: PartSummary, source: PairSource, *, auc: float | None = None
+) -> Manifest:
+    """Mark the job as finished in the manifest; returns the manifest with its outcome.
 
     Raises:
         ScoresError: the source changed since the job began.
@@ -214,11 +226,31 @@ def finish(out: Path, manifest: Manifest, summary: PartSummary, source: PairSour
             f"marked as finished. Restore the old source and remove the parts that were scored since the change, or "
             f"remove {out} and score again"
         )
-    replace(manifest, finished=summary).write(out)
+    finished = replace(manifest, finished=summary, auc=auc)
+    finished.write(out)
+    return finished
+
+
+def before_rescoring(out: Path, manifest: Manifest) -> Manifest:
+    """Remove what the manifest says about the scores before some of them are replaced; returns the new manifest.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable.
+    """
+    if manifest.auc is None:
+        return manifest
+    changed = replace(manifest, auc=None)
+    changed.write(out)
+    return changed
 
 
 def _differences(found: Manifest, wanted: Manifest) -> Iterator[str]:
     """Names of the settings in which a folder's manifest differs from that of a job."""
+    if found.limit != wanted.limit:
+        # It also changes the shards, which would say less.
+        held, asked = (f"only the first {one.limit}" if one.limit else "all" for one in (found, wanted))
+        yield f"limit ({held} records, now {asked} records)"
+        return
     for name, text in _NAMES.items():
         if getattr(found, name) != getattr(wanted, name):
             yield text

@@ -23,6 +23,7 @@ from aligngpt.scoring.encoders import Features, PairScorer, ScorerError
 from aligngpt.scoring.missing_pictures import MissingPictures
 from aligngpt.scoring.picture_workers import PictureWorkers, Refused
 from aligngpt.scoring.score_files import PartSummary, Reject, part_table, write_part
+from aligngpt.scoring.separation import shuffled_partners
 
 MAX_MODEL_THREADS = 8
 """Maximum number of model threads; each holds the activations of a batch."""
@@ -40,6 +41,7 @@ def score_shard(
     batch_size: int,
     workers: PictureWorkers,
     embeddings: bool = False,
+    shuffled: bool = True,
     may_all_be_missing: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> PartSummary:
@@ -53,6 +55,7 @@ def score_shard(
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
         workers: made for `scorer`.
         embeddings: also store the features.
+        shuffled: also score each image with the caption of another pair, see `aligngpt.scoring.separation`.
         may_all_be_missing: continue even if no image is found at all (see `MissingPictures`).
         advance: called with the number of records read since the last call.
 
@@ -93,6 +96,7 @@ def score_shard(
         caption_tokens=[captions.lengths[captions.rows[pair.caption]] for pair in rows],
         size=[(picture.width, picture.height) for picture in pictures],
         image_hash=[picture.hash for picture in pictures],
+        shuffled=_shuffled_scores(rows, pictures, *features) if shuffled else None,
         embeddings=features if embeddings else None,
     )
     return write_part(out, shard.index, table, sorted(rejects, key=lambda reject: reject.record), images.marks)
@@ -258,6 +262,17 @@ def _encode_images(
         features = threads.results()
     advance(reading.records - told)
     return _Images(found, _joined(features, scorer), bytes(marks))
+
+
+def _shuffled_scores(
+    rows: list[_Row], pictures: list[_Image], images: Features, captions: Features
+) -> NDArray[np.float32]:
+    """Scores of the images with the captions of other pairs, `(pairs,)`; NaN if there is no other pair."""
+    partners = shuffled_partners([picture.hash for picture in pictures], [pair.caption for pair in rows])
+    scores = np.full(len(rows), np.nan, dtype=np.float32)
+    paired = np.flatnonzero(partners >= 0)
+    scores[paired] = np.einsum("pd,pd->p", images[paired], captions[partners[paired]])
+    return scores
 
 
 def _encode_captions(texts: Iterable[str], scorer: PairScorer, batch_size: int) -> _Captions:

@@ -1,13 +1,18 @@
 """Decides which parts of an earlier run are kept when a job is resumed."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from aligngpt.data.records.pairs import PairSource
 from aligngpt.data.sources.base import Shard
-from aligngpt.progress import console
+from aligngpt.progress import Meter, console
 from aligngpt.scoring.picture_marks import changed_pictures
-from aligngpt.scoring.score_files import PartSummary, ScoresError, part_marks, part_summary
+from aligngpt.scoring.score_files import PartSummary, existing_parts, read_part_outcome
+
+SECONDS_UNSEEN = 3.0
+"""How long the check may take before its progress is shown: it reads a piece of every image file."""
 
 
 def kept_parts(
@@ -33,14 +38,15 @@ def kept_parts(
         _tell(remark)
     kept: dict[int, PartSummary] = {}
     parts = pictures = 0
-    for shard in shards:
-        summary = part_summary(out, shard.index)
-        if summary is None or (not finished and not is_usable(summary, max_share)):
+    existing = existing_parts(out)
+    for shard in _shown_if_slow([shard for shard in shards if shard.index in existing]):
+        found = read_part_outcome(out, shard.index)
+        if found is None or (not finished and not is_usable(found.summary, max_share)):
             continue
-        if changed := _changed(source, out, shard):
+        if changed := changed_pictures(source.read(shard), found.marks) if found.marks else 0:
             parts, pictures = parts + 1, pictures + changed
             continue
-        kept[shard.index] = summary
+        kept[shard.index] = found.summary
     if parts:
         _tell(
             f"{_counted(pictures, 'image')} of {source.place} changed since {out} was scored: "
@@ -54,14 +60,18 @@ def is_usable(summary: PartSummary, max_share: float) -> bool:
     return summary.rejected <= max_share * max(1, summary.records)
 
 
-def _changed(source: PairSource, out: Path, shard: Shard) -> int:
-    """Number of images that were replaced since their part was written."""
-    try:
-        marks = part_marks(out, shard.index)
-    except ScoresError:
-        # Another process is rewriting it at this moment.
-        return 0
-    return changed_pictures(source.read(shard), marks) if marks else 0
+def _shown_if_slow(shards: Sequence[Shard]) -> Iterator[Shard]:
+    """Yield the shards, with a progress display from the first one that is not done after `SECONDS_UNSEEN`."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        meter: Meter | None = None
+        for done, shard in enumerate(shards):
+            if meter is None and time.monotonic() - began > SECONDS_UNSEEN:
+                meter = Meter("checking the parts of an earlier run", len(shards), initial=done, unit="parts")
+                stack.enter_context(meter)
+            yield shard
+            if meter is not None:
+                meter.advance()
 
 
 def _tell(text: str) -> None:

@@ -6,9 +6,11 @@ whenever it is read: see `aligngpt.scoring.checksums`.
 """
 
 import base64
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +21,11 @@ from numpy.typing import NDArray
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
-from aligngpt.scoring.checksums import DamagedError, open_checked, with_checksums
+from aligngpt.scoring.checksums import DamagedError, has_checksums, open_checked, with_checksums
 
 PART_PATTERN, REJECTS_PATTERN = "part-*.parquet", "rejects-*.parquet"
+
+_NUMBERED = re.compile(r"(part|rejects)-([0-9]{5,})\.parquet")
 
 PART_FIELDS = (
     pa.field("record", pa.int64(), nullable=False),
@@ -35,6 +39,10 @@ PART_FIELDS = (
 """Columns of a part. `record` is the record's number in its shard, `caption_tokens` the caption's length before
 truncation, including the model's special tokens, `width` and `height` the size of the upright image in pixels,
 `image_hash` the BLAKE2b (128 bits, hexadecimal) of the image file."""
+
+SHUFFLED_FIELD = pa.field("shuffled", pa.float32())
+"""Score of the image with the caption of another pair, see `aligngpt.scoring.separation`; null if there is none. Parts
+of earlier versions do not have this column."""
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -90,6 +98,13 @@ class PartSummary:
         return PartSummary(self.scored + other.scored, dict(sorted(reasons.items())))
 
 
+class PartOutcome(NamedTuple):
+    """The outcome of a shard, and the marks of its image files (see `write_part`); empty if its part has none."""
+
+    summary: PartSummary
+    marks: bytes
+
+
 def part_path(out: Path, shard: int) -> Path:
     """Path of a shard's scores."""
     return out / f"part-{shard:05d}.parquet"
@@ -108,6 +123,7 @@ def part_table(
     caption_tokens: Sequence[int],
     size: Sequence[tuple[int, int]],
     image_hash: Sequence[str],
+    shuffled: NDArray[np.float32] | None = None,
     embeddings: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> pa.Table:
     """Build the table of a part, with rows in the given order.
@@ -116,11 +132,15 @@ def part_table(
         record: see `PART_FIELDS`, also for the arguments not listed here.
         score: `(pairs,)`.
         size: width and height of each image, in pixels.
+        shuffled: values of `SHUFFLED_FIELD`, `(pairs,)`, with NaN for none; the part has no such column if None.
         embeddings: image and text features, each `(pairs, dim)`; stored in half precision.
     """
     values = [record, [_text(name) for name in id], score, caption_tokens, *_columns(size), image_hash]
     arrays = [pa.array(column, type=field.type) for column, field in zip(values, PART_FIELDS, strict=True)]
     fields = list(PART_FIELDS)
+    if shuffled is not None:
+        fields.append(SHUFFLED_FIELD)
+        arrays.append(pa.array(shuffled, type=SHUFFLED_FIELD.type, from_pandas=True))
     for name, features in zip(("image_embedding", "text_embedding"), embeddings or (), strict=bool(embeddings)):
         array = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float16).ravel()), features.shape[1])
         fields.append(pa.field(name, array.type, nullable=False))
@@ -155,34 +175,43 @@ def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject],
 
 
 def part_summary(out: Path, shard: int) -> PartSummary | None:
-    """The outcome of a shard; None if it is not done or its files are damaged.
+    """The outcome of a shard; None if it is not done or its files are damaged. See `read_part_outcome`."""
+    found = read_part_outcome(out, shard)
+    return None if found is None else found.summary
 
-    Verifies the checksums of the rejects and of all `PART_FIELDS`. Those of the embeddings, which are far larger, are
-    verified only when the embeddings are read.
+
+def read_part_outcome(out: Path, shard: int) -> PartOutcome | None:
+    """The outcome of a shard and the marks of its images; None if it is not done or its files are damaged.
+
+    The number of pairs comes from the file's footer. Verifies the checksums of the rejects and of all `PART_FIELDS`.
+    Those of the other columns, such as the embeddings, which are far larger, are verified only when these are read.
     """
     names = [field.name for field in PART_FIELDS]
     try:
         with open_checked(part_path(out, shard), names) as part:
-            scored = part.read(columns=["record", "score"]).num_rows
+            metadata = part.metadata.metadata or {}
             # It may be another kind of file, with other columns.
             if not set(names) <= set(part.schema_arrow.names):
                 return None
+            if not has_checksums(metadata):
+                # Nothing else would notice that the content of a part of an earlier version is damaged.
+                part.read(columns=["record", "score"])
+            scored, marks = part.metadata.num_rows, _marks_in(metadata)
         with open_checked(rejects_path(out, shard)) as rejects:
             reasons = rejects.read(columns=["reason"])["reason"]
-    except (OSError, pa.ArrowException, KeyError, DamagedError):
+    except (OSError, pa.ArrowException, KeyError, ValueError, DamagedError):
         return None
-    return PartSummary(scored, dict(sorted(Counter(reasons.to_pylist()).items())))
+    return PartOutcome(PartSummary(scored, dict(sorted(Counter(reasons.to_pylist()).items()))), marks)
 
 
-def part_marks(out: Path, shard: int) -> bytes:
-    """The image marks of a part, see `write_part`; empty if it has none, as in parts of earlier versions.
-
-    Raises:
-        ScoresError: the part is missing or damaged.
-    """
-    path = part_path(out, shard)
-    with _readable(path), open_checked(path, []) as file:
-        return base64.b64decode((file.metadata.metadata or {}).get(PICTURE_MARKS.encode(), b""))
+def existing_parts(out: Path) -> set[int]:
+    """Numbers of the shards that have both a part and rejects, from one listing of the folder."""
+    numbers: dict[str, set[int]] = {"part": set(), "rejects": set()}
+    with suppress(FileNotFoundError), os.scandir(out) as entries:
+        for entry in entries:
+            if found := _NUMBERED.fullmatch(entry.name):
+                numbers[found[1]].add(int(found[2]))
+    return numbers["part"] & numbers["rejects"]
 
 
 def record_count(out: Path, shard: int) -> int:
@@ -267,8 +296,13 @@ def _readable(path: Path) -> Iterator[None]:
 def _check_columns(path: Path, batch: pa.RecordBatch, columns: Sequence[str] | None) -> None:
     if missing := [name for name in columns or () if name not in batch.schema.names]:
         raise ScoresError(
-            f"{path} has no column {', '.join(missing)}; embeddings exist only if the source was scored with them"
+            f"{path} has no column {', '.join(missing)}; embeddings exist only if the source was scored with them, "
+            f"{SHUFFLED_FIELD.name} only if this version of aligngpt began the folder"
         )
+
+
+def _marks_in(metadata: Mapping[bytes, bytes]) -> bytes:
+    return base64.b64decode(metadata.get(PICTURE_MARKS.encode(), b""))
 
 
 def _columns(size: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:

@@ -3,10 +3,13 @@
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from math import gcd
 from pathlib import Path
 
 from aligngpt.locks import FolderInUse, owned_folder
 from aligngpt.scoring.score_files import ScoresError
+
+_LOCK_FOLDER = re.compile(r"\.share-([0-9]+)-of-([0-9]+)")
 
 
 def parse_share(text: str) -> tuple[int, int]:
@@ -43,4 +46,29 @@ def owned_share(out: Path, share: tuple[int, int] | None) -> Iterator[None]:
         except FolderInUse as error:
             what = "these scores are" if share is None else f"the share {index}/{count} of these scores is"
             raise FolderInUse(f"{what} already being written into {out}: {error}") from error
+        _check_others(out, index, count)
         yield
+
+
+def _check_others(out: Path, index: int, count: int) -> None:
+    """Check that no process is scoring a share of another division that has shards in common with share index/count.
+
+    Raises:
+        FolderInUse: there is one; both processes would write the same files.
+    """
+    for folder in sorted(out.glob(".share-*-of-*")):
+        found = _LOCK_FOLDER.fullmatch(folder.name)
+        if found is None or (other := (int(found[1]), int(found[2]))) == (index, count) or not other[1]:
+            continue
+        # A shard is in both shares if its number leaves the remainder of each: possible only if these agree.
+        if (index - other[0]) % gcd(count, other[1]):
+            continue
+        try:
+            with owned_folder(folder, "score"):
+                pass
+        except FolderInUse as error:
+            raise FolderInUse(
+                f"the share {index}/{count} of these scores overlaps the share {other[0]}/{other[1]}, which is being "
+                f"scored into {out}: {error}. All processes that score into one folder at the same time must use the "
+                "same n in --shard i/n"
+            ) from error

@@ -13,7 +13,6 @@ from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.sources.finding import is_pattern
 from aligngpt.device import matrix_product_rate, resolve_device, supports_bfloat16
 from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
@@ -21,6 +20,7 @@ from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.activation_memory import BFLOAT16, FLOAT32, activation_bytes, head_bytes
 from aligngpt.training.feed.datasets import open_sources, training_part
 from aligngpt.training.feed.sampler import shares_of
+from aligngpt.training.feed.source_checks import is_there, source_problems, swapped_warning
 from aligngpt.training.recipe import STAGES, Recipe, SourceRecipe, StageName, StageRecipe
 from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.loading import load_model
@@ -89,9 +89,13 @@ class StagePlan:
         steps: optimiser steps; None if they are unknown because data is missing.
         memory: see `MemoryPlan`.
         work: floating-point operations over all steps; None if the number of steps is unknown.
-        seconds: estimated time on this machine's device, at half its measured matrix-multiplication rate.
+        seconds: estimated time on this machine's device, at half its measured matrix-multiplication rate; with the warm
+            start, and within the recipe's `minutes`.
+        warm_start: seconds of it that the warm start takes.
+        all_steps: seconds that all steps would take if that is more than the recipe's `minutes` allow, else None.
         precision: of the computation.
         notes: further remarks for the reader.
+        problems: why `train` would refuse the data of this stage, see `source_problems`.
     """
 
     stage: StageName
@@ -101,8 +105,11 @@ class StagePlan:
     memory: MemoryPlan
     work: float | None
     seconds: float | None
+    warm_start: float
+    all_steps: float | None
     precision: str
     notes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The plan as lines of text."""
@@ -113,16 +120,25 @@ class StagePlan:
                 f"tokens on average ({self.data.counted:.0f} in the loss) and at most {self.data.longest:,}"
             )
         if self.steps is not None:
-            lines.append(f"steps: {self.steps:,}")
+            lines.append(f"steps: {self.steps:,}" + (" at most" if self.all_steps is not None else ""))
         gigabytes = [f"{part / 1e9:.1f} GB {name}" for name, part in self.memory._asdict().items()]
         lines.append(
             f"memory per device: {sum(self.memory) / 1e9:.1f} GB ({', '.join(gigabytes)}), in {self.precision}"
         )
         if self.work is not None and self.seconds is not None:
-            lines.append(
-                f"work: {self.work:.1e} floating-point operations, about {_duration(self.seconds)} on this machine"
-            )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+            lines.append(f"work: {self.work:.1e} floating-point operations for all steps")
+            lines.append(f"time: {self._time()}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, *(f"problem, `aligngpt train` would stop here: {one}" for one in self.problems)])
+
+    def _time(self) -> str:
+        assert self.seconds is not None
+        parts = [f"about {_duration(self.seconds)} on this machine"]
+        if self.warm_start:
+            parts.append(f"{_duration(self.warm_start)} of it for the warm start")
+        if self.all_steps is not None:
+            parts.append(f"limited by the recipe's minutes: all steps would take {_duration(self.all_steps)}")
+        return ", ".join(parts)
 
 
 def plan(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StagePlan]:
@@ -145,7 +161,10 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
     freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks, levels_given=name == "pretrain")
     notes = []
     data = None
-    missing = [source.data for source in stage.sources if not _is_there(Path(source.data))]
+    missing = [source.data for source in stage.sources if not is_there(Path(source.data))]
+    problems = source_problems(recipe, (name,))
+    if name == "instruct" and not source_problems(recipe, ("pretrain",)):
+        notes += [] if (warning := swapped_warning(recipe)) is None else [warning]
     if not missing:
         data = _data_plan(name, stage, processor, recipe.seed)
     else:
@@ -153,7 +172,12 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         notes.append(f"no data at {', '.join(missing)}: assuming rows of {length:,} tokens; number of steps unknown")
     if stage.minutes is not None:
         at_least = f", but not before step {stage.min_steps:,}" if stage.min_steps else ""
-        notes.append(f"ends after {stage.minutes:g} minutes if the steps take longer{at_least}")
+        notes.append(f"training ends after {stage.minutes:g} minutes if the steps take longer{at_least}")
+    if stage.validation is not None and stage.validation.until_accuracy is not None and stage.validation.rounds > 1:
+        notes.append(
+            f"the time is that of one round; up to {stage.validation.rounds} follow each other until "
+            f"{stage.validation.until_accuracy:.0%} of the validation answers are right"
+        )
     parts = parts_of(model, stage)
     steps = _steps(stage, data)
     work = _work(model, parts, stage, data) * steps * stage.batch_size if data and steps else None
@@ -168,6 +192,10 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
     )
     if stage.sharding != "none":
         notes.append(_shared_out(memory, stage, parts))
+    before = _warm_start_work(model, parts, stage, data) if data else 0.0
+    warm_start = before / (ATTAINABLE * matrix_product_rate(device, torch.float32)) if before else 0.0
+    all_steps = work / (ATTAINABLE * rate) if work else None
+    training = _within_minutes(stage, all_steps, steps) if all_steps and steps else None
     return StagePlan(
         stage=name,
         parts=parts,
@@ -175,10 +203,35 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         steps=steps,
         memory=memory,
         work=work,
-        seconds=work / (ATTAINABLE * rate) if work else None,
+        seconds=None if training is None else training + warm_start,
+        warm_start=warm_start,
+        all_steps=all_steps if all_steps is not None and training is not None and training < all_steps else None,
         precision=precision,
         notes=tuple(notes),
+        problems=tuple(problems),
     )
+
+
+def _within_minutes(stage: StageRecipe, seconds: float, steps: int) -> float:
+    """The seconds of one round of training: those of all steps, or fewer if the recipe's minutes end it earlier."""
+    if stage.minutes is None:
+        return seconds
+    at_least = seconds / steps * min(stage.min_steps or 0, steps)
+    return min(seconds, max(60 * stage.minutes, at_least))
+
+
+def _warm_start_work(
+    model: AlignGPTForConditionalGeneration, parts: Sequence[PartRow], stage: StageRecipe, data: DataPlan
+) -> float:
+    """Floating-point operations of the warm start: the tower for each pair, and the projector's steps."""
+    if stage.warm_start is None:
+        return 0.0
+    size = {row.part: row.parameters for row in parts}
+    pairs = min(stage.warm_start.max_pairs, data.samples)
+    tokens = model.config.image_seq_length
+    of_tower = pairs * model.config.tower_tokens * 2 * size["vision_tower"]
+    seen = stage.warm_start.steps * min(stage.warm_start.batch_size, pairs)
+    return of_tower + seen * tokens * 6 * size["projector"]
 
 
 def _shared_out(memory: MemoryPlan, stage: StageRecipe, parts: Sequence[PartRow]) -> str:
@@ -299,11 +352,6 @@ def _work(
     of_language = data.tokens * of_body + data.counted * 6 * table
     tower_tokens = data.images * model.config.tower_tokens
     return of_language + tower_tokens * 2 * tower.parameters * (3 if tower.trained else 1)
-
-
-def _is_there(data: Path) -> bool:
-    """Whether a source exists; files missing from a pattern are reported when it is read."""
-    return data.exists() or (is_pattern(data) and data.parent.is_dir())
 
 
 def _without_missing_root(source: SourceRecipe) -> SourceRecipe:

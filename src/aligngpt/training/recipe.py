@@ -1,26 +1,18 @@
 """Recipes: all settings of a training run, in a YAML file that can be compared with others."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-import aligngpt
-from aligngpt.alignment.module import AlignmentMode
-from aligngpt.errors import AlignGPTError
+from aligngpt.alignment.modes import AlignmentMode
+from aligngpt.training.recipe_data import DataRecipe, RecipeSection, ValidationRecipe, mixed_sources
+from aligngpt.training.recipe_data import SourceRecipe as SourceRecipe
+from aligngpt.training.recipe_files import RecipeError as RecipeError
+from aligngpt.training.recipe_files import recipe_content, set_value
+from aligngpt.training.recipe_files import recipe_path as recipe_path
+from aligngpt.training.recipe_problems import describe_problems
 
 Part = Literal["vision_tower", "projector", "level_table", "gate", "language_model"]
 StageName = Literal["pretrain", "instruct"]
@@ -28,19 +20,31 @@ TemplateName = Literal["plain", "vicuna", "llava_v1", "llava_v0", "llava_llama_2
 STAGES: tuple[StageName, ...] = ("pretrain", "instruct")
 
 
-class RecipeError(AlignGPTError):
-    """A recipe cannot be read or has an invalid value; the message names the file and the field."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelRecipe(_Section):
+class ModelRecipe(RecipeSection):
     """What the model is assembled from; see `aligngpt.model.assembling.assemble`.
 
-    `attention` is the attention implementation used in training, by its transformers name (`sdpa`, `eager`,
-    `flash_attention_2`); None leaves the choice to transformers. On a CPU, `eager` is faster for short sequences.
+    Attributes:
+        vision_tower: folder or hub name of CLIP, SigLIP, DINOv2 (with or without registers) or another patch
+            transformer.
+        language_model: folder or hub name of a causal language model with its tokenizer.
+        alignment: how the embedding of `<align>` is formed: `adaptive`, the top level plus the gate's mix of the
+            others, as in the paper; `global`, the top level alone; `local`, the mix alone; `mean`, the mean of all
+            levels; `none`, no alignment module.
+        num_levels: number of alignment levels N; the captions have levels 0…N−1.
+        vision_feature_layer: the tower's layer whose patch features represent the image, counted from the end if
+            negative; a list concatenates the features of several layers.
+        gate_grid: side of the square grid that the gate reads; the tower's own when None, at most 24.
+        text_pooling: the text that the gate reads: `instruction`, the text before the first answer; `all`, as in the
+            original code.
+        chat_template: `plain`, `vicuna`, `llava_v1`, `llava_v0`, `llava_llama_2`, `chatml`, `bare` or a Jinja file;
+            the tokenizer's own when None, or Vicuna's if it has none.
+        pad_images: pad images to a square with the mean colour; False takes a centre crop.
+        image_size: side in pixels that images are resized to; the tower's own when None.
+        image_scales: several sides at which each image is read, such as `[336, 672]`.
+        merge_image_tokens: side of the square of neighbouring patches that become one image token; 1 keeps every patch.
+        attention: the attention implementation used in training, by its transformers name (`sdpa`, `eager`,
+            `flash_attention_2`); None leaves the choice to transformers. On a CPU, `eager` is faster for short
+            sequences.
     """
 
     vision_tower: str
@@ -58,7 +62,7 @@ class ModelRecipe(_Section):
     attention: str | None = None
 
 
-class WarmStartRecipe(_Section):
+class WarmStartRecipe(RecipeSection):
     """A projector warm start before pre-training; not part of the paper. See `aligngpt.training.setup.warm_start`.
 
     Attributes:
@@ -76,7 +80,7 @@ class WarmStartRecipe(_Section):
     max_pairs: int = Field(4096, ge=2)
 
 
-class LoraRecipe(_Section):
+class LoraRecipe(RecipeSection):
     """Low-rank adapters that train instead of the language model's weights; see `aligngpt.training.setup.lora`.
 
     Attributes:
@@ -96,73 +100,7 @@ class LoraRecipe(_Section):
     merge: bool = True
 
 
-class SourceRecipe(_Section):
-    """One of several sources of samples.
-
-    Attributes:
-        data: LLaVA-format JSON or JSON lines; or Parquet or tar files that also hold the images: a file, a folder or a
-            pattern, such as `shards/{00000..00099}.tar` or `pairs/*.parquet`.
-        image_root: folder that image paths are relative to; when None, the stage's, or else the file's own folder.
-        weight: how often each sample occurs per epoch: 0.5 uses half of them, a different half in the next epoch; 2
-            uses each of them twice.
-    """
-
-    data: str
-    image_root: str | None = None
-    weight: float = Field(1.0, gt=0)
-
-
-def _kind_of_data(value: object) -> str:
-    return "sources" if isinstance(value, list) else "file"
-
-
-# A discriminated union, so that an error is about the kind of data that was meant.
-DataRecipe = Annotated[
-    Annotated[str, Tag("file")] | Annotated[list[SourceRecipe], Field(min_length=1), Tag("sources")],
-    Discriminator(_kind_of_data),
-]
-"""A file of samples, or a list of sources that are mixed."""
-
-
-def _sources(data: str | list[SourceRecipe], image_root: str | None) -> list[SourceRecipe]:
-    if isinstance(data, str):
-        return [SourceRecipe(data=data, image_root=image_root, weight=1.0)]
-    return [one if one.image_root is not None else one.model_copy(update={"image_root": image_root}) for one in data]
-
-
-class ValidationRecipe(_Section):
-    """Validation data, and how often to validate. Set either `data`, or a `share` of the training data.
-
-    Attributes:
-        data: as for a stage, or a list of sources (whose weights are ignored here). Image paths are relative to the
-            stage's image root if a source has none of its own.
-        share: fraction of the training samples that is held out; no image is on both sides.
-        samples: maximum number of samples: the first of a single file, evenly spaced ones of several files or a share.
-        minutes: training time between validations.
-        until_accuracy: fraction of answers that must be right when the stage ends. Below it, the schedule starts
-            another round of the same minutes and steps, including warm-up; None never does.
-        rounds: maximum number of rounds of the schedule.
-    """
-
-    data: DataRecipe | None = None
-    share: float | None = Field(None, gt=0, lt=1)
-    samples: int = Field(256, ge=1)
-    minutes: float = Field(10.0, gt=0)
-    until_accuracy: float | None = Field(None, gt=0, le=1)
-    rounds: int = Field(3, ge=1)
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> "ValidationRecipe":
-        if (self.data is None) == (self.share is None):
-            raise ValueError("name data or share, one of the two")
-        return self
-
-    def sources(self, image_root: str | None) -> list[SourceRecipe]:
-        """The sources in `data`, none if it is not set; `image_root` is for sources without one of their own."""
-        return [] if self.data is None else _sources(self.data, image_root)
-
-
-class StageRecipe(_Section):
+class StageRecipe(RecipeSection):
     """One stage of training.
 
     Attributes:
@@ -173,10 +111,13 @@ class StageRecipe(_Section):
         vision_blocks: if the vision tower trains, train only this many of its blocks, the last of those in use; None
             trains the whole tower.
         lora: train low-rank adapters instead of the language model's weights; None trains the weights.
-        epochs: passes over the data; overridden by `max_steps`.
+        epochs: passes over the data.
+        max_steps: number of optimiser steps, instead of `epochs`.
         minutes: end after this much training time: the learning rate schedule then follows the time used, or the
             steps done if they are further along.
         min_steps: minimum number of steps, however long they take; makes `minutes` work on machines of any speed.
+        pretrained: projector and level table to start from: the folder `pretrain` of another run, or a file
+            `aligned.safetensors`. When None, fresh ones, or in instruction tuning those of this recipe's pre-training.
         warm_start: projector warm start before pre-training, not in the paper; None skips it.
         cache_features: cache the frozen vision tower's features of each image on disk, so that later epochs and runs
             do not compute them again. See `aligngpt.training.feed.feature_cache`.
@@ -184,20 +125,27 @@ class StageRecipe(_Section):
             is then encoded once for all of them, and they share one alignment embedding.
         batch_size: rows per optimiser step, over all devices; a row is a sample, or several that share their images.
         micro_batch_size: rows per forward pass and device; `batch_size` when None.
-        learning_rate: peak learning rate; `projector_learning_rate` overrides it for projector, level table and gate.
+        learning_rate: peak learning rate.
+        projector_learning_rate: peak learning rate of projector, level table and gate; `learning_rate` when None.
         learning_rates: peak learning rates of single parts, which override both.
         optimizer: `adamw`; `adamw_8bit`, with its moments in 8 bits (bitsandbytes); `muon` for the matrices of
             language model and projector, AdamW for the rest; `adafactor`; or `sgd`, whose momentum is the first of
             `adam_betas`.
+        schedule: how the learning rate falls after the warm-up: to zero along a cosine or a line, or not at all.
         warmup_ratio: fraction of the run in which the learning rate rises.
+        weight_decay: strength of the weight decay; biases and norms have none.
+        adam_betas: decay rates of Adam's two moments.
+        max_grad_norm: gradients with a larger norm are scaled down to it.
         precision: of the computation: `bfloat16` (trained weights stay in float32), `float32`, or `auto` for bfloat16
-            if the device supports it natively.
+            if it is faster on this device.
         chat_template: the name of one in `aligngpt.model.templates`; the model's own when None.
         pad_images: pad images to a square with the mean colour, or crop the centre; `model.pad_images` when None.
         max_length: maximum tokens per sample.
         packing: `packed` concatenates the rows of a forward pass without padding, `padded` pads them to the longest;
             `auto` packs on a CPU if the language model supports it. The losses are equal.
         group_by_length: build optimiser steps from rows of similar length; not for images in Parquet files.
+        shuffle: read the rows in random order, another one in each epoch; False reads them in the order of the data.
+        gradient_checkpointing: recompute the language model's activations in the backward pass: less memory, more time.
         compile: compile the layers of the language model with torch (the first steps then take minutes).
         sharding: with several processes, how the model is distributed: `none`, each holds all of it; `full`, each holds
             a part of parameters, gradients and optimiser state (FSDP2, like ZeRO-3); `gradients`, as `full`, but the
@@ -219,6 +167,7 @@ class StageRecipe(_Section):
     max_steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     min_steps: int | None = Field(None, ge=1)
+    pretrained: str | None = None
     warm_start: WarmStartRecipe | None = None
     cache_features: bool = False
     questions_per_prefix: int = Field(1, ge=1)
@@ -239,6 +188,7 @@ class StageRecipe(_Section):
     max_length: int = Field(2048, ge=8)
     packing: Literal["auto", "packed", "padded"] = "auto"
     group_by_length: bool = False
+    shuffle: bool = True
     gradient_checkpointing: bool = False
     compile: bool = False
     sharding: Literal["none", "full", "gradients", "hybrid"] = "none"
@@ -277,6 +227,18 @@ class StageRecipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _one_order(self) -> "StageRecipe":
+        if self.group_by_length and not self.shuffle:
+            raise ValueError("group_by_length changes the order of the data; set it to false, or shuffle to true")
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "StageRecipe":
+        if self.pretrained is not None and self.warm_start is not None:
+            raise ValueError("warm_start would change the projector that pretrained names; set one of the two")
+        return self
+
+    @model_validator(mode="after")
     def _rounds_of_minutes(self) -> "StageRecipe":
         if self.minutes is None and self.min_steps is not None:
             raise ValueError("min_steps requires minutes; set minutes too, or use max_steps instead")
@@ -294,21 +256,31 @@ class StageRecipe(_Section):
     @property
     def sources(self) -> list[SourceRecipe]:
         """The sources in `data`, with their image roots."""
-        return _sources(self.data, self.image_root)
+        return mixed_sources(self.data, self.image_root)
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "StageRecipe":
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError("batch_size must be a multiple of micro_batch_size")
+            raise ValueError(
+                f"batch_size must be a multiple of micro_batch_size, found {self.batch_size} and "
+                f"{self.micro_batch_size}"
+            )
         return self
 
 
-class Recipe(_Section):
+class Recipe(RecipeSection):
     """A training run: the model, its two stages and the output folder.
 
-    Relative paths of data, image roots and the output are relative to the working directory. `report_to` lists
-    trackers that receive the metrics in addition to `metrics.jsonl`, by their transformers names (`tensorboard`,
-    `wandb`, `trackio`, …).
+    Relative paths of data, image roots and the output are relative to the working directory.
+
+    Attributes:
+        model: what the model is assembled from.
+        pretrain: stage 1; None skips it.
+        instruct: stage 2; None skips it.
+        output: folder of the run.
+        seed: random seed of the fresh parameters and of the order of the samples.
+        report_to: trackers that receive the metrics in addition to `metrics.jsonl`, by their transformers names
+            (`tensorboard`, `wandb`, `trackio`, …).
     """
 
     model: ModelRecipe
@@ -316,7 +288,7 @@ class Recipe(_Section):
     instruct: StageRecipe | None = None
     output: str
     seed: int = 0
-    report_to: list[str] = []
+    report_to: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _pretraining_trains_what_it_leaves(self) -> "Recipe":
@@ -325,6 +297,12 @@ class Recipe(_Section):
                 f"pretrain.train: only projector and level_table are passed to instruction tuning; name "
                 f"{', '.join(lost)} in instruct.train"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_pretraining(self) -> "Recipe":
+        if self.pretrain is not None and self.instruct is not None and self.instruct.pretrained is not None:
+            raise ValueError("instruct.pretrained: this recipe has a pre-training of its own; remove one of the two")
         return self
 
     @model_validator(mode="after")
@@ -350,43 +328,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file cannot be read, a field is unknown or missing, or a value is invalid.
     """
-    content = _content(Path(path), ())
+    content = recipe_content(Path(path))
     for override in overrides:
-        _override(content, override)
+        set_value(content, override)
     return make_recipe(content, str(path))
-
-
-def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The content of a recipe merged over that of its bases; `above` are the recipes that inherit from it."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"the recipe {path} must hold the sections model, pretrain, instruct; found {content!r:.80}")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if not isinstance(base, str) or path in above:
-        raise RecipeError(f"the recipe {path}: base must name another recipe in the same folder, found {base!r}")
-    return _merged(_content(path.parent / base, (*above, path)), content)
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(name), dict)
-        merged[name] = _merged(base[name], value) if both else value
-    return merged
-
-
-def recipe_path(name: str) -> Path:
-    """The path of a recipe that ships with the package, such as `quickstart`."""
-    package = Path(aligngpt.__file__).parent
-    # A checkout has the recipes next to `src`, an installed wheel inside the package.
-    checkout = package.parents[1] / "recipes"
-    folder = checkout if checkout.is_dir() else package / "recipes"
-    return folder / f"{name}.yaml"
 
 
 def make_recipe(content: dict[str, Any], name: str = "recipe") -> Recipe:
@@ -398,56 +343,4 @@ def make_recipe(content: dict[str, Any], name: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'recipe'}: {_what_is_wrong(problem)}"
-            for problem in error.errors()
-        )
-        raise RecipeError(f"{name}: {problems}") from error
-
-
-def _what_is_wrong(problem: ErrorDetails) -> str:
-    if problem["type"] != "extra_forbidden":
-        return problem["msg"]
-    *sections, name = (str(part) for part in problem["loc"])
-    known = _fields(Recipe, sections)
-    meant = closest(name, known)
-    return f"unknown; did you mean {meant}?" if meant else f"unknown; known fields: {', '.join(known)}"
-
-
-def _fields(section: type[BaseModel], below: Sequence[str]) -> list[str]:
-    """The field names of the section at the end of this path."""
-    for name in below:
-        # Within a list of sections, the path also has indices and the kind of data.
-        if name in section.model_fields:
-            section = next(_sections(section.model_fields[name].annotation))
-    return list(section.model_fields)
-
-
-def _sections(kind: Any) -> Iterator[type[BaseModel]]:
-    """The sections in a type, which may be a union with None (an optional section) or a list of sections."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield kind
-    for part in get_args(kind):
-        yield from _sections(part)
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    *sections, field = key.strip().split(".")
-    if not separator or not field:
-        raise RecipeError(f"{override!r} is not a setting; write section.field=value, such as instruct.epochs=2")
-    target = content
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise RecipeError(f"{override!r}: {section} is a value, not a section")
-    try:
-        target[field] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error
-
-
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest in spelling to `name`, ignoring case; None if none is close."""
-    spelt = {other.lower(): other for other in known}
-    return next((spelt[match] for match in get_close_matches(name.lower(), spelt, n=1)), None)
+        raise RecipeError(f"{name}: {describe_problems(error, Recipe)}") from error

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import TrainingArguments
 from transformers.trainer_utils import set_seed
 
@@ -24,6 +25,8 @@ from aligngpt.training.distributed.processes import is_main_process, launched, m
 from aligngpt.training.export import export_model
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.feed.feature_cache import features_kept_for
+from aligngpt.training.feed.source_checks import source_problems, swapped_warning
+from aligngpt.training.finished import check_output, check_pretrained, other_settings
 from aligngpt.training.loop.callback import StageCallback, forget_metrics_after
 from aligngpt.training.loop.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
 from aligngpt.training.loop.rejected import RejectedSamples
@@ -32,7 +35,6 @@ from aligngpt.training.loop.trainer import StageTrainer
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.run_card import DataFacts, write_run_card
 from aligngpt.training.setup.freezing import (
-    PRETRAINED_FILE,
     compile_layers,
     freeze_all_but,
     hold_frozen_in,
@@ -53,18 +55,23 @@ from aligngpt.training.stage import (
     stage_result,
 )
 
+RECIPE_FILE = "recipe.yaml"
+"""File in the run folder with the recipe as trained."""
+
 
 def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageResult]:
     """Run the unfinished stages of a recipe; an interrupted stage resumes at its last checkpoint.
 
-    Writes `pretrain/aligned.safetensors` (projector and level table) and `model/` (a complete model folder) under the
-    recipe's output, and `metrics.jsonl` and `stage.json` for each stage.
+    Writes `pretrain/aligned.safetensors` (projector and level table), `model/` (a complete model folder) and
+    `recipe.yaml` (the recipe with all defaults) under the recipe's output, and `metrics.jsonl` and `stage.json` for
+    each stage. Data and earlier stages are checked before the first stage runs.
 
     Returns:
         The result of each stage, including those finished earlier.
 
     Raises:
-        RecipeError: the recipe has none of the `stages`, or the output holds a run of another recipe.
+        RecipeError: the recipe has none of the `stages`, the output holds a run of another recipe, data files are
+            missing, swapped or have no levels, or stage 2 is to run before stage 1.
         FolderInUse: another process is training in the output folder.
         AlignGPTError: a backbone, the data or a checkpoint cannot be used.
     """
@@ -77,19 +84,14 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
 
 
 def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> list[StageResult]:
+    fingerprints = _check_before(recipe, wanted)
     results = []
     for name, stage in wanted:
-        fingerprint = fingerprint_of(recipe, name, stage)
         done = stage_result(recipe, name)
-        if done is not None and done.fingerprint != fingerprint:
-            raise RecipeError(
-                f"{stage_folder(recipe, name)} holds a finished stage with other settings or data; choose another "
-                "output or remove that folder to train again"
-            )
         if done is None:
-            done = _run_stage(recipe, name, stage, fingerprint)
+            done = _run_stage(recipe, name, stage, fingerprints[name])
         else:
-            _check_left(recipe, name)
+            check_output(recipe, name)
             if is_main_process():
                 # The run may have been killed after writing the result and before removing the checkpoints.
                 remove_checkpoints(stage_folder(recipe, name) / "checkpoints", keep=None)
@@ -101,14 +103,28 @@ def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> l
     return results
 
 
-def _check_left(recipe: Recipe, name: StageName) -> None:
-    """Check that the output of a finished stage still exists."""
-    left = stage_folder(recipe, name) / PRETRAINED_FILE if name == "pretrain" else model_folder(recipe)
-    if not left.exists():
-        raise AlignGPTError(
-            f"{DESCRIPTIONS[name]} is finished, but {left} is missing; restore it, or remove "
-            f"{stage_folder(recipe, name)} to train the stage again"
-        )
+def _check_before(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> dict[StageName, str]:
+    """Check everything that can be checked before the first stage runs; returns the fingerprint of each stage."""
+    unfinished = [name for name, _ in wanted if stage_result(recipe, name) is None]
+    if problems := source_problems(recipe, unfinished):
+        raise RecipeError("; ".join(problems))
+    fingerprints = {name: fingerprint_of(recipe, name, stage) for name, stage in wanted}
+    for name, fingerprint in fingerprints.items():
+        done = stage_result(recipe, name)
+        if done is not None and done.fingerprint != fingerprint:
+            raise other_settings(recipe, name)
+    if "instruct" in unfinished and "pretrain" not in fingerprints and recipe.pretrain is not None:
+        check_pretrained(recipe)
+    if unfinished and is_main_process() and (warning := swapped_warning(recipe)) is not None:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+    return fingerprints
+
+
+def _save_recipe(recipe: Recipe) -> None:
+    """Write the recipe with all defaults and overrides filled in, so that `train` can read it, into the run folder."""
+    with atomic_write(Path(recipe.output) / RECIPE_FILE) as file:
+        file.write("# The recipe of this run; relative paths start from the folder that the command ran in.\n")
+        yaml.safe_dump(recipe.model_dump(mode="json"), file, sort_keys=False, allow_unicode=True)
 
 
 def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: str) -> StageResult:
@@ -118,6 +134,8 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     with main_process_first(cpu=device.type == "cpu"):
         claim(folder, fingerprint)
         in_bfloat16 = decide_precision(stage, device, folder) == "bfloat16"
+    if is_main_process():
+        _save_recipe(recipe)
     check_sharding(stage)
     reset_peak_memory()
     set_seed(recipe.seed)

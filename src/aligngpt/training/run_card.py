@@ -19,7 +19,7 @@ from aligngpt.training.recipe import Recipe, StageName
 from aligngpt.training.stage import stage_folder
 
 if TYPE_CHECKING:
-    from aligngpt.reports.report import AccuracyRow
+    from aligngpt.reports.sections import AccuracyRow
     from aligngpt.training.stage import StageResult
 
 DATA_FILE = "data.json"
@@ -254,7 +254,7 @@ def _results(evaluations: Sequence["AccuracyRow"]) -> str:
         [
             row.name + (f" ({row.note})" if row.note else ""),
             f"{row.accuracy:.1%}",
-            f"{row.low:.1%}–{row.high:.1%}",
+            f"{row.low:.1%}–{row.high:.1%}" + (", by picture" if row.by_picture else ""),
             f"{row.correct:,} of {row.total:,}",
         ]
         for row in evaluations

@@ -15,6 +15,7 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
+from aligngpt.training.setup.freezing import PRETRAINED_FILE
 
 DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
 
@@ -86,6 +87,22 @@ def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
         raise AlignGPTError(f"{path} is damaged ({error}); remove {path.parent} to train again") from error
 
 
+def pretrained_file(named: str) -> Path:
+    """The weights file that a stage's `pretrained` names.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    path = Path(named)
+    path = path / PRETRAINED_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise RecipeError(
+            f"pretrained: there is no file {path}; name the `pretrain` folder of a run whose pre-training is finished, "
+            f"or its {PRETRAINED_FILE}"
+        )
+    return path
+
+
 def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     """A hash of everything that affects the result: the backbones, the relevant settings, the seed and the data.
 
@@ -101,13 +118,16 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     for backbone in ("vision_tower", "language_model"):
         model[backbone] = _content_of_backbone(model[backbone])
     contents = [content_of(Path(source.data)) for source in stage.sources]
+    without = WITHOUT_EFFECT | HOW_IT_IS_COMPUTED | {"pretrained"}
     settings: dict[str, Any] = {
         # Defaults are left out, so that a setting added in a later version does not change the hash of existing runs.
         "model": model,
-        "stage": stage.model_dump(mode="json", exclude=WITHOUT_EFFECT | HOW_IT_IS_COMPUTED, exclude_defaults=True),
+        "stage": stage.model_dump(mode="json", exclude=without, exclude_defaults=True),
         "seed": recipe.seed,
         "data": contents[0] if isinstance(stage.data, str) else contents,
     }
+    if stage.pretrained is not None:
+        settings["pretrained"] = files_fingerprint([path := pretrained_file(stage.pretrained)], path.parent)
     if stage.validation is not None and stage.validation.share is not None:
         settings["held_out"] = stage.validation.share
     if stage.validation is not None and stage.validation.until_accuracy is not None:

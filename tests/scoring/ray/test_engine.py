@@ -279,8 +279,8 @@ def test_an_interrupt_ends_the_actors_and_the_one_machine_job_goes_on(
 def test_a_shard_that_was_written_by_an_actor_that_died_is_done(
     inline: InlineRay, source: DeadlyPairs, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def score(actor: ray_engine._Actor, shard: Shard) -> PartSummary:
-        summary = scores(actor, shard)
+    def score(actor: ray_engine._Actor, shard: Shard, shuffled: bool) -> PartSummary:
+        summary = scores(actor, shard, shuffled)
         if shard.index == 2:
             raise InlineRay.RayError("The actor died.")
         return summary
@@ -295,10 +295,10 @@ def test_a_shard_that_was_written_by_an_actor_that_died_is_done(
 def test_a_shard_is_given_up_with_its_fourth_actor(
     inline: InlineRay, source: DeadlyPairs, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def score(actor: ray_engine._Actor, shard: Shard) -> PartSummary:
+    def score(actor: ray_engine._Actor, shard: Shard, shuffled: bool) -> PartSummary:
         if shard.index == 1:
             raise WorkerError("a process that opens pictures ended")
-        return scores(actor, shard)
+        return scores(actor, shard, shuffled)
 
     scores = ray_engine._Actor.score
     monkeypatch.setattr(ray_engine._Actor, "score", score)

@@ -144,7 +144,7 @@ def test_losses_by_level_and_source_are_those_of_their_samples(
         ({"data": []}, "data.sources: List should have at least 1 item"),
         ({"data": [{"data": "a.json", "weigth": 1}]}, "data.sources.0.weigth: unknown; did you mean weight"),
         ({"data": [{"data": "a.json", "weight": 0}]}, "data.sources.0.weight: Input should be greater than 0"),
-        ({"data": 3}, "data.file: Input should be a valid string"),
+        ({"data": 3}, "data: Input should be a valid string"),
         ({"validation": {"share": 0.1, "data": "a.json"}}, "name data or share"),
         ({"validation": {"samples": 3}}, "name data or share"),
     ],

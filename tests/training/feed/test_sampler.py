@@ -130,3 +130,23 @@ def test_rows_belong_to_the_source_of_their_samples() -> None:
     shares = shares_of(mixture, rows, [1.0, 3.0])
     assert [(share.rows.tolist(), share.drawn) for share in shares] == [([0, 1], 2), ([2], 3)]
     assert shares_of(mixture, rows, [1.0, 1.0]) == []
+
+
+def test_rows_come_in_the_order_of_the_data_if_they_are_not_shuffled() -> None:
+    sampler = BalancedSampler(LENGTHS, micro_batch=2, parts=2, seed=0, shuffled=False)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        # Within a step, rows are dealt to micro-batches.
+        assert [sorted(order[start : start + 4]) for start in (0, 4, 8)] == [
+            [0, 1, 2, 3],
+            [4, 5, 6, 7],
+            [8, 9, 10, 11],
+        ]
+
+
+def test_weighted_sources_keep_their_order_if_they_are_not_shuffled() -> None:
+    shares = [Share(np.arange(6), 0.5), Share(np.arange(6, 12), 2)]
+    order = list(BalancedSampler(LENGTHS, 1, 1, 0, shares, shuffled=False))
+    assert order == sorted(order) and len(order) == 15
+    assert Counter(order[3:]) == Counter({row: 2 for row in range(6, 12)})

@@ -11,6 +11,7 @@ from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.examples import Example
 from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.packing import NAME
+from aligngpt.training.loop import metrics as module
 from aligngpt.training.loop.metrics import StepMetrics
 
 
@@ -31,7 +32,9 @@ def rows_of(model: Any, levels: bool) -> list[tuple[Example, ...]]:
 
 
 @pytest.fixture(params=[False, True], ids=["padded", "packed"])
-def seen(request: pytest.FixtureRequest, assembled: Callable) -> Callable[[bool], tuple[Any, list, Any, dict]]:
+def seen(
+    request: pytest.FixtureRequest, assembled: Callable, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[bool], tuple[Any, list, Any, dict]]:
     def make(levels: bool) -> tuple[Any, list, Any, dict]:
         model, processor = assembled("llama")
         model.train()
@@ -42,7 +45,9 @@ def seen(request: pytest.FixtureRequest, assembled: Callable) -> Callable[[bool]
         output = model(**batch)
         metrics = StepMetrics(model.config)
         metrics.update(batch, output)
-        metrics.wait(0.001)
+        metrics.wait(0.5)
+        # As if the interval had taken two seconds.
+        monkeypatch.setattr(module.time, "monotonic", lambda: metrics.started + 2)
         return model, rows, output, metrics.compute()
 
     return make
@@ -54,8 +59,8 @@ def test_tokens_and_padding_are_counted(seen: Callable) -> None:
     packed = model.config.text_config._attn_implementation == NAME
     padding = 0 if packed else 1 - sum(lengths) / (3 * max(lengths))
     assert figures["padding"] == pytest.approx(padding, abs=1e-4)
-    assert figures["tokens_per_second"] > 0
-    assert 0 < figures["waiting"] <= 1
+    assert figures["tokens_per_second"] == pytest.approx(sum(lengths) / 2, abs=0.05)
+    assert figures["waiting"] == 0.25
 
 
 def test_the_gate_is_that_of_samples_with_an_image(seen: Callable) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.training.loop.optimizers import MuonWithAdamW, hidden_matrices, make_optimizer, parameter_groups
@@ -123,9 +124,24 @@ def test_weight_decay_and_betas_are_handed_on(assembled: Callable) -> None:
     model, _ = assembled()
     for name, option in (("adamw", "betas"), ("muon", "betas"), ("sgd", "momentum"), ("adafactor", "weight_decay")):
         optimizer = make_optimizer(model, stage(optimizer=name, weight_decay=0.2, adam_betas=[0.8, 0.9]))
-        assert all(group["weight_decay"] == 0.2 for group in optimizer.param_groups)
-        expected = {"betas": (0.8, 0.9), "momentum": 0.8, "weight_decay": 0.2}[option]
-        assert optimizer.param_groups[-1][option] == expected
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.2, 0.0}
+        if option != "weight_decay":
+            expected = {"betas": (0.8, 0.9), "momentum": 0.8}[option]
+            assert optimizer.param_groups[-1][option] == expected
+
+
+@pytest.mark.parametrize("language", ["llama", "gpt2", "qwen3", "mamba2"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_biases_and_norms_do_not_decay(assembled: Callable, language: str, name: str) -> None:
+    model, _ = assembled(language, chat_template="plain")
+    optimizer = make_optimizer(model, stage(optimizer=name, weight_decay=0.2, learning_rates={"gate": 0.5}))
+    decays = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    trainer = Trainer.__new__(Trainer)
+    expected = set(trainer.get_decay_parameter_names(model))
+    found = {name for name, parameter in model.named_parameters() if decays[id(parameter)]}
+    assert found == expected & dict(model.named_parameters()).keys()
+    assert "model.alignment.levels" in found and not any(name.endswith("bias") for name in found)
+    assert {group["weight_decay"] for group in parameter_groups(model, stage())} == {0.0}
 
 
 def test_8_bits_hold_the_moments_of_large_parameters(assembled: Callable) -> None:

@@ -36,12 +36,12 @@ def validation_of(data: Path) -> Callable[..., Validation]:
     return make
 
 
-@pytest.mark.parametrize("questions_per_prefix", [1, 2])
+# The gate pools over a row, so only without a gate is a row of two samples equal to two rows of one.
+@pytest.mark.parametrize(("alignment", "questions_per_prefix"), [("adaptive", 1), ("global", 1), ("global", 2)])
 def test_it_counts_what_generation_would_answer(
-    tiny_recipe: Callable, validation_of: Callable, questions_per_prefix: int
+    tiny_recipe: Callable, validation_of: Callable, alignment: str, questions_per_prefix: int
 ) -> None:
-    # A gate pools over a row, so only without a gate is a row of two samples equal to two rows of one.
-    recipe = tiny_recipe(model__alignment="global", instruct__max_steps=30, instruct__batch_size=8)
+    recipe = tiny_recipe(model__alignment=alignment, instruct__max_steps=30, instruct__batch_size=8)
     train(recipe)
     engine = Engine.load(model_folder(recipe), dtype="float32")
     engine.model.train()

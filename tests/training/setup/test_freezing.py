@@ -102,7 +102,7 @@ def test_what_pretraining_made_is_taken_over_bit_for_bit(assembled: Callable, tm
                 parameter.add_(torch.randn_like(parameter))
     save_pretrained_parts(pretrained(trained), tmp_path)
     fresh, _ = assembled()
-    load_pretrained_parts(fresh, tmp_path)
+    load_pretrained_parts(fresh, tmp_path / PRETRAINED_FILE)
     for (name, ours), (_, theirs) in zip(fresh.named_parameters(), trained.named_parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     assert set(load_file(tmp_path / PRETRAINED_FILE)) == {
@@ -119,7 +119,7 @@ def test_a_file_that_does_not_fit_names_every_difference(assembled: Callable, tm
     tensors["extra"] = tensors.pop("model.multi_modal_projector.linear_1.bias")
     save_file(tensors, tmp_path / PRETRAINED_FILE)
     with pytest.raises(AlignGPTError) as raised:
-        load_pretrained_parts(model, tmp_path)
+        load_pretrained_parts(model, tmp_path / PRETRAINED_FILE)
     message = str(raised.value)
     assert "extra is not part of this model" in message
     assert "linear_1.bias is missing" in message
@@ -141,7 +141,7 @@ def test_a_file_that_cannot_be_read_says_what_to_do(
     if content is not None:
         (tmp_path / PRETRAINED_FILE).write_bytes(content)
     with pytest.raises(AlignGPTError, match=says):
-        load_pretrained_parts(model, tmp_path)
+        load_pretrained_parts(model, tmp_path / PRETRAINED_FILE)
 
 
 def test_tied_weights_are_kept_once(assembled: Callable) -> None:

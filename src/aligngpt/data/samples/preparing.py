@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from aligngpt.cache import CacheError, cache_entry, entry_path
+from aligngpt.cpus import usable_cpus
 from aligngpt.data.images.opening import IMAGE_REASONS, ImageError
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.records.stored import Found, Unread, archive_samples
@@ -38,7 +38,7 @@ BATCH = 4096
 PART = 1024
 """Number of samples whose images are checked before more samples are read."""
 
-WORKERS = min(16, 4 + (os.cpu_count() or 1))
+WORKERS = min(16, 4 + usable_cpus())
 """Number of threads that check images."""
 
 REJECTS_FILE = "rejects.jsonl"

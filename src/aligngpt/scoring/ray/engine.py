@@ -21,12 +21,13 @@ from aligngpt.data.sources.base import Shard
 from aligngpt.leftovers import remove_leftovers
 from aligngpt.progress import Meter, console
 from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.finishing import finish_job
 from aligngpt.scoring.job import FEW_RECORDS, MAX_WORKERS, ScoreSummary
-from aligngpt.scoring.manifest import Manifest, claim, finish
+from aligngpt.scoring.manifest import Manifest, before_rescoring, claim
 from aligngpt.scoring.picture_workers import PictureWorkers, WorkerError
 from aligngpt.scoring.pipeline import score_shard
 from aligngpt.scoring.ray.cluster import RayEngineError, Room, connected, last_line, room_for, shared_marker
-from aligngpt.scoring.reject_share import RejectLimit, check_outcome
+from aligngpt.scoring.reject_share import RejectLimit
 from aligngpt.scoring.resuming import is_usable, kept_parts
 from aligngpt.scoring.score_files import PartSummary, ScoresError, part_path, part_summary
 from aligngpt.scoring.shares import owned_share
@@ -97,11 +98,11 @@ def score_on_ray(
         )
         with _Pool(ray, task, room) as pool:
             manifest = claim(out, pool.first_manifest())
-            total = _score(pool, source, out, manifest, max_reject_share)
-        check_outcome(out, total, max_reject_share, source.place)
-        if manifest.finished != total:
-            finish(out, manifest, total, source)
-    return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished=True)
+            pool.shuffled = manifest.shuffled
+            outcomes, rescored = _score(pool, source, out, manifest, max_reject_share)
+        manifest = finish_job(out, manifest, outcomes, source, max_reject_share, rescored=bool(rescored))
+    total = sum(outcomes.values(), PartSummary())
+    return ScoreSummary(total.scored, total.rejected, dict(total.reasons), finished=True, auc=manifest.auc)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class _Actor:
         task = self._task
         return Manifest.of(task.source, self._scorer, batch_size=task.batch_size, embeddings=task.embeddings)
 
-    def score(self, shard: Shard) -> PartSummary:
+    def score(self, shard: Shard, shuffled: bool) -> PartSummary:
         task = self._task
         return score_shard(
             task.source,
@@ -162,6 +163,7 @@ class _Actor:
             batch_size=task.batch_size,
             workers=self._pictures,
             embeddings=task.embeddings,
+            shuffled=shuffled,
             may_all_be_missing=task.may_all_be_missing,
         )
 
@@ -181,10 +183,12 @@ class _Pool:
         size: number of actors, including those waiting for resources or loading the model.
         idle: number of actors waiting for a shard.
         scoring: number of actors scoring a shard.
+        shuffled: whether they also write shuffled scores, see `score_shard`.
     """
 
     def __init__(self, ray: Any, task: _Task, room: Room) -> None:
         self.room = room
+        self.shuffled = True
         self._ray = ray
         self._task = ray.put(task)
         # Ray itself must not restart an actor: it would have no model.
@@ -223,7 +227,7 @@ class _Pool:
     def give(self, shard: Shard) -> None:
         """Give a shard to an idle actor."""
         actor = self._idle.pop()
-        self._calls[actor.score.remote(shard)] = (actor, shard)
+        self._calls[actor.score.remote(shard, self.shuffled)] = (actor, shard)
 
     def first_manifest(self) -> Manifest:
         """Start a single actor, so that a wrong model fails only once, and get the manifest of the job from it."""
@@ -297,17 +301,24 @@ class _Pool:
             )
 
 
-def _score(pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_share: float) -> PartSummary:
-    """Score the shards that have no part yet; returns the outcome of the records of all shards."""
+def _score(
+    pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_share: float
+) -> tuple[dict[int, PartSummary], int]:
+    """Score the shards that have no part yet.
+
+    Returns:
+        The outcome of each shard, by shard number, and how many of them were scored now.
+    """
     shards = source.shards()
     done = kept_parts(source, out, shards, finished=manifest.finished is not None, max_share=max_share)
     todo = deque(shard for shard in shards if shard.index not in done)
-    total = sum(done.values(), PartSummary())
+    rescored, total = len(todo), sum(done.values(), PartSummary())
     limit = RejectLimit(out, shards, max_share)
     limit.add(done)
     lost: Counter[Shard] = Counter()
     reasons: dict[Shard, str] = {}
     if todo:
+        before_rescoring(out, manifest)
         with Meter("scoring pairs", _records(todo, total.records), initial=total.records, unit="pairs") as meter:
             while todo or pool.scoring:
                 while pool.size < min(pool.room.actors, len(todo) + pool.scoring):
@@ -320,6 +331,7 @@ def _score(pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_s
                     summary = part_summary(out, shard.index) if result is None else result
                     if summary is not None and (result is not None or is_usable(summary, max_share)):
                         total += summary
+                        done[shard.index] = summary
                         limit.add({shard.index: summary})
                         continue
                     remove_leftovers(part_path(out, shard.index))
@@ -331,7 +343,7 @@ def _score(pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_s
                 limit.check_certain()
                 meter.advance(total.records - before, f"{pool.scoring} of {pool.room.actors} actors busy")
     _check_lost({shard: reasons[shard] for shard, times in lost.items() if times > RETRIES})
-    return total
+    return done, rescored
 
 
 def _check_lost(reasons: Mapping[Shard, str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.records.sample import Sample
-from aligngpt.data.rejects import Rejects
+from aligngpt.data.rejects import Rejects, TooManyRejects
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.data.samples.mixtures import Chosen, Mixture, held_out
 from aligngpt.data.samples.preparing import prepare_samples
@@ -18,6 +18,7 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.distributed.processes import main_process_first
+from aligngpt.training.feed.source_checks import needs_level
 from aligngpt.training.loop.validation import Validation
 from aligngpt.training.recipe import Recipe, RecipeError, SourceRecipe, StageName, StageRecipe
 
@@ -31,9 +32,20 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
             `group_by_length` is set for images in Parquet row groups.
     """
     stage = _stage(recipe, name)
-    samples = open_sources(
-        stage.sources, rejects, require_level=_needs_level(recipe, name), with_levels=name == "pretrain"
-    )
+    try:
+        samples = open_sources(
+            stage.sources, rejects, require_level=needs_level(recipe, name), with_levels=name == "pretrain"
+        )
+    except TooManyRejects as error:
+        if 2 * rejects.by_reason["no_level"] <= rejects.count:
+            raise
+        # The general message would send the reader to the image root.
+        place = f"; {rejects.path} lists them" if rejects.path is not None else ""
+        raise TooManyRejects(
+            f"{rejects.by_reason['no_level']} records of {name}.data have an image but no level (field `similarity`)"
+            f"{place}. Score all records with `aligngpt score`, add levels with `aligngpt levels --source … --out …`, "
+            f"and name that file in {name}.data"
+        ) from error
     _check_levels(samples, recipe, name)
     if stage.group_by_length and (columns_of(samples).blocks >= 0).any():
         raise RecipeError(
@@ -201,13 +213,9 @@ def _names(sources: Sequence[SourceRecipe]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _needs_level(recipe: Recipe, name: StageName) -> bool:
-    return name == "pretrain" and recipe.model.alignment != "none"
-
-
 def _check_levels(samples: Sequence[Sample], recipe: Recipe, name: StageName) -> None:
     levels = columns_of(samples).levels
-    if _needs_level(recipe, name) and levels.max() > recipe.model.num_levels:
+    if needs_level(recipe, name) and levels.max() > recipe.model.num_levels:
         top = samples[int(levels.argmax())]
         raise RecipeError(
             f"record {top.record} (id {top.id}) has level {top.level}, but model.num_levels is "

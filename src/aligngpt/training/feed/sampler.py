@@ -97,6 +97,7 @@ class BalancedSampler(Sampler[int]):
         seed: of the order, which differs in each epoch.
         shares: how often the rows of each source occur; if empty, every row occurs once.
         grouped: build steps from rows of similar length.
+        shuffled: False keeps the order of the rows: that of the data, epoch after epoch.
         processes: number of processes, which take the micro-batches in turn.
         blocks: the blocks that hold the images of the rows, if images cannot be read one by one; not for `grouped`.
     """
@@ -110,12 +111,13 @@ class BalancedSampler(Sampler[int]):
         shares: Sequence[Share] = (),
         *,
         grouped: bool = False,
+        shuffled: bool = True,
         processes: int = 1,
         blocks: Blocks | None = None,
     ) -> None:
         self.lengths, self.shares = lengths, shares
         self.micro_batch, self.parts, self.seed = micro_batch, parts, seed
-        self.grouped, self.processes, self.blocks = grouped, processes, blocks
+        self.grouped, self.shuffled, self.processes, self.blocks = grouped, shuffled, processes, blocks
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -133,10 +135,11 @@ class BalancedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.rows, generator=generator).tolist()
+        order = torch.randperm(self.rows, generator=generator).tolist() if self.shuffled else list(range(self.rows))
         if self.shares:
-            order = rows_of_epoch(self.shares, self.seed, self.epoch)[order].tolist()
-        if self.blocks is not None:
+            chosen = rows_of_epoch(self.shares, self.seed, self.epoch)
+            order = chosen[order].tolist() if self.shuffled else sorted(chosen.tolist())
+        if self.blocks is not None and self.shuffled:
             order = self.blocks.arrange(np.array(order), generator).tolist()
         size = self.micro_batch * self.parts
         whole, rest = divmod(len(order), size)
@@ -147,7 +150,7 @@ class BalancedSampler(Sampler[int]):
         if self.grouped:
             among = torch.randperm(whole, generator=generator).tolist()
             steps = [steps[place] for place in among] + steps[whole:]
-        if self.epoch == 0:
+        if self.epoch == 0 and self.shuffled:
             # Only full steps are candidates: an incomplete last step stays last.
             heaviest = max(range(max(1, whole)), key=lambda one: max(map(self.lengths.__getitem__, steps[one])))
             steps.insert(0, steps.pop(heaviest))

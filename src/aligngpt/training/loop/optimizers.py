@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import Adafactor, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer_pt_utils import get_parameter_names
 
 from aligngpt.training.recipe import Part, StageRecipe
 from aligngpt.training.setup.freezing import part_of
@@ -17,6 +18,8 @@ ORDER: tuple[Part, ...] = ("language_model", "vision_tower", "projector", "level
 """Order of the parameter groups. The learning rate of the first group is the one in metrics.jsonl."""
 WITH_MATRICES: tuple[Part, ...] = ("language_model", "projector")
 """Parts whose hidden layers Muon trains."""
+WITHOUT_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Names of parameters that do not decay, besides those of `nn.LayerNorm`; from `Trainer.get_decay_parameter_names`."""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -66,7 +69,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 def make_optimizer(model: PreTrainedModel, stage: StageRecipe) -> torch.optim.Optimizer:
     """The optimiser named by a stage, over the trainable parameters of `model`.
 
-    `weight_decay` applies to all optimisers; `adam_betas` to AdamW, and its first value is the momentum of SGD.
+    `weight_decay` applies to all optimisers, except to biases and norms (see `parameter_groups`); `adam_betas` applies
+    to AdamW, and its first value is the momentum of SGD.
 
     Raises:
         AlignGPTError: the optimiser is not installed.
@@ -94,16 +98,21 @@ def make_optimizer(model: PreTrainedModel, stage: StageRecipe) -> torch.optim.Op
 
 
 def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any]]:
-    """The trainable parameters, one group per learning rate: `params` and `lr`."""
-    by_part: dict[Part, list[nn.Parameter]] = {part: [] for part in ORDER}
+    """The trainable parameters, one group per learning rate and weight decay: `params`, `lr` and `weight_decay`.
+
+    As in transformers' Trainer, and so in LLaVA's, biases and the weights of norms do not decay.
+    """
+    by_part: dict[Part, list[tuple[str, nn.Parameter]]] = {part: [] for part in ORDER}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            by_part[part_of(name)].append(parameter)
-    by_rate: dict[float, list[nn.Parameter]] = {}
+            by_part[part_of(name)].append((name, parameter))
+    decaying = set(get_parameter_names(model, [nn.LayerNorm], WITHOUT_DECAY)) if stage.weight_decay else set()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part, parameters in by_part.items():
-        if parameters:
-            by_rate.setdefault(learning_rate(part, stage), []).extend(parameters)
-    return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+        for name, parameter in parameters:
+            decay = stage.weight_decay if name in decaying else 0.0
+            groups.setdefault((learning_rate(part, stage), decay), []).append(parameter)
+    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
 def hidden_matrices(model: PreTrainedModel) -> set[int]:

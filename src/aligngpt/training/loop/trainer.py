@@ -30,7 +30,7 @@ from aligngpt.training.distributed.fsdp import (
     load_whole_tensors,
     save_shards,
 )
-from aligngpt.training.distributed.processes import add_up, is_main_process
+from aligngpt.training.distributed.processes import add_up, gather, is_main_process
 from aligngpt.training.feed.feature_cache import FeatureCache
 from aligngpt.training.feed.sampler import BalancedSampler, shares_of
 from aligngpt.training.feed.windowed_shuffle import Blocks
@@ -74,6 +74,7 @@ class StageTrainer(Trainer):
             self.accelerator.unwrap_model(self.model).config, lambda sums: add_up(sums, self.args.device)
         )
         self._without_gradient = 0
+        self._bad_losses: list[tuple[float, list[str]]] = []
 
     @property
     def _folder(self) -> Path:
@@ -89,17 +90,13 @@ class StageTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As in the Trainer; also checks the loss and updates the metrics.
-
-        Raises:
-            AlignGPTError: the loss is NaN or infinite; the samples are then named in `stopped.json`.
-        """
+        """As in the Trainer; also updates the metrics and notes a loss that is NaN or infinite, for `agree`."""
         ids = inputs.pop("sample_ids", [])
         self.rejected.see(Rejected(*one) for one in inputs.pop("rejected", []))
         inputs = self._with_kept_features(inputs)
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
-            self._stop(f"the loss is {loss.item()}", ids)
+            self._bad_losses.append((loss.item(), ids))
         with torch.no_grad():
             self.metrics.update(inputs, output)
         return (loss, output) if return_outputs else loss
@@ -110,14 +107,19 @@ class StageTrainer(Trainer):
         return float(add_up(shared, self.args.device))
 
     def agree(self) -> None:
-        """Synchronise the processes after a step: the training time and the rejected samples.
+        """Synchronise the processes after a step: the training time, the rejected samples, and losses not finite.
 
         Raises:
+            AlignGPTError: a loss was NaN or infinite; in all processes, and before anything of the step is saved. The
+                samples are then named in `stopped.json`.
             TooManyRejects: in all processes.
         """
-        shared = torch.tensor([self.clock.share(), self.rejected.pending], dtype=torch.float64)
-        seconds, pending = add_up(shared, self.args.device).tolist()
+        shared = torch.tensor([self.clock.share(), self.rejected.pending, len(self._bad_losses)], dtype=torch.float64)
+        seconds, pending, bad = add_up(shared, self.args.device).tolist()
         self.clock.agreed = seconds
+        if bad:
+            found = gather(self._bad_losses)
+            self._stop(f"the loss is {found[0][0]}", [id for _, ids in found for id in ids], self.state.global_step - 1)
         if pending:
             self.rejected.settle()
 
@@ -139,14 +141,17 @@ class StageTrainer(Trainer):
             logs |= self.metrics.compute()
             self._without_gradient = self._without_gradient + 1 if logs.get("grad_norm") == 0 else 0
             if self._without_gradient == LOGS_WITHOUT_GRADIENT:
-                self._stop(f"all gradients were zero {LOGS_WITHOUT_GRADIENT} times in a row", [])
+                self._stop(
+                    f"all gradients were zero {LOGS_WITHOUT_GRADIENT} times in a row", [], self.state.global_step
+                )
         super().log(logs, *args, **kwargs)
 
-    def _stop(self, what: str, ids: list[str]) -> None:
-        step = self.state.global_step
+    def _stop(self, what: str, ids: list[str], step: int) -> None:
+        """End training in this process; all processes must call it, and the main one writes the file."""
         path = self._folder.parent / STOPPED_FILE
-        with atomic_write(path) as file:
-            json.dump({"step": step, "what": what, "samples": ids}, file, indent=2)
+        if is_main_process():
+            with atomic_write(path) as file:
+                json.dump({"step": step, "what": what, "samples": ids}, file, indent=2)
         raise AlignGPTError(
             f"{what} after step {step}; the samples are listed in {path}. Lower the learning rate or check the data, "
             "then run the same command again"
@@ -180,6 +185,7 @@ class StageTrainer(Trainer):
             self.args.seed,
             shares_of(dataset.samples, dataset.rows, [source.weight for source in self.stage.sources]),
             grouped=self.stage.group_by_length,
+            shuffled=self.stage.shuffle,
             processes=self.args.world_size,
             blocks=Blocks.of(columns_of(dataset.samples), dataset.rows),
         )

@@ -167,13 +167,12 @@ def save_pretrained_parts(tensors: Mapping[str, torch.Tensor], folder: Path) -> 
         file.write(save(exact, metadata={"format": "pt"}))
 
 
-def load_pretrained_parts(model: AlignGPTForConditionalGeneration, folder: Path) -> None:
-    """Load projector and level table from the file that `save_pretrained_parts` wrote.
+def load_pretrained_parts(model: AlignGPTForConditionalGeneration, path: Path) -> None:
+    """Load projector and level table from a file that `save_pretrained_parts` wrote.
 
     Raises:
         AlignGPTError: the file is missing, or its tensors do not fit this model.
     """
-    path = folder / PRETRAINED_FILE
     if not path.is_file():
         raise AlignGPTError(
             f"there is no {path}, which pre-training writes; run `aligngpt train` with `--stage pretrain` first"

@@ -9,10 +9,10 @@ from aligngpt.model.packing import NAME as PACKED_ATTENTION
 from aligngpt.model.packing import PROBE, can_pack, computes_as_alone, shortest_window
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
-from aligngpt.training.setup.freezing import load_pretrained_parts
+from aligngpt.training.setup.freezing import PRETRAINED_FILE, load_pretrained_parts
 from aligngpt.training.setup.lora import add_lora
 from aligngpt.training.setup.quantization import quantize_language_model
-from aligngpt.training.stage import stage_folder
+from aligngpt.training.stage import pretrained_file, stage_folder
 
 
 def load_model(
@@ -39,9 +39,11 @@ def load_model(
     )
     if attention is not None:
         _set_attention(model, attention)
-    if weights and name == "instruct" and recipe.pretrain is not None:
-        load_pretrained_parts(model, stage_folder(recipe, "pretrain"))
     stage = recipe.stage(name)
+    if weights and stage is not None and stage.pretrained is not None:
+        load_pretrained_parts(model, pretrained_file(stage.pretrained))
+    elif weights and name == "instruct" and recipe.pretrain is not None:
+        load_pretrained_parts(model, stage_folder(recipe, "pretrain") / PRETRAINED_FILE)
     if stage is not None and stage.lora is not None:
         if stage.lora.bits is not None and bits_in is not None:
             quantize_language_model(model, resolve_device(), bits_in)

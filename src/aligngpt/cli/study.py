@@ -1,0 +1,92 @@
+"""`aligngpt study`: many small runs that show whether levels help, and what came out."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from aligngpt.cli.options import must_exist
+
+
+class PlanByDefault(TyperGroup):
+    """A group whose first argument is a command or, otherwise, the plan of the command `run`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=PlanByDefault,
+    no_args_is_help=True,
+    help="Find out whether levels help: run the arms of a plan with several seeds, and analyse them. "
+    "`aligngpt study PLAN.yaml` is `aligngpt study run PLAN.yaml`.",
+)
+
+
+@app.command()
+def run(
+    plan: Annotated[Path, typer.Argument(help="YAML file: data, model, both stages, and the grid of arms and seeds.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that run at once, with one thread each.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
+) -> None:
+    """Do every run of a plan that is not done yet.
+
+    The same command resumes an interrupted study.
+    """
+    must_exist(plan, "the plan")
+    from aligngpt.study.plan import load_plan
+
+    read = load_plan(plan)
+    if dry_run:
+        runs = read.runs()
+        print("\n".join(one.id for one in runs))
+        print(f"{len(runs)} runs after {len({one.pretraining_id for one in runs})} pre-trainings")
+        return
+
+    from aligngpt.study.driving import run_study
+
+    print(f"results: {run_study(read, workers=workers)}")
+    print(f"next: aligngpt study report {plan}")
+
+
+@app.command()
+def report(
+    plan: Annotated[Path, typer.Argument(help="The plan of the study.")],
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Results: a folder of result files, or one file of all.", show_default="those in the plan's output"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page `findings.md`.", show_default="the plan's output")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Say that the study is too small to conclude.")] = False,
+) -> None:
+    """Write a page with tables and figures from the results of a study; no model is needed.
+
+    Of a page that exists, only the part between its two marker lines is replaced.
+    """
+    must_exist(plan, "the plan")
+    if results is not None:
+        must_exist(results, "the results")
+    from aligngpt.study.plan import load_plan
+
+    read = load_plan(plan)
+
+    from aligngpt.study.analysis.analysing import analyse
+    from aligngpt.study.analysis.contrasts import PRIMARY
+    from aligngpt.study.driving import collect
+    from aligngpt.study.page import write_findings
+
+    folder = Path(read.output)
+    analysis = analyse(
+        collect(read, folder) if results is None else results,
+        pairs=read.primary or PRIMARY,
+        planned=read.runs(),
+        quick=quick,
+    )
+    print(f"page: {write_findings(analysis, out or folder)}")

@@ -1,0 +1,68 @@
+"""`aligngpt train`: the two stages of a recipe."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from aligngpt.cli.options import PROBLEMS_FOUND
+from aligngpt.errors import AlignGPTError
+from aligngpt.hub_names import local_or_hub
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file: model, stages, output.")],
+    stage: Annotated[
+        Literal["pretrain", "instruct", "all"], typer.Option(help="Stage to run; finished stages are skipped.")
+    ] = "all",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a recipe value, as in instruct.epochs=2; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only check the data files and print the trained parameters, the amount of data, the memory and the "
+            "time needed; exit code 3 if training would be refused.",
+        ),
+    ] = False,
+) -> None:
+    """Train a model in two stages: pre-training on captions with levels, then instruction tuning.
+
+    The same command resumes an interrupted run.
+    """
+    from aligngpt.training.recipe import STAGES, load_recipe
+
+    # The recipe is checked before anything that takes long to import.
+    read = load_recipe(recipe, settings or [])
+    local_or_hub(read.model.vision_tower, "the vision tower", AlignGPTError)
+    local_or_hub(read.model.language_model, "the language model", AlignGPTError)
+
+    from aligngpt.training.distributed.processes import is_main_process
+    from aligngpt.training.dry_run import plan
+    from aligngpt.training.run import RECIPE_FILE, train
+    from aligngpt.training.stage import model_folder
+
+    stages = STAGES if stage == "all" else (stage,)
+    if dry_run:
+        plans = plan(read, stages)
+        print("\n\n".join(one.text() for one in plans))
+        if any(one.problems for one in plans):
+            raise typer.Exit(PROBLEMS_FOUND)
+        return
+    results = train(read, stages)
+    if not is_main_process():
+        return
+    for result in results:
+        print(f"{result.stage}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
+    model = model_folder(read)
+    if results[-1].stage == "instruct":
+        print(
+            f"model: {model}\n"
+            f'ask: aligngpt ask {model} IMAGE "QUESTION" --show-alignment\n'
+            f"measure: aligngpt evaluate {model} QUESTIONS.json --out {Path(read.output) / 'evaluation' / 'test'}\n"
+            f"then: aligngpt report {read.output}"
+        )
+    elif read.instruct is not None:
+        print(f"next: aligngpt train {Path(read.output) / RECIPE_FILE} --stage instruct")

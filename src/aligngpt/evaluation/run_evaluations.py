@@ -1,0 +1,244 @@
+"""The evaluations below a run folder: their accuracies, the differences between them, and their answers."""
+
+import json
+import os
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from aligngpt.evaluation.results import (
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    EvaluationResult,
+    Prediction,
+    Tally,
+    pictures_of,
+    read_predictions,
+)
+from aligngpt.reports.sections import AccuracyRow, AnswerExample, DifferenceRow
+from aligngpt.reports.statistics import difference_interval
+
+OWN = "AlignGPT"
+PHOTOGRAPHS = "photographs"
+ANSWERS_OF_EACH = 12
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """One evaluation of a run.
+
+    Attributes:
+        name: its folder below `evaluation` in the run, or below the run; `evaluation` for that folder itself.
+        folder: contains `results.json` and `predictions.jsonl`.
+        result: its results.
+        image_root: folder of its images; None if that no longer exists.
+    """
+
+    name: str
+    folder: Path
+    result: EvaluationResult
+    image_root: Path | None
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether the questions were shown other questions' images."""
+        return self.name == "shuffled" if self.result.asked is None else self.result.asked.shuffled
+
+    @property
+    def title(self) -> str:
+        """Its name on the page if it is not the main evaluation."""
+        if self.shuffled:
+            return f"{OWN}, images shuffled"
+        return f"{OWN}, {self.name}"
+
+    @cached_property
+    def predictions(self) -> dict[int, Prediction]:
+        """Its predictions, by record."""
+        return read_predictions(self.folder / PREDICTIONS_FILE)
+
+
+def find_evaluations(run: Path) -> tuple[list[RunEvaluation], list[str]]:
+    """Find all evaluations below a run folder.
+
+    Returns:
+        The evaluations, the main one first (`test`, if there is one) and photographs last, and a sentence on each one
+        that cannot be shown in full.
+
+    Raises:
+        EvaluationError: results beside predictions are damaged.
+    """
+    found, notes = [], []
+    for place, folders, files in os.walk(run):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folder = Path(place)
+        name = _name(run, folder)
+        if RESULTS_FILE in files and (PREDICTIONS_FILE in files or _is_evaluation(folder / RESULTS_FILE)):
+            result = EvaluationResult.load(folder / RESULTS_FILE)
+            root = _image_root(run, name, result)
+            found.append(RunEvaluation(name, folder, result, root))
+            if root is None:
+                notes.append(_without_images(name, result))
+            if PREDICTIONS_FILE not in files:
+                notes.append(f"The evaluation {name} has no {PREDICTIONS_FILE}, so its answers are not shown.")
+        elif PREDICTIONS_FILE in files:
+            notes.append(f"The evaluation {name} is not finished; run the same `aligngpt evaluate` again to finish it.")
+    order = {"test": 0, "evaluation": 1, PHOTOGRAPHS: 4}
+    found.sort(key=lambda one: (3 if one.shuffled else order.get(one.name, 2), one.name))
+    return found, notes
+
+
+def main_evaluation(evaluations: Sequence[RunEvaluation]) -> RunEvaluation | None:
+    """The evaluation that the report is about: the first one with answers, images not shuffled."""
+    return next((one for one in evaluations if not one.shuffled and one.result.overall.total), None)
+
+
+def run_of(out: Path) -> Path | None:
+    """The run folder that an evaluation's folder lies in; None if it is in no run."""
+    parts = ("pretrain", "instruct", "model", "run.json")
+    # The working directory's own parents are not searched: they are not what the command named.
+    return next((one for one in out.parents if one != Path() and any((one / part).exists() for part in parts)), None)
+
+
+def accuracy_rows(evaluations: Sequence[RunEvaluation], baselines: dict[str, Any]) -> list[AccuracyRow]:
+    """The accuracies: the main evaluation, its kinds of question, baselines, then the others.
+
+    Args:
+        evaluations: see `find_evaluations`.
+        baselines: for each name the facts of its tally (see `Tally.facts`) and a `note`.
+    """
+    main = main_evaluation(evaluations)
+    rows: list[AccuracyRow] = []
+    others: list[AccuracyRow] = []
+    if main is not None:
+        rows.append(_row(OWN, main.result.overall, note="" if main.name in ("test", "evaluation") else main.name))
+        rows += [_row(kind, tally, part=True) for kind, tally in main.result.by_kind.items() if tally.total]
+    for one in evaluations:
+        if one is main or not one.result.overall.total:
+            continue
+        if one.shuffled:
+            elsewhere = "" if one.name == "shuffled" else f" ({one.name})"
+            note = f"each question with another question's image{elsewhere}"
+            rows.append(_row(one.title, one.result.overall, note=note, baseline=True))
+        else:
+            note = "natural images, not part of the training data" if one.name == PHOTOGRAPHS else ""
+            others.append(_row(one.title, one.result.overall, note=note))
+    for name, facts in baselines.items():
+        rows.append(_row(name, Tally.of_facts(facts), note=facts["note"], baseline=True))
+    return rows + others
+
+
+def difference_rows(evaluations: Sequence[RunEvaluation], baselines: dict[str, Any]) -> list[DifferenceRow]:
+    """The differences of the main evaluation from each baseline, on the questions that both answered.
+
+    A baseline is an evaluation with shuffled images, or one of `baselines` that lists the records it answers right in
+    `right` (and so has answered all others wrong).
+    """
+    main = main_evaluation(evaluations)
+    if main is None:
+        return []
+    rows = []
+    for one in evaluations:
+        if one.shuffled:
+            both = [
+                (own, other.correct)
+                for record, own in main.predictions.items()
+                if (other := one.predictions.get(record)) is not None and _same_question(own, other)
+            ]
+            rows += _difference(one.title, both)
+    for name, tally in baselines.items():
+        if "right" in tally:
+            right = frozenset(tally["right"])
+            rows += _difference(name, [(own, own.record in right) for own in main.predictions.values()])
+    return rows
+
+
+def answer_examples(evaluations: Sequence[RunEvaluation]) -> list[AnswerExample]:
+    """A random sample of right and wrong answers of the main evaluation, then all answers about photographs."""
+    rng = random.Random(0)
+    main = main_evaluation(evaluations)
+    examples = []
+    if main is not None and main.name != PHOTOGRAPHS:
+        for correct in (True, False):
+            members = [one for one in main.predictions.values() if one.correct is correct]
+            chosen = rng.sample(members, min(ANSWERS_OF_EACH, len(members)))
+            examples += [_example(one, main.image_root, one.kind) for one in chosen]
+    for evaluation in evaluations:
+        if evaluation.name == PHOTOGRAPHS:
+            shown: Collection[Prediction] = evaluation.predictions.values()
+            examples += [_example(one, evaluation.image_root, one.kind or PHOTOGRAPHS) for one in shown]
+    return examples
+
+
+def _row(name: str, tally: Tally, *, note: str = "", baseline: bool = False, part: bool = False) -> AccuracyRow:
+    return AccuracyRow.from_counts(
+        name,
+        tally.correct,
+        tally.total,
+        interval=tally.interval,
+        by_picture=tally.by_picture,
+        note=note,
+        baseline=baseline,
+        part=part,
+    )
+
+
+def _difference(name: str, both: Sequence[tuple[Prediction, bool]]) -> list[DifferenceRow]:
+    """One row, or none if there is no question that both answered."""
+    if not both:
+        return []
+    pictures = pictures_of([own for own, _ in both])
+    found = difference_interval([own.correct for own, _ in both], [other for _, other in both], pictures)
+    return [DifferenceRow(name, found.value, found.low, found.high, len(both), len(set(pictures)) < len(both))]
+
+
+def _same_question(first: Prediction, second: Prediction) -> bool:
+    return (first.id, first.question, first.expected) == (second.id, second.question, second.expected)
+
+
+def _example(one: Prediction, root: Path | None, kind: str | None) -> AnswerExample:
+    shown = root is not None and one.image_shown is not None
+    return AnswerExample(
+        image_path=one.image_shown if shown else None,
+        question=one.question,
+        expected=one.expected,
+        answer=one.answer,
+        correct=one.correct,
+        kind=kind,
+        image_root=str(root) if shown else None,
+    )
+
+
+def _name(run: Path, folder: Path) -> str:
+    parts = folder.relative_to(run).parts
+    if parts[:1] == ("evaluation",) and len(parts) > 1:
+        parts = parts[1:]
+    return "/".join(parts) or run.resolve().name
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether a results.json without predictions beside it is an evaluation's: other programs use the name, too."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"overall", "by_kind"} <= content.keys()
+
+
+def _image_root(run: Path, name: str, result: EvaluationResult) -> Path | None:
+    """The evaluation's own image root; the quickstart's folder in the run if that moved, or for older results."""
+    if result.asked is not None and (root := Path(result.asked.image_root)).is_dir():
+        return root
+    own = run / (PHOTOGRAPHS if name == PHOTOGRAPHS else "data")
+    return own if own.is_dir() else None
+
+
+def _without_images(name: str, result: EvaluationResult) -> str:
+    if result.asked is None:
+        return (
+            f"The images of the evaluation {name} are not shown: its results are of an older version and do not name "
+            "their image root; run the same `aligngpt evaluate` again to add it."
+        )
+    return f"The images of the evaluation {name} are not shown: its image root {result.asked.image_root} is gone."

@@ -1,0 +1,35 @@
+"""Sentences about scores that decide whether levels made from them mean anything."""
+
+from aligngpt.levels.score_tables import ScoreTable
+from aligngpt.levels.scored_pairs import ScoredPairs
+from aligngpt.scoring.separation import separation_text, separation_warning
+
+NARROW = 0.005
+"""Standard deviation of cosine similarities below which the levels hardly differ: CLIP's are some 0.03 to 0.06."""
+
+
+def remarks_on(table: ScoreTable, deviation: float | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Notes and warnings about scores; none about tables of other programs, whose scale and origin are unknown.
+
+    Args:
+        table: the scores.
+        deviation: their standard deviation; None if it is unknown.
+    """
+    if not isinstance(table, ScoredPairs):
+        return (), ()
+    manifest = table.manifest
+    notes, warnings = [], []
+    if manifest.limit is not None:
+        notes.append(
+            f"only the first {manifest.limit} records of the source were scored (--limit), so only they have levels"
+        )
+    if manifest.auc is not None:
+        notes.append(separation_text(manifest.auc))
+        if warning := separation_warning(manifest.auc, table.rows or 0):
+            warnings.append(warning)
+    if deviation is not None and deviation < NARROW:
+        warnings.append(
+            f"the scores hardly differ (standard deviation {deviation:.2g}), so neighbouring levels mean almost the "
+            "same; check that the model fits these images and captions"
+        )
+    return tuple(notes), tuple(warnings)

@@ -1,0 +1,45 @@
+"""What a run is measured by: the likelihood of right answers, the share of right answers, and calibration."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from aligngpt.study.analysis.loading import Answered, Floats
+
+ECE_BINS = 10
+
+
+class Outcome(NamedTuple):
+    """An outcome.
+
+    Attributes:
+        name: as on the page.
+        unit: of differences as they are shown.
+        factor: from the values to that unit.
+        decimals: that are shown.
+        of: the value of each question, `(questions,)`, whose mean is the outcome.
+    """
+
+    name: str
+    unit: str
+    factor: float
+    decimals: int
+    of: Callable[[Answered], Floats]
+
+
+LOG_PROBABILITY = Outcome("log-probability of the right answer", "nats", 1, 3, lambda run: run.log_probability)
+ACCURACY = Outcome("accuracy", "points", 100, 2, lambda run: run.right)
+BRIER = Outcome("Brier score", "", 1, 4, lambda run: (run.confidence - run.first_right) ** 2)
+"""Of the confidence in the first token (Brier, Monthly Weather Review 78, 1950); lower is better."""
+
+
+def calibration_error(run: Answered, bins: int = ECE_BINS) -> float:
+    """The expected calibration error of the first token, 0…1; lower is better.
+
+    Σ over bins of equal width of (share of questions in it) · |mean confidence − share right| (Guo et al., "On
+    calibration of modern neural networks", ICML 2017).
+    """
+    places = np.minimum((run.confidence * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(places, run.confidence - run.first_right, bins)
+    return float(np.abs(gaps).sum() / len(places))

@@ -1,0 +1,218 @@
+"""The plan of a study: which arms, at which share of noise, with how many seeds, on which data and model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.study.arms import ARMS, Arm
+from aligngpt.training.recipe_problems import describe_problems
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PlanError(AlignGPTError):
+    """A plan cannot be read or has an invalid value; the message names the file and the field."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LanguageModelPlan(_Section):
+    """The small language model of the scenes, a Llama; see `aligngpt.study.language_model`.
+
+    Attributes:
+        hidden, layers, heads: of the network.
+        vocabulary: number of tokens.
+        scenes: number of scenes that are described and asked about; none of them is a picture of the study.
+        steps: optimiser steps.
+        batch: sequences per step.
+        length: tokens per sequence.
+        learning_rate: peak, of AdamW with a cosine schedule.
+    """
+
+    hidden: Annotated[int, Field(ge=8)] = 192
+    layers: Annotated[int, Field(ge=1)] = 4
+    heads: Annotated[int, Field(ge=1)] = 6
+    vocabulary: Annotated[int, Field(ge=300)] = 2048
+    scenes: Annotated[int, Field(ge=1)] = 60_000
+    steps: Annotated[int, Field(ge=1)] = 1500
+    batch: Annotated[int, Field(ge=1)] = 32
+    length: Annotated[int, Field(ge=8)] = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+
+
+class ScenesPlan(_Section):
+    """Generated scenes; see `aligngpt.quickstart.scenes.preparing.prepare_scenes`.
+
+    Attributes:
+        seed: of the scenes.
+        source: `npm` or `pypi`, where the drawings come from.
+        captions, encoder, train, test, shift: numbers of pictures of each split.
+        encoder_noise: share of bad captions that the dual encoder is trained on.
+        probe: number of test pictures whose right and wrong captions are compared after pre-training.
+        language_model: size and training of the language model that is made if the model names none.
+    """
+
+    seed: int = 2405
+    source: Literal["npm", "pypi"] = "npm"
+    captions: int = Field(10_000, ge=16)
+    encoder: int = Field(6_000, ge=16)
+    train: int = Field(2_000, ge=1)
+    test: int = Field(1_500, ge=1)
+    shift: int = Field(500, ge=1)
+    encoder_noise: Share = 0.3
+    probe: int = Field(400, ge=2)
+    language_model: LanguageModelPlan = LanguageModelPlan()
+
+
+class FilesPlan(_Section):
+    """Data of one's own.
+
+    Attributes:
+        captions: image–caption pairs, as for `aligngpt score`: LLaVA-format JSON.
+        scores: folder of `aligngpt score` for these pairs.
+        questions: questions with answers for instruction tuning.
+        tests: questions with answers to be tested on, by name; the first is the one that arms are compared on.
+        image_root: folder that image paths are relative to; the folder of `captions` when None.
+        probe: captions of other pictures, for which right and exchanged captions are compared; None skips it.
+    """
+
+    captions: str
+    scores: str
+    questions: str
+    tests: dict[str, str] = Field(min_length=1)
+    image_root: str | None = None
+    probe: str | None = None
+
+
+class Cell(_Section):
+    """A part of the grid: every combination of what it lists.
+
+    Attributes:
+        arms: names of arms.
+        noise: shares of bad captions in pre-training; only for scenes.
+        levels: numbers of levels N.
+        answers: numbers of answers in instruction tuning; None for all.
+        seeds: number of seeds, counted from 0.
+    """
+
+    arms: tuple[str, ...] = Field(min_length=1)
+    noise: tuple[Share, ...] = Field((0.0,), min_length=1)
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field((8,), min_length=1)
+    answers: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field((None,), min_length=1)
+    seeds: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _known_arms(self) -> "Cell":
+        if unknown := [name for name in self.arms if name not in ARMS]:
+            raise ValueError(f"there is no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
+        return self
+
+
+class Plan(_Section):
+    """A study.
+
+    Attributes:
+        output: folder of everything the study makes; its results are in `results/` there.
+        scenes: generated data; or
+        files: data of one's own.
+        model: `vision_tower` and `language_model` of a recipe's model section, and its other settings; with scenes,
+            backbones that are not named are made.
+        pretrain, instruct: settings of the two stages, as in a recipe, without data, image root and levels.
+        cells: the grid.
+        primary: pairs of arms whose difference the study is about.
+        commit: commit of the code that the grid is run with; another one is refused. None does not check.
+    """
+
+    output: str
+    scenes: ScenesPlan | None = None
+    files: FilesPlan | None = None
+    model: dict[str, Any] = Field(default_factory=dict)
+    pretrain: dict[str, Any]
+    instruct: dict[str, Any]
+    cells: tuple[Cell, ...] = Field(min_length=1)
+    primary: tuple[tuple[str, str], ...] = ()
+    commit: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_data(self) -> "Plan":
+        if (self.scenes is None) == (self.files is None):
+            raise ValueError("name scenes or files, one of the two")
+        if self.files is not None:
+            if any(cell.noise != (0.0,) for cell in self.cells):
+                raise ValueError("cells.noise: the share of bad captions can only be chosen for scenes")
+            if needing := [name for cell in self.cells for name in cell.arms if ARMS[name].needs_quality]:
+                raise ValueError(
+                    f"cells.arms: {needing[0]} needs the true quality of the captions; only scenes have it"
+                )
+        return self
+
+    def runs(self) -> list["Run"]:
+        """The runs of the grid, each once; those of the first seed come first, so that a part of a grid is balanced."""
+        return sorted(dict.fromkeys(self._all_runs()), key=lambda run: run.seed)
+
+    def _all_runs(self) -> Iterator["Run"]:
+        for cell in self.cells:
+            for name in cell.arms:
+                for noise in cell.noise:
+                    for levels in cell.levels if ARMS[name].has_levels else (2,):
+                        for answers in cell.answers:
+                            yield from (Run(name, noise, levels, answers, seed) for seed in range(cell.seeds))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the grid.
+
+    Attributes:
+        arm_name: name of the arm.
+        noise: share of bad captions in pre-training.
+        levels: N; 2 where it makes no difference.
+        answers: answers in instruction tuning; None for all.
+        seed: random seed of initialisation and order, and of levels that are dealt out.
+    """
+
+    arm_name: str
+    noise: float
+    levels: int
+    answers: int | None
+    seed: int
+
+    @property
+    def arm(self) -> Arm:
+        return ARMS[self.arm_name]
+
+    @property
+    def id(self) -> str:
+        """A name for files."""
+        answers = "all" if self.answers is None else self.answers
+        return f"{self.arm_name}-noise{round(100 * self.noise)}-levels{self.levels}-answers{answers}-seed{self.seed}"
+
+    @property
+    def pretraining_id(self) -> str:
+        """A name for the pre-training of this run; runs of the same name share it."""
+        return f"{self.arm.pretraining}-noise{round(100 * self.noise)}-levels{self.levels}-seed{self.seed}"
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        PlanError: the file cannot be read, a field is unknown or missing, or a value is invalid.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PlanError(f"the plan {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise PlanError(f"{path} is not a plan: expected a YAML mapping with output, cells, pretrain and instruct")
+    try:
+        return Plan.model_validate(content)
+    except ValidationError as error:
+        raise PlanError(f"{path}: {describe_problems(error, Plan)}") from error

@@ -1,0 +1,73 @@
+"""What is kept of a run: predictions with probabilities, losses and gate weights, a few kilobytes per run.
+
+A run's file is a Parquet file of one row with lists in it. All runs of a study are one such file of many rows, which
+is all that the analysis reads.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aligngpt.files import atomic_write
+from aligngpt.study.pairs import StudyError
+
+Value = str | int | float | bool | None | np.ndarray | Sequence[Any]
+
+
+def write_row(path: Path, row: Mapping[str, Value]) -> None:
+    """Write the results of one run, atomically.
+
+    Args:
+        path: of the file.
+        row: values by name; arrays are flattened, their shapes must be known to the reader.
+    """
+    columns = {name: pa.array([_plain(value)], type=_type(value)) for name, value in row.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "wb") as file:
+        pq.write_table(pa.table(columns), file, compression="zstd")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The runs in a file, or in all files of a folder, in the order of their names; lists become arrays.
+
+    Raises:
+        StudyError: there are no results, or a file cannot be read.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise StudyError(f"there are no results in {path}; run the study first")
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            table = pq.read_table(file)
+        except (OSError, pa.ArrowException) as error:
+            raise StudyError(f"{file} cannot be read ({error}); remove it and run the study again") from error
+        for row in table.to_batches():
+            for place in range(len(row)):
+                rows.append({name: _value(row.column(name)[place]) for name in row.schema.names})
+    return rows
+
+
+def merge_files(files: Sequence[Path], out: Path) -> None:
+    """Write the rows of all files into one, atomically; columns that a file lacks are null there."""
+    table = pa.concat_tables([pq.read_table(file) for file in files], promote_options="default")
+    with atomic_write(out, "wb") as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def _plain(value: Value) -> Any:
+    return value.ravel() if isinstance(value, np.ndarray) else value
+
+
+def _type(value: Value) -> pa.DataType | None:
+    return pa.list_(pa.from_numpy_dtype(value.dtype)) if isinstance(value, np.ndarray) else None
+
+
+def _value(scalar: Any) -> Any:
+    if isinstance(scalar, pa.ListScalar) and scalar.is_valid and not pa.types.is_string(scalar.type.value_type):
+        return scalar.values.to_numpy(zero_copy_only=False)
+    return scalar.as_py()

@@ -1,0 +1,88 @@
+"""One run after another: arms differ where they should and nowhere else, and a run that was done is not done again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from aligngpt.study.arms import ARMS
+from aligngpt.study.data import StudyData
+from aligngpt.study.plan import Plan, Run
+from aligngpt.study.results import read_rows
+from aligngpt.study.running import Runner
+
+pytestmark = pytest.mark.medium
+
+
+@pytest.fixture
+def runner(plan_of: Callable[..., Plan], study_data: StudyData, tmp_path: Path) -> Runner:
+    plan = plan_of({"arms": list(ARMS), "levels": [2], "seeds": 1})
+    return Runner(plan, study_data, tmp_path / "study", "code")
+
+
+def run_of(arm: str, **changes: object) -> Run:
+    return Run(**{"arm_name": arm, "noise": 0.0, "levels": 2, "answers": None, "seed": 0, **changes})
+
+
+def test_every_arm_runs_and_leaves_one_small_file(runner: Runner, study_data: StudyData) -> None:
+    for run in runner.plan.runs():
+        runner.do(run)
+    rows = {row["run"]: row for row in read_rows(runner.folder / "results")}
+    for run in runner.plan.runs():
+        path = runner.result_path(run.id)
+        assert path.stat().st_size < 100_000
+        row = rows[run.id]
+        assert (row["arm"], row["seed"], row["steps"]) == (run.arm_name, 0, 4)
+        assert len(row["test_log_probability"]) == 24 and np.isfinite(row["test_log_probability"]).all()
+        assert (row.get("gate_by_kind") is not None) == (run.arm.alignment in ("adaptive", "local"))
+    # All modes of instruction tuning went on from one pre-training; each other way of pre-training has its own.
+    pretrainings = [path for path in (runner.folder / "results").iterdir() if not path.stem.startswith(tuple(ARMS))]
+    assert {path.stem for path in pretrainings} >= {"plain-noise0-levels2-seed0", "levels-scores-noise0-levels2-seed0"}
+    assert len({run.pretraining_id for run in runner.plan.runs()}) == len(
+        {path.stem for path in (runner.folder / "results").iterdir()} - {run.id for run in runner.plan.runs()}
+    )
+    # What an arm does to pre-training shows in what it is measured by afterwards.
+    answers = {run.arm_name: rows[run.id]["test_log_probability"] for run in runner.plan.runs()}
+    for one in answers:
+        for other in answers:
+            assert one == other or not np.array_equal(answers[one], answers[other]), (one, other)
+    assert [path.name for path in (runner.folder / "work").glob("*-answers*-seed0")] == []
+
+
+def test_a_run_is_repeated_exactly(runner: Runner, tmp_path: Path) -> None:
+    again = Runner(runner.plan, runner.data, tmp_path / "again", "code")
+    for one in (runner, again):
+        one.do(run_of("adaptive"))
+    first, second = (read_rows(one.result_path(run_of("adaptive").id))[0] for one in (runner, again))
+    for name in ("test_log_probability", "test_right", "test_confidence"):
+        assert np.array_equal(first[name], second[name]), name
+    assert first["gate_by_kind"] == second["gate_by_kind"]
+
+
+def test_a_run_that_is_done_is_left_alone(runner: Runner) -> None:
+    runner.do(run_of("none"))
+    before = {path: path.stat().st_mtime_ns for path in (runner.folder / "results").iterdir()}
+    runner.do(run_of("none"))
+    assert {path: path.stat().st_mtime_ns for path in (runner.folder / "results").iterdir()} == before
+
+
+def test_the_fresh_table_is_another_and_all_else_is_not(runner: Runner) -> None:
+    run = run_of("fresh-table")
+    pretrained = runner._pretrain(run)
+    fresh = load_file(runner._starting_point(run, pretrained))
+    kept = load_file(pretrained)
+    assert fresh.keys() == kept.keys()
+    assert [name for name in kept if not fresh[name].equal(kept[name])] == ["model.alignment.levels"]
+
+
+def test_fewer_answers_are_a_part_of_more(runner: Runner) -> None:
+    from aligngpt.data.sources.json import read_records
+
+    (runner.folder / "work").mkdir(parents=True)
+    ids = [
+        {record["id"] for _, record in read_records(runner._answers(run_of("none", answers=answers)))}
+        for answers in (5, 10)
+    ]
+    assert len(ids[0]) == 5 and len(ids[1]) == 10 and ids[0] < ids[1]

@@ -1,0 +1,112 @@
+"""Data files that training would refuse are named before anything is loaded, with what to do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aligngpt.data.rejects import Rejects, TooManyRejects
+from aligngpt.training.feed.datasets import training_samples
+from aligngpt.training.feed.source_checks import source_problems, swapped_warning
+from aligngpt.training.recipe import STAGES, Recipe
+
+TinyRecipe = Callable[..., Recipe]
+
+
+def without_levels(path: Path, *, of_first: int | None = None) -> Path:
+    """Remove the levels of a file's records, or of its first ones."""
+    records = json.loads(path.read_text())
+    for record in records[:of_first]:
+        record.pop("similarity", None)
+    path.write_text(json.dumps(records))
+    return path
+
+
+def with_levels(path: Path) -> None:
+    path.write_text(json.dumps([record | {"similarity": 1} for record in json.loads(path.read_text())]))
+
+
+def swapped(data: Path) -> dict[str, Any]:
+    return {"pretrain__data": str(data / "questions.json"), "instruct__data": str(data / "captions.json")}
+
+
+def test_good_data_have_no_problem(tiny_recipe: TinyRecipe) -> None:
+    assert source_problems(tiny_recipe(), STAGES) == []
+    assert swapped_warning(tiny_recipe()) is None
+
+
+def test_captions_without_levels_are_told_with_the_commands_that_add_them(tiny_recipe: TinyRecipe, data: Path) -> None:
+    path = without_levels(data / "captions.json")
+    (problem,) = source_problems(tiny_recipe(), STAGES)
+    assert problem == (
+        f"{path} (pretrain.data) has no levels: run `aligngpt score {path} --out SCORES …`, then `aligngpt levels "
+        f"SCORES --source {path} --out {data / 'captions-levels.json'}`, and name that file in pretrain.data"
+    )
+    assert source_problems(tiny_recipe(), ["instruct"]) == []
+    assert source_problems(tiny_recipe(model__alignment="none"), STAGES) == []
+
+
+def test_one_level_far_behind_is_enough_here(tiny_recipe: TinyRecipe, data: Path) -> None:
+    without_levels(data / "captions.json", of_first=11)
+    assert source_problems(tiny_recipe(), STAGES) == []
+
+
+def test_the_source_without_levels_is_named_among_several(tiny_recipe: TinyRecipe, data: Path) -> None:
+    (data / "more.json").write_text((data / "captions.json").read_text())
+    without_levels(data / "more.json")
+    sources = [{"data": str(data / name)} for name in ("captions.json", "more.json")]
+    (problem,) = source_problems(tiny_recipe(pretrain__data=sources), STAGES)
+    assert problem.startswith(f"{data / 'more.json'} (pretrain.data) has no levels: ")
+
+
+@pytest.mark.parametrize("levels", ["of captions", "none"])
+def test_swapped_files_are_called_so(tiny_recipe: TinyRecipe, data: Path, levels: str) -> None:
+    if levels == "none":
+        without_levels(data / "captions.json")
+    (problem,) = source_problems(tiny_recipe(**swapped(data)), STAGES)
+    assert "look swapped" in problem and "exchange them in the recipe" in problem
+    assert str(data / "questions.json") in problem and str(data / "captions.json") in problem
+
+
+def test_questions_for_pretraining_alone_are_told_from_captions(tiny_recipe: TinyRecipe, data: Path) -> None:
+    recipe = tiny_recipe(pretrain__data=str(data / "questions.json"), instruct=None)
+    (problem,) = source_problems(recipe, STAGES)
+    assert "has no levels and looks like questions, not captions: run" in problem
+
+
+def test_swapped_files_that_are_valid_are_warned_of(tiny_recipe: TinyRecipe, data: Path) -> None:
+    with_levels(data / "questions.json")
+    recipe = tiny_recipe(**swapped(data))
+    assert source_problems(recipe, STAGES) == []
+    assert "if they are swapped" in (swapped_warning(recipe) or "")
+    assert swapped_warning(tiny_recipe()) is None
+    assert swapped_warning(tiny_recipe(instruct__data="nowhere.json")) is None
+
+
+def test_missing_files_and_image_roots_of_both_stages_are_named(tiny_recipe: TinyRecipe, data: Path) -> None:
+    recipe = tiny_recipe(
+        pretrain__data=str(data / "caption.json"),
+        instruct__image_root="no-images",
+        instruct__validation={"data": str(data / "none.json")},
+    )
+    problems = source_problems(recipe, STAGES)
+    assert [problem.split(":")[0] for problem in problems] == [
+        "pretrain.data",
+        "instruct.data",
+        "instruct.validation.data",
+    ]
+    assert f"caption.json does not exist; did you mean {data / 'captions.json'}" in problems[0]
+    assert problems[1].endswith("the image root no-images is not a folder")
+
+
+def test_too_few_levels_do_not_send_the_reader_to_the_image_root(
+    tiny_recipe: TinyRecipe, data: Path, tmp_path: Path
+) -> None:
+    without_levels(data / "captions.json", of_first=11)
+    rejects = Rejects(tmp_path / "rejects.jsonl")
+    with pytest.raises(TooManyRejects, match=r"11 records of pretrain\.data have an image but no level") as caught:
+        training_samples(tiny_recipe(), "pretrain", rejects)
+    assert "aligngpt levels" in str(caught.value) and "rejects.jsonl" in str(caught.value)
+    assert "image root" not in str(caught.value)
