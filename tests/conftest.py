@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import pytest
 
 # Tiny random backbones, models and scorers, for whoever needs some.
-pytest_plugins = ["tiny_models", "tiny_scorers", "tiny_recipes", "scored_sources", "full_size"]
+pytest_plugins = ["tiny_models", "tiny_scorers", "tiny_recipes", "tiny_material", "scored_sources", "full_size"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,8 @@ def quiet_libraries() -> None:
     """Silence the libraries' progress bars and warnings; call once, before a command runs and torch is imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Some libraries draw bars of their own, past the settings below.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     if is_busy():
         # Threads that spin while waiting for each other take the CPU from the thread they wait for: beside four busy
         # processes a step is then several times slower. On a quiet machine spinning is faster. Read when torch is

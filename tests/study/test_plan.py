@@ -63,6 +63,18 @@ def test_arms_that_differ_only_in_instruction_tuning_share_their_pretraining(pla
     assert len({runs[name].pretraining_id for name in others} | shared) == len(others) + 1
 
 
+def test_the_quick_study_is_a_part_with_a_folder_of_its_own(plan_of: Callable) -> None:
+    plan = plan_of(cells=[{"arms": ["none", "filter"], "noise": [0.0, 0.6], "seeds": 10}])
+    quick = plan.quick()
+    assert quick.output == "runs/study-quick"
+    assert {(run.arm_name, run.noise, run.answers) for run in quick.runs()} == {
+        ("none", 0.6, 1500),
+        ("adaptive", 0.6, 1500),
+        ("placebo", 0.6, 1500),
+    }
+    assert len(quick.runs()) == 12
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -23,6 +23,8 @@ from aligngpt.model.assembling import assemble
 from aligngpt.training import run as module
 from aligngpt.training import stage as identity
 from aligngpt.training.loop import trainer as trainer_module
+from aligngpt.training.loop.callback import StageCallback
+from aligngpt.training.loop.trainer import StageTrainer
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import part_of
@@ -491,3 +493,31 @@ def test_a_process_trains_on_one_gpu_and_says_how_several_are_used(capsys: pytes
     assert "torchrun --nproc_per_node 4" in capsys.readouterr().err
     module.one_device(arguments)
     assert not capsys.readouterr().err
+
+
+def test_workers_that_end_one_after_another_are_one_error(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises from its SIGCHLD handler for every worker that dies, also while the first error is handled."""
+
+    def raise_for_child(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 2) is killed by signal: Killed.")
+
+    def train_until_killed(*_: object, **__: object) -> None:
+        signal.signal(signal.SIGCHLD, raise_for_child)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    close = StageCallback.close
+
+    def close_while_another_ends(self: StageCallback, error: BaseException | None = None) -> None:
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        close(self, error)
+
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(StageTrainer, "train", train_until_killed)
+    monkeypatch.setattr(StageCallback, "close", close_while_another_ends)
+    try:
+        with pytest.raises(AlignGPTError, match=r"a worker process that reads images died .*pid 1"):
+            train(tiny_recipe(), ["pretrain"])
+    finally:
+        signal.signal(signal.SIGCHLD, before)

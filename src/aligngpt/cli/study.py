@@ -8,6 +8,13 @@ from typer.core import TyperGroup
 
 from aligngpt.cli.options import must_exist
 
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick", help="Three arms, four seeds, the highest share of bad captions: a try, too small to conclude from."
+    ),
+]
+
 
 class PlanByDefault(TyperGroup):
     """A group whose first argument is a command or, otherwise, the plan of the command `run`."""
@@ -30,6 +37,7 @@ app = typer.Typer(
 def run(
     plan: Annotated[Path, typer.Argument(help="YAML file: data, model, both stages, and the grid of arms and seeds.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that run at once, with one thread each.")] = 2,
+    quick: Quick = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
 ) -> None:
     """Do every run of a plan that is not done yet.
@@ -40,6 +48,7 @@ def run(
     from aligngpt.study.plan import load_plan
 
     read = load_plan(plan)
+    read = read.quick() if quick else read
     if dry_run:
         runs = read.runs()
         print("\n".join(one.id for one in runs))
@@ -49,7 +58,7 @@ def run(
     from aligngpt.study.driving import run_study
 
     print(f"results: {run_study(read, workers=workers)}")
-    print(f"next: aligngpt study report {plan}")
+    print(f"next: aligngpt study report {plan}{' --quick' if quick else ''}")
 
 
 @app.command()
@@ -64,7 +73,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the page `findings.md`.", show_default="the plan's output")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Say that the study is too small to conclude.")] = False,
+    quick: Quick = False,
 ) -> None:
     """Write a page with tables and figures from the results of a study; no model is needed.
 
@@ -76,6 +85,7 @@ def report(
     from aligngpt.study.plan import load_plan
 
     read = load_plan(plan)
+    read = read.quick() if quick else read
 
     from aligngpt.study.analysis.analysing import analyse
     from aligngpt.study.analysis.contrasts import PRIMARY

@@ -24,6 +24,7 @@ from aligngpt.quickstart.scenes.scene import Scene, SceneRules
 from aligngpt.study.plan import LanguageModelPlan
 
 BEGIN, END = "<|begin|>", "<|end|>"
+STEPS_BETWEEN_CHECKPOINTS = 100
 BAD_SHARE = 0.3
 """Share of the descriptions without a question that are of the bad kinds: the language model knows these too."""
 
@@ -130,7 +131,7 @@ def _train(
             schedule.step()
             optimizer.zero_grad()
             meter.advance(remark=f"loss {loss.item():.3f}")
-            if (step + 1) % 200 == 0:
+            if (step + 1) % STEPS_BETWEEN_CHECKPOINTS == 0:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 with atomic_write(checkpoint, "wb") as file:
                     torch.save(state | {"schedule": schedule.state_dict()}, file)

@@ -14,6 +14,11 @@ from aligngpt.training.recipe_problems import describe_problems
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+QUICK_ARMS = ("none", "adaptive", "placebo")
+QUICK_SEEDS = 4
+QUICK_ANSWERS = 1500
+"""Answers in instruction tuning of the quick study, on scenes."""
+
 
 class PlanError(AlignGPTError):
     """A plan cannot be read or has an invalid value; the message names the file and the field."""
@@ -152,6 +157,13 @@ class Plan(_Section):
                     f"cells.arms: {needing[0]} needs the true quality of the captions; only scenes have it"
                 )
         return self
+
+    def quick(self) -> "Plan":
+        """A small part of the study, in an output folder of its own: enough to see it work, too little to conclude."""
+        noise = max(share for cell in self.cells for share in cell.noise)
+        answers = QUICK_ANSWERS if self.scenes is not None else None
+        cell = Cell(arms=QUICK_ARMS, noise=(noise,), levels=(8,), answers=(answers,), seeds=QUICK_SEEDS)
+        return self.model_copy(update={"cells": (cell,), "output": f"{self.output}-quick"})
 
     def runs(self) -> list["Run"]:
         """The runs of the grid, each once; those of the first seed come first, so that a part of a grid is balanced."""

@@ -1,8 +1,9 @@
 """A training run: the stages of a recipe, each run once and resumed where it was interrupted."""
 
 import json
+import signal
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -301,6 +302,9 @@ def _train_from_checkpoint(trainer: StageTrainer, callback: StageCallback, folde
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except BaseException as error:
+        # torch's handler would raise again for every further worker that ends, in the middle of what follows.
+        with suppress(ValueError, AttributeError):  # Not in the main thread; not on Windows.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         callback.close(error)
         # torch raises this at any point after a worker was killed, mostly by the system because memory ran out.
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
