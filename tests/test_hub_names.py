@@ -24,7 +24,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.chdir(tmp_path)
     names: list[str] = []
 
-    def model_info(_: HfApi, name: str, *, timeout: float) -> None:
+    def model_info(_: HfApi, name: str, *, timeout: float, files_metadata: bool) -> SimpleNamespace:
         names.append(name)
         assert 0 < timeout <= 10
         if name == "owner/offline":
@@ -35,6 +35,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
             raise RepositoryNotFoundError("none", response=response)
         if name == "owner/strange":
             raise HfHubHTTPError("overloaded", response=response)
+        sizes = {"model.safetensors": 1_500_000_000, "model.bin": 1_500_000_000, "config.json": 100}
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file, size=sizes[file]) for file in sizes])
 
     monkeypatch.setattr(HfApi, "model_info", model_info)
     return names
@@ -106,3 +108,10 @@ def test_a_run_folder_is_not_its_model(tmp_path: Path, config: str) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / config).touch()
     assert f"it is a run folder; did you mean {tmp_path / 'run' / 'model'}?" in refused(str(tmp_path / "run"))
+
+
+def test_a_download_is_announced_with_its_size(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    local_or_hub("owner/known", "the model", AlignGPTError)
+    said = capsys.readouterr().err
+    assert "owner/known is not in the local cache of the Hugging Face hub" in said
+    assert "loading it downloads it (1.5 GB of weights)" in said

@@ -4,8 +4,13 @@ import difflib
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.progress import console
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NEAR_NAMES = 3
@@ -80,7 +85,7 @@ def _why_not_on_hub(name: str) -> str | None:
     if (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots").is_dir():
         return None
     try:
-        HfApi().model_info(name, timeout=_SECONDS_TO_ANSWER)
+        found = HfApi().model_info(name, timeout=_SECONDS_TO_ANSWER, files_metadata=True)
     except RepositoryNotFoundError:
         return "the Hugging Face hub has no model of this name (for a private one, log in with `hf auth login`)"
     except HFValidationError:
@@ -93,7 +98,22 @@ def _why_not_on_hub(name: str) -> str | None:
     except Exception as error:
         # The HTTP library's errors for a lost network, a proxy or a certificate have no common base with others.
         return f"the Hugging Face hub cannot be asked for it ({error})"
+    # Its download shows no progress of its own.
+    console.print(
+        f"{name} is not in the local cache of the Hugging Face hub: loading it downloads it{_size_of(found)}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return None
+
+
+def _size_of(model: "ModelInfo") -> str:
+    """The size of the weights that are downloaded, for a message; empty if the hub does not tell it."""
+    for suffix in (".safetensors", ".bin"):
+        sizes = [file.size or 0 for file in model.siblings or () if file.rfilename.endswith(suffix)]
+        if sum(sizes):
+            return f" ({sum(sizes) / 1e9:.1f} GB of weights)"
+    return ""
 
 
 def near_paths(path: Path) -> list[str]:
