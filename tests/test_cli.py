@@ -200,7 +200,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "no picture": (["ask", "model", "none.png", "what ?"], "none.png does not exist"),
     "picture is text": (
         ["ask", "model", "questions.jsonl", "what ?"],
-        "is not an image in any of the formats BMP, GIF",
+        "is not an image in any of the formats",
     ),
     "no model to ask": (["ask", "./none", "red.png", "what ?"], "Give a model folder"),
     "another kind of model": (["ask", "clip", "red.png", "what ?"], "expected an AlignGPT model"),

@@ -35,9 +35,9 @@ def test_every_problem_of_a_table_is_found(table: Path) -> None:
         (4, "v", "outside_root"),
         (5, None, "broken_line"),
     ]
-    assert (check.records, check.samples, check.images, check.broken_images) == (6, 2, 3, 1)
+    assert (check.records, check.samples, check.images, check.broken_images) == (6, 2, 4, 2)
     assert check.error is None and check.image_root == table.parent
-    assert check.not_read == {"stars": 3}
+    assert check.not_read == {"stars": 4}
     assert f"{table}: 4 of 6 records would be rejected" in check.text()
 
 
@@ -62,7 +62,7 @@ def test_a_folder_of_images_with_a_table_and_another_root_are_checked(table: Pat
     [
         ("pairs.csv", "", "is empty"),
         ("pairs.csv", "name,words\na.png,x\n", "caption"),
-        ("pairs.tsv", "image\tcaption\na.png\tx\n", "a CSV file"),
+        ("pairs.tsv", "name\twords\na.png\tx\n", "found name, words"),
     ],
 )
 def test_a_table_that_cannot_be_read_says_what_is_expected(tmp_path: Path, name: str, content: str, said: str) -> None:
@@ -71,7 +71,9 @@ def test_a_table_that_cannot_be_read_says_what_is_expected(tmp_path: Path, name:
     assert check.error is not None and said in check.error and not check.good
 
 
-def test_a_table_is_not_data_for_training(table: Path, tiny_recipe: Callable) -> None:
-    for stage in ("pretrain", "instruct"):
-        (check,) = check_for_recipe([table], tiny_recipe(), stage)
-        assert not check.good and "can be scored but not trained on; write its rows as JSON lines" in check.text()
+def test_a_table_for_pre_training_needs_levels_as_any_data(table: Path, tiny_recipe: Callable) -> None:
+    (check,) = check_for_recipe([table], tiny_recipe(), "pretrain")
+    assert [one.reason for one in check.problems if one.id == "x"] == ["no_level"]
+    table.write_text("image,caption,level\na.png,a red square,2\nb.png,another,8\n")
+    (check,) = check_for_recipe([table], tiny_recipe(), "pretrain")
+    assert check.good and check.levels == {2: 1, 8: 1}

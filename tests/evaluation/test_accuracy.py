@@ -1,9 +1,11 @@
 """Tests of evaluating a file: answers saved at once, the same results after an interruption, no mixed evaluations."""
 
+import io
 import json
 import multiprocessing
 import os
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from aligngpt.data.images.opening import open_image
 from aligngpt.data.records.sample import Sample, Turn
@@ -410,14 +413,83 @@ def test_what_is_passed_over_is_counted_by_reason(
     assert table.splitlines()[-1] == "3 records skipped: 2 missing image, 1 without an answer; rejects.jsonl lists them"
 
 
-def test_questions_in_parquet_are_refused_as_such(
-    write_questions: Questions, evaluate: Evaluate, nothing_is_answered: Callable, tmp_path: Path
+def to_parquet(questions: Path, copies: int = 1) -> Path:
+    """The questions with their images embedded, each `copies` times with a copy of its image; other names for ids."""
+    rows = []
+    for line in questions.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        content = (questions.parent / record["image"]).read_bytes()
+        for copy in range(copies):
+            rows.append(record | {"id": f"{record['id']}-{copy}", "image": {"bytes": content, "path": None}})
+    path = questions.with_suffix(".parquet")
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+    return path
+
+
+def to_tar(questions: Path) -> Path:
+    """The questions as members of a tar file, each with its image beside it."""
+    path = questions.with_suffix(".tar")
+    with tarfile.open(path, "w") as tar:
+        for number, line in enumerate(questions.read_text(encoding="utf-8").splitlines()):
+            record = json.loads(line)
+            image = (questions.parent / record.pop("image")).read_bytes()
+            for suffix, content in (("png", image), ("json", json.dumps(record).encode())):
+                member = tarfile.TarInfo(f"{number:04}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("pack", [to_parquet, to_tar])
+def test_questions_in_archives_are_answered_as_those_in_json(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list, pack: Any, tmp_path: Path
 ) -> None:
-    nothing_is_answered()
-    rows = [json.loads(line) for line in write_questions(2).read_text().splitlines()]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
-    with pytest.raises(EvaluationError, match=r"questions\.parquet is Parquet or tar, .* from JSON or JSON lines only"):
-        evaluate(tmp_path / "questions.parquet")
+    questions = write_questions(10, at_3={"answer": "none"})
+    expected = evaluate(questions, "json")
+    found = evaluate(pack(questions))
+    assert same(found, expected)
+    assert found.overall == Tally(9, 10)
+    for record, one in predictions("json").items():
+        other = predictions()[record]
+        assert (other.question, other.expected, other.answer) == (one.question, one.expected, one.answer)
+
+
+@pytest.mark.parametrize("pack", [to_parquet, to_tar])
+def test_an_evaluation_of_an_archive_is_resumed(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list, pack: Any, tmp_path: Path
+) -> None:
+    archive = pack(write_questions(10))
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    first = evaluate(archive, limit=8)
+    lines = (tmp_path / "out" / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "out" / "predictions.jsonl").write_bytes(b"".join(lines[:BATCH]))
+    (tmp_path / "out" / "results.json").unlink()
+    watching.clear()
+    assert same(evaluate(archive, limit=8), first)
+    assert len(watching) == BATCH, "one of two batches was left"
+    assert first.overall == Tally(8, 8)
+
+
+def test_copies_of_an_image_in_parquet_are_one_image(
+    write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list
+) -> None:
+    """An image that is embedded with each of its questions is never shown to another of them in its place."""
+    archive = to_parquet(write_questions(4), copies=3)
+    assert evaluate(archive, shuffle_images=True).overall == Tally(0, 12)
+    images = [predictions()[record].image for record in range(12)]
+    assert all(len(set(images[start : start + 3])) == 1 for start in range(0, 12, 3))
+    assert len(set(images)) == 4
+
+
+def test_an_archive_with_other_images_is_another_evaluation(
+    write_questions: Questions, evaluate: Evaluate, watching: list, tmp_path: Path
+) -> None:
+    questions = write_questions(4)
+    evaluate(to_parquet(questions))
+    Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "2.png")
+    with pytest.raises(EvaluationError, match="contains a different evaluation"):
+        evaluate(to_parquet(questions))
 
 
 def test_two_evaluations_never_write_into_one_folder_at_once(

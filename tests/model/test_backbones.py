@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from language_families import LANGUAGES, save_language
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, CLIPModel, SiglipModel
 
-from aligngpt.model.backbones import (
-    BackboneError,
-    grow_vocabulary,
-    load_language_model,
-    load_tokenizer,
-    load_vision_tower,
-)
+from aligngpt.model.assembling import assemble
+from aligngpt.model.backbones import BackboneError
+from aligngpt.model.language_models import body_of, load_language_model
+from aligngpt.model.vision_towers import load_vision_tower
+from aligngpt.model.vocabulary import grow_vocabulary, load_tokenizer
 
 PIXELS = torch.linspace(-2, 2, 3 * 32 * 32).reshape(1, 3, 32, 32)
 
@@ -71,18 +71,69 @@ def test_a_size_the_tower_cannot_read_is_an_error(tower_folder: Callable[[str], 
         load_vision_tower(tower_folder("clip"), image_size=48)
 
 
-@pytest.mark.parametrize(("named", "expected"), [(0, "expected 16 patches of 8 px,"), (7, "and 7 registers,")])
-def test_tokens_that_the_configuration_does_not_explain_are_an_error(
-    tower_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, named: int, expected: str
+@pytest.mark.parametrize(
+    ("named", "select_strategy", "registers"), [(0, "default", 4), (4, "default", 4), (5, "full", 5)]
+)
+def test_all_tokens_before_the_patches_are_dropped(
+    tower_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    named: int,
+    select_strategy: str,
+    registers: int,
 ) -> None:
+    """Not every tower states how many there are."""
+
     def with_another_number(config: Any) -> tuple[Any, list[str]]:
         model = transformers.AutoModel.from_config(config)
         model.config.num_register_tokens = named
         return model, []
 
-    monkeypatch.setattr("aligngpt.model.backbones._load", lambda *_, config: with_another_number(config))
-    with pytest.raises(BackboneError, match=f"dinov2_registers: 21 tokens for an image of 32 px, .*{expected}"):
-        load_vision_tower(tower_folder("dinov2_registers"))
+    monkeypatch.setattr("aligngpt.model.vision_towers.load", lambda *_, config: with_another_number(config))
+    tower = load_vision_tower(tower_folder("dinov2_registers"))
+    assert (tower.select_strategy, tower.register_tokens, tower.image_tokens) == (select_strategy, registers, 16)
+
+
+@pytest.mark.parametrize("order", ["backwards", "by column", "patches first"])
+def test_tokens_in_another_order_are_an_error(
+    tower_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    places = {
+        "backwards": [0, *range(16, 0, -1)],
+        "by column": [0, *(1 + row * 4 + column for column in range(4) for row in range(4))],
+        "patches first": [*range(1, 17), 0],
+    }
+    load_model = transformers.AutoModel.from_pretrained
+
+    def shuffled(_: Any, source: Path, dtype: torch.dtype, config: Any) -> tuple[Any, list[str]]:
+        model = load_model(source, config=config)
+        forward = model.forward
+
+        def in_another_order(pixels: torch.Tensor, **options: Any) -> Any:
+            output = forward(pixels, **options)
+            output.hidden_states = tuple(state[:, places[order]] for state in output.hidden_states)
+            return output
+
+        model.forward = in_another_order
+        return model, []
+
+    monkeypatch.setattr("aligngpt.model.vision_towers.load", shuffled)
+    with pytest.raises(
+        BackboneError, match=r"the last 16 of the 17 tokens of \w+ are not the patches in reading order"
+    ):
+        load_vision_tower(tower_folder("clip"))
+
+
+def test_preprocessing_that_needs_a_missing_package_is_read_from_its_file(
+    tower_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_vision_tower(tower_folder("siglip")).image_processor
+
+    def needs_torchvision(*_: Any, **__: Any) -> None:
+        raise ImportError("requires the Torchvision library")
+
+    monkeypatch.setattr("aligngpt.model.vision_towers.AutoImageProcessor.from_pretrained", needs_torchvision)
+    found = load_vision_tower(tower_folder("siglip")).image_processor
+    assert found.to_dict() == expected.to_dict()
 
 
 def test_a_language_model_is_no_vision_tower(language_folder: Callable[[str], Path]) -> None:
@@ -131,10 +182,47 @@ def test_a_vision_tower_is_no_language_model(tower_folder: Callable[[str], Path]
         load_language_model(tower_folder("clip"))
 
 
-def test_a_model_with_parts_besides_its_language_model_is_an_error(tmp_path: Path) -> None:
-    transformers.Gemma3Config().save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="gemma3 has components besides its language model"):
+def test_a_text_part_without_a_class_of_its_own_is_an_error(tmp_path: Path) -> None:
+    transformers.Qwen2_5_VLConfig().save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="no language model class for qwen2_5_vl_text, the text part of qwen2"):
         load_language_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text in Gemma 3", "llama4_text in Llama 4", "llama in LLaVA"])
+def test_a_language_model_is_taken_out_of_a_multimodal_one(tmp_path: Path, name: str) -> None:
+    save_language(tmp_path, LANGUAGES[name])
+    model: Any = load_language_model(tmp_path)
+    whole: Any = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
+    text = whole.model.language_model if hasattr(whole, "model") else whole.language_model.model
+    assert type(body_of(model)) is type(text)
+    expected = text.state_dict()
+    for key, tensor in body_of(model).state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+    assert torch.equal(model.get_output_embeddings().weight, whole.get_output_embeddings().weight)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_multimodal_model_without_its_output_layer_is_an_error(tmp_path: Path) -> None:
+    save_language(tmp_path, LANGUAGES["llama in LLaVA"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "lm_head" not in name}
+    assert len(kept) == len(tensors) - 1
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BackboneError, match=r"has no weights for lm_head\.weight of LlamaForCausalLM"):
+        load_language_model(tmp_path)
+
+
+def test_a_frozen_tower_stays_in_evaluation_mode(
+    tower_folder: Callable[[str], Path], language_folder: Callable
+) -> None:
+    """In training mode DINOv3 moves the positions of the patches at random."""
+    model, _ = assemble(tower_folder("clip"), language_folder("llama"))
+    model.requires_grad_(True).train()
+    assert model.model.vision_tower.training
+    model.model.vision_tower.requires_grad_(False)
+    model.train()
+    assert model.model.language_model.training
+    assert not any(module.training for module in model.model.vision_tower.modules())
 
 
 def test_embeddings_of_another_width_are_an_error(language_folder: Callable[[str], Path]) -> None:

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aligngpt.alignment.module import mean_text_embedding
-from aligngpt.model.backbones import load_vision_tower
 from aligngpt.model.foreign.checkpoint_formats import OriginalLayout, layout_of
 from aligngpt.model.foreign.conversion import convert_weights, our_shapes
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.vision_towers import load_vision_tower
 
 IGNORE_INDEX, ORIGINAL_IMAGE = -100, -200
 TOLERANCES = {"logits": 1e-4, "gate weights": 1e-5, "loss": 1e-5, "gradients": 1e-4, "features": 1e-5}

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from aligngpt.data.batches.examples import tokenize
 from aligngpt.data.images.opening import open_image
 from aligngpt.data.records.sample import parse_record
-from aligngpt.model.backbones import load_tokenizer, load_vision_tower
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES, PLAIN, VICUNA
+from aligngpt.model.vision_towers import load_vision_tower
+from aligngpt.model.vocabulary import load_tokenizer
 
 GOLDEN = Path(os.environ.get("ALIGNGPT_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 TEXT = GOLDEN / "text"

@@ -259,14 +259,5 @@ def test_the_fingerprint_covers_a_tokenizer_in_python(
     assert fingerprint(do_lower_case=True) == fingerprint(do_lower_case=True) != fingerprint(do_lower_case=False)
 
 
-def test_a_model_of_patches_of_any_number_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = small | {"vocab_size": 20, "max_position_embeddings": 12, "projection_size": 32}
-    config = transformers.Siglip2Config(text_config=text, vision_config=small | {"num_patches": 16, "patch_size": 8})
-    transformers.Siglip2Model(config).save_pretrained(tmp_path)
-    with pytest.raises(ScorerError, match=r"Siglip2Model is a NaFlex model.* use a model of a fixed resolution"):
-        load(tmp_path)
-
-
 def test_the_fingerprint_changes_with_the_precision(scorer_folder: Callable[[str], Path]) -> None:
     assert load(scorer_folder("clip"), "bfloat16").fingerprint != load(scorer_folder("clip")).fingerprint

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.study.claiming import claim_folder
 from aligngpt.study.data import StudyData
 from aligngpt.study.driving import collect, jobs_of, run_study
 from aligngpt.study.pairs import StudyError
@@ -132,6 +133,21 @@ def test_scores_of_other_captions_are_refused(plan_path: Path, data: Path) -> No
     (data / "scored.json").write_text(json.dumps(records))
     with pytest.raises(AlignGPTError, match=r"scored\.json"):
         run_study(load_plan(plan_path))
+
+
+def test_a_folder_keeps_one_study(plan_path: Path, data: Path) -> None:
+    plan = load_plan(plan_path)
+    folder = Path(plan.output)
+    claim_folder(plan, folder)
+    claim_folder(plan.model_copy(update={"cells": plan.cells[:1], "commit": "abc"}), folder)
+    with pytest.raises(StudyError, match=r"other settings \(pretrain\.learning_rate\)"):
+        claim_folder(plan.model_copy(update={"pretrain": plan.pretrain | {"learning_rate": 0.02}}), folder)
+    with pytest.raises(StudyError, match=r"other settings \(instruct\.epochs\)"):
+        run_study(plan.model_copy(update={"instruct": plan.instruct | {"epochs": 3}}))
+    questions = json.loads((data / "asked.json").read_text())
+    (data / "asked.json").write_text(json.dumps(questions[:-1]))
+    with pytest.raises(StudyError, match=r"other settings \(contents\.questions"):
+        claim_folder(plan, folder)
 
 
 def test_runs_that_share_a_pretraining_are_one_job(plan_of: Callable[..., Plan]) -> None:

@@ -80,7 +80,7 @@ def test_the_quick_study_is_a_part_with_a_folder_of_its_own(plan_of: Callable) -
     [
         ({"cells": [{"arms": ["adaptve"]}]}, "there is no arm adaptve"),
         ({"cells": [{"arms": ["none"], "noise": [1.5]}]}, r"cells\.0\.noise"),
-        ({"scenes": None}, "name scenes or files"),
+        ({"scenes": None}, "name scenes, clipart or files"),
         ({"seeds": 3}, "seeds"),
         (
             {"scenes": None, "files": {"captions": "a", "scores": "b", "questions": "c", "tests": {"t": "d"}}},

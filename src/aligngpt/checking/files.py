@@ -1,7 +1,6 @@
 """Check data before running a job: which records would be rejected and why, and what is unusual but valid."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from aligngpt.checking.notes import Notes
 from aligngpt.checking.result import FileCheck, Lengths, Problem, Repeat
-from aligngpt.checking.tables import columns_ignored, is_table, table_samples
+from aligngpt.checking.tables import columns_ignored
 from aligngpt.cpus import usable_cpus
 from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.images.opening import ImageError, check_image, open_image, resolve_image
@@ -21,7 +20,7 @@ from aligngpt.data.records.stored import Unread, archive_samples
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import read_samples
 from aligngpt.data.sources.base import SourceError
-from aligngpt.data.sources.finding import Archive, archive_at
+from aligngpt.data.sources.finding import Archive, archive_at, root_of_data
 from aligngpt.data.sources.parquet import ParquetSource
 from aligngpt.data.sources.stored_images import ArchivePictures
 from aligngpt.files import atomic_write
@@ -48,19 +47,16 @@ def check_files(
     needs_level: bool = False,
     reading: Reading | None = None,
     full: bool = False,
-    tables: bool = True,
 ) -> list[FileCheck]:
     """Check files of records and list all their problems; holds the samples of one file at a time in memory.
 
     Args:
-        paths: JSON arrays or JSON lines, as for `load_samples`; archives, as for `prepare_samples`; or tables of images
-            and captions, as for `aligngpt score`.
+        paths: files or folders of records, as for `load_samples`; or archives, as for `prepare_samples`.
         image_root: folder that image paths are relative to; each file's own folder when None.
         levels: number of levels N; if given, levels outside 1…N are rejected.
         needs_level: reject samples with an image but without a level, as in pre-training.
         reading: tokenization settings; tokens are not counted when None.
         full: decode every image instead of checking its header only.
-        tables: whether tables are accepted; training cannot read them.
 
     Raises:
         SourceError: the image root is not a folder. An unreadable file is reported in the result instead.
@@ -70,9 +66,8 @@ def check_files(
     pictures = _Pictures(full)
     checks = []
     for path in paths:
-        is_folder = path.is_dir() and is_table(path)
-        root = image_root if image_root is not None else path if is_folder else path.parent
-        checks.append(_check_file(path, root, pictures, levels, needs_level, reading, tables))
+        root = root_of_data(path, image_root)
+        checks.append(_check_file(path, root, pictures, levels, needs_level, reading))
     return checks
 
 
@@ -107,7 +102,6 @@ class _Pictures:
         self.full = full
         self._look: Callable[[Path], object] = open_image if full else check_image
         self._known: dict[Path, tuple[str, str] | None] = {}
-        self._folders: dict[Path, dict[str, list[str]]] = {}
 
     def broken(self, names: Sequence[str], root: Path) -> dict[str, tuple[str, str]]:
         """Reason and detail of each unusable image, by name."""
@@ -139,20 +133,8 @@ class _Pictures:
         try:
             self._look(path)
         except ImageError as error:
-            others = self._of_the_same_stem(path) if error.reason == "missing" else []
-            hint = f", but found {' and '.join(others)}; correct the name in the record" if others else ""
-            return error.reason, f"{error}{hint}"
+            return error.reason, str(error)
         return None
-
-    def _of_the_same_stem(self, path: Path) -> list[str]:
-        """Files in the folder of a missing one whose names differ only in extension or case."""
-        folder = path.parent
-        if folder not in self._folders:
-            stems: dict[str, list[str]] = {}
-            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
-                stems.setdefault(Path(name).stem.lower(), []).append(name)
-            self._folders[folder] = stems
-        return self._folders[folder].get(path.stem.lower(), [])[:3]
 
 
 def _check_file(
@@ -162,27 +144,14 @@ def _check_file(
     levels: int | None,
     needs_level: bool,
     reading: Reading | None,
-    tables: bool,
 ) -> FileCheck:
     found, notes, error = _Found(), Notes(), None
     samples: list[Sample] = []
     named: set[int] = set()
     stored = _Stored(set(), set(), set(), [])
     try:
-        archive = None if is_table(path) else archive_at(path)
-        if is_table(path):
-            if not tables:
-                raise SourceError(
-                    f"{path} is a table of pairs, which can be scored but not trained on; write its rows as JSON lines "
-                    'such as {"image": "a.jpg", "caption": "a red circle"} for training, or check it without --recipe'
-                )
-            for sample in track(table_samples(path, root, found), f"reading {path.name}", unit="samples"):
-                samples.append(sample)
-                if sample.id != str(sample.record):
-                    named.add(sample.record)
-            notes.not_read.update({name: len(samples) for name in columns_ignored(path)})
-        elif archive is not None:
-            root = archive.folder if root == path.parent else root
+        archive = archive_at(path)
+        if archive is not None:
             _read_archive(archive, pictures.full, samples, named, stored, found, notes)
         else:
             for sample, record in track(read_samples(path, found), f"reading {path.name}", unit="samples"):
@@ -190,6 +159,7 @@ def _check_file(
                 notes.add(record)
                 if own_id(record) is not None:
                     named.add(sample.record)
+            notes.not_read.update(dict.fromkeys(columns_ignored(path), len(samples)))
     except SourceError as caught:
         error = str(caught)
     records = len(samples) + found.count

@@ -87,7 +87,6 @@ def check_for_recipe(
             needs_level=in_levels,
             reading=Reading(processor, template, stage.max_length),
             full=full,
-            tables=False,
         )
     }
     return [checks[path] for path in paths]

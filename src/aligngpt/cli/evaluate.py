@@ -12,7 +12,9 @@ from aligngpt.hub_names import local_or_hub
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
-    questions: Annotated[Path, typer.Argument(help="Questions with answers: LLaVA-format JSON or JSON lines.")],
+    questions: Annotated[
+        Path, typer.Argument(help="Questions with answers: JSON, JSON lines, or Parquet or tar files.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for predictions and results.")],
     base: Base = None,
     image_root: Annotated[

@@ -8,14 +8,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from aligngpt.data.images.opening import ImageError, open_image, resolve_image
+from aligngpt.data.images.opening import ImageError
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.samples.reading import load_samples
-from aligngpt.data.sources.finding import archive_at
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.matching import matches, right_answers
+from aligngpt.evaluation.questions import Questions, read_questions
 from aligngpt.evaluation.results import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
@@ -50,7 +49,7 @@ def evaluate_file(
     precision: str = "auto",
     max_reject_share: float = 0.05,
 ) -> EvaluationResult:
-    """Answer the questions of a LLaVA-format file with a model; the same call resumes an interrupted evaluation.
+    """Answer the questions of a file with a model; the same call resumes an interrupted evaluation.
 
     Writes `predictions.jsonl` and `results.json` to `out`. The last turn of a record is the expected answer; the
     earlier turns are given to the model. Decoding is greedy, and `matching.matches` decides whether an answer is
@@ -58,10 +57,12 @@ def evaluate_file(
 
     Args:
         model: folder or hub name.
-        questions: JSON array or JSON lines.
+        questions: JSON array or JSON lines of LLaVA records or pairs; or Parquet or tar files, a folder of them or a
+            pattern.
         out: folder for the results.
         base: base model of an adapter folder, see `Engine.load`.
-        image_root: folder that image paths are relative to; the file's own folder when None.
+        image_root: folder that image paths are relative to; the file's own folder when None. Images stored in Parquet
+            or tar files need none.
         limit: maximum number of questions, drawn at random with `seed`.
         shuffle_images: show each question the images of another question.
         batch_size: number of questions per batch.
@@ -75,15 +76,10 @@ def evaluate_file(
         AlignGPTError: the model or the file cannot be used, `out` contains a different evaluation, or another process
             is evaluating into it.
     """
-    if archive_at(questions) is not None:
-        raise EvaluationError(
-            f"{questions} is Parquet or tar, but evaluate reads questions from JSON or JSON lines only; convert it to "
-            "JSON, with the images as files below the image root"
-        )
-    root = questions.parent if image_root is None else image_root
     # Separate from the rejects of an earlier evaluation, until the folder is known to belong to this evaluation.
     with owned_folder(out, "evaluate"), Rejects(out / "rejects.new.jsonl", max_share=max_reject_share) as rejects:
-        samples = load_samples(questions, image_root=root, rejects=rejects)
+        asked_of = read_questions(questions, image_root=image_root, rejects=rejects)
+        samples, root = asked_of.samples, asked_of.root
         # Denominator of the reject share: `rejects` covers the whole file, not only the drawn questions.
         looked_at = len(samples) + rejects.count
         if limit is not None and limit < len(samples):
@@ -91,7 +87,7 @@ def evaluate_file(
         started = time.monotonic()
         try:
             shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
-            fingerprint = _fingerprint(model, base, questions, root, samples, shown)
+            fingerprint = _fingerprint(model, base, questions, asked_of, samples, shown)
             precision = _decide_precision(out, fingerprint, precision, device)
             done = read_predictions(out / PREDICTIONS_FILE)
             open_questions = [sample for sample in samples if sample.record not in done]
@@ -105,7 +101,7 @@ def evaluate_file(
         rejects.move(out / "rejects.jsonl")
         if engine is not None:
             pairs = list(zip(samples, shown, strict=True))
-            for prediction in _answer_all(engine, pairs, done.keys(), root, out, batch_size, rejects, looked_at):
+            for prediction in _answer_all(engine, pairs, done.keys(), asked_of, out, batch_size, rejects, looked_at):
                 done[prediction.record] = prediction
         asked = AskedAbout(str(model), str(questions.resolve()), str(root.resolve()), shuffle_images)
         result = summarise(list(done.values()), time.monotonic() - started, rejects.by_reason, asked)
@@ -151,7 +147,7 @@ def _answer_all(
     engine: Engine,
     questions: Sequence[tuple[Sample, tuple[str, ...]]],
     answered: Collection[int],
-    root: Path,
+    source: Questions,
     out: Path,
     batch_size: int,
     rejects: Rejects,
@@ -182,7 +178,7 @@ def _answer_all(
             asked = [
                 (sample, shown, request)
                 for sample, shown in batch
-                if (request := _request(sample, shown, root, rejects))
+                if (request := _request(sample, shown, source, rejects))
             ]
             for sample, shown, answer in _answer(engine, asked, sampling, rejects):
                 if sample.record in before:
@@ -228,14 +224,14 @@ def _answer(
     return [(sample, shown, answer) for (sample, shown, _), answer in zip(asked, answers, strict=True)]
 
 
-def _request(sample: Sample, images: Sequence[str], root: Path, rejects: Rejects) -> Request | None:
+def _request(sample: Sample, images: Sequence[str], source: Questions, rejects: Rejects) -> Request | None:
     try:
-        pictures = tuple(open_image(resolve_image(name, root)) for name in images)
+        pictures = tuple(source.open_image(name) for name in images)
     except ImageError as error:
         rejects.add(sample.record, sample.id, error.reason, str(error))
         return None
     # With shuffled images, a question may be shown more or fewer images than its own.
-    return Request(replace(sample, images=tuple(images)).messages()[:-1], pictures)
+    return Request(sample.showing(images).messages()[:-1], pictures)
 
 
 def _decide_precision(out: Path, fingerprint: str, asked: str, device: str) -> str:
@@ -261,13 +257,16 @@ def _fingerprint(
     model: str | Path,
     base: str | Path | None,
     questions: Path,
-    root: Path,
+    source: Questions,
     samples: Sequence[Sample],
     shown: Sequence[tuple[str, ...]],
 ) -> str:
     """SHA-256 of all settings that affect the answers, except the precision."""
     loaded = [[str(source), *_weights_state(Path(source))] for source in (model, base) if source is not None]
-    digest = hashlib.sha256(json.dumps([*loaded, str(questions.resolve()), str(root.resolve())]).encode())
+    # The content of an archive's images is part of it; that of image files is not, only their names.
+    state = [] if source.state is None else [source.state]
+    place = [str(questions.resolve()), str(source.root.resolve()), *state]
+    digest = hashlib.sha256(json.dumps([*loaded, *place]).encode())
     for sample, images in zip(samples, shown, strict=True):
         digest.update(repr((sample.record, sample.turns, images, *sample.accepted)).encode())
     return digest.hexdigest()

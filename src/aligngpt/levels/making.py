@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from aligngpt.alignment.levels import AlignmentLevels, LevelMethod, level_counts
 from aligngpt.alignment.sketch import ScoreCollector
+from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.fields import ColumnNames
+from aligngpt.data.sources.finding import TABLE_SUFFIXES, find_records
+from aligngpt.data.sources.values import is_plain_json
 from aligngpt.files import sha256_of
 from aligngpt.levels.json_scores import JsonScores, starts_as
 from aligngpt.levels.remarks import remarks_on
@@ -78,7 +82,7 @@ def make_levels(
 
     Args:
         scores: see `open_scores`.
-        source: the JSON file that was scored, if `out` is to contain its records.
+        source: the source that was scored, if `out` is to contain its records: see `read_values`.
         out: `.json` or `.jsonl` for the records that have a score, with two more fields: `score`, and `similarity`, the
             level minus one (0…N-1), as in the authors' files. `.parquet` for a table of `LEVEL_FIELDS`, and of all
             columns of `scores` if that is a table.
@@ -169,7 +173,7 @@ def open_scores(path: Path, column: str | None = None, id_column: str | None = N
             return ParquetScores(path, files, name, id_column)
         raise ScoresError(f"{path} has no scores: neither a {MANIFEST} of `aligngpt score` nor Parquet files")
     start = starts_as(path)
-    if path.suffix == ".csv":
+    if path.suffix.lower() in TABLE_SUFFIXES:
         return CsvScores(path, name, id_column)
     if path.suffix == TABLE_SUFFIX:
         return ParquetScores(path, [path], name, id_column)
@@ -221,7 +225,7 @@ def _metered(what: str, table: ScoreTable, *, with_columns: bool = False) -> Ite
 
 
 def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None) -> Path | None:
-    """The JSON file whose records are written; None if no records are written.
+    """The source whose records are written; None if no records are written.
 
     Raises:
         ScoresError: `out` and `source` conflict, or the scores are not those of `source`.
@@ -240,24 +244,40 @@ def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None)
         raise ScoresError(f"the scores are a table without JSON records for {out}; write {out.stem}.parquet instead")
     if source is None:
         raise ScoresError(f"give the JSON file that was scored with --source, or write {out.stem}.parquet")
-    if starts_as(source) not in ("[", "{"):
-        raise ScoresError(f"{source} is not a JSON file, so there are no records to write; write {out.stem}.parquet")
+    if not _has_records(source):
+        raise ScoresError(
+            f"{source} is not a JSON file, and not a table with the usual columns, so there are no records to write; "
+            f"write {out.stem}.parquet"
+        )
     _check_scored(table, source)
     return source
 
 
+def _has_records(source: Path) -> bool:
+    """Whether a source has records that can be written as JSON."""
+    if is_plain_json(source):
+        return starts_as(source) in ("[", "{")
+    try:
+        return find_records(source, shard_size=1, names=ColumnNames()).kind in ("json", "csv", "files")
+    except SourceError:
+        return False
+
+
 def _check_scored(table: ScoredPairs, source: Path) -> None:
-    """Check by its content that a JSON file is the one that was scored.
+    """Check by its content that a source of records is the one that was scored.
 
     Raises:
         ScoresError: it is a different file, or has changed.
     """
-    with source.open("rb") as file:
-        if table.manifest.source["fingerprint"] != sha256_of(file):
-            raise ScoresError(
-                f"{table.folder} has the scores of a different file than {source}, or the file has changed; score it "
-                "again"
-            )
+    if is_plain_json(source):
+        with source.open("rb") as file:
+            found = sha256_of(file)
+    else:
+        found = find_records(source, shard_size=1, names=ColumnNames()).fingerprint()
+    if table.manifest.source["fingerprint"] != found:
+        raise ScoresError(
+            f"{table.folder} has the scores of a different file than {source}, or the file has changed; score it again"
+        )
 
 
 def _stamps(table: ScoreTable) -> list[tuple[int, int, int]]:

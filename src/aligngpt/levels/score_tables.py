@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from aligngpt.data.sources.csv import DELIMITERS
 from aligngpt.data.sources.fields import ID_COLUMNS
 from aligngpt.scoring.places import is_inside, same_place
 from aligngpt.scoring.score_files import ScoresError
@@ -151,7 +152,8 @@ class CsvScores(ScoreTable):
     """A score column of a CSV file with a header; all other columns are strings.
 
     Args:
-        path: the file: UTF-8, separated by commas, quoted by double quotes.
+        path: the file: UTF-8, quoted by double quotes, separated by the first of `DELIMITERS` with which the header has
+            the score column.
         column: name of the score column.
         id_column: name of the id column; the default one, if there is one, if None.
 
@@ -163,8 +165,13 @@ class CsvScores(ScoreTable):
         self.path = path
         self.id_column = id_column
         self.column = column
-        with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
-            self.names = next(csv.reader(file), [])
+        headers: dict[str, list[str]] = {}
+        for delimiter in DELIMITERS:
+            with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
+                headers[delimiter] = next(csv.reader(file, delimiter=delimiter), [])
+        fitting = (delimiter for delimiter, names in headers.items() if column in names)
+        self.delimiter = next(fitting, None) or max(headers, key=lambda delimiter: len(headers[delimiter]))
+        self.names = headers[self.delimiter]
         check_column(column, self.names, path)
         check_id_column(id_column, self.names, path)
         if len(set(self.names)) < len(self.names):
@@ -184,7 +191,7 @@ class CsvScores(ScoreTable):
         convert = pyarrow.csv.ConvertOptions(
             column_types=self.schema, include_columns=names, null_values=NO_SCORE, strings_can_be_null=False
         )
-        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        parse = pyarrow.csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
         first = 0
         with (
             _readable(self.path, self.names),

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from aligngpt.data.sources.values import is_plain_json, read_values
 from aligngpt.files import atomic_write
 from aligngpt.levels.json_scores import read_json
 from aligngpt.levels.score_tables import ScoreBatch
@@ -46,7 +47,7 @@ class _Records(LevelWriter):
     def __init__(self, file: IO[str], source: Path, *, is_array: bool) -> None:
         self._file = file
         self._source = source
-        self._records = enumerate(read_json(source))
+        self._records = enumerate(read_json(source)) if is_plain_json(source) else read_values(source)
         self._is_array = is_array
         self._any = False
 

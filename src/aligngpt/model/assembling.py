@@ -12,20 +12,16 @@ from transformers import PreTrainedModel
 
 from aligngpt.alignment.modes import AlignmentMode
 from aligngpt.alignment.module import AlignmentModule
-from aligngpt.model.backbones import (
-    BackboneError,
-    VisionTower,
-    grow_vocabulary,
-    load_language_model,
-    load_tokenizer,
-    load_vision_tower,
-)
+from aligngpt.model.backbones import BackboneError
 from aligngpt.model.configuration import AlignGPTConfig, TextPooling
+from aligngpt.model.language_models import body_of, load_language_model
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.projector import AlignGPTProjector
 from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, one_template, with_images
 from aligngpt.model.token_merging import merged_tokens
+from aligngpt.model.vision_towers import VisionTower, load_vision_tower
+from aligngpt.model.vocabulary import grow_vocabulary, load_tokenizer
 
 PUBLISHED_GATE_GRID = 24
 
@@ -53,7 +49,8 @@ def assemble(
     Args:
         vision_tower: folder or hub name of CLIP, SigLIP, DINOv2 (with or without registers) or another patch
             transformer.
-        language_model: folder or hub name of a causal language model with its tokenizer.
+        language_model: folder or hub name of a causal language model with its tokenizer; of a multimodal model, the
+            language model is taken out.
         alignment, num_levels, vision_feature_layer, gate_grid, text_pooling: see `AlignGPTConfig`; `gate_grid` is
             that of the image tokens when None, at most 24 per side.
         chat_template: a name in `NAMED_TEMPLATES` (`vicuna`, `chatml`, …), a Jinja file, or None for the tokenizer's
@@ -153,7 +150,7 @@ def _put_together(
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration(config)
     model.model.vision_tower = tower
-    model.model.language_model = language.base_model
+    model.model.language_model = body_of(language)
     model.lm_head = language.get_output_embeddings()
     if language.device.type == "meta":
         return model.to(dtype)
@@ -187,7 +184,9 @@ def _check_language(model: AlignGPTForConditionalGeneration, language: PreTraine
             found = model(input_ids=ids, use_cache=False).logits
     # Unsupported language models may raise anything here.
     except Exception as error:
-        raise BackboneError(f"{source}: {kind} cannot be run on embeddings: {error}") from error
+        raise BackboneError(
+            f"{source}: {kind} cannot be run on embeddings ({error}); this kind of language model is not supported"
+        ) from error
     words = torch.ones(expected.shape[-1], dtype=torch.bool)
     words[model.config.placeholder_ids] = False
     if not _alike(found[..., words], expected[..., words]):

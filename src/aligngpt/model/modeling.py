@@ -24,6 +24,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from aligngpt.alignment.module import AlignmentModule, AlignmentOutput, mean_text_embedding
+from aligngpt.model.backbones import network_class
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.generation import AlignGPTGenerationMixin
 from aligngpt.model.loss import ROWS_AT_ONCE, linear_cross_entropy
@@ -97,6 +98,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
     config: AlignGPTConfig
 
     def __init__(self, config: AlignGPTConfig) -> None:
+        # Registers a tower that transformers leaves out of AutoModel, which builds it next.
+        network_class(config.vision_config)
         super().__init__(config)
         self.multi_modal_projector = AlignGPTProjector(config)
         self.alignment: AlignmentModule | None = None
@@ -108,6 +111,16 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 gate_hidden_size=config.gate_hidden_size,
             )
         self.post_init()
+
+    def train(self, mode: bool = True) -> "AlignGPTModel":
+        """As in torch, but a frozen vision tower stays in evaluation mode.
+
+        In training mode some towers (DINOv3, Sapiens 2) move the positions of the patches at random.
+        """
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
+            self.vision_tower.eval()
+        return self
 
     @_hf_signature
     def forward(

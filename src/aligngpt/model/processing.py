@@ -98,7 +98,8 @@ class AlignGPTProcessor(LlavaProcessor):
     def neutral(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The same conversation with special tokens in its texts broken up, so that user text never becomes one.
 
-        Each special token in a text gets an invisible word joiner (U+2060) after its first character.
+        Each special token in a text gets an invisible word joiner (U+2060) after its first character. Images inside a
+        text become `<image>` within it, because most chat templates write all images of a message before its text.
         """
         marks = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
@@ -111,7 +112,8 @@ class AlignGPTProcessor(LlavaProcessor):
         def neutral(content: Any) -> Any:
             if isinstance(content, str):
                 return spelled_out(content)
-            return [{**part, "text": spelled_out(part["text"])} if "text" in part else part for part in content]
+            parts = [{**part, "text": spelled_out(part["text"])} if "text" in part else part for part in content]
+            return _joined(parts, self.image_token) if _interleaved(parts) else parts
 
         return [{**message, "content": neutral(message["content"])} for message in messages]
 
@@ -169,6 +171,18 @@ class AlignGPTProcessor(LlavaProcessor):
         adds_special = not (bos and text.startswith(bos))
         encoded = self.tokenizer(text, add_special_tokens=adds_special, return_offsets_mapping=True)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+
+def _interleaved(parts: Sequence[dict[str, Any]]) -> bool:
+    """Whether images of a message stand inside its text, rather than all before or all after it."""
+    images = [place for place, part in enumerate(parts) if part["type"] == "image"]
+    texts = [place for place, part in enumerate(parts) if part["type"] == "text" and part["text"].strip()]
+    return bool(images and texts) and images[-1] > texts[0] and images[0] < texts[-1]
+
+
+def _joined(parts: Sequence[dict[str, Any]], image_token: str) -> list[dict[str, Any]]:
+    text = "".join(image_token if part["type"] == "image" else part["text"] for part in parts)
+    return [{"type": "text", "text": text}]
 
 
 def instruction_length(offsets: Sequence[tuple[int, int]], response: int) -> int:

@@ -2,8 +2,9 @@
 
 A language model's own template comes with its tokenizer and expects each message to be a string; `with_images` makes
 it accept transformers' message parts (`[{"type": "image"}, {"type": "text", "text": …}]`) as well. Images are placed
-before the text of their message, as in LLaVA's preprocessing, wherever they stood. `for_images` does so only if a
-template does not accept parts by itself, as a multimodal model's does.
+before the text of their message, as in LLaVA's preprocessing; `AlignGPTProcessor.neutral` has put those inside a text
+into it beforehand. `for_images` does so only if a template does not accept parts by itself, as a multimodal model's
+does.
 """
 
 import json

@@ -1,7 +1,6 @@
-"""Models that score pairs: CLIP, SigLIP and our dual encoder, behind one small interface."""
+"""Models that score pairs: CLIP, SigLIP, SigLIP 2 and our dual encoder, behind one small interface."""
 
 import hashlib
-import inspect
 import json
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 from aligngpt.scoring.dual_encoder.model import LOADING_ERRORS
+from aligngpt.scoring.patches import inputs_of_patches, pixels_of, takes_patches
 
 Features = NDArray[np.float32]
 
@@ -41,7 +41,7 @@ class PairScorer:
         max_text_tokens: longer texts are truncated to this length, the model's maximum (CLIP 77, SigLIP 64).
 
     Raises:
-        ScorerError: the model lacks one of the two methods, or takes images as patches (NaFlex).
+        ScorerError: the model lacks one of the two methods.
         DeviceError: the device or precision is not available.
     """
 
@@ -65,6 +65,7 @@ class PairScorer:
         self.max_text_tokens = int(min(tokenizer.model_max_length, config.text_config.max_position_embeddings))
         # SigLIP was trained on texts padded to the full length, and without a mask.
         self._pads_to_maximum = config.model_type.startswith("siglip")
+        self._takes_patches = takes_patches(model.get_image_features)
 
     @classmethod
     def load(cls, source: str | Path, *, device: str = "auto", dtype: str = "auto") -> "PairScorer":
@@ -105,14 +106,17 @@ class PairScorer:
         return digest.hexdigest()
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
-        """Preprocess RGB images with the model's image processor, on the CPU: `(images, 3, height, width)`.
+        """Preprocess RGB images with the model's image processor, on the CPU; see `pixels_of`.
+
+        Returns:
+            `(images, 3, height, width)`; `(images, patches + 1, values)` if the model takes patches (NaFlex).
 
         May be called from several threads.
         """
-        return self.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        return pixels_of(self.image_processor, images)
 
     def open_pixels(self, name: str, root: Path) -> Tensor:
-        """Open and preprocess the image with this name in a record: `(1, 3, height, width)`.
+        """Open and preprocess the image with this name in a record; see `pixel_values`.
 
         May be called from several threads.
 
@@ -143,8 +147,10 @@ class PairScorer:
 
     def pixel_features(self, pixel_values: Tensor) -> Features:
         """Features of preprocessed images (see `pixel_values`), normalised to unit length: `(images, dim)`."""
+        pixels = pixel_values.to(self.device, self.dtype)
+        inputs = inputs_of_patches(pixels) if self._takes_patches else {"pixel_values": pixels}
         with torch.inference_mode():
-            return _normalised(self.model.get_image_features(pixel_values=pixel_values.to(self.device, self.dtype)))
+            return _normalised(self.model.get_image_features(**inputs))
 
     def text_features(self, texts: Sequence[str]) -> Features:
         """Features of texts, normalised to unit length: `(texts, dim)`."""
@@ -195,12 +201,6 @@ def _check_scores_pairs(model: PreTrainedModel) -> None:
         raise ScorerError(
             f"{type(model).__name__} does not give image and text features in a shared space; "
             "use a CLIP or SigLIP model, or a dual encoder made by aligngpt"
-        )
-    if "spatial_shapes" in inspect.signature(model.get_image_features).parameters:
-        raise ScorerError(
-            f"{type(model).__name__} is a NaFlex model, which takes a variable number of patches with their shapes "
-            "instead of images of one size, and cannot score pairs here; use a model of a fixed resolution, such as "
-            "google/siglip2-base-patch16-224"
         )
 
 

@@ -24,6 +24,7 @@ from aligngpt.data.images.opening import ImageError
 from aligngpt.data.images.reference import Picture
 from aligngpt.errors import AlignGPTError
 from aligngpt.scoring.encoders import PairScorer
+from aligngpt.scoring.patches import pixels_of
 from aligngpt.scoring.picture_marks import ABSENT, has_file, mark_of
 
 PICTURES_PER_TASK = 8
@@ -181,7 +182,7 @@ class Preparation:
         return Prepared(hashlib.blake2b(content, digest_size=16).hexdigest(), *image.size, array, mark)
 
     def _float_pixels(self, image: Image.Image) -> NDArray[Any]:
-        pixels = self.image_processor([image], return_tensors="pt")["pixel_values"][0].to(self.dtype).contiguous()
+        pixels = pixels_of(self.image_processor, [image])[0].to(self.dtype).contiguous()
         return (pixels.view(torch.int16) if self.dtype == torch.bfloat16 else pixels).numpy()
 
     def pixel_values(self, pictures: Sequence[NDArray[Any]]) -> Tensor:

@@ -17,6 +17,8 @@ from aligngpt.data.sources.json import read_records
 from aligngpt.locks import owned_folder
 from aligngpt.progress import Meter, console
 from aligngpt.study.analysis.questions import ProbeCaptions, Questions, Split
+from aligngpt.study.claiming import claim_folder
+from aligngpt.study.clipart_data import prepare_clipart_data
 from aligngpt.study.data import StudyData
 from aligngpt.study.features import keep_features
 from aligngpt.study.files_data import read_files
@@ -43,7 +45,7 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS) -> Path:
     Raises:
         PlanError: the plan names another commit than that of the code.
         FolderInUse: another process works on this study.
-        StudyError: a worker ended.
+        StudyError: the folder has a study with other settings, or a worker ended.
         AlignGPTError: the data cannot be prepared.
     """
     code = code_version()
@@ -54,7 +56,11 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS) -> Path:
         )
     folder = Path(plan.output)
     with owned_folder(folder, "study"):
+        claim_folder(plan, folder)
         data = prepare_data(plan, folder)
+        if areas := data.facts.get("auc"):
+            found = ", ".join(f"{kind} {area:.3f}" for kind, area in areas.items())
+            console.print(f"dual encoder, AUC of exact against bad captions: {found}", highlight=False, soft_wrap=True)
         questions_of(data).save(folder / RESULTS_FILE)
         runner = Runner(plan, data, folder, code)
         todo = [run for run in plan.runs() if not runner.is_done(run)]
@@ -68,10 +74,12 @@ def prepare_data(plan: Plan, folder: Path) -> StudyData:
     """The data of a plan, made or read.
 
     Raises:
-        AlignGPTError: see `prepare_scenes_data` and `read_files`.
+        AlignGPTError: see `prepare_scenes_data`, `prepare_clipart_data` and `read_files`.
     """
     if plan.scenes is not None:
         return prepare_scenes_data(plan.scenes, plan.model, folder / "data")
+    if plan.clipart is not None:
+        return prepare_clipart_data(plan.clipart, plan.model, folder / "data")
     assert plan.files is not None
     return read_files(plan.files, plan.model, folder / "data")
 

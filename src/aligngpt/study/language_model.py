@@ -6,7 +6,7 @@ million parameters, so that a run of the study takes seconds.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -58,9 +58,27 @@ def prepare_scene_language_model(folder: Path, material: Material, settings: Lan
     Returns:
         `folder`.
     """
+    return prepare_language_model(folder, texts_of(material, settings.scenes, seed), settings, seed=seed)
+
+
+def prepare_language_model(
+    folder: Path, texts: Iterable[tuple[str, str, str]], settings: LanguageModelPlan, *, seed: int
+) -> Path:
+    """Train a language model on texts, or reuse the one in the folder; resumes where it was interrupted.
+
+    Args:
+        folder: of the model and its tokenizer.
+        texts: description, question and answer; the last two are empty for a description alone. They are not read if
+            the model is there.
+        settings: size and training.
+        seed: random seed of initialisation and order.
+
+    Returns:
+        `folder`.
+    """
     if (folder / "config.json").is_file():
         return folder
-    texts = list(texts_of(material, settings.scenes, seed))
+    texts = list(texts)
     tokenizer = _train_tokenizer([" ".join(part for part in parts if part) for parts in texts], settings.vocabulary)
     lines = [
         f"{BEGIN}{description} {question} {answer}{END}" if question else f"{description}\n"

@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 QUICK_ARMS = ("none", "adaptive", "placebo")
 QUICK_SEEDS = 4
 QUICK_ANSWERS = 1500
-"""Answers in instruction tuning of the quick study, on scenes."""
+"""Answers in instruction tuning of the quick study, on scenes and clip art."""
 
 
 class PlanError(AlignGPTError):
@@ -76,6 +76,31 @@ class ScenesPlan(_Section):
     language_model: LanguageModelPlan = LanguageModelPlan()
 
 
+class ClipartPlan(_Section):
+    """Drawings of the Open Clip Art Library; see `aligngpt.quickstart.clipart.preparing`.
+
+    Attributes:
+        seed: of the splits, the questions and what is trained.
+        folder: the unpacked Debian packages openclipart-png and openclipart-svg; None fetches them with apt-get.
+        encoder: what the dual encoder is trained on, of other pictures: `descriptions` (file names and keywords), or
+            `titles`, from which it learns to recognise the titles of series.
+        probe: number of test pictures whose right and exchanged descriptions are compared after pre-training.
+        language_model: size and training of the language model that is made if the model names none.
+    """
+
+    seed: int = 2405
+    folder: str | None = None
+    encoder: Literal["titles", "descriptions"] = "descriptions"
+    probe: int = Field(400, ge=2)
+    language_model: LanguageModelPlan = LanguageModelPlan()
+
+    @model_validator(mode="after")
+    def _no_scenes(self) -> "ClipartPlan":
+        if "scenes" in self.language_model.model_fields_set:
+            raise ValueError("language_model.scenes: with clip art the language model reads no scenes; remove it")
+        return self
+
+
 class FilesPlan(_Section):
     """Data of one's own.
 
@@ -126,9 +151,10 @@ class Plan(_Section):
     Attributes:
         output: folder of everything the study makes; its results are in `results/` there.
         scenes: generated data; or
+        clipart: drawings with their titles as people wrote them; or
         files: data of one's own.
-        model: `vision_tower` and `language_model` of a recipe's model section, and its other settings; with scenes,
-            backbones that are not named are made.
+        model: `vision_tower` and `language_model` of a recipe's model section, and its other settings; with scenes
+            and clip art, backbones that are not named are made.
         pretrain, instruct: settings of the two stages, as in a recipe, without data, image root and levels.
         cells: the grid.
         primary: pairs of arms whose difference the study is about.
@@ -137,6 +163,7 @@ class Plan(_Section):
 
     output: str
     scenes: ScenesPlan | None = None
+    clipart: ClipartPlan | None = None
     files: FilesPlan | None = None
     model: dict[str, Any] = Field(default_factory=dict)
     pretrain: dict[str, Any]
@@ -147,21 +174,21 @@ class Plan(_Section):
 
     @model_validator(mode="after")
     def _one_kind_of_data(self) -> "Plan":
-        if (self.scenes is None) == (self.files is None):
-            raise ValueError("name scenes or files, one of the two")
-        if self.files is not None:
-            if any(cell.noise != (0.0,) for cell in self.cells):
-                raise ValueError("cells.noise: the share of bad captions can only be chosen for scenes")
-            if needing := [name for cell in self.cells for name in cell.arms if ARMS[name].needs_quality]:
-                raise ValueError(
-                    f"cells.arms: {needing[0]} needs the true quality of the captions; only scenes have it"
-                )
+        if [self.scenes, self.clipart, self.files].count(None) != 2:
+            raise ValueError("name scenes, clipart or files, one of the three")
+        if self.scenes is None and any(cell.noise != (0.0,) for cell in self.cells):
+            raise ValueError("cells.noise: the share of bad captions can only be chosen for scenes")
+        needing = [name for cell in self.cells for name in cell.arms if ARMS[name].needs_quality]
+        if self.files is not None and needing:
+            raise ValueError(
+                f"cells.arms: {needing[0]} needs the true quality of the captions; only scenes and clipart have it"
+            )
         return self
 
     def quick(self) -> "Plan":
         """A small part of the study, in an output folder of its own: enough to see it work, too little to conclude."""
         noise = max(share for cell in self.cells for share in cell.noise)
-        answers = QUICK_ANSWERS if self.scenes is not None else None
+        answers = QUICK_ANSWERS if self.files is None else None
         cell = Cell(arms=QUICK_ARMS, noise=(noise,), levels=(8,), answers=(answers,), seeds=QUICK_SEEDS)
         return self.model_copy(update={"cells": (cell,), "output": f"{self.output}-quick"})
 

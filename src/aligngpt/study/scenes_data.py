@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 
 from aligngpt.alignment.levels import roc_auc
-from aligngpt.data.records.pairs import open_pairs
 from aligngpt.files import atomic_write
-from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.quickstart.backbones import prepare_text_tower, prepare_vision_tower
 from aligngpt.quickstart.scenes.files import ScenesFiles
 from aligngpt.quickstart.scenes.material import Material
 from aligngpt.quickstart.scenes.noise import ORACLE_QUALITY
 from aligngpt.quickstart.scenes.preparing import MATERIALS, Sizes, prepare_scenes
 from aligngpt.scoring.dual_encoder.fit import train_dual_encoder
-from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.job import score_source
+from aligngpt.study.caption_scores import score_captions
 from aligngpt.study.data import Probe, StudyData
 from aligngpt.study.language_model import prepare_scene_language_model
 from aligngpt.study.pairs import ScoredPair
@@ -113,7 +110,6 @@ def _score_both(
 
     All are scored once; a share of bad captions then only chooses among them.
     """
-    source = folder / "captions.json"
     records = [
         {
             "id": f"{row['id']}-{which}",
@@ -123,17 +119,7 @@ def _score_both(
         for row in rows
         for which in ("clean", "noisy")
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(records, ensure_ascii=False)
-    if not source.is_file() or source.read_text(encoding="utf-8") != text:
-        with atomic_write(source) as file:
-            file.write(text)
-    score_source(
-        open_pairs(source, image_root=image_root), PairScorer.load(encoder), folder / "scores", max_reject_share=0.0
-    )
-    batches = list(ScoredPairs(folder / "scores").batches())
-    scores = np.empty(len(records))
-    scores[np.concatenate([batch.numbers for batch in batches])] = np.concatenate([batch.scores for batch in batches])
+    scores = score_captions(records, encoder, folder, image_root)
     return scores[::2], scores[1::2]
 
 

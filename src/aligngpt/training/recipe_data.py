@@ -20,11 +20,15 @@ class SourceRecipe(RecipeSection):
         image_root: folder that image paths are relative to; when None, the stage's, or else the file's own folder.
         weight: how often each sample occurs per epoch: 0.5 uses half of them, a different half in the next epoch; 2
             uses each of them twice.
+        min_ratings: the lowest rating of an answer that is learned from, for data whose answers are rated as in
+            FineVision: `{relevance: 3}` reads `relevance_ratings`. Answers rated lower are read as context; records
+            with no other answer are rejected (`low_rating`).
     """
 
     data: str
     image_root: str | None = None
     weight: float = Field(1.0, gt=0)
+    min_ratings: dict[str, float] | None = None
 
 
 def _kind_of_data(value: object) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from aligngpt.data.images.opening import IMAGE_REASONS, ImageError, check_image, open_image, resolve_image
+from aligngpt.data.images.opening import FORMATS, IMAGE_REASONS, ImageError, check_image, open_image, resolve_image
 
 WHITE = (255, 255, 255)
 
@@ -36,7 +36,7 @@ def reason_of(open_it: Callable[[], object]) -> tuple[str, str]:
     return caught.value.reason, str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_an_rgb_picture_of_every_format_is_opened(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(encoded(Image.new("RGB", (7, 5), (200, 100, 50)), kind))
@@ -49,6 +49,28 @@ def test_an_rgb_picture_of_every_format_is_opened(tmp_path: Path, kind: str) -> 
 
 def test_a_format_nobody_means_is_no_picture() -> None:
     assert reason_of(lambda: open_image(encoded(noise(), "EPS")))[0] == "not_an_image"
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot read AVIF")
+def test_avif_is_read_where_pillow_can() -> None:
+    assert "AVIF" in FORMATS
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000"),
+        (b"\xff\x4f\xff\x51\0", "a JPEG 2000"),
+        (b"\0\0\0\x18ftypheic", "a HEIC"),
+        (b"\0\0\0\x0cJXL \r\n", "a JPEG XL"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"<svg xmlns", "an SVG"),
+    ],
+)
+def test_an_unsupported_format_is_named_with_what_to_do(content: bytes, what: str) -> None:
+    reason, message = reason_of(lambda: open_image(content + bytes(100)))
+    assert reason == "not_an_image"
+    assert message.endswith(f"is {what} image, which is not supported; convert it to PNG or JPEG")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])

@@ -193,7 +193,6 @@ def test_a_system_column_of_parquet_is_the_systems_turn(parquet: Callable[..., P
     "record",
     [
         talk(tools='[{"name": "search"}]'),
-        talk(chosen={"from": "gpt", "value": "a"}, rejected={"from": "gpt", "value": "b"}),
         {"image": "a.jpg", "question": "Which?", "answer": "A", "choices": ["red", "green"]},
         {"question": "Translate.", "input": "Hallo", "answer": "Hello"},
         {"messages": [*asking()["messages"][:1], {"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}]},
@@ -272,8 +271,8 @@ def test_pictures_in_two_columns_are_refused(parquet: Callable[..., Path], pictu
 
 
 def test_pictures_in_a_column_that_is_not_read_are_pointed_out(parquet: Callable[..., Path], pictures: list) -> None:
-    path = parquet(*[asking(jpg=picture) for picture in pictures])
-    with pytest.raises(SourceError, match="binary data in the column jpg"):
+    path = parquet(*[asking(thumbnail=picture) for picture in pictures])
+    with pytest.raises(SourceError, match="binary data in the column thumbnail"):
         prepare_samples(path, rejects=Rejects(None))
     error = checked(path).error
     assert error is not None and "rename the column" in error
@@ -306,7 +305,7 @@ def test_check_names_the_fields_that_are_not_read_and_the_turns_that_are_left_ou
     text = check.text()
     assert "note: 1 record beginning with the assistant, whose first turn is left out" in text
     assert "note: 1 record ending with a question without an answer, which is left out" in text
-    assert "note: 1 record with images at the end of the first question, which are shown before it" in text
+    assert "note: 1 record with images at the end of a question, which are shown before it" in text
     assert check.facts()["not_read"] == check.not_read
 
 

@@ -115,7 +115,7 @@ def test_an_upgrade_with_other_rules_reads_the_data_anew(folder: Path, monkeypat
     package = folder / "upgrade" / "aligngpt"
     shutil.copytree(Path(aligngpt.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     module = package / "data" / "records" / "sample.py"
-    rule = 'text = turn.text.replace(IMAGE_PLACEHOLDER, "")'
+    rule = "text = placed(turn.text)"
     assert rule in module.read_text()
     module.write_text(module.read_text().replace(rule, f"{rule}.upper()"))
     program = (

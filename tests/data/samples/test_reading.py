@@ -94,11 +94,6 @@ def test_a_file_in_another_encoding_is_an_error_that_names_the_line(tmp_path: Pa
     assert source_error(windows).endswith("is not UTF-8 in line 1; save it as UTF-8")
 
 
-def test_a_csv_file_is_told_who_reads_it(tmp_path: Path) -> None:
-    message = source_error(written(tmp_path / "data.csv", "image,caption\na.png,A cat.\n"))
-    assert "neither a JSON array nor JSON lines" in message and "CSV is read only by `aligngpt score`" in message
-
-
 def test_a_packed_file_is_an_error_that_names_the_program(tmp_path: Path) -> None:
     assert "is compressed with gzip; decompress" in source_error(written(tmp_path / "a.jsonl.gz", gzip.compress(b"{}")))
     assert "is compressed with zip; decompress it" in source_error(written(tmp_path / "a.json", b"PK\x03\x04"))

@@ -179,11 +179,9 @@ def test_an_over_long_line_costs_its_record_only(tmp_path: Path, monkeypatch: py
     assert captions(everything(path, shard_size=1)) == ["good", "broken_text", "good"]
 
 
-@pytest.mark.parametrize(("magic", "program"), [(b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")])
-def test_a_packed_file_is_named_as_one(magic: bytes, program: str, tmp_path: Path) -> None:
-    assert f"is compressed with {program}; decompress it" in source_error(
-        written(tmp_path / "a.jsonl.x", magic + b"\xff" * 50)
-    )
+def test_a_packed_file_is_named_as_one(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl.x", b"PK\x03\x04" + b"\xff" * 50)
+    assert "is compressed with zip; decompress it" in source_error(path)
 
 
 def test_what_was_never_fetched_is_named(tmp_path: Path) -> None:
@@ -372,7 +370,7 @@ def test_columns_can_be_named(write: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize("write", [Table.csv, Table.parquet, Table.dataset], ids=lambda write: write.__name__)
 def test_a_table_without_the_columns_is_refused(write: Write, tmp_path: Path) -> None:
     message = source_error(write(tmp_path, [{"url": "http://x", "alt": "one"}]))
-    assert "expected caption or text or TEXT, found url, alt" in message
+    assert "expected caption or text or TEXT or title, found url, alt" in message
 
 
 def test_a_csv_row_with_an_unquoted_comma_is_passed_over(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_a_damaged_row_group_is_one_reject(tmp_path: Path, pictures: list) -> No
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"image": b"", "title": "a"}], "found image, title"),
+        ([{"image": b"", "alt": "a"}], "found image, alt"),
         ([{"picture": b"", "caption": "a"}], "no column for the image: .* found picture, caption"),
     ],
 )

@@ -155,3 +155,14 @@ def test_wrong_data_is_named(tiny_recipe: Callable, changes: dict[str, Any], mes
     with pytest.raises(RecipeError) as caught:
         make_recipe(content)
     assert message in str(caught.value)
+
+
+def test_the_lowest_ratings_of_a_source_are_those_of_the_recipe(
+    tiny_recipe: Callable, sources: list, data: Path
+) -> None:
+    texts = [{"user": "is it red ?", "assistant": "yes"}, {"user": "is it blue ?", "assistant": "no"}]
+    record = {"images": ["0.png"], "texts": texts, "relevance_ratings": [2, 5]}
+    (data / "other" / "others.json").write_text(json.dumps([record]))
+    for lowest, context in ((None, ()), ({"relevance": 3}, (1,))):
+        recipe = tiny_recipe(instruct__data=[sources[0], sources[1] | {"min_ratings": lowest}])
+        assert training_samples(recipe, "instruct", Rejects(None))[25].context == context

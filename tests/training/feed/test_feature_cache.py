@@ -20,6 +20,7 @@ from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import load_samples
+from aligngpt.model import assembling
 from aligngpt.training import run
 from aligngpt.training.feed import feature_cache as module
 from aligngpt.training.feed.feature_cache import FeatureCache, features_kept_for, pictures_at_most
@@ -57,10 +58,22 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     forward = CLIPVisionModel.forward
 
     def counting(self: Any, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if pixel_values.any():
+        if pixel_values.any() and not loading:
             calls.append(len(pixel_values))
         return forward(self, pixel_values, *args, **kwargs)
 
+    # Loading tries the tower on pictures of its own.
+    loading: list[bool] = []
+    load = assembling.load_vision_tower
+
+    def load_uncounted(*args: Any, **kwargs: Any) -> Any:
+        loading.append(True)
+        try:
+            return load(*args, **kwargs)
+        finally:
+            loading.pop()
+
+    monkeypatch.setattr(assembling, "load_vision_tower", load_uncounted)
     monkeypatch.setattr(CLIPVisionModel, "forward", counting)
     return calls
 

@@ -63,6 +63,8 @@ class Collator:
         the query position (dimension 2) attends to the key position (dimension 3), and `position_ids` and
         `instruction_mask` `(batch, length)` are included.
 
+        `instruction_mask` is also included if a first answer does not count in the loss.
+
         If `packed`, all rows form one row `(1, length)`, with `position_ids`, `instruction_mask` and the table of
         `pieces` `(pieces, 4)` in place of an `attention_mask` (see `aligngpt.model.packing`).
 
@@ -70,7 +72,17 @@ class Collator:
             ValueError: some examples with images have a level and others have none.
         """
         lines = [_Line.of(row) for row in rows]
-        return (_packed(lines) if self.packed else self._padded(lines)) | _of_images(rows)
+        batch = _packed(lines) if self.packed else self._padded(lines)
+        if any(example.response is not None for row in rows for example in row):
+            # Without the mask, all text before the first counted token would be the instruction.
+            batch["instruction_mask"] = self._instruction_mask(lines)
+        return batch | _of_images(rows)
+
+    def _instruction_mask(self, lines: Sequence["_Line"]) -> Tensor:
+        if self.packed:
+            return torch.tensor([list(chain.from_iterable(line.instruction for line in lines))])
+        length = max(len(line.input_ids) for line in lines)
+        return torch.tensor([[*line.instruction, *[0] * (length - len(line.instruction))] for line in lines])
 
     def _padded(self, lines: Sequence["_Line"]) -> dict[str, Tensor]:
         length = max(len(line.input_ids) for line in lines)
@@ -86,7 +98,7 @@ class Collator:
         if (branches > 1).any():
             batch["attention_mask"] = branch_mask(branches)
             batch["position_ids"] = padded([line.positions for line in lines], 0)
-            batch["instruction_mask"] = padded([line.instruction for line in lines], 0)
+            batch["instruction_mask"] = self._instruction_mask(lines)
         else:
             batch["attention_mask"] = (branches != PADDING).long()
         return batch
@@ -158,7 +170,7 @@ class _Line:
         )
         for branch, example in enumerate(row, start=1):
             rest = example.labels[shared:]
-            answered = _first_counted(example) - shared
+            answered = _response(example) - shared
             line.input_ids.extend(example.input_ids[shared:])
             line.labels.extend(rest)
             line.branches.extend([branch] * len(rest))
@@ -170,9 +182,9 @@ class _Line:
 def common_prefix(row: Row) -> int:
     """The number of leading tokens that all examples of a row share.
 
-    The token before the first counted one stays in each branch, since it predicts that token.
+    The token before the first answer stays in each branch, since it predicts the answer's first token.
     """
-    longest = min(_first_counted(example) for example in row) - 1
+    longest = min(_response(example) for example in row) - 1
     first = row[0].input_ids
     for place in range(longest):
         if any(example.input_ids[place] != first[place] for example in row[1:]):
@@ -193,6 +205,8 @@ def branch_mask(branches: Tensor) -> Tensor:
     return (within | torch.eye(length, dtype=torch.bool)).unsqueeze(1)
 
 
-def _first_counted(example: Example) -> int:
-    """Index of the first token that counts in the loss; the example's length if no token counts."""
+def _response(example: Example) -> int:
+    """Index of the first token of the first answer; the example's length if no token counts in the loss."""
+    if example.response is not None:
+        return example.response
     return next((place for place, label in enumerate(example.labels) if label != IGNORE_INDEX), len(example.labels))

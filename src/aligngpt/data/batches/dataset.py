@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from aligngpt.data.batches.examples import Example, ExampleError, Row, tokenize
+from aligngpt.data.batches.examples import Example, ExampleError, Row, images_in, response_of, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.images.opening import ImageError
 from aligngpt.data.images.reference import Picture
@@ -47,6 +47,13 @@ class _Images(NamedTuple):
     pixel_values: Tensor | None = None
     features: Tensor | None = None
     feature_keys: tuple[str, ...] = ()
+
+    def first(self, count: int) -> "_Images":
+        """The first images only."""
+        pixels, features = (
+            None if values is None or not count else values[:count] for values in (self.pixel_values, self.features)
+        )
+        return _Images(pixels, features, self.feature_keys[:count])
 
 
 class ConversationDataset(Dataset[Row]):
@@ -140,15 +147,22 @@ class ConversationDataset(Dataset[Row]):
             return ()
         for member, sample in samples:
             try:
+                messages = sample.messages()
                 input_ids, labels = tokenize(
-                    sample.messages(), self.processor, chat_template=self.chat_template, max_length=self.max_length
+                    messages, self.processor, chat_template=self.chat_template, max_length=self.max_length
+                )
+                response = response_of(
+                    messages, self.processor, chat_template=self.chat_template, max_length=self.max_length
                 )
             except ExampleError as error:
                 self._reject(member, sample, error.reason, error)
             else:
                 level = sample.level if self.with_levels else None
-                of_images = (images.features, images.feature_keys)
-                examples.append(Example(input_ids, labels, images.pixel_values, level, sample.id, *of_images))
+                # A conversation that is too long loses its last turns with their images.
+                shown = images.first(images_in(input_ids, self.processor)) if sample.interleaved else images
+                of_images = (shown.features, shown.feature_keys)
+                example = Example(input_ids, labels, shown.pixel_values, level, sample.id, *of_images)
+                examples.append(example if response is None else replace(example, response=response))
         return tuple(examples)
 
     def root_of(self, member: int) -> Path:

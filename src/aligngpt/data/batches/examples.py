@@ -1,5 +1,6 @@
 """Training examples: token ids and labels of a conversation, with its images and alignment level."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Example:
             `pixel_values` is None.
         feature_keys: cache keys of the images whose features are still to be computed.
         rejected: the samples that were rejected when the example's row was read.
+        response: index of the first token of the first answer, if that answer does not count in the loss; None if its
+            first token is the first that counts.
     """
 
     input_ids: list[int]
@@ -44,6 +47,7 @@ class Example:
     features: Tensor | None = None
     feature_keys: tuple[str, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    response: int | None = None
 
     @property
     def has_images(self) -> bool:
@@ -68,7 +72,8 @@ def tokenize(
     the character offsets of each turn in the rendered text.
 
     Args:
-        messages: conversation in transformers' chat format, with a placeholder part for each image.
+        messages: conversation in transformers' chat format, with a placeholder part for each image; answers with
+            `"loss": False` do not count.
         processor: provides the tokenizer, the chat template and `<align>`.
         chat_template: Jinja source; the processor's own when None.
         max_length: maximum number of tokens; whole turns are dropped from the end of a longer conversation, and if the
@@ -99,6 +104,23 @@ def tokenize(
     return input_ids[:max_length], labels[:max_length]
 
 
+def response_of(
+    messages: list[dict[str, Any]], processor: AlignGPTProcessor, *, chat_template: str | None, max_length: int
+) -> int | None:
+    """`Example.response` of a conversation; arguments as for `tokenize`."""
+    first = next(message for message in messages if message["role"] == "assistant")
+    if first.get("loss", True):
+        return None
+    every = [{name: value for name, value in message.items() if name != "loss"} for message in messages]
+    _, labels = tokenize(every, processor, chat_template=chat_template, max_length=max_length)
+    return next(place for place, label in enumerate(labels) if label != IGNORE_INDEX)
+
+
+def images_in(input_ids: Sequence[int], processor: AlignGPTProcessor) -> int:
+    """The number of images in a tokenized conversation."""
+    return input_ids.count(processor.image_token_id) // processor.image_seq_length
+
+
 def _encode(
     messages: list[dict[str, Any]], processor: AlignGPTProcessor, chat_template: str | None
 ) -> tuple[list[int], list[int]]:
@@ -118,7 +140,7 @@ def _encode(
     whole = render(messages, False)
     spans = []
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or not message.get("loss", True):
             continue
         before, after = render(messages[:index], True), render(messages[: index + 1], False)
         if not (whole.startswith(after) and after.startswith(before)):

@@ -55,13 +55,13 @@ def rows_of(samples: Sequence[Sample], questions_per_prefix: int, *, by_level: b
 
     Samples of one source with the same images (and, if `by_level`, the same level) are split into the smallest number
     of rows of at most `questions_per_prefix` samples, of about equal size. Samples without an image get a row each:
-    they have no prefix to share.
+    they have no prefix to share. So do interleaved samples, whose images are not all in the prefix.
     """
     places = np.arange(len(samples))
     if questions_per_prefix == 1 or not len(samples):
         return Rows(places, places)
     columns = columns_of(samples)
-    alone = np.where(columns.images == 0, places + 1, 0)
+    alone = np.where((columns.images == 0) | (columns.interleaved == 1), places + 1, 0)
     keys = (columns.levels * by_level, columns.keys, columns.sources, alone)
     order = np.lexsort((places, *keys))
     begins = np.ones(len(order), dtype=bool)

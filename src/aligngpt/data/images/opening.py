@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from aligngpt.data.sources.mistaken_files import mistaken_for
+from aligngpt.data.images.near_names import near_names
+from aligngpt.data.sources.mistaken_files import mistaken_for, not_read
 from aligngpt.errors import AlignGPTError
 
 ImageReason = Literal["missing", "empty", "not_an_image", "truncated", "too_large", "outside_root", "unreadable"]
 IMAGE_REASONS: tuple[str, ...] = get_args(ImageReason)
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""The supported formats. Those that start other programs (EPS) or are rarely intended are excluded."""
+FORMATS = (*(("AVIF",) if features.check("avif") else ()), "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The supported formats; AVIF where Pillow reads it. Those that start other programs (EPS) or are rarely intended are
+excluded."""
 
 MAX_PIXELS = 64_000_000
 
@@ -131,7 +133,8 @@ def _identify(source: Path | bytes | BinaryIO, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        what = mistaken_for(_beginning(stream)) or f"is not an image in any of the formats {', '.join(FORMATS)}"
+        head = _beginning(stream)
+        what = mistaken_for(head) or not_read(head) or f"is not an image in any of the formats {', '.join(FORMATS)}"
         raise ImageError("not_an_image", f"{name} {what}") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError("unreadable", f"{name} cannot be opened: {error}") from error
@@ -146,13 +149,23 @@ def _check_file(path: Path) -> None:
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError("missing", f"{path} does not exist") from error
+        raise ImageError("missing", f"{path} does not exist{_instead_of(path)}") from error
     except (OSError, ValueError) as error:
         raise ImageError("unreadable", f"{str(path)!r} cannot be read: {error}") from error
     if path.is_dir():
         raise ImageError("not_an_image", f"{path} is a folder")
     if size == 0:
         raise ImageError("empty", f"{path} is empty")
+
+
+def _instead_of(path: Path) -> str:
+    """A hint that names the files that a missing one's name probably means; empty if there are none."""
+    try:
+        near = near_names(path)
+    except (OSError, ValueError):
+        return ""
+    shown = [one.name if one.parent == path.parent else str(one) for one in near]
+    return f", but found {' and '.join(shown)}; correct the name in the record" if near else ""
 
 
 def _beginning(source: Path | BinaryIO) -> bytes:

@@ -14,6 +14,7 @@ from aligngpt.data.records.error import RecordError
 from aligngpt.data.records.members import caption_of_members, picture_of_members, values_of_members
 from aligngpt.data.records.sample import own_id, parse_record
 from aligngpt.data.sources.base import BrokenRecord, Record, RecordSource, Shard, SourceError
+from aligngpt.data.sources.csv import DELIMITERS, CsvSource
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.finding import find_records
 from aligngpt.data.sources.tar import TarSample
@@ -170,6 +171,12 @@ class RowPairs(PairSource):
         )
         return read_with(caption=caption, image=image, id=id, root=self.root, base=self.records.base)
 
+    def remark(self) -> str | None:
+        if isinstance(self.records, CsvSource) and self.records.delimiter != ",":
+            between = DELIMITERS[self.records.delimiter]
+            return f"{self.place} is read as separated by {between}s, according to its header"
+        return None
+
     def _pair(self, record: Record, number: int) -> Pair | Unusable:
         if not isinstance(record.value, Mapping):
             found = f"expected a JSON object, found {type(record.value).__name__}"
@@ -221,13 +228,13 @@ def open_pairs(
     """Open the pairs at `source`; the kind of source is detected.
 
     Args:
-        source: a JSON, JSON lines, CSV, Parquet or tar file; a folder of Parquet or tar files, or of images with a
-            table of captions; a pattern such as `{00000..00041}.tar` or `*.parquet`; a folder written by
-            `Dataset.save_to_disk`; or the name of a data set on the Hugging Face hub.
+        source: a JSON, JSON lines, CSV, TSV, COCO captions, Parquet or tar file; a folder of Parquet or tar files, or
+            of images with a table of captions or a caption beside each; a pattern such as `{00000..00041}.tar` or
+            `*.parquet`; a folder written by `Dataset.save_to_disk`; or the name of a data set on the Hugging Face hub.
         image_root: folder that image paths are relative to; the source's own folder if None.
         shard_size: maximum number of records per shard, for sources that can be split (a tar file cannot).
-        caption_column: name of the caption field; `caption`, `text` or `TEXT` if None.
-        image_column: name of the image field; `image`, `file_name` or `path` if None.
+        caption_column: name of the caption field; one of `CAPTION_COLUMNS` if None.
+        image_column: name of the image field; one of `IMAGE_COLUMNS` if None.
         id_column: name of the id field; `id`, `uid` or `key` if None.
 
     Raises:
@@ -244,7 +251,7 @@ def open_pairs(
     root = image_root.absolute() if image_root is not None else records.base or Path.cwd()
     if records.kind == "webdataset":
         return MemberPairs(records, root, str(source), names)
-    is_llava = records.kind == "json" and not records.columns()
+    is_llava = records.kind in ("json", "csv") and not records.columns()
     return LlavaPairs(records, root, str(source)) if is_llava else RowPairs(records, root, str(source))
 
 

@@ -1,24 +1,27 @@
 """One sample of image–text data, read from a record and written as a LLaVA record."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
-from aligngpt.data.records.conversation import Said, what_is_said
+from aligngpt.data.records.conversation import what_is_said
 from aligngpt.data.records.error import RecordError
 from aligngpt.data.records.fields import check_fields
-from aligngpt.data.records.pictures import pictures_of, stands_behind
+from aligngpt.data.records.pictures import pictures_of
+from aligngpt.data.records.places import moved_to_front, parts_of, placed
 from aligngpt.data.records.tags import IMAGE_PLACEHOLDER
+from aligngpt.data.records.turns import Said
 from aligngpt.data.sources.json_keys import RepeatedKeys
 
 __all__ = ["RecordError", "Role", "Sample", "Turn", "notes_on", "own_id", "parse_record", "to_record"]
 
 Role = Literal["user", "assistant"]
+Spoken = TypeVar("Spoken")
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation, without image placeholders."""
+    """One turn of a conversation; in an interleaved sample, a user's text has `<image>` for each of its images."""
 
     role: Role
     text: str
@@ -31,13 +34,15 @@ class Sample:
     Attributes:
         id: the record's own, or its index in the file.
         turns: user and assistant alternately, the user first.
-        images: paths as written in the record, relative to an image root; all belong to the first turn.
+        images: paths as written in the record, relative to an image root, in reading order. They stand where the
+            user's texts have `<image>`, or, if no text has one, before the first question.
         level: alignment level 1…N, if the record has one.
         score: similarity score, if the record has one.
         kind: type of the question, if the record has a `question_type`.
         record: index of the record in its file, from 0.
         system: system prompt, if the record has one.
         accepted: all correct answers to the last question, if there are several.
+        context: indices of the answers in `turns` that are read, but not learned from.
     """
 
     id: str
@@ -49,32 +54,53 @@ class Sample:
     record: int = 0
     system: str | None = None
     accepted: tuple[str, ...] = ()
+    context: tuple[int, ...] = ()
 
     @property
     def caption(self) -> str:
         """The text of the assistant's first turn, stripped."""
         return self.turns[1].text.strip()
 
+    @property
+    def interleaved(self) -> bool:
+        """Whether an image stands elsewhere than before the first question: inside it, or in a later turn."""
+        return any(IMAGE_PLACEHOLDER in turn.text for turn in self.turns if turn.role == "user")
+
+    def showing(self, images: Sequence[str]) -> "Sample":
+        """The same conversation about other images: before the first question if their number differs."""
+        turns = self.turns
+        if self.interleaved and len(images) != len(self.images):
+            turns = tuple(Turn(turn.role, turn.text.replace(IMAGE_PLACEHOLDER, "")) for turn in turns)
+        return replace(self, images=tuple(images), turns=turns)
+
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation in transformers' chat format, with a part `{"type": "image"}` for each image."""
+        """The conversation in transformers' chat format, with a part `{"type": "image"}` in each image's place.
+
+        The messages in `context` have the additional entry `"loss": False`.
+        """
         messages: list[dict[str, Any]] = [
-            {"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in self.turns
+            {
+                "role": turn.role,
+                "content": parts_of(turn.text) if turn.role == "user" else [{"type": "text", "text": turn.text}],
+            }
+            for turn in self.turns
         ]
-        messages[0]["content"] = [{"type": "image"} for _ in self.images] + [
-            {"type": "text", "text": self.turns[0].text}
-        ]
+        if not self.interleaved:
+            messages[0]["content"] = [{"type": "image"} for _ in self.images] + messages[0]["content"]
+        for place in self.context:
+            messages[place]["loss"] = False
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         return messages
 
 
 def parse_record(record: object, index: int = 0) -> Sample:
-    """Parse a record in the format of LLaVA, ShareGPT, OpenAI or FineVision, or a pair of image and text.
+    """Parse a record in the format of LLaVA, ShareGPT, OpenAI, FineVision, Alpaca, ms-swift or TRL, or a pair.
 
-    A pair is `{"image", "caption"}` or `{"image", "question", "answer"}`; the others are lists of turns, see
-    `what_is_said`. As in LLaVA, a conversation that begins with the assistant loses its first turn, and images at the
-    end of the first question are shown before it. The level is read from the field `similarity` (an integer 0…N-1, as
-    in the authors' files; a float there is a score).
+    A pair is `{"image", "caption"}` or `{"image", "question", "answer"}`; for the others see `what_is_said`. As in
+    LLaVA, a conversation that begins with the assistant loses its first turn, and images at the end of a question are
+    shown before it; other images stay where they are. The level is read from the field `similarity` (an integer
+    0…N-1, as in the authors' files; a float there is a score).
 
     Args:
         record: one JSON object.
@@ -95,6 +121,14 @@ def parse_record(record: object, index: int = 0) -> Sample:
             raise RecordError("unanswered", "the user's question has no answer; an assistant turn is needed")
         raise RecordError("no_conversation", "a user turn and an assistant turn are needed")
     images = pictures_of(record, system, said)
+    # A last question without an answer is left out with its images, which are the last ones.
+    if any(IMAGE_PLACEHOLDER in turn.text for turn in said):
+        images = images[: sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in _answered(said))]
+    context = tuple(place for place, turn in enumerate(_answered(said)) if place % 2 and not turn.learned)
+    if len(context) == len(said) // 2:
+        raise RecordError(
+            "no_loss", "no answer counts in the loss (`loss` or `weight`), so there is nothing to train on"
+        )
     id = own_id(record)
     return Sample(
         id=str(index) if id is None else id,
@@ -106,6 +140,7 @@ def parse_record(record: object, index: int = 0) -> Sample:
         record=index,
         system=_system(system),
         accepted=_accepted(record, said),
+        context=context,
     )
 
 
@@ -122,8 +157,8 @@ def notes_on(record: Mapping[str, Any]) -> list[str]:
     notes = ["beginning with the assistant, whose first turn is left out"] if greeted else []
     if len(said) % 2:
         notes.append("ending with a question without an answer, which is left out")
-    if stands_behind(said[0]):
-        notes.append("with images at the end of the first question, which are shown before it")
+    if any(moved_to_front(turn.text) for turn in _answered(said)):
+        notes.append("with images at the end of a question, which are shown before it")
     return notes
 
 
@@ -152,11 +187,14 @@ def to_record(sample: Sample) -> dict[str, Any]:
     if sample.images:
         record["image"] = sample.images[0] if len(sample.images) == 1 else list(sample.images)
     values = [turn.text for turn in sample.turns]
-    values[0] = "\n".join([*[IMAGE_PLACEHOLDER] * len(sample.images), *([values[0]] if values[0] else [])])
+    if not sample.interleaved:
+        values[0] = "\n".join([*[IMAGE_PLACEHOLDER] * len(sample.images), *([values[0]] if values[0] else [])])
     names = {"user": "human", "assistant": "gpt"}
     record["conversations"] = [
         {"from": names[turn.role], "value": value} for turn, value in zip(sample.turns, values, strict=True)
     ]
+    for place in sample.context:
+        record["conversations"][place]["loss"] = False
     if sample.system is not None:
         record["conversations"].insert(0, {"from": "system", "value": sample.system})
     if sample.kind is not None:
@@ -171,24 +209,35 @@ def to_record(sample: Sample) -> dict[str, Any]:
 
 
 def _turns(said: list[Said], *, with_images: bool) -> tuple[Turn, ...]:
-    """The turns, alternately user and assistant, without placeholders."""
+    """The turns, alternately user and assistant, with placeholders if an image is not before the first question."""
     turns: list[Turn] = []
+    in_front = with_images and not any(IMAGE_PLACEHOLDER in turn.text for turn in _answered(said)[1:])
     for number, turn in enumerate(said):
         expected: Role = "user" if number % 2 == 0 else "assistant"
         if turn.speaker != expected:
             raise RecordError("wrong_roles", f"turn {number + 1} is the {turn.speaker}'s, expected the {expected}'s")
-        text = turn.text.replace(IMAGE_PLACEHOLDER, "")
         # As in LLaVA, text next to an image is stripped and other text is kept unchanged.
-        if IMAGE_PLACEHOLDER in turn.text or (number == 0 and with_images):
-            text = text.strip()
+        text = placed(turn.text)
+        if number == 0 and in_front:
+            text = _without_front(text).strip()
         # The first turn of an image-caption pair is the image alone.
-        if not text.strip() and not (number == 0 and with_images):
+        if not text.strip() and not (number == 0 and in_front):
             raise RecordError("empty_text", f"turn {number + 1} ({expected}) is empty")
         _check_unicode(text, f"turn {number + 1} ({expected})")
         turns.append(Turn(expected, text))
-    if len(turns) % 2:
-        turns.pop()
-    return tuple(turns)
+    return tuple(_answered(turns))
+
+
+def _answered(turns: list[Spoken]) -> list[Spoken]:
+    """The turns without a last question that has no answer."""
+    return turns[: len(turns) // 2 * 2]
+
+
+def _without_front(text: str) -> str:
+    """The text without its placeholders if they are all in front of it, else unchanged."""
+    *images, last = parts_of(text)
+    front = last["type"] == "text" and all(part["type"] == "image" for part in images)
+    return str(last["text"]) if front else text
 
 
 def _system(turn: Said | None) -> str | None:

@@ -9,9 +9,12 @@ from aligngpt.data.images.opening import ImageError
 from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.captions import checked_caption
 from aligngpt.data.records.columns import ASKING, READ_COLUMNS, RECORD_IDS, columns_read
-from aligngpt.data.records.conversation import TURN_FIELDS, question_field
+from aligngpt.data.records.conversation import TURN_FIELDS
 from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.instructions import instruction_layout
 from aligngpt.data.records.members import caption_of_members, picture_of_members, values_of_members
+from aligngpt.data.records.pair import question_field
+from aligngpt.data.records.ratings import RATINGS_SUFFIX
 from aligngpt.data.records.sample import Sample, parse_record
 from aligngpt.data.sources.base import BrokenRecord, StoredAt
 from aligngpt.data.sources.fields import (
@@ -106,9 +109,10 @@ def _of_members(members: TarSample, record: int, file: int, shard: str) -> Found
 
 def _spoken(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """The fields read from a record, except its image and caption, and whether it has turns or a question."""
-    fields = {name: value for name, value in values.items() if name in READ_COLUMNS}
+    fields = {name: value for name, value in values.items() if name in READ_COLUMNS or name.endswith(RATINGS_SUFFIX)}
     asked = question_field(values)
-    speaks = asked is not None or any(values.get(name) is not None for name in TURN_FIELDS)
+    turns = any(values.get(name) is not None for name in TURN_FIELDS)
+    speaks = asked is not None or turns or instruction_layout(values) is not None
     if asked is not None:
         fields[asked] = values[asked]
     return fields, speaks
@@ -126,9 +130,9 @@ def _of_row(
     values: Mapping[str, Any], record: int, stored: StoredAt, place: str, *, check_images: bool
 ) -> Found | Unread:
     id = next((values[name] for name in RECORD_IDS if values.get(name) not in (None, "")), record)
-    fields, speaks = _spoken(values)
     column = first_of(PICTURE_COLUMNS, values)
     try:
+        fields, speaks = _spoken(values)
         if not speaks:
             name = first_of(CAPTION_COLUMNS, values) or CAPTION_COLUMNS[0]
             fields["caption"] = checked_caption(values.get(name), name)

@@ -18,6 +18,7 @@ class Columns:
         levels: alignment level 1…N, 0 if the sample has none.
         characters: number of characters of all turns together.
         images: number of images.
+        interleaved: 1 if an image stands elsewhere than before the first question, else 0.
         keys: equal for two samples of one source if and only if their images are equal; meaningless without images.
         sources: number of the source the sample comes from.
         blocks: number, within its source, of the block that must be read as a whole to get the sample's image; -1 if
@@ -28,6 +29,7 @@ class Columns:
     levels: NDArray[np.int64]
     characters: NDArray[np.int64]
     images: NDArray[np.int64]
+    interleaved: NDArray[np.int64]
     keys: NDArray[np.int64]
     sources: NDArray[np.int64]
     blocks: NDArray[np.int64]
@@ -60,6 +62,7 @@ def columns_of(samples: Sequence[Sample]) -> Columns:
         levels=column(sample.level or 0 for sample in samples),
         characters=column(sum(len(turn.text) for turn in sample.turns) for sample in samples),
         images=column(len(sample.images) for sample in samples),
+        interleaved=column(int(sample.interleaved) for sample in samples),
         keys=column(known.setdefault(sample.images, len(known)) for sample in samples),
         sources=np.zeros(len(samples), dtype=np.int64),
         blocks=np.full(len(samples), -1),

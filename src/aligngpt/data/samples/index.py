@@ -80,6 +80,7 @@ class PreparedSamples(LazySamples):
             levels=self._column("level"),
             characters=self._column("characters"),
             images=self._column("image_count"),
+            interleaved=self._column("interleaved"),
             keys=self._column("key"),
             sources=np.zeros(self._count, dtype=np.int64),
             blocks=blocks,

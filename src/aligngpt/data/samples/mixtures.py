@@ -53,6 +53,7 @@ class Mixture(LazySamples):
             levels=np.concatenate([part.levels for part in parts]),
             characters=np.concatenate([part.characters for part in parts]),
             images=np.concatenate([part.images for part in parts]),
+            interleaved=np.concatenate([part.interleaved for part in parts]),
             keys=np.concatenate([part.keys for part in parts]),
             sources=np.repeat(np.arange(len(parts)), [len(source) for source in self.sources]),
             blocks=np.concatenate([part.blocks for part in parts]),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -15,6 +15,8 @@ import pyarrow as pa
 from aligngpt.cache import CacheError, cache_entry, entry_path
 from aligngpt.cpus import usable_cpus
 from aligngpt.data.images.opening import IMAGE_REASONS, ImageError
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.ratings import without_low_ratings
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.records.stored import Found, Unread, archive_samples
 from aligngpt.data.rejects import Rejects
@@ -52,6 +54,7 @@ def prepare_samples(
     rejects: Rejects,
     check_images: bool = True,
     among_others: bool = False,
+    min_ratings: Mapping[str, float] | None = None,
 ) -> PreparedSamples:
     """Load samples like `load_samples`, archives included, but cache the result in `cache_folder("samples")`.
 
@@ -65,6 +68,8 @@ def prepare_samples(
             `archive_at`). For archives, the locations of the images are cached, not their content.
         image_root, require_level, rejects, check_images: see `load_samples`.
         among_others: this is one of several files. Rejects then name the file, and the caller checks their share.
+        min_ratings: the lowest rating of an answer that is learned from, by the rating's name; see
+            `without_low_ratings`.
 
     Raises:
         SourceError: the file cannot be read, changes while it is read, or contains no usable record.
@@ -79,12 +84,13 @@ def prepare_samples(
     state = _state_of(path, archive)
     # The archive's folder is part of the key, since its files will be opened again at this location.
     where = str(root.resolve()) if archive is None else [str(root.resolve()), str(archive.folder.resolve())]
-    key = json.dumps([FORMAT, _rules(RULES), state, where, demands])
+    lowest = {} if min_ratings is None else dict(sorted(min_ratings.items()))
+    key = json.dumps([FORMAT, _rules(RULES), state, where, demands, lowest])
     folder = entry_path("samples", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
     found = _opened(folder, root, demands)
     if found is None:
         try:
-            _build(folder, path, archive, root, demands)
+            _build(folder, path, archive, root, demands, lowest)
         except CacheError:
             # Another process may have built it in the meantime.
             if (found := _opened(folder, root, demands)) is None:
@@ -193,7 +199,14 @@ class _Kept(Rejects):
         self._file.close()
 
 
-def _build(folder: Path, path: Path, archive: Archive | None, root: Path, demands: dict[str, bool]) -> None:
+def _build(
+    folder: Path,
+    path: Path,
+    archive: Archive | None,
+    root: Path,
+    demands: dict[str, bool],
+    lowest: dict[str, float],
+) -> None:
     state = _state_of(path, archive)
     with (
         cache_entry(folder) as made,
@@ -206,7 +219,7 @@ def _build(folder: Path, path: Path, archive: Archive | None, root: Path, demand
         rows: list[dict[str, Any]] = []
         if archive is not None:
             ArchivePictures.of(archive).save(made / ARCHIVE_FILE)
-        for part in _parts(_found_in(path, archive, rejects, demands)):
+        for part in _parts(_rated(_found_in(path, archive, rejects, demands), rejects, lowest)):
             for found, trouble in zip(part, _troubles(pool, part, root, demands), strict=True):
                 sample = found.sample
                 if trouble is not None:
@@ -231,13 +244,25 @@ def _build(folder: Path, path: Path, archive: Archive | None, root: Path, demand
 def _found_in(path: Path, archive: Archive | None, rejects: Rejects, demands: dict[str, bool]) -> Iterator[Found]:
     """The samples of a file or an archive; records that are not samples go to `rejects`."""
     if archive is None:
-        yield from (Found(sample) for sample, _ in read_samples(path, rejects))
+        yield from (Found(sample, fields=record) for sample, record in read_samples(path, rejects))
         return
     for one in archive_samples(archive, check_images=demands["check_images"]):
         if isinstance(one, Unread):
             rejects.add(*one)
         else:
             yield one
+
+
+def _rated(samples: Iterator[Found], rejects: Rejects, lowest: dict[str, float]) -> Iterator[Found]:
+    """The samples, without the loss of answers that are rated too low; those with no answer left go to `rejects`."""
+    for found in samples:
+        if not lowest:
+            yield found
+            continue
+        try:
+            yield found._replace(sample=without_low_ratings(found.sample, found.fields, lowest))
+        except RecordError as error:
+            rejects.add(found.sample.record, found.sample.id, error.reason, str(error))
 
 
 def _parts(samples: Iterator[Found]) -> Iterator[list[Found]]:

@@ -12,7 +12,7 @@ from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.byte_ranges import BrokenLine
 from aligngpt.data.sources.finding import root_of
-from aligngpt.data.sources.json import read_records
+from aligngpt.data.sources.values import read_values
 from aligngpt.files import atomic_write
 
 
@@ -20,11 +20,11 @@ def read_samples(path: Path, rejects: Rejects) -> Iterator[tuple[Sample, dict[st
     """The samples of a file, each with the record it was made from; records that are not samples go to `rejects`.
 
     Raises:
-        SourceError: see `read_records`.
+        SourceError: see `read_values`.
     """
-    for index, record in read_records(path):
+    for index, record in read_values(path):
         if isinstance(record, BrokenLine):
-            rejects.add(index, None, record.kind, record.reason)
+            rejects.add(index, record.id, record.kind, record.reason)
             continue
         try:
             sample = parse_record(record, index)
@@ -46,8 +46,8 @@ def load_samples(
     """Load all usable samples of a file; the others go to `rejects`.
 
     Args:
-        path: JSON array or JSON lines of LLaVA records.
-        image_root: folder that image paths are relative to; the file's own folder when None.
+        path: see `read_values`.
+        image_root: folder that image paths are relative to; the source's own folder when None.
         require_level: reject samples with an image but without an alignment level.
         rejects: receives the unusable records.
         check_images: check that each image exists and has a valid header now, rather than when it is opened.

@@ -21,8 +21,10 @@ SCHEMA = pa.schema(
         ("record", pa.int64()),
         ("system", pa.binary()),
         ("accepted", pa.list_(pa.binary())),
+        ("context", pa.list_(pa.int64())),
         ("characters", pa.int64()),
         ("image_count", pa.int64()),
+        ("interleaved", pa.int64()),
         ("key", pa.int64()),
         # Location of the image in an archive (see `StoredAt`); `file` is -1 if it is a file below the image root.
         ("file", pa.int64()),
@@ -32,7 +34,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-SAMPLE_COLUMNS = range(9)
+SAMPLE_COLUMNS = range(10)
 """The columns a sample is made from; the others are derived from it or locate its image."""
 
 NOWHERE = StoredAt(-1, -1, 0, 0)
@@ -74,8 +76,10 @@ def row_of(sample: Sample, stored: StoredAt | None = None, key: int | None = Non
         "record": sample.record,
         "system": None if sample.system is None else encoded(sample.system),
         "accepted": [encoded(answer) for answer in sample.accepted],
+        "context": list(sample.context),
         "characters": sum(len(turn.text) for turn in sample.turns),
         "image_count": len(sample.images),
+        "interleaved": int(sample.interleaved),
         # Samples without an image are identified by their id.
         "key": image_key(sample.images or ("", sample.id)) if key is None else key,
     } | (stored or NOWHERE)._asdict()
@@ -97,4 +101,5 @@ def sample_of(row: dict[str, Any]) -> Sample:
         record=row["record"],
         system=None if row["system"] is None else decoded(row["system"]),
         accepted=tuple(decoded(answer) for answer in row["accepted"]),
+        context=tuple(row["context"]),
     )

@@ -36,15 +36,18 @@ class Line:
 
 @dataclass(frozen=True)
 class BrokenLine:
-    """A line or an array element that cannot be read.
+    """A record that cannot be read: a line, an array element or a row.
 
     Attributes:
         reason: what is wrong, and where.
-        kind: short name of the reject: `broken_line` (invalid JSON or CSV) or `broken_text` (not UTF-8, or too long).
+        kind: short name of the reject: `broken_line` (invalid JSON or CSV), `broken_text` (not UTF-8, or too long), or
+            that of a `BrokenRecord`.
+        id: the record's own, if it was found.
     """
 
     reason: str
     kind: str = "broken_line"
+    id: str | None = None
 
 
 def text_start(path: Path) -> int:

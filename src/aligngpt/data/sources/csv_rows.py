@@ -25,7 +25,7 @@ class Row:
     stop: int
 
 
-def names_picture(header: Sequence[str], image: str) -> Callable[[str], bool]:
+def names_picture(header: Sequence[str], image: str, delimiter: str = ",") -> Callable[[str], bool]:
     """Return a test for whether a line, read alone, is a row: of the header's width, with a name in the image column.
 
     The end of a multi-line text can look like a row (`with, a comma",0.png`) except for the quote that it closes, so a
@@ -37,7 +37,7 @@ def names_picture(header: Sequence[str], image: str) -> Callable[[str], bool]:
         if line.count('"') % 2:
             return False
         try:
-            fields = next(csv.reader([line]), [])
+            fields = next(csv.reader([line], delimiter=delimiter), [])
         except csv.Error:
             return False
         return len(fields) == width and _NAME.fullmatch(fields[place]) is not None
@@ -46,7 +46,13 @@ def names_picture(header: Sequence[str], image: str) -> Callable[[str], bool]:
 
 
 def read_rows(
-    path: Path, start: int, stop: int | None = None, *, width: int | None = None, is_row: Callable[[str], bool]
+    path: Path,
+    start: int,
+    stop: int | None = None,
+    *,
+    width: int | None = None,
+    is_row: Callable[[str], bool],
+    delimiter: str = ",",
 ) -> Iterator[Row]:
     """Yield the rows that begin between two bytes, the first of which must begin a row; blank lines are skipped.
 
@@ -60,6 +66,7 @@ def read_rows(
         stop: no row that begins here or later is read; the end of the file if None.
         width: expected number of fields per row, if known.
         is_row: whether a line, read alone, is a row (see `names_picture`).
+        delimiter: the character between two fields.
 
     Raises:
         SourceError: the file cannot be read.
@@ -70,7 +77,7 @@ def read_rows(
             fields: list[str] | BrokenLine = text
             count = 1
         else:
-            fields, count = _row(ahead, width, is_row)
+            fields, count = _row(ahead, width, is_row, delimiter)
         last = ahead.take(count)
         if fields:
             yield Row(fields, first.start, last.stop)
@@ -107,7 +114,9 @@ class _Ahead:
         return next((text for text in texts if isinstance(text, BrokenLine)), None)
 
 
-def _row(ahead: _Ahead, width: int | None, is_row: Callable[[str], bool]) -> tuple[list[str] | BrokenLine, int]:
+def _row(
+    ahead: _Ahead, width: int | None, is_row: Callable[[str], bool], delimiter: str
+) -> tuple[list[str] | BrokenLine, int]:
     """The next row, and its number of lines."""
     asked = 0
 
@@ -118,11 +127,11 @@ def _row(ahead: _Ahead, width: int | None, is_row: Callable[[str], bool]) -> tup
             yield ahead.text(asked - 1)
 
     try:
-        # Strict: a closing quote must be followed by a comma or the end of the line. A stray quote is closed by the
+        # Strict: a closing quote must be followed by a delimiter or the end of the line. A stray quote is closed by the
         # next opening quote, which is followed by a word.
-        fields = next(csv.reader(texts(), strict=True))
+        fields = next(csv.reader(texts(), strict=True, delimiter=delimiter))
     except csv.Error as error:
-        return _loosely(ahead, error), 1
+        return _loosely(ahead, error, delimiter), 1
     if asked > 1:
         inner = [is_row(ahead.text(index)) for index in range(1, asked)]
         # A last line with its own stray quote (`p2,5",2.png`) seems to close the stray quote of the first line, which
@@ -139,7 +148,7 @@ def _without_quote(line: str, is_row: Callable[[str], bool]) -> bool:
     return line.count('"') % 2 == 1 and is_row(line.replace('"', "", 1))
 
 
-def _loosely(ahead: _Ahead, error: csv.Error) -> list[str] | BrokenLine:
+def _loosely(ahead: _Ahead, error: csv.Error, delimiter: str) -> list[str] | BrokenLine:
     """The next line as a row, in which words may follow a closing quote; the quote must still be closed."""
     is_open = False
 
@@ -149,7 +158,7 @@ def _loosely(ahead: _Ahead, error: csv.Error) -> list[str] | BrokenLine:
         is_open = True
 
     try:
-        fields = next(csv.reader(texts()))
+        fields = next(csv.reader(texts(), delimiter=delimiter))
     except csv.Error as worse:
         return BrokenLine(str(worse))
     if is_open:

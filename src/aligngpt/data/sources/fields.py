@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from aligngpt.data.sources.base import ReadColumns, SourceError
 
-CAPTION_COLUMNS = ("caption", "text", "TEXT")
-IMAGE_COLUMNS = ("image", "file_name", "path")
+# `title` and `filepath` are open_clip's defaults; `jpg`, `png` and `webp` hold the images that img2dataset stores.
+CAPTION_COLUMNS = ("caption", "text", "TEXT", "title")
+IMAGE_COLUMNS = ("image", "file_name", "filepath", "path", "jpg", "png", "webp")
 ID_COLUMNS = ("id", "uid", "key")
 PICTURE_COLUMNS = ("image", "images", *(name for name in IMAGE_COLUMNS if name != "image"))
 """The image columns of records that may also have several images."""

@@ -3,16 +3,20 @@
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Union, cast
 
 from aligngpt.data.sources.base import RecordSource, SourceError
 from aligngpt.data.sources.byte_ranges import BOM
+from aligngpt.data.sources.coco import CocoSource, is_coco
+from aligngpt.data.sources.compressed import can_decompress, decompress, name_within
+from aligngpt.data.sources.converted import ConvertedSource
 from aligngpt.data.sources.csv import CsvSource
-from aligngpt.data.sources.fields import ColumnNames
+from aligngpt.data.sources.fields import IMAGE_COLUMNS, ColumnNames
 from aligngpt.data.sources.json import JsonSource, first_object
+from aligngpt.data.sources.picture_files import PictureFiles, has_picture_files
 from aligngpt.data.sources.tar import TarSource
 from aligngpt.data.sources.text_files import check_kind
 from aligngpt.files import sha256_of
@@ -25,18 +29,21 @@ Archive = Union["ParquetSource", TarSource]
 """A source that holds images together with their texts."""
 
 ACCEPTED = (
-    "a JSON array or JSON lines of LLaVA records, a CSV file, Parquet or tar files or a folder of them, a pattern such "
-    "as {00000..00041}.tar or *.parquet, a folder of images with captions.csv, metadata.csv or metadata.jsonl, a "
-    "data set saved by `save_to_disk`, or the owner/name of one on the Hugging Face hub"
+    "a JSON array or JSON lines of LLaVA records, a CSV or TSV file, any of these compressed (.gz, .zst, .bz2, .xz), "
+    "COCO captions, Parquet or tar files or a folder of them, a pattern such as {00000..00041}.tar or *.parquet, a "
+    "folder of images with captions.csv, metadata.csv or metadata.jsonl or with a .txt beside each image, a data set "
+    "saved by `save_to_disk`, or the owner/name of one on the Hugging Face hub"
 )
 TABLES = ("captions.csv", "metadata.csv", "metadata.jsonl")
 
 ARCHIVES = (".parquet", ".tar")
 
+TABLE_SUFFIXES = (".csv", ".tsv")
+
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WILD = re.compile(r"[*?\[]")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".tar"}
+_FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".parquet", ".tar"}
 
 
 def find_records(source: str | Path, *, shard_size: int, names: ColumnNames) -> RecordSource:
@@ -74,10 +81,11 @@ def find_records(source: str | Path, *, shard_size: int, names: ColumnNames) -> 
 
 
 def archive_at(path: Path) -> "Archive | None":
-    """The Parquet or tar files at `path`, a file, a folder or a pattern; None for any other file or a missing one.
+    """The Parquet or tar files at `path`, a file, a folder or a pattern; None for any other file or a missing one, and
+    for a folder of images with a table or with their captions beside them.
 
     Raises:
-        SourceError: a folder or a pattern has none, or a file of a pattern does not exist.
+        SourceError: a folder has nothing to read, a pattern has no archives, or a file of a pattern does not exist.
     """
     if path.is_file():
         try:
@@ -90,8 +98,13 @@ def archive_at(path: Path) -> "Archive | None":
     elif not path.is_dir() and not is_pattern(path):
         return None
     found = find_records(path, shard_size=1, names=ColumnNames())
+    if found.kind == "dataset":
+        raise SourceError(
+            f"{path} is a data set saved by `save_to_disk`, which only `aligngpt score` and `aligngpt levels` read; "
+            "save it with `to_parquet` for the other commands"
+        )
     if found.kind not in ("parquet", "webdataset"):
-        raise SourceError(f"{path} is a source of kind {found.kind}; use a JSON file, or Parquet or tar files")
+        return None
     return cast("Archive", found)
 
 
@@ -111,6 +124,9 @@ def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSourc
     # Before Parquet: img2dataset writes a Parquet table of its downloads beside each tar file.
     tars = sorted(path for path in folder.rglob("*.tar") if path.is_file())
     tables = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+    # It does so beside folders of single files too, and scores may have been written below the folder.
+    if not tars and not any(_names_images(path, names) for path in tables) and has_picture_files(folder):
+        return PictureFiles(folder, shard_size, names)
     beside_tars = {path.parent for path in tars}
     if tars and (folder in beside_tars or all(path.parent in beside_tars for path in tables)):
         return TarSource(folder, tars)
@@ -122,17 +138,30 @@ def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSourc
     raise SourceError(f"{folder} is not a source of pairs: expected {ACCEPTED}; found {found}")
 
 
+def _names_images(table: Path, names: ColumnNames) -> bool:
+    """Whether a Parquet file has a column of images."""
+    from aligngpt.data.sources.parquet import open_parquet
+
+    with open_parquet(table) as file:
+        return any(name in (names.image, *IMAGE_COLUMNS) for name in file.schema_arrow.names)
+
+
 def _in_file(path: Path, shard_size: int, names: ColumnNames, *, is_table: bool = False) -> RecordSource:
     with path.open("rb") as file:
         head = file.read(4096)
     if not head:
         raise SourceError(f"{path} is empty")
+    if can_decompress(head):
+        opened = partial(_in_file, shard_size=shard_size, names=names, is_table=is_table)
+        return ConvertedSource(path, name_within(path), decompress, opened)
     check_kind(path, head)
-    if path.suffix == ".csv":
+    if path.suffix.lower() in TABLE_SUFFIXES:
         return CsvSource(path, shard_size, names)
     if kind := _archive_kind(path, head):
         return _of_files(path.parent, (path,), shard_size, names, kind)
     start = head.removeprefix(BOM).lstrip()[:1]
+    if start == b"{" and is_coco(path):
+        return CocoSource(path, shard_size, names)
     if start in (b"[", b"{"):
         return _json(path, shard_size, names, is_array=start == b"[", is_table=is_table)
     raise SourceError(
@@ -191,12 +220,12 @@ def _expanded(pattern: Path) -> Iterator[Path]:
 
 
 def root_of(path: Path, image_root: Path | None) -> Path:
-    """The folder that the image paths in a file are relative to; the file's own if `image_root` is None.
+    """The folder that the image paths in a file are relative to; the source's own if `image_root` is None.
 
     Raises:
         SourceError: it is not a folder.
     """
-    root = path.parent if image_root is None else image_root
+    root = root_of_data(path, image_root)
     # If the file's own folder does not exist, the error should be about the file, so it is not raised here.
     if root != path.parent and not root.is_dir():
         raise SourceError(f"the image root {root} is not a folder")
@@ -206,7 +235,7 @@ def root_of(path: Path, image_root: Path | None) -> Path:
 def root_of_data(data: Path, image_root: Path | None) -> Path:
     """The folder that the image paths of a source are relative to; the source's own if `image_root` is None.
 
-    For a folder of archives, that is the folder itself.
+    For a folder, that is the folder itself.
     """
     if image_root is not None:
         return image_root
@@ -220,13 +249,15 @@ def name_of_data(data: Path) -> str:
 
 def content_of(path: Path) -> str:
     """The SHA-256 of a file, cached per process until the file changes; for an archive, a hash of the names, sizes and
-    part of the content of its files (see `files_fingerprint`).
+    part of the content of its files (see `files_fingerprint`), and for a folder, the fingerprint of its records.
 
     Raises:
         SourceError: a file cannot be read.
     """
     if (archive := archive_at(path)) is not None:
         return archive.fingerprint()
+    if path.is_dir():
+        return find_records(path, shard_size=1, names=ColumnNames()).fingerprint()
     try:
         state = path.stat()
         return _content(path.absolute(), state.st_mtime_ns, state.st_size)

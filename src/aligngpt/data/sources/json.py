@@ -132,17 +132,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, object]]:
         record = json_of(line)
         if isinstance(record, BrokenLine):
             if index == 0 and record.kind == "broken_line" and not line.content.lstrip().startswith(b"{"):
-                raise SourceError(f"{path} is neither a JSON array nor JSON lines of records{_instead(path)}")
+                raise SourceError(f"{path} is neither a JSON array nor JSON lines of records")
             record = BrokenLine(f"line {line.number}: {record.reason}", record.kind)
         yield index, record
         index += 1
-
-
-def _instead(path: Path) -> str:
-    """A hint about which commands read a file that has no JSON records."""
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        return ""
-    return (
-        "; CSV is read only by `aligngpt score` and `aligngpt levels`: check, train and evaluate read JSON arrays, "
-        "JSON lines, Parquet and tar files"
-    )

@@ -77,6 +77,18 @@ def check_lines(path: Path) -> None:
         )
 
 
+def one_object_keys(path: Path) -> list[str]:
+    """The keys of a file that is one JSON object, as far as its beginning has them; empty for any other file.
+
+    Raises:
+        SourceError: the file cannot be read, or is not UTF-8.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    lines = check_encoding(path, text_start(path))
+    return _one_object(head, lines) if lines else []
+
+
 def check_encoding(path: Path, start: int, above: int = 0) -> list[Line]:
     """The first non-blank lines of a file from a byte on, at least one of which must be UTF-8.
 
@@ -137,6 +149,8 @@ def _keys(text: str, beyond: int) -> list[str]:
         except json.JSONDecodeError as error:
             # The head of a file may end anywhere, so its last value cannot be distinguished from a broken one.
             is_cut = len(text) >= HEAD // 4 and (error.msg.startswith("Unterminated") or error.pos >= len(text) - 16)
+            # A string does not extend over lines, so in several of them, only the end of the file leaves one open.
+            is_cut |= error.msg.startswith("Unterminated") and len(text.rstrip()) > beyond
             return keys if is_cut or error.pos >= len(text) else []
         except (ValueError, RecursionError):
             return []

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.model.backbones import VisionTower
 from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.vision_towers import VisionTower
 
 TABLE = "model.alignment.levels"
 TOWER = "model.vision_tower."

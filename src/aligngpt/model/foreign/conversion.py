@@ -11,7 +11,6 @@ from transformers import GenerationConfig
 
 from aligngpt.files import atomic_folder
 from aligngpt.model.assembling import PUBLISHED_GATE_GRID, build_processor, chosen_template, end_tokens, fresh_alignment
-from aligngpt.model.backbones import VisionTower, load_tokenizer, load_vision_tower, new_rows
 from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.foreign.checkpoint_formats import (
@@ -33,6 +32,8 @@ from aligngpt.model.foreign.weight_files import read_shapes, read_shard, shard_f
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.templates import VICUNA, for_images, one_template, stored_template
+from aligngpt.model.vision_towers import VisionTower, load_vision_tower
+from aligngpt.model.vocabulary import load_tokenizer, new_rows
 
 __all__ = ["STAGE_ONE_FILE", "Conversion", "convert", "convert_weights", "our_shapes", "to_original"]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligngpt.model.backbones import VisionTower
 from aligngpt.model.foreign.checkpoint_formats import TOWER, Layout, LayoutError, LlavaLayout, OriginalLayout
+from aligngpt.model.vision_towers import VisionTower
 
 ABOUT_IMAGES = ("mm_", "vision_", "image_", "multimodal_", "projector_", "s2", "use_s2", "rope_")
 """Prefixes of settings that may change how a model handles images or positions."""

@@ -81,6 +81,7 @@ def open_sources(
                 rejects=rejects,
                 check_images=check_images,
                 among_others=len(sources) > 1,
+                min_ratings=source.min_ratings,
             )
             for source in sources
         ]

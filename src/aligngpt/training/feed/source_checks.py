@@ -114,8 +114,9 @@ def _without_levels(recipe: Recipe, path: Path) -> Iterator[str]:
         return
     like = " and looks like questions, not captions" if _are_questions(_head([path])) else ""
     is_file = archive_at(path) is None
+    suffix = path.suffix if path.suffix in (".json", ".jsonl") else ".jsonl"
     then = (
-        f"then `aligngpt levels SCORES --source {path} --out {path.with_name(path.stem + '-levels' + path.suffix)}`, "
+        f"then `aligngpt levels SCORES --source {path} --out {path.with_name(path.stem + '-levels' + suffix)}`, "
         "and name that file in pretrain.data"
         if is_file
         else "then `aligngpt levels`, and add each record's level as a field `level` (1…N)"

@@ -1,0 +1,147 @@
+"""A turn of a conversation as written: with a role and a text, or with a role and typed parts."""
+
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.tags import IMAGE_PLACEHOLDER
+from aligngpt.data.sources.fields import is_given
+from aligngpt.data.sources.json_keys import RepeatedKeys
+
+Speaker = Literal["system", "user", "assistant"]
+SPEAKERS: dict[str, Speaker] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bing": "assistant",
+    "chatgpt": "assistant",
+}
+
+# ShareGPT's and OpenAI's roles of a conversation in which a program is called.
+_TOOL_ROLES = ("function_call", "observation", "tool", "tool_call", "tool_response", "function")
+
+_PART_MEDIA = {"video": "video", "video_url": "video", "audio": "audio", "audio_url": "audio", "input_audio": "audio"}
+
+# At least two letters, so that a Windows drive letter does not match.
+_URL = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
+
+
+class Said(NamedTuple):
+    """One turn as written.
+
+    Attributes:
+        speaker: system, user or assistant.
+        text: with `<image>` in place of each image.
+        parts: number of these placeholders that come from parts of a message.
+        images: the paths given in these parts.
+        learned: whether the turn counts in the loss, if it is an answer.
+        accepted: all correct answers, if there are several; `text` is the record's `answer`, else the most frequent.
+    """
+
+    speaker: Speaker
+    text: str
+    parts: int = 0
+    images: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    learned: bool = True
+
+
+def local_path(name: str, where: str) -> str:
+    if _URL.match(name):
+        raise RecordError(
+            "remote_image",
+            f"{where} names {name:.80}, expected the path of a file; download the image and give its path",
+        )
+    return name
+
+
+def turn_of(turn: object, number: int) -> list[Said]:
+    """The turn in an element of `conversations` or `messages`.
+
+    Args:
+        turn: an object with `from` and `value`, or with `role` and `content`, a text or a list of parts.
+        number: number of the turn, from 1, for messages.
+
+    Raises:
+        RecordError: it has no text, an unknown role, or a part that is neither a text nor an image.
+    """
+    if not isinstance(turn, Mapping):
+        raise RecordError("no_conversation", f"turn {number} needs the strings `from` and `value`, found {turn!r:.80}")
+    if isinstance(turn, RepeatedKeys):
+        raise RecordError("repeated_key", f"turn {number} has a duplicate key; keep one of its values")
+    role = next((turn[name] for name in ("from", "role") if turn.get(name) is not None), None)
+    content = next((turn[name] for name in ("value", "content") if turn.get(name) is not None), None)
+    if not isinstance(role, str) or not isinstance(content, str | list):
+        raise RecordError(
+            "no_conversation",
+            f"turn {number} needs the strings `from` and `value`, or `role` and `content`, found {turn!r:.80}",
+        )
+    if role in _TOOL_ROLES:
+        raise RecordError(
+            "tool_turn",
+            f"turn {number} is a tool's, from {role!r}: only what the system, the user and the assistant say is read; "
+            "leave the record out, or move the turn into the text of another",
+        )
+    if role not in SPEAKERS:
+        raise RecordError("wrong_roles", f"turn {number} is from {role!r}, expected one of {', '.join(SPEAKERS)}")
+    for field in ("tool_calls", "function_call", "reasoning_content"):
+        if is_given(turn.get(field)):
+            raise RecordError(
+                "unread_field", f"turn {number} has `{field}`, which is not read; move it into the text, or remove it"
+            )
+    if isinstance(content, str):
+        return [Said(SPEAKERS[role], content, learned=_learned(turn, number))]
+    parts = [_part(part, number) for part in content]
+    said = Said(
+        SPEAKERS[role],
+        "".join(IMAGE_PLACEHOLDER if part.text is None else part.text for part in parts),
+        parts=sum(part.text is None for part in parts),
+        images=tuple(part.image for part in parts if part.image is not None),
+        learned=_learned(turn, number),
+    )
+    return [said]
+
+
+def _learned(turn: Mapping[str, object], number: int) -> bool:
+    """Whether a turn counts in the loss: ms-swift's `loss` is true or false, OpenAI's `weight` 1 or 0."""
+    for field in ("loss", "weight"):
+        found = turn.get(field)
+        if found is not None and found not in (0, 1):
+            raise RecordError("turn_loss", f"`{field}` of turn {number} must be true or false, found {found!r:.80}")
+        if found is not None and not found:
+            return False
+    return True
+
+
+class _Part(NamedTuple):
+    """A text, or an image whose path may be given elsewhere."""
+
+    text: str | None
+    image: str | None = None
+
+
+def _part(part: object, number: int) -> _Part:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(kind, str) and kind in _PART_MEDIA:
+        raise RecordError(_PART_MEDIA[kind], f"turn {number} has the part {part!r:.80}: only text and images are read")
+    # If a part has both a text and an image, one of them would be lost.
+    has_text = isinstance(part, Mapping) and is_given(part.get("text"))
+    has_image = isinstance(part, Mapping) and any(is_given(part.get(field)) for field in ("image", "image_url"))
+    if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str) and not has_image:
+        return _Part(part["text"])
+    if isinstance(part, Mapping) and kind in ("image", "image_url") and not has_text:
+        found = next((part[field] for field in ("image", "path", "url", "image_url") if part.get(field)), None)
+        if kind == "image_url" and isinstance(found, Mapping):
+            found = found.get("url")
+        if isinstance(found, str) and found:
+            return _Part(None, local_path(found, f"an image in turn {number}"))
+        if found is None and kind == "image":
+            return _Part(None)
+    raise RecordError(
+        "message_part",
+        f"turn {number} has the part {part!r:.80}, expected a text or an image, such as "
+        '{"type": "text", "text": …} or {"type": "image", "path": …}',
+    )

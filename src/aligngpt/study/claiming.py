@@ -1,0 +1,61 @@
+"""An output folder belongs to one study: the same data, model and settings of both stages in all of its runs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aligngpt.files import atomic_write, sha256_of
+from aligngpt.study.pairs import StudyError
+from aligngpt.study.plan import Plan
+
+SETTINGS_FILE = "settings.json"
+MAY_CHANGE = {"output", "cells", "primary", "commit"}
+"""Keys of a plan that do not change what a run gives: a grid may grow."""
+
+
+def claim_folder(plan: Plan, folder: Path) -> None:
+    """Write the settings of a study into its folder, or compare them with those that are there.
+
+    Raises:
+        StudyError: the folder has results or data of other settings, or a file that the plan names is missing.
+    """
+    settings = plan.model_dump(mode="json", exclude=MAY_CHANGE) | {"contents": dict(_contents(plan))}
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        with atomic_write(path) as file:
+            json.dump(settings, file, indent=2)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read ({error}); choose another output, or remove {folder}") from error
+    if changed := sorted(_differences(found, settings)):
+        raise StudyError(
+            f"{folder} holds a study with other settings ({', '.join(changed[:5])}); its runs could not be compared "
+            "with new ones. Choose another output, or remove that folder"
+        )
+
+
+def _contents(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The SHA-256 of each file of questions and captions that a plan names; that of its captions is in their scores."""
+    if plan.files is None:
+        return
+    named = {"questions": plan.files.questions, **plan.files.tests}
+    if plan.files.probe is not None:
+        named["probe"] = plan.files.probe
+    for name, path in named.items():
+        try:
+            with Path(path).open("rb") as file:
+                yield f"{name} {path}", sha256_of(file)
+        except OSError as error:
+            raise StudyError(f"{path}, which the plan names, cannot be read: {error.strerror or error}") from error
+
+
+def _differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
+    """The places at which two plain values differ, such as `pretrain.learning_rate`."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() | other.keys():
+            yield from _differences(one.get(key), other.get(key), f"{place}.{key}" if place else str(key))
+    elif one != other:
+        yield place
