@@ -116,6 +116,7 @@ def test_score_levels_train_evaluate_ask_report(
     assert f"{100 * accuracy:.1f}%" in page
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("files")
 def test_every_command_twice_is_as_good_as_once(
     command: Command, tmp_path: Path, scorer_folder: Callable, language_folder: Callable, tower_folder: Callable

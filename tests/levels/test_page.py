@@ -234,6 +234,7 @@ def test_hashes_are_counted_in_full_or_sampled_in_bounded_memory(monkeypatch: py
     assert HashCounter().repeats() == ((0,) * 3, (0,) * 3) and HashCounter().largest(3) == []
 
 
+@pytest.mark.medium
 def test_memory_does_not_grow_with_the_pairs() -> None:
     def peak(batches: int) -> int:
         histogram, counter, smallest = ScoreHistogram(), HashCounter(20_000), Smallest[int](100)

@@ -47,6 +47,7 @@ def shown_colour(path: Path) -> str:
     return next(COLOUR_VALUES[value] for _, value in sorted(counts, reverse=True) if value in COLOUR_VALUES)
 
 
+@pytest.mark.medium
 def test_every_training_picture_gets_a_caption_and_the_shares_hold(files: EasyVQAFiles) -> None:
     captions = records(files.captions)
     assert len({record["image"] for record in captions}) == len({record["id"] for record in captions}) == 4000

@@ -130,6 +130,7 @@ def test_a_share_of_the_shards_that_is_none_is_refused(
         run(source, shard=share)
 
 
+@pytest.mark.medium
 def test_leftovers_of_killed_runs_are_removed_but_not_of_others_at_work(
     source: ListedPairs, run: Callable, tmp_path: Path
 ) -> None:

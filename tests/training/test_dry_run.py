@@ -27,6 +27,7 @@ def test_parts_are_those_of_the_real_model(tiny_recipe: TinyRecipe, language: st
         assert one.parts == parts_of(model, stage)
 
 
+@pytest.mark.medium
 def test_steps_are_those_that_are_then_done(tiny_recipe: TinyRecipe) -> None:
     changes = {"pretrain__max_steps": None, "instruct__max_steps": None, "instruct__epochs": 2.0}
     recipe = tiny_recipe(**changes)

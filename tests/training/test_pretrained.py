@@ -14,6 +14,7 @@ from aligngpt.training.setup.freezing import PRETRAINED_FILE
 from aligngpt.training.stage import fingerprint_of, model_folder
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("named", ["pretrain", f"pretrain/{PRETRAINED_FILE}"])
 def test_it_gives_the_model_that_both_stages_in_one_run_give(tiny_recipe: Callable, tmp_path: Path, named: str) -> None:
     whole = tiny_recipe(output=str(tmp_path / "whole"))

@@ -30,6 +30,7 @@ def recipe(
     return make
 
 
+@pytest.mark.medium
 def test_it_is_trained_saved_loaded_and_asked(
     recipe: Callable[..., Recipe], asks: Callable, pictures: list[Image.Image], tmp_path: Path
 ) -> None:

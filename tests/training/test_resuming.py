@@ -55,6 +55,7 @@ def test_a_kill_between_the_last_step_and_the_end_adds_no_step(
     assert (found.steps, found.samples, found.loss) == (expected.steps, expected.samples, expected.loss)
 
 
+@pytest.mark.medium
 def test_a_stop_within_a_log_interval_changes_no_figure(
     tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_stop_within_a_log_interval_changes_no_figure(
 LOGGED = {"log_steps": 3, "max_steps": 7}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "changes",
     [
@@ -114,6 +116,7 @@ def test_a_stage_that_one_process_began_may_be_shared_out(
     assert losses(shared, "instruct") == pytest.approx(losses(whole, "instruct"), rel=1e-4)
 
 
+@pytest.mark.medium
 def test_other_weights_of_a_backbone_are_another_run(
     tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -157,6 +160,7 @@ def test_metrics_that_a_kill_cut_anywhere_are_passed_over(tmp_path: Path, tail: 
     assert path.read_text() == '{"step": 1}\n'
 
 
+@pytest.mark.medium
 def test_one_process_at_a_time_trains_in_a_folder(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -47,6 +47,7 @@ def test_each_is_counted_once(tiny_recipe: Callable[..., Recipe], damaged: Path,
     assert rejected(recipe) == ["0", "1"]
 
 
+@pytest.mark.medium
 def test_a_stage_that_is_resumed_has_those_it_had(
     tiny_recipe: Callable[..., Recipe], damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

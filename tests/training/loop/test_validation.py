@@ -68,6 +68,7 @@ def test_the_loss_is_the_mean_over_all_tokens(assembled: Callable, validation_of
     assert validation.measure(model).loss == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.medium
 def test_a_stage_is_looked_at_while_it_trains_and_at_its_end(tiny_recipe: Callable, data: Path) -> None:
     looks = {"data": str(data / "questions.json"), "minutes": 1e-9, "samples": 6}
     recipe = tiny_recipe(instruct__validation=looks, pretrain__precision="bfloat16")

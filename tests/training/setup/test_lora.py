@@ -75,6 +75,7 @@ def test_the_seed_decides_where_adapters_start(assembled: Callable) -> None:
     assert not torch.equal(starts[0], starts[2])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_stage_with_adapters_leaves_an_ordinary_model(tiny_recipe: Callable, precision: str) -> None:
     recipe = tiny_recipe(instruct__lora={"rank": 4}, instruct__precision=precision)
