@@ -60,7 +60,7 @@ def test_a_clear_lead_in_many_pictures_is_learning(
     print_outcome(folder, figures, title="easy-VQA", question="what shape ?")
     out = capsys.readouterr().out
     assert "easy-VQA, test split " in out and '0.png "what shape ?" --show-alignment' in out
-    assert "95 % interval, by picture" in out
+    assert " 95 % interval " in out and "The intervals count pictures" in out
     assert "AlignGPT minus AlignGPT, images shuffled, on the 200 questions that both answered: +50.0 percentage" in out
     assert "AlignGPT minus Text only, on the 400 questions that both answered: +60.0 percentage points" in out
     assert "the right caption beats the wrong one of the same image in 100.0% of 2 (95 % interval" in out

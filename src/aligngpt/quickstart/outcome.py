@@ -61,16 +61,18 @@ def print_outcome(folder: Path, figures: Mapping[str, float], *, title: str, que
     out = Console()
     tallies = _tallies(folder)
     by_picture = any(tally.by_picture for tally in tallies.values())
-    interval = f"95 % interval{', by picture' if by_picture else ''}"
+    counted = "The intervals count pictures: questions about the same one are answered alike." if by_picture else None
     split = "test split" if len(_shifts(folder)) == 0 else "test splits"
     table = Table(title=f"{title}, {split}", title_justify="left")
     table.add_column("", no_wrap=True)
-    for heading in ("accuracy", "right/asked", interval):
+    for heading in ("accuracy", "right/asked", "95 % interval"):
         table.add_column(heading, justify="right")
     for name, tally in tallies.items():
         low, high = tally.interval
         table.add_row(name, f"{tally.accuracy:.1%}", f"{tally.correct}/{tally.total}", f"{low:.1%}–{high:.1%}")
     out.print(table)
+    if counted is not None:
+        out.print(counted, highlight=False, soft_wrap=True)
     for row in _differences(folder):
         out.print(
             f"{OWN} minus {row.baseline}, on the {row.questions:,} questions that both answered: {_points(row)}",
