@@ -16,7 +16,8 @@ def check(
     data: Annotated[
         list[Path],
         typer.Argument(
-            help="Data files: JSON arrays, JSON lines, Parquet or tar files; or CSV files of images and captions."
+            help="Data files: JSON, JSON lines, CSV, TSV (also compressed), COCO captions, Parquet or tar files, or "
+            "folders of images with texts."
         ),
     ],
     image_root: Annotated[

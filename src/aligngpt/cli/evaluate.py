@@ -13,7 +13,10 @@ from aligngpt.hub_names import local_or_hub
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
     questions: Annotated[
-        Path, typer.Argument(help="Questions with answers: JSON, JSON lines, or Parquet or tar files.")
+        Path,
+        typer.Argument(
+            help="Questions with answers: JSON, JSON lines, CSV, TSV (also compressed), Parquet or tar files."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for predictions and results.")],
     base: Base = None,

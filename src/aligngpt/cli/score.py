@@ -18,8 +18,9 @@ def score(
     source: Annotated[
         str,
         typer.Argument(
-            help="Image–caption pairs: a LLaVA-format JSON, JSON lines, CSV, Parquet or tar file, a folder of such "
-            "files, a pattern such as {00000..00041}.tar, or a data set on the hub."
+            help="Image–caption pairs: a JSON, JSON lines, CSV or TSV file (also compressed), COCO captions, Parquet "
+            "or tar files or a folder of them, a pattern such as {00000..00041}.tar, a folder of images with texts, or "
+            "a data set on the hub."
         ),
     ],
     model: Annotated[str, typer.Option(help="CLIP-like model: folder or hub name.")],
