@@ -95,3 +95,21 @@ def test_the_engine_answers_with_merged_tokens(assembled: Callable, pictures) ->
     together = engine.answer(questions, sampling)
     assert [answer.text for answer in together] == [engine.answer([one], sampling)[0].text for one in questions]
     assert len(together[0].alignment_weights) == 7
+
+
+@pytest.mark.parametrize("merge", [1, 2])
+@pytest.mark.parametrize(("size", "scales"), [(48, None), (None, (32, 64)), (None, None)])
+def test_a_blank_picture_is_as_large_as_the_pictures_that_are_read(
+    assembled: Callable, batch_of: Callable, merge: int, size: int | None, scales: tuple[int, ...] | None
+) -> None:
+    options = {"image_size": size} if size else {"image_scales": scales} if scales else {}
+    model, processor = assembled("llama", "dinov2", merge_image_tokens=merge, chat_template="plain", **options)
+    pixels = batch_of(processor, ["<image> what ?"])["pixel_values"]
+    blank = model.model.blank_picture()
+    assert blank.shape == pixels.shape
+    assert model.model.tower_features(blank).shape == model.model.tower_features(pixels).shape
+    # A batch of text alone keeps the projector in the graph by way of such a picture.
+    model.train()
+    texts = batch_of(processor, ["is it red ?"])
+    model(**texts, labels=texts["input_ids"]).loss.backward()
+    assert model.model.multi_modal_projector.linear_1.weight.grad is not None

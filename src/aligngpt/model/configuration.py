@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import isqrt
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -71,6 +72,22 @@ class AlignGPTConfig(LlavaConfig):
     def leading_tokens(self) -> int:
         """Number of vision tower tokens before the patches: the class token, if any, and the registers."""
         return (self.vision_feature_select_strategy == "default") + self.vision_register_tokens
+
+    @property
+    def image_side(self) -> int | None:
+        """Side in pixels of the images that the model reads; None if the patches do not tell.
+
+        Not always the tower's own `image_size`: a tower that interpolates its positions may read images of any size.
+        """
+        if self.image_scales:
+            return self.image_scales[-1]
+        patch = getattr(self.vision_config, "patch_size", None)
+        grid = isqrt(self.image_seq_length) * self.merge_image_tokens
+        return (
+            grid * patch
+            if isinstance(patch, int) and isqrt(self.image_seq_length) ** 2 == self.image_seq_length
+            else None
+        )
 
     @property
     def tower_tokens(self) -> int:

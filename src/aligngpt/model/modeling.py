@@ -252,9 +252,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         return embeds + nothing.to(embeds.device, embeds.dtype)
 
     def blank_picture(self) -> Tensor:
-        """Pixels of one blank image, `(1, channels, height, width)`, to run the tower on."""
+        """Pixels of one blank image as large as those the model reads, `(1, channels, height, width)`."""
         vision = self.config.vision_config
-        sides = self.config.image_scales[-1] if self.config.image_scales else vision.image_size
+        side = self.config.image_side
+        sides = vision.image_size if side is None else side
         height, width = (sides, sides) if isinstance(sides, int) else sides
         tower = next(self.vision_tower.parameters())
         return torch.zeros(1, vision.num_channels, height, width, device=tower.device, dtype=tower.dtype)
