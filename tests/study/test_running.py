@@ -48,7 +48,7 @@ def test_every_arm_runs_and_leaves_one_small_file(runner: Runner, study_data: St
     for one in answers:
         for other in answers:
             assert one == other or not np.array_equal(answers[one], answers[other]), (one, other)
-    assert [path.name for path in (runner.folder / "work").glob("*-answers*-seed0")] == []
+    assert [path.name for path in (runner.folder / "work").glob("*-answers*-seed0*")] == []
 
 
 def test_a_run_is_repeated_exactly(runner: Runner, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A small language model that knows the words of the scenes and can answer questions about descriptions.
 
 It stands for the language model that a vision-language model starts from: it has read descriptions of every kind, right
-ones and bad ones, and questions answered from descriptions, but has seen no picture. It is a Llama of some three
-million parameters, so that a run of the study takes seconds.
+ones and bad ones, and questions answered from descriptions, but has seen no picture. It is a Llama of two
+million parameters by default: a run of the study then takes far less time than with the smallest published
+models.
 """
 
 import random

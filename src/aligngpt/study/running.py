@@ -92,6 +92,7 @@ class Runner:
         }
         write_row(self.result_path(run.id), row)
         rmtree(folder)
+        self._fresh_table_path(run).unlink(missing_ok=True)
 
     def forget(self, run: Run) -> None:
         """Remove the pre-training of runs that are all done."""
@@ -150,14 +151,14 @@ class Runner:
         return trained
 
     def _plain_end(self, run: Run, settings: Mapping[str, Any], data: str, left: Path, folder: Path) -> Path:
-        """Continue a pre-training with levels on pairs without levels, at the learning rate where it would be."""
+        """Continue a pre-training with levels on pairs without levels, with a linear schedule of its own."""
         _write_without(left, TABLE, folder / "beginning.safetensors")
         end = dict(settings) | {
             "data": data,
             "train": ["projector"],
             "pretrained": str(folder / "beginning.safetensors"),
             "warmup_ratio": 0.0,
-            # Of a linear schedule, whose last tenth begins at a tenth of the peak.
+            # Where one linear schedule over both parts would be.
             "learning_rate": PLAIN_END_SHARE * settings["learning_rate"],
             "schedule": "linear",
         }
@@ -177,9 +178,12 @@ class Runner:
         tensors = load_file(pretrained)
         generator = torch.Generator().manual_seed(run.seed + 1)
         torch.nn.init.xavier_uniform_(tensors[TABLE], generator=generator)
-        path = self.folder / "work" / f"{run.id}.safetensors"
+        path = self._fresh_table_path(run)
         save_file(tensors, path)
         return path
+
+    def _fresh_table_path(self, run: Run) -> Path:
+        return self.folder / "work" / f"{run.id}.safetensors"
 
     def _model(self, run: Run, alignment: str) -> dict[str, Any]:
         return self.data.model | {"alignment": alignment, "num_levels": run.levels}
