@@ -17,7 +17,7 @@ STEP = 20
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use float32 for `auto`, which differs between CPUs, since in bfloat16 an answer depends on its batch."""
-    for module in ("inference.engine", "evaluation.accuracy"):
+    for module in ("inference.loading", "evaluation.accuracy"):
         monkeypatch.setattr(f"aligngpt.{module}.resolve_dtype", lambda *_: torch.float32)
 
 

@@ -14,7 +14,7 @@ from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.batches.examples import images_in, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.records.sample import parse_record
-from aligngpt.inference.engine import Engine, Request, Sampling
+from aligngpt.inference.engine import Engine, Request
 from aligngpt.model.templates import NAMED_TEMPLATES
 
 RECORDED = Path(__file__).with_name("token_ids.json")
@@ -122,6 +122,5 @@ def test_an_interleaved_sample_is_computed_alike_alone_in_a_batch_and_in_a_quest
     assert not torch.allclose(other, alone[0], atol=1e-4)
     engine = Engine(model, processor)
     for sample, (example,) in zip(samples[:2], rows[:2], strict=True):
-        inputs = engine._inputs([Request(sample.messages()[:-1], pictures)], Sampling(max_new_tokens=1))
-        asked = inputs["input_ids"][0].tolist()
+        asked = engine.prompts.write(Request(sample.messages()[:-1], pictures), 1).ids
         assert example.input_ids[: len(asked)] == asked

@@ -1,0 +1,343 @@
+"""The loop that answers requests: between two steps some are read and join, and some have their answer and leave."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
+from threading import Condition, Thread, current_thread
+from typing import Any
+
+import torch
+
+from aligngpt.inference.generation.choosing import Chooser, choose
+from aligngpt.inference.generation.kept import DEFAULT_BYTES, KeptConversation, KeptConversations
+from aligngpt.inference.generation.pictures import Pictures
+from aligngpt.inference.generation.pool import Pool, pool_for
+from aligngpt.inference.generation.prompts import Prompt
+from aligngpt.inference.generation.text import AnswerText
+from aligngpt.inference.requests import Answer, EngineError, Event, Failed, Finished, Piece, Sampling, TokenChoice
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+
+THREAD_NAME = "aligngpt engine"
+DEFAULT_ROWS = 32
+TOKENS_READ_AT_ONCE = 4096
+"""Prompt tokens, with padding, that are read together when no answer waits for it."""
+
+TOKENS_READ_BETWEEN_STEPS = 512
+"""The same between two steps of answers under way: more would make their streams stutter."""
+
+NOT_A_NUMBER = (
+    "the model's output is not a number: its weights are damaged, or its precision is too low; try --precision float32"
+)
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request on its way.
+
+    Attributes:
+        prompt, sampling, keep: what is asked.
+        listener: is called with each event, in the engine's thread; it must return quickly.
+        cancelled: whether nobody wants the rest of the answer.
+        weights: the gate's weights, once the images were read.
+        reused: number of tokens that were kept from an earlier request.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    keep: bool
+    listener: Listener
+    cancelled: bool = False
+    weights: tuple[float, ...] | None = None
+    reused: int = 0
+
+    def cancel(self) -> None:
+        """Stop answering; no further event comes."""
+        self.cancelled = True
+
+
+@dataclass(eq=False)
+class _Row:
+    """One answer under way."""
+
+    ticket: Ticket
+    index: int
+    chooser: Chooser
+    text: AnswerText
+    tokens: list[int] = field(default_factory=list)
+    choices: list[TokenChoice] = field(default_factory=list)
+
+
+class Loop:
+    """Answers requests in a thread of its own, which ends with `close` or when the process ends.
+
+    Args:
+        model: in evaluation mode; nobody else may use it while requests are open.
+        tokenizer: decodes answers.
+        rows: largest number of answers under way at once; further requests wait in order.
+        kept_bytes: bytes of keys and values that are kept for later turns, at most.
+    """
+
+    def __init__(
+        self,
+        model: AlignGPTForConditionalGeneration,
+        tokenizer: Any,
+        *,
+        rows: int = DEFAULT_ROWS,
+        kept_bytes: int = DEFAULT_BYTES,
+    ) -> None:
+        self.model, self.tokenizer, self.limit = model, tokenizer, rows
+        self.pictures = Pictures(model)
+        self.kept = KeptConversations(kept_bytes)
+        self._pool: Pool | None = None
+        self._rows: list[_Row] = []
+        self._waiting: deque[Ticket] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], SimpleQueue[Any]]] = deque()
+        self._changed = Condition()
+        self._thread: Thread | None = None
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that have not begun."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Number of answers under way."""
+        return len(self._rows)
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Add requests, all at once.
+
+        Raises:
+            EngineError: the loop was closed.
+        """
+        with self._changed:
+            self._check_open()
+            self._waiting.extend(tickets)
+            self._wake()
+
+    def run(self, job: Callable[[], Any]) -> Any:
+        """Do something with the model between two steps, in the engine's thread, and return its result.
+
+        Raises:
+            EngineError: the loop was closed.
+        """
+        done: SimpleQueue[Any] = SimpleQueue()
+        with self._changed:
+            self._check_open()
+            self._jobs.append((job, done))
+            self._wake()
+        result, error = done.get()
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        """End the thread; requests that are open fail."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not current_thread():
+            thread.join()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the engine was closed")
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name=THREAD_NAME, daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _work(self) -> None:
+        with torch.inference_mode():
+            while True:
+                with self._changed:
+                    while not (self._closed or self._waiting or self._jobs or self._rows):
+                        self._changed.wait()
+                    if self._closed:
+                        break
+                    job = self._jobs.popleft() if self._jobs else None
+                if job is not None:
+                    _do(*job)
+                    continue
+                group = self._leave_and_choose()
+                try:
+                    self._advance(group)
+                except BaseException as error:
+                    self._fail([*(row.ticket for row in self._rows), *group], error)
+        self._fail([*(row.ticket for row in self._rows), *self._waiting], EngineError("the engine was closed"))
+        for _, done in self._jobs:
+            done.put((None, EngineError("the engine was closed")))
+
+    def _leave_and_choose(self) -> list[Ticket]:
+        """Drop the answers that nobody wants any more; returns the requests to read next."""
+        for number in range(len(self._rows) - 1, -1, -1):
+            if self._rows[number].ticket.cancelled:
+                self._leave(number)
+        return self._next_group()
+
+    def _advance(self, group: Sequence[Ticket]) -> None:
+        """Read requests, then give every answer that was under way before another token."""
+        before = bool(self._rows)
+        if group:
+            self._join(group)
+        if before and self._rows:
+            self._step()
+
+    def _next_group(self) -> list[Ticket]:
+        """The requests to read next, in the order they came."""
+        tokens = TOKENS_READ_BETWEEN_STEPS if self._rows else TOKENS_READ_AT_ONCE
+        group: list[Ticket] = []
+        longest, rows = 0, len(self._rows)
+        with self._changed:
+            while self._waiting:
+                ticket = self._waiting[0]
+                if ticket.cancelled:
+                    self._waiting.popleft()
+                    continue
+                longest = max(longest, len(ticket.prompt.ids))
+                rows += ticket.sampling.answers
+                full = rows > self.limit and rows > ticket.sampling.answers
+                if full or (group and longest * (len(group) + 1) > tokens):
+                    break
+                group.append(self._waiting.popleft())
+        return group
+
+    def _join(self, group: Sequence[Ticket]) -> None:
+        pool = self._pool = self._pool or pool_for(self.model)
+        new = []
+        for ticket in group:
+            kept = self.kept.find(ticket.prompt) if ticket.keep and pool.can_keep else None
+            if kept is None:
+                new.append(ticket)
+            else:
+                self._begin([ticket], partial(self._continue, pool, ticket, *kept))
+        if new:
+            self._begin(new, partial(self._read, pool, new))
+
+    def _continue(self, pool: Pool, ticket: Ticket, kept: KeptConversation, shared: int) -> torch.Tensor:
+        ticket.weights, ticket.reused = kept.weights, shared
+        return pool.continue_kept(ticket.prompt, kept, shared, ticket.sampling.answers)
+
+    def _read(self, pool: Pool, tickets: Sequence[Ticket]) -> torch.Tensor:
+        seen = self.pictures.look([ticket.prompt for ticket in tickets])
+        for ticket, one in zip(tickets, seen, strict=True):
+            ticket.weights = None if one is None else one.weights
+        return pool.read([ticket.prompt for ticket in tickets], seen, [ticket.sampling.answers for ticket in tickets])
+
+    def _begin(self, tickets: Sequence[Ticket], read: Callable[[], torch.Tensor]) -> None:
+        """Read requests; their rows join and get their first tokens."""
+        assert self._pool is not None
+        try:
+            logits = read()
+        except Exception as error:
+            if len(self._pool) != len(self._rows):
+                raise
+            # Nothing joined: the answers under way are unharmed.
+            for ticket in tickets:
+                self._tell(ticket, Failed(error))
+            return
+        first = len(self._rows)
+        for ticket in tickets:
+            for index in range(ticket.sampling.answers):
+                text = AnswerText(self.tokenizer, ticket.sampling.stop)
+                self._rows.append(_Row(ticket, index, Chooser(ticket.sampling, index), text))
+        places = [place for place, ticket in enumerate(tickets) for _ in range(ticket.sampling.answers)]
+        self._take(first, logits if places == list(range(len(logits))) else logits[places])
+
+    def _step(self) -> None:
+        assert self._pool is not None
+        self._take(0, self._pool.step([row.tokens[-1] for row in self._rows]))
+
+    def _take(self, first: int, logits: torch.Tensor) -> None:
+        """Give the rows from `first` on their next tokens; those with a complete answer leave."""
+        rows = self._rows[first:]
+        tokens, told = choose(logits, [row.chooser for row in rows])
+        ends = self._end_tokens()
+        for place in range(len(rows) - 1, -1, -1):
+            row, token, choice = rows[place], tokens[place], told[place]
+            if token is None:
+                self._leave(first + place)
+                self._tell(row.ticket, Failed(EngineError(NOT_A_NUMBER)))
+                row.ticket.cancel()
+                continue
+            if token in ends:
+                self._finish(first + place, stopped=True)
+                continue
+            row.tokens.append(token)
+            if choice is not None:
+                row.choices.append(choice)
+            text = row.text.add(token)
+            self._tell(row.ticket, Piece(row.index, text, () if choice is None else (choice,)))
+            if row.text.stopped or len(row.tokens) == row.ticket.sampling.max_new_tokens:
+                self._finish(first + place, stopped=row.text.stopped)
+
+    def _finish(self, number: int, *, stopped: bool) -> None:
+        row = self._rows[number]
+        ticket = row.ticket
+        if rest := row.text.finish():
+            self._tell(ticket, Piece(row.index, rest))
+        answer = Answer(
+            text=row.text.text,
+            tokens=len(row.tokens),
+            stopped=stopped,
+            alignment_weights=ticket.weights,
+            prompt_tokens=len(ticket.prompt.ids),
+            reused_tokens=ticket.reused,
+            choices=tuple(row.choices),
+        )
+        self._keep(number)
+        self._leave(number)
+        self._tell(ticket, Finished(row.index, answer))
+
+    def _keep(self, number: int) -> None:
+        """Keep what was computed for a row that a later turn may continue."""
+        row = self._rows[number]
+        ticket = row.ticket
+        if not (ticket.keep and self._pool is not None and self._pool.can_keep) or row.index:
+            return
+        states = self._pool.copied(number)
+        length = next(state[0].shape[2] for state in states if state is not None)
+        # The last token was chosen but not read.
+        ids = (*ticket.prompt.ids, *row.tokens)[:length]
+        self.kept.add(KeptConversation(ids, ticket.prompt.alignment_key, ticket.weights, states))
+
+    def _leave(self, number: int) -> None:
+        assert self._pool is not None
+        self._pool.leave(number)
+        self._rows[number] = self._rows[-1]
+        del self._rows[-1]
+
+    def _tell(self, ticket: Ticket, event: Event) -> None:
+        if ticket.cancelled:
+            return
+        try:
+            ticket.listener(event)
+        except Exception:  # Who no longer listens must not end the answers of others.
+            ticket.cancel()
+
+    def _fail(self, tickets: Sequence[Ticket], error: BaseException) -> None:
+        """Give up all answers under way: what they have in common may be damaged. Later requests begin afresh."""
+        self._rows, self._pool = [], None
+        for ticket in dict.fromkeys(tickets):
+            self._tell(ticket, Failed(error))
+            ticket.cancel()
+
+    def _end_tokens(self) -> set[int]:
+        ends = self.model.generation_config.eos_token_id
+        return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
+
+
+def _do(job: Callable[[], Any], done: SimpleQueue[Any]) -> None:
+    try:
+        done.put((job(), None))
+    except BaseException as error:
+        done.put((None, error))

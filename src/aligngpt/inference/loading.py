@@ -1,0 +1,101 @@
+"""Loads a model to answer with: a folder, a name on the hub, or adapters merged with their base."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
+
+from aligngpt.device import resolve_device, resolve_dtype
+from aligngpt.hub_names import local_or_hub
+from aligngpt.inference.requests import EngineError
+from aligngpt.model.adapters import is_adapter, load_adapter
+from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.processing import AlignGPTProcessor
+
+NOT_QUANTISED = ("vision_tower", "multi_modal_projector", "alignment", "lm_head")
+"""Parts that keep their precision: they are small, and their rounding would show in every token."""
+
+
+def load_model(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: str | None = None,
+    bits: Literal[4, 8] | None = None,
+) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+    """Load a model folder or hub name, or an adapter folder, which is merged with its base in memory.
+
+    Args:
+        source: folder written by `save_pretrained` of model and processor, its name on the hub, or adapter folder.
+        base: folder or hub name of an adapter folder's base model; the one named in the adapter when None.
+        device: `cpu`, `cuda`, `mps`, or `auto` for the best available.
+        dtype: `float32`, `bfloat16`, or `auto` for bfloat16 if it is faster on the device.
+        device_map: `auto` spreads the layers over all GPUs, and over the memory of the machine if they are too small.
+        bits: hold the language model's weights in 8 or 4 bits (needs bitsandbytes).
+
+    Raises:
+        EngineError: the model cannot be loaded or is not an AlignGPT model, or two options exclude each other.
+        AdapterError: an adapter folder or its base cannot be used.
+        DeviceError: the device or precision is not available.
+    """
+    target = resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    if is_adapter(source):
+        if bits is not None or device_map is not None:
+            raise EngineError(
+                f"{source} is an adapter folder, which is merged in memory; to load it in {bits or 'fewer'} bits or on "
+                "several devices, write the merged model first: aligngpt convert ADAPTER --out FOLDER"
+            )
+        adapted, own_processor = load_adapter(Path(source), base=base, dtype=precision)
+        return adapted.to(target), own_processor
+    if base is not None:
+        raise EngineError(f"{source} is not an adapter folder and has no base; leave --base out")
+    _check_kind(source)
+    placing: dict[str, Any] = {}
+    if bits is not None:
+        placing["quantization_config"] = _quantization(bits)
+    if device_map is not None or bits is not None:
+        placing["device_map"] = device_map or {"": target}
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        model = AlignGPTForConditionalGeneration.from_pretrained(source, dtype=precision, **placing)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EngineError(
+            f"the model {source} cannot be loaded: {str(error).rstrip('.')}. One of its files is missing "
+            "or damaged; save or download the model again"
+        ) from error
+    return (model if placing else model.to(target)), processor
+
+
+def _check_kind(source: str | Path) -> None:
+    """Check that there is a model and that it is one of ours, before its weights are read."""
+    if "/" not in str(source) and not Path(source).is_dir():
+        # Avoid several requests to the hub: a model there always has an owner, as in owner/name.
+        raise EngineError(
+            f"the model {source} cannot be loaded: there is no such folder here. Give a model folder (with "
+            "config.json) or a hub name, owner/name"
+        )
+    local_or_hub(source, "the model", EngineError)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"the model {source} cannot be loaded: {str(error).rstrip('.')}. Give a model folder "
+            "(with config.json) or a hub name"
+        ) from error
+    if not isinstance(config, AlignGPTConfig):
+        raise EngineError(f"{source} is a {config.model_type!r} model, expected an AlignGPT model")
+
+
+def _quantization(bits: int) -> BitsAndBytesConfig:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise EngineError(f"{bits} bits need bitsandbytes; run: pip install 'aligngpt[bits]'") from error
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(NOT_QUANTISED))
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=list(NOT_QUANTISED))

@@ -1,0 +1,166 @@
+"""Requests join and leave between steps, and each gets the answer it gets alone."""
+
+import random
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import pytest
+import torch
+from PIL import Image
+
+from aligngpt.inference.engine import Engine, Event, Failed, Finished, Piece, Request, Sampling, Ticket
+from aligngpt.inference.generation.fast_step import FastStep
+from aligngpt.inference.generation.pool import JointPool, SeparatePool, pool_for
+
+WORDS = [
+    "what",
+    "colour",
+    "is",
+    "the",
+    "circle",
+    "big",
+    "red",
+    "shape",
+    "are",
+    "there",
+    "on",
+    "left",
+    "of",
+    "this",
+    "picture",
+    "please",
+    "how",
+    "many",
+]
+
+
+def some_requests(pictures: list[Image.Image], count: int) -> list[tuple[Request, Sampling]]:
+    rng = random.Random(7)
+    made = []
+    for number in range(count):
+        text = " ".join(rng.choices(WORDS, k=rng.randint(1, 40)))
+        shown = rng.sample(pictures, rng.randint(0, 2))
+        level = rng.choice([None, None, 3]) if shown else None
+        made.append((Request.ask(text, *shown, level=level), Sampling(rng.choice([1, 2, 9, 30, 70]), seed=number)))
+    return made
+
+
+class Inbox:
+    """What happens to the requests of a test, as tuples of request and event."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+        self.tickets: dict[int, Ticket] = {}
+
+    def submit(self, number: int, request: Request, sampling: Sampling) -> None:
+        self.tickets[number] = self.engine.submit(request, sampling, lambda event: self.events.put((number, event)))
+
+
+@pytest.mark.parametrize("language", ["llama", "qwen2", "qwen3", "mistral", "gemma3", "mamba2"])
+@pytest.mark.parametrize("rows", [3, 32])
+def test_answers_do_not_depend_on_who_joins_and_leaves(
+    assembled: Callable, pictures: list[Image.Image], language: str, rows: int
+) -> None:
+    engine = Engine(*assembled(language), rows=rows)
+    engine.model.generation_config.eos_token_id = None
+    asked = some_requests(pictures, 24)
+    expected = [engine.answer([request], sampling)[0] for request, sampling in asked]
+    assert len({answer.text for answer in expected}) > 12
+    rng = random.Random(1)
+    inbox = Inbox(engine)
+    waiting = list(range(len(asked)))
+    dropped = set(rng.sample(waiting, 5))
+    rng.shuffle(waiting)
+    found = {}
+    for number in waiting[:4]:
+        inbox.submit(number, *asked[number])
+    joined = 4
+    while len(found) < len(asked) - len(dropped):
+        number, event = inbox.events.get(timeout=60)
+        if number in dropped and isinstance(event, Piece):
+            inbox.tickets[number].cancel()
+        if isinstance(event, Finished):
+            found[number] = event.answer
+            dropped.discard(number)
+        if joined < len(waiting) and rng.random() < 0.3:
+            inbox.submit(waiting[joined], *asked[waiting[joined]])
+            joined += 1
+        if joined < len(waiting) and len(found) + len(dropped) >= joined:
+            inbox.submit(waiting[joined], *asked[waiting[joined]])
+            joined += 1
+    for number, answer in found.items():
+        assert (answer.text, answer.tokens) == (expected[number].text, expected[number].tokens)
+
+
+def test_a_recurrent_model_answers_each_request_by_itself(assembled: Callable) -> None:
+    assert isinstance(pool_for(assembled("mamba2")[0]), SeparatePool)
+    assert isinstance(pool_for(assembled("llama")[0]), JointPool)
+
+
+@pytest.mark.parametrize("language", ["llama", "qwen2", "qwen3", "mistral"])
+def test_the_fast_step_is_the_model_s_own(assembled: Callable, language: str) -> None:
+    model, _ = assembled(language)
+    assert FastStep.of(model.eval()) is not None
+
+
+def test_a_step_that_would_differ_is_not_used(assembled: Callable) -> None:
+    model, _ = assembled("llama")
+    model.eval()
+    attention = model.model.language_model.layers[1].self_attn
+    attention.scaling *= 1.5
+    step = FastStep.of(model)
+    assert step is not None  # it reads the scaling that the model uses
+    model.model.language_model.layers[1].mlp.act_fn = torch.nn.GELU()
+    assert FastStep.of(model) is not None
+    model.model.language_model.layers[0].forward = lambda hidden_states, **_: hidden_states  # type: ignore[method-assign]
+    assert FastStep.of(model) is None
+
+
+def test_joined_projections_keep_the_model_s_weights(assembled: Callable) -> None:
+    model, _ = assembled("qwen2")
+    model.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert FastStep.of(model) is not None
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_several_answers_are_drawn_from_one_reading(assembled: Callable, pictures: list[Image.Image]) -> None:
+    engine = Engine(*assembled())
+    request = Request.ask("what colour is the circle ?", pictures[0])
+    together = engine.answer([request, request], Sampling(8, temperature=1.5, seed=5, answers=3))
+    alone = [engine.answer([request], Sampling(8, temperature=1.5, seed=5 + index))[0] for index in range(3)]
+    assert [answer.text for answer in together] == [answer.text for answer in alone] * 2
+    assert len({answer.text for answer in alone}) == 3
+
+
+def test_a_request_that_fails_leaves_the_others_alone(assembled: Callable, pictures: list[Image.Image]) -> None:
+    engine = Engine(*assembled())
+    engine.model.generation_config.eos_token_id = None
+    good = Request.ask("what colour is the circle ?", pictures[0])
+    (expected,) = engine.answer([good], Sampling(60))
+    inbox = Inbox(engine)
+    inbox.submit(0, good, Sampling(60))
+    first = inbox.events.get(timeout=60)
+    assert isinstance(first[1], Piece)
+    bad = Request.ask("how many ?", Image.new("RGB", (20, 20), "white"))
+    ticket = Ticket(engine.prompts.write(bad, 4), Sampling(4), False, lambda event: inbox.events.put((1, event)))
+    ticket.prompt.pixels.fill_(float("nan"))  # type: ignore[union-attr]
+    engine.loop.submit([ticket])
+    ends = {}
+    while len(ends) < 2:
+        number, event = inbox.events.get(timeout=60)
+        if isinstance(event, (Finished, Failed)):
+            ends[number] = event
+    assert ends[0] == Finished(0, expected)
+    assert isinstance(ends[1], Failed)
+    assert "not a number" in str(ends[1].error)
+
+
+def test_a_closed_engine_says_so(assembled: Callable) -> None:
+    engine = Engine(*assembled())
+    engine.answer([Request.ask("what ?")], Sampling(2))
+    engine.close()
+    with pytest.raises(Exception, match="the engine was closed"):
+        engine.answer([Request.ask("what ?")], Sampling(2))
