@@ -56,10 +56,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.pairs import open_pairs
+from aligngpt.scoring.batch_threads import BatchThreads
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import read_scores, score_source
 from aligngpt.scoring.picture_workers import Preparation
-from aligngpt.scoring.pipeline import BatchThreads
 
 CACHE = Path(tempfile.gettempdir()) / "aligngpt-benchmark-scoring"
 SIDES, WORDS, QUALITY = (200, 700), (5, 30), 90

@@ -19,7 +19,16 @@ from collections.abc import Iterator
 import pytest
 
 # Tiny random backbones, models and scorers, for whoever needs some.
-pytest_plugins = ["tiny_models", "tiny_scorers", "tiny_recipes", "tiny_material", "scored_sources", "full_size"]
+pytest_plugins = [
+    "tiny_models",
+    "tiny_scorers",
+    "tiny_recipes",
+    "tiny_material",
+    "object_store",
+    "scored_sources",
+    "full_size",
+    "judge_server",
+]
 
 
 @pytest.fixture(autouse=True, scope="session")

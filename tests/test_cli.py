@@ -125,15 +125,23 @@ def test_help_names_every_verb_and_what_it_does(aligngpt_command: Command) -> No
     assert set(VERBS) == {
         "quickstart",
         "score",
+        "judge",
+        "derive",
         "levels",
         "train",
         "evaluate",
         "ask",
+        "chat",
+        "serve",
+        "web",
         "convert",
         "merge",
+        "export",
+        "doctor",
         "report",
         "check",
         "recipe",
+        "init",
         "cache",
         "study",
     }
@@ -466,6 +474,7 @@ def test_score_and_levels_hand_their_options_on(aligngpt_command: Command, calls
     names = {"caption_column": "c", "image_column": "i", "id_column": "k"}
     assert opened == [(("owner/name",), {"image_root": Path("pictures"), "shard_size": 9} | names)]
     expected = {"batch_size": 5, "workers": 3, "embeddings": True, "max_reject_share": 0.5, "shard": (1, 4)}
+    expected["others"] = []
     assert scored == [((PAIRS, PairScorer, Path("scores")), expected)]
     calls("aligngpt.scoring.job.score_source", ScoreSummary(7, 0, {}, False))
     ended = aligngpt_command("score", "pairs.json", "--model", "clip", "--out", "scores")

@@ -158,6 +158,17 @@ def test_a_request_that_fails_leaves_the_others_alone(assembled: Callable, pictu
     assert "not a number" in str(ends[1].error)
 
 
+def test_the_pool_is_made_once(assembled: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(
+        "aligngpt.inference.generation.loop.pool_for", lambda model: (made.append(1), pool_for(model))[1]
+    )
+    engine = Engine(*assembled())
+    for _ in range(3):
+        engine.answer([Request.ask("what ?")], Sampling(2))
+    assert len(made) == 1
+
+
 def test_a_closed_engine_says_so(assembled: Callable) -> None:
     engine = Engine(*assembled())
     engine.answer([Request.ask("what ?")], Sampling(2))

@@ -12,6 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from aligngpt.data.images.reference import Picture
+from aligngpt.scoring.byte_processor import byte_processor
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.picture_workers import (
     PICTURES_PER_TASK,
@@ -19,7 +20,6 @@ from aligngpt.scoring.picture_workers import (
     Preparation,
     Prepared,
     Refused,
-    byte_processor,
 )
 
 PROCESSORS = {

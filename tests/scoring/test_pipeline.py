@@ -20,9 +20,10 @@ from aligngpt.data.images.opening import open_image
 from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.pairs import Pair
 from aligngpt.data.sources.base import Shard
+from aligngpt.scoring.batch_threads import BatchThreads
 from aligngpt.scoring.encoders import PairScorer, ScorerError
 from aligngpt.scoring.picture_workers import PICTURES_PER_TASK, PictureWorkers, WorkerError
-from aligngpt.scoring.pipeline import BatchThreads, score_shard
+from aligngpt.scoring.pipeline import score_shard
 from aligngpt.scoring.score_files import PartSummary, part_path, rejects_path
 
 COUNT = 35

@@ -75,15 +75,16 @@ def test_the_language_model_reads_other_pictures_and_answers_from_their_descript
     folder = prepared().image_root
     entries = read_entries(folder / "pictures_encoder.jsonl")
     texts = list(texts_of(entries, 3))
-    alone = {description for description, question, _ in texts if not question}
+    alone = {text.description for text in texts if not text.told}
     assert alone == {text for entry in entries for text in (entry.title, entry.description)}
-    for description, question, answer in texts:
+    asked = [(text.description, *pair) for text in texts for pair in text.told]
+    for description, question, answer in asked:
         if answer in ("yes", "no"):
             name = question.removeprefix("is this a picture of ").removesuffix("?")
             assert (name == description.split(", ")[0]) is (answer == "yes")
-        elif question:
+        else:
             assert f"\n{answer}. {description}\n" in question
-    assert {answer for _, _, answer in texts} == {"", "yes", "no", "A", "B", "C", "D"}
+    assert {answer for _, _, answer in asked} == {"yes", "no", "A", "B", "C", "D"}
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

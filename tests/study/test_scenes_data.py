@@ -13,7 +13,14 @@ from aligngpt.quickstart.scenes.material import Material
 from aligngpt.study import scenes_data
 from aligngpt.study.data import StudyData
 from aligngpt.study.features import keep_features
-from aligngpt.study.language_model import prepare_scene_language_model, texts_of
+from aligngpt.study.language_model import (
+    Text,
+    _tokens_of,
+    _train_tokenizer,
+    _words_of,
+    prepare_scene_language_model,
+    texts_of,
+)
 from aligngpt.study.plan import LanguageModelPlan, Plan, ScenesPlan
 from aligngpt.study.scenes_data import prepare_scenes_data
 
@@ -93,17 +100,33 @@ def test_every_picture_of_a_run_is_kept(
     assert len(kept) == len(pictures - encoder - validation)
 
 
-def test_texts_are_descriptions_and_answered_questions(material: Material) -> None:
+def test_texts_are_descriptions_and_what_can_be_told_from_them(material: Material) -> None:
     texts = list(texts_of(material, 40, seed=0))
-    asked = [text for text in texts if text[1]]
-    assert len(texts) - len(asked) == 40 and len(asked) > 40
-    assert all(answer for _, _, answer in asked)
+    alone, asked, places, again = (texts[start::4] for start in range(4))
+    assert not any(text.told for text in alone)
     names = {thing.name for thing in material.things}
-    named = [answer for _, question, answer in asked if question.startswith("what is in")]
+    pairs = [(text.description, *pair) for text in asked for pair in text.told]
+    assert len(pairs) > 200 and all(question and answer for _, question, answer in pairs)
+    named = [(description, answer) for description, question, answer in pairs if question.startswith("what is in")]
     # The answer can be read in the description.
-    assert named and all(answer in names for answer in named)
-    assert all(answer in description for description, question, answer in asked if question.startswith("what is in"))
+    assert named and all(answer in names and answer in description for description, answer in named)
+    for text in places:
+        ((given, listed),) = text.told
+        assert not given
+        assert all(word in text.description for pair in listed.split(", ") for word in pair.split(": "))
+    assert {listed.split(": ")[0] in names for text in places for _, listed in text.told} == {True, False}
+    assert all(text.told == (("", text.description),) for text in again)
     assert texts == list(texts_of(material, 40, seed=0)) != list(texts_of(material, 40, seed=1))
+
+
+def test_only_what_is_told_is_learnt() -> None:
+    texts = [Text("a wolf"), Text("a fox", (("what is it?", "fox"), ("", "red")))]
+    tokenizer = _train_tokenizer([part for text in texts for part in _words_of(text)], 300)
+    ids, labels = _tokens_of(texts, tokenizer, 1)
+    learnt = "".join(tokenizer.decode(row[row != -100]) if (row != -100).any() else "·" for row in labels)
+    assert learnt.replace("·", "") == "a wolf\n fox<|end|> red<|end|>"
+    assert tokenizer.decode(ids.flatten()) == "a wolf\n<|begin|>a fox what is it? fox<|end|> red<|end|>"
+    assert (labels == ids)[labels != -100].all()
 
 
 def test_a_language_model_is_the_same_after_an_interruption(

@@ -22,6 +22,7 @@ from aligngpt.data.samples.reading import read_samples
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.finding import Archive, archive_at, root_of_data
 from aligngpt.data.sources.parquet import ParquetSource
+from aligngpt.data.sources.remote import located
 from aligngpt.data.sources.stored_images import ArchivePictures
 from aligngpt.files import atomic_write
 from aligngpt.model.processing import AlignGPTProcessor
@@ -61,6 +62,7 @@ def check_files(
     Raises:
         SourceError: the image root is not a folder. An unreadable file is reported in the result instead.
     """
+    paths, image_root = [located(path) for path in paths], None if image_root is None else located(image_root)
     if image_root is not None and not image_root.is_dir():
         raise SourceError(f"the image root {image_root} is not a folder")
     pictures = _Pictures(full)

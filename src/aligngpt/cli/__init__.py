@@ -9,7 +9,28 @@ import typer
 from rich.text import Text
 
 from aligngpt import __version__
-from aligngpt.cli import ask, cache, check, convert, evaluate, levels, quickstart, recipe, report, score, study, train
+from aligngpt.cli import (
+    ask,
+    cache,
+    chat,
+    check,
+    convert,
+    derive,
+    doctor,
+    evaluate,
+    export,
+    init,
+    judge,
+    levels,
+    quickstart,
+    recipe,
+    report,
+    score,
+    serve,
+    study,
+    train,
+    web,
+)
 from aligngpt.cli.options import Shown
 from aligngpt.endings import INTERRUPTED, said_in_one_line, stoppable
 from aligngpt.progress import console
@@ -27,7 +48,7 @@ app = typer.Typer(
     help="AlignGPT: score → levels → train → evaluate → ask. Multimodal language models whose alignment is modelled.",
 )
 
-RESUMABLE = ("quickstart", "score", "train", "evaluate", "study")
+RESUMABLE = ("quickstart", "score", "judge", "derive", "train", "evaluate", "study")
 """Verbs that resume where they stopped; the others leave no partial output and start over."""
 
 
@@ -59,16 +80,24 @@ def options(
 for _verb in (
     quickstart.quickstart,
     score.score,
+    judge.judge,
+    derive.derive,
     levels.levels,
+    init.init,
     recipe.recipe,
     train.train,
     check.check,
     evaluate.evaluate,
     ask.ask,
+    web.web,
+    serve.serve,
+    chat.chat,
     convert.convert,
     convert.merge,
+    export.export,
     report.report,
     cache.cache,
+    doctor.doctor,
 ):
     app.command()(_verb)
 app.add_typer(study.app, name="study")

@@ -1,7 +1,7 @@
-"""`aligngpt evaluate`: the accuracy on a file of questions."""
+"""`aligngpt evaluate`: the accuracy on a file of questions, or the figures of benchmarks."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,14 +11,41 @@ from aligngpt.hub_names import local_or_hub
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
+    model: Annotated[
+        str | None, typer.Argument(help="Model: folder, hub name or adapter folder.", show_default=False)
+    ] = None,
     questions: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="Questions with answers: JSON, JSON lines, CSV, TSV (also compressed), Parquet or tar files."
+            show_default=False,
+            help="Questions with answers: JSON, JSON lines, CSV, TSV (also compressed), Parquet or tar files.",
         ),
-    ],
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(help="Folder for predictions and results.")],
+    benchmarks: Annotated[
+        str | None,
+        typer.Option(help="Run these benchmarks instead of QUESTIONS, as in pope,mme.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the benchmarks' files, laid out as LLaVA's eval.zip.", show_default=False),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Score these answers to one benchmark, without a model: JSON lines.", show_default=False),
+    ] = None,
+    rules: Annotated[
+        Literal["published", "lmms"] | None,
+        typer.Option(help="Rules that benchmarks are scored by.", show_default="published"),
+    ] = None,
+    picture_mode: Annotated[
+        Literal["published", "pad"] | None,
+        typer.Option(
+            help="How benchmarks show pictures: as AlignGPT's evaluation did, or always padded.",
+            show_default="published",
+        ),
+    ] = None,
     base: Base = None,
     image_root: Annotated[
         Path | None,
@@ -39,10 +66,48 @@ def evaluate(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Answer the questions of a file and count the right answers.
+    """Answer the questions of a file and count the right answers, or run benchmarks.
 
     The same command resumes an interrupted evaluation.
     """
+    if benchmarks is not None:
+        for option, unused in (
+            ("QUESTIONS", questions is None),
+            ("--image-root", image_root is None),
+            ("--shuffle-images", not shuffle_images),
+            ("--seed", seed is None),
+        ):
+            if not unused:
+                raise typer.BadParameter(f"{option} is not for --benchmarks, which ask their own questions; omit it")
+        _run_benchmarks(
+            model,
+            [name.strip() for name in benchmarks.split(",") if name.strip()],
+            data,
+            answers,
+            out,
+            rules=rules,
+            picture_mode=picture_mode,
+            limit=limit,
+            batch_size=batch_size,
+            base=base,
+            device=device,
+            precision=precision,
+        )
+        return
+    for option, value in (
+        ("--data", data),
+        ("--answers", answers),
+        ("--rules", rules),
+        ("--picture-mode", picture_mode),
+    ):
+        if value is not None:
+            raise typer.BadParameter(
+                f"{option} is only for --benchmarks; name them, as in --benchmarks pope, or omit it"
+            )
+    if model is None:
+        raise typer.BadParameter("Missing argument 'MODEL', the model to evaluate")
+    if questions is None:
+        raise typer.BadParameter("Missing argument 'QUESTIONS'; give a file of questions, or --benchmarks with --data")
     if seed is not None and limit is None and not shuffle_images:
         raise typer.BadParameter("--seed does nothing without --limit or --shuffle-images; omit it, or add one of them")
 
@@ -74,3 +139,66 @@ def evaluate(
     print(f"predictions: {out / PREDICTIONS_FILE}\nresults: {out / RESULTS_FILE}")
     if (run := run_of(out)) is not None:
         print(f"next: aligngpt report {run}")
+
+
+def _run_benchmarks(
+    model: str | None,
+    names: list[str],
+    data: Path | None,
+    answers: Path | None,
+    out: Path,
+    *,
+    rules: str | None,
+    picture_mode: Literal["published", "pad"] | None,
+    limit: int | None,
+    batch_size: int,
+    base: str | None,
+    device: str,
+    precision: str,
+) -> None:
+    if data is None:
+        raise typer.BadParameter("--benchmarks needs --data, the folder with the benchmarks' files; nothing is fetched")
+    if (model is None) == (answers is None):
+        raise typer.BadParameter("--benchmarks needs either MODEL, to ask it, or --answers FILE, to score answers")
+    if answers is not None:
+        if len(set(names)) != 1:
+            raise typer.BadParameter("--answers has the answers to one benchmark; name one with --benchmarks")
+        for option, given in (
+            ("--picture-mode", picture_mode is not None),
+            ("--limit", limit is not None),
+            ("--base", base is not None),
+        ):
+            if given:
+                raise typer.BadParameter(f"{option} is about asking a model, but --answers asks none; omit it")
+        must_exist(answers, "the answers")
+    must_exist(data, "the benchmarks' files")
+    if model is not None:
+        local_or_hub(model, "the model", AlignGPTError, with_owner=True)
+
+    from aligngpt.evaluation.benchmarks.identity import identity_of, remarks_on
+    from aligngpt.evaluation.benchmarks.published import comparison_table
+    from aligngpt.evaluation.benchmarks.registry import find_benchmarks
+    from aligngpt.evaluation.benchmarks.runner import RESULTS_FILE, TABLE_FILE, run_benchmarks
+    from aligngpt.inference.engine import Engine
+
+    for benchmark in find_benchmarks(names):
+        benchmark.check_rules(rules or "published")
+    if model is None:
+        assert answers is not None
+        results = run_benchmarks(None, names, data, out, answers={names[0]: answers}, rules=rules or "published")
+    else:
+        with Engine.load(model, base=base, device=device, dtype=precision) as engine:
+            results = run_benchmarks(
+                engine,
+                names,
+                data,
+                out,
+                rules=rules or "published",
+                model=identity_of(engine, model),
+                picture_mode=picture_mode or "published",
+                batch_size=batch_size,
+                limit=limit,
+                remarks=remarks_on(engine),
+            )
+    print(comparison_table(results))
+    print(f"results: {out / RESULTS_FILE}\ntable: {out / TABLE_FILE}")

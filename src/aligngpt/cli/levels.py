@@ -13,8 +13,8 @@ def levels(
     scores: Annotated[
         Path,
         typer.Argument(
-            help="Folder written by `aligngpt score`; or a Parquet, CSV, JSON or JSON lines file, or a folder of "
-            "Parquet files, with a score column."
+            help="Folder written by `aligngpt score` or `aligngpt judge`; or a Parquet, CSV, JSON or JSON lines file, "
+            "or a folder of Parquet files, with a score column."
         ),
     ],
     levels: Annotated[int | None, typer.Option(min=2, help="N, the number of levels.", show_default="8")] = None,
@@ -26,7 +26,12 @@ def levels(
         Path | None, typer.Option(help="Use the borders of this levels.json instead of fitting new ones.")
     ] = None,
     score_column: Annotated[
-        str | None, typer.Option(help="Score column, if SCORES is a table.", show_default="score")
+        list[str] | None,
+        typer.Option(
+            help="Score column of a table, or of a folder of `aligngpt score`. For several, give the option once for "
+            "each, with its weight, as in clip=0.7: the score is the weighted mean of their ranks.",
+            show_default="score",
+        ),
     ] = None,
     id_column: Annotated[
         str | None, typer.Option(help="Id column, if SCORES is a table.", show_default="id, uid or key")
@@ -69,9 +74,11 @@ def levels(
         must_exist(borders, "the borders")
 
     from aligngpt.alignment.levels import thin_levels
+    from aligngpt.levels.columns import parse_columns
     from aligngpt.levels.making import make_levels
     from aligngpt.levels.writing import JSON_SUFFIXES
 
+    columns = parse_columns(score_column or [])
     look = None
     if report is not None:
         from aligngpt.levels.page import prepare_look
@@ -81,7 +88,7 @@ def levels(
             report,
             source=source,
             image_root=image_root,
-            score_column=score_column,
+            score_column=columns,
             id_column=id_column,
             caption_column=caption_column,
             image_column=image_column,
@@ -100,7 +107,7 @@ def levels(
         num_levels=levels,
         method=method,
         borders=borders,
-        score_column=score_column,
+        score_column=columns,
         id_column=id_column,
         keep=keep,
         uids=uids,

@@ -23,7 +23,13 @@ def score(
             "a data set on the hub."
         ),
     ],
-    model: Annotated[str, typer.Option(help="CLIP-like model: folder or hub name.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="CLIP-like model: folder or hub name. Repeat it to score with several models in one pass; each after "
+            "the first gets its own score column."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the scores.")],
     image_root: Annotated[
         Path | None,
@@ -46,7 +52,7 @@ def score(
         ),
     ] = None,
     embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="Also write the image and caption embeddings.")
+        bool, typer.Option("--embeddings", help="Also write the image and caption embeddings, of the first model.")
     ] = False,
     shard_size: Annotated[
         int | None,
@@ -112,22 +118,31 @@ def score(
     )
     if pairs.kind == "webdataset":
         _refuse_for_tars(source, image_root=image_root, image_column=image_column, shard_size=shard_size)
-    local_or_hub(model, "the model", AlignGPTError)
+    for name in model:
+        local_or_hub(name, "the model", AlignGPTError)
 
     from aligngpt.scoring.encoders import PairScorer
     from aligngpt.scoring.first_pairs import FirstPairs
     from aligngpt.scoring.job import score_source
     from aligngpt.scoring.manifest import begun_precision
+    from aligngpt.scoring.score_files import ScoresError
     from aligngpt.scoring.separation import separation_text, separation_warning
+    from aligngpt.scoring.several_models import score_columns
     from aligngpt.scoring.shares import parse_share
 
     if limit is not None:
         pairs = FirstPairs(pairs, limit)
     share = None if shard is None else parse_share(shard)
-    if engine == "ray" and Path(model).is_dir():
+    if twice := next((name for name in model if model.count(name) > 1), None):
+        raise ScoresError(f"--model {twice} is given twice; its scores would be the same, so name each model once")
+    if len(model) > 1:
+        for name, column in zip(model, ["score", *score_columns(model[1:])], strict=True):
+            console.print(f"{column}: {name}", markup=False, highlight=False, soft_wrap=True)
+    if engine == "ray":
         # The actors have a different working directory.
-        model = str(Path(model).absolute())
-    load_scorer = partial(PairScorer.load, model, device=device, dtype=begun_precision(out, precision))
+        model = [str(Path(name).absolute()) if Path(name).is_dir() else name for name in model]
+    chosen = begun_precision(out, precision)
+    load_scorer, *load_others = (partial(PairScorer.load, name, device=device, dtype=chosen) for name in model)
     if engine == "ray":
         from aligngpt.scoring.ray.engine import score_on_ray
 
@@ -142,6 +157,7 @@ def score(
             workers=workers,
             embeddings=embeddings,
             max_reject_share=max_reject_share,
+            load_others=load_others,
         )
     else:
         summary = score_source(
@@ -153,6 +169,7 @@ def score(
             embeddings=embeddings,
             max_reject_share=max_reject_share,
             shard=share,
+            others=[load() for load in load_others],
         )
     if not summary.finished:
         print("not finished: the other processes have yet to score their shards")
@@ -178,9 +195,11 @@ def _refuse_for_tars(source: str, **options: object) -> None:
 
 def _next_command(source: str, out: Path) -> str:
     """The command that makes levels of the scores."""
+    from aligngpt.data.sources.remote import written_beside
+
     path = Path(source)
     if path.suffix in (".json", ".jsonl"):
-        options = ["--source", source, "--out", str(path.with_name(f"{path.stem}-levels{path.suffix}"))]
+        options = ["--source", source, "--out", str(written_beside(source, f"{path.stem}-levels{path.suffix}"))]
     else:
         options = ["--out", str(out.with_name(f"{out.name}-levels.parquet"))]
     return shlex.join(["aligngpt", "levels", str(out), *options])

@@ -11,6 +11,7 @@ from pathlib import Path
 from aligngpt.data.images.opening import ImageError
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.sources.remote import located
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.matching import matches, right_answers
@@ -78,6 +79,7 @@ def evaluate_file(
     """
     # Separate from the rejects of an earlier evaluation, until the folder is known to belong to this evaluation.
     with owned_folder(out, "evaluate"), Rejects(out / "rejects.new.jsonl", max_share=max_reject_share) as rejects:
+        questions = located(questions)
         asked_of = read_questions(questions, image_root=image_root, rejects=rejects)
         samples, root = asked_of.samples, asked_of.root
         # Denominator of the reject share: `rejects` covers the whole file, not only the drawn questions.

@@ -14,6 +14,7 @@ from aligngpt.data.samples.preparing import prepare_samples, state_of_archive
 from aligngpt.data.samples.reading import load_samples
 from aligngpt.data.samples.sequence import picture_of
 from aligngpt.data.sources.finding import archive_at, root_of_data
+from aligngpt.data.sources.remote import located
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def read_questions(path: Path, *, image_root: Path | None, rejects: Rejects) -> 
         TooManyRejects: too large a share of the records is unusable.
         CacheError: the cache of the archive's samples cannot be written.
     """
+    path = located(path)
     root = root_of_data(path, image_root)
     if (archive := archive_at(path)) is None:
         return Questions(load_samples(path, image_root=root, rejects=rejects), root)

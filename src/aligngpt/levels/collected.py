@@ -19,7 +19,7 @@ EXAMPLES_PER_LEVEL, MOST_EXAMPLES = 6, 240
 CAPTION_TOKENS = (1, 5, 9, 13, 17, 25, 33, 49, 65, 97, 129)
 PICTURE_SIDES = (1, 64, 128, 224, 336, 512, 768, 1024, 1536, 2048)
 
-_COLUMNS = ("record", "id", "score", "caption_tokens", "width", "height", "image_hash")
+_COLUMNS = ("record", "id", "caption_tokens", "width", "height", "image_hash")
 
 
 class Collected:
@@ -40,9 +40,9 @@ class Collected:
     def read(self, table: ScoredPairs) -> None:
         """Read all scored pairs."""
         with Meter("summarising pairs", table.rows, unit="pairs") as meter:
-            for batch in read_batches(table.folder, table.manifest.shards, _COLUMNS):
+            for batch in read_batches(table.folder, table.manifest.shards, (*_COLUMNS, table.column)):
                 places = (batch["shard"].to_numpy().astype(np.int64) << RECORD_BITS) | batch["record"].to_numpy()
-                scores = batch["score"].to_numpy().astype(np.float64)
+                scores = batch[table.column].to_numpy().astype(np.float64)
                 sides = np.sqrt(batch["width"].to_numpy().astype(np.float64) * batch["height"].to_numpy())
                 hashes = np.array([int(name[:16], 16) for name in batch["image_hash"].to_pylist()], dtype=np.uint64)
                 self._draw(places, batch["id"], scores)

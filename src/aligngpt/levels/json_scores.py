@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from aligngpt.data.sources.byte_ranges import json_of, read_lines, text_start
 from aligngpt.data.sources.json_array import read_array
+from aligngpt.levels.columns import did_you_mean, lowest_rating
 from aligngpt.levels.score_tables import SIMILARITY, ScoreBatch, ScoreTable, default_id_column, levels_not_scores
 from aligngpt.scoring.places import same_place
 from aligngpt.scoring.score_files import ScoresError
@@ -23,7 +24,7 @@ class JsonScores(ScoreTable):
 
     Args:
         path: the file.
-        column: name of the score field.
+        column: name of the score field; of a list of ratings, the lowest is the score (see `lowest_rating`).
         id_column: name of the id field; the default one, if there is one, if None.
     """
 
@@ -36,6 +37,10 @@ class JsonScores(ScoreTable):
     @property
     def files(self) -> tuple[Path, ...]:
         return (self.path,)
+
+    @property
+    def records(self) -> Path | None:
+        return self.path
 
     @property
     def schema(self) -> pa.Schema:
@@ -95,8 +100,8 @@ class JsonScores(ScoreTable):
         if not kinds:
             fields = ", ".join(islice(others, 20)) or "none"
             raise ScoresError(
-                f"no record of {self.path} has the field {self.column}; the fields are: {fields}; give the score field "
-                "with --score-column"
+                f"no record of {self.path} has the field {self.column}{did_you_mean(self.column, list(others))}; the "
+                f"fields are: {fields}; give the score field with --score-column"
             )
         if not any_id:
             raise ScoresError(f"no record of {self.path} has the id field {self.id_column}; give another --id-column")
@@ -104,8 +109,12 @@ class JsonScores(ScoreTable):
             raise levels_not_scores(self.path)
 
     def _check(self, found: object, number: int, kinds: dict[type, int]) -> None:
-        if isinstance(found, bool) or not isinstance(found, (int, float)):
-            raise ScoresError(f"record {number} of {self.path}: `{self.column}` must be a number, found {found!r:.80}")
+        ratings = found if isinstance(found, list) else [found]
+        if any(isinstance(one, bool) or not isinstance(one, int | float | None) for one in ratings):
+            raise self._no_score(number, "a number or a list of numbers", found)
+        if kinds and (list in kinds) != isinstance(found, list):
+            what = "a list" if list in kinds else "a number"
+            raise self._no_score(number, f"{what}, as in record {min(kinds.values())}", found)
         kinds.setdefault(type(found), number)
         if self.column == SIMILARITY and len(kinds) > 1:
             raise ScoresError(
@@ -113,6 +122,9 @@ class JsonScores(ScoreTable):
                 f"number (a score) and record {kinds[int]} an integer (a level); put them in different files (a score "
                 "of 1 is written as 1.0)"
             )
+
+    def _no_score(self, number: int, expected: str, found: object) -> ScoresError:
+        return ScoresError(f"record {number} of {self.path}: `{self.column}` must be {expected}, found {found!r:.80}")
 
     def _columns(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
         try:
@@ -155,10 +167,10 @@ def starts_as(path: Path) -> str:
         raise ScoresError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _finite(found: int | float | None) -> float | None:
-    """The number as a float; None if it is missing, NaN or outside the range of a float, such as 1e400."""
+def _finite(found: int | float | list[float | None] | None) -> float | None:
+    """The score as a float; None if it is missing, NaN or outside the range of a float, such as 1e400."""
     try:
-        score = math.nan if found is None else float(found)
+        score = lowest_rating(found if isinstance(found, list) else [found])
     except OverflowError:
         return None
     return score if math.isfinite(score) else None

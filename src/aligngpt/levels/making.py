@@ -1,6 +1,6 @@
 """Finds the levels of scores and writes them into data files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ from aligngpt.alignment.sketch import ScoreCollector
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.finding import TABLE_SUFFIXES, find_records
+from aligngpt.data.sources.remote import content_hash, located
 from aligngpt.data.sources.values import is_plain_json
-from aligngpt.files import sha256_of
+from aligngpt.levels.columns import ScoreColumns
+from aligngpt.levels.combined_scores import CombinedScores
 from aligngpt.levels.json_scores import JsonScores, starts_as
 from aligngpt.levels.remarks import remarks_on
 from aligngpt.levels.score_tables import DEFAULT_COLUMN, CsvScores, ParquetScores, ScoreBatch, ScoreTable
@@ -70,15 +72,15 @@ def make_levels(
     num_levels: int | None = None,
     method: LevelMethod | None = None,
     borders: Path | None = None,
-    score_column: str | None = None,
+    score_column: ScoreColumns = None,
     id_column: str | None = None,
     keep: str | None = None,
     uids: Path | None = None,
 ) -> LevelsSummary:
     """Find the levels of scores and write them into the data, in batches and atomically.
 
-    The borders are saved as `levels.json` in a folder written by `aligngpt score`; for any other table they are saved
-    beside the output, under its name with the suffix `.borders.json`.
+    The borders are saved as `levels.json` in a folder written by `aligngpt score`, or `levels-COLUMN.json` for another
+    column than `score`; those of other tables beside the output, under its name with the suffix `.borders.json`.
 
     Args:
         scores: see `open_scores`.
@@ -88,7 +90,8 @@ def make_levels(
             columns of `scores` if that is a table.
         num_levels: N, at least 2; `DEFAULT_LEVELS` if None.
         method: see `fit_levels`; `quantile` if None.
-        borders: `levels.json` of other scores, to be used instead of fitting; excludes `num_levels` and `method`.
+        borders: `levels.json` of other scores, to be used instead of fitting; excludes `num_levels` and `method`, and
+            several score columns, whose ranks are relative to the table.
         score_column: see `open_scores`.
         id_column: see `open_scores`.
         keep: levels whose ids are written to `uids`, such as `5-8`.
@@ -105,7 +108,13 @@ def make_levels(
             f"{borders} also determines the number of levels and the method; omit --levels and --method, or omit "
             "--borders to fit new ones"
         )
+    source = None if source is None else located(source)
     table = open_scores(scores, score_column, id_column)
+    if borders is not None and isinstance(table, CombinedScores):
+        raise ScoresError(
+            f"the scores of several columns are ranks within {scores}, so borders of other scores do not fit them; "
+            "omit --borders, or give one --score-column"
+        )
     if out is None and uids is None and not isinstance(table, ScoredPairs):
         raise ScoresError(f"{scores} itself is never changed; give an output file for its levels with --out or --uids")
     own = borders_path(scores, table, out, uids)
@@ -134,41 +143,43 @@ def make_levels(
         # Check before the outputs replace any file.
         if _stamps(table) != before:
             raise ScoresError(f"{scores} changed while its levels were made; nothing was written, start again")
-        if records is not None and isinstance(table, ScoredPairs):
-            _check_scored(table, records)
+        if records is not None and (scored := _scored_pairs(table)) is not None:
+            _check_scored(scored, records)
     levels.save(own)
     notes, warnings = remarks_on(table, None if given else levels.statistics.standard_deviation)
-    return LevelsSummary(levels, counts, without, own, borders, notes, warnings)
+    return LevelsSummary(levels, counts, without, own, borders, (*table.remarks, *notes), warnings)
 
 
 def borders_path(scores: Path, table: ScoreTable, out: Path | None, uids: Path | None) -> Path:
     """The file that the borders are saved to; see `make_levels`."""
     if isinstance(table, ScoredPairs):
-        return scores / LEVELS
+        return scores / (LEVELS if table.column == DEFAULT_COLUMN else f"levels-{table.column}.json")
     return (out or uids or scores).with_suffix(".borders.json")
 
 
-def open_scores(path: Path, column: str | None = None, id_column: str | None = None) -> ScoreTable:
+def open_scores(path: Path, column: ScoreColumns = None, id_column: str | None = None) -> ScoreTable:
     """Open the scores at a path.
 
     Args:
-        path: folder written by `aligngpt score`; or a Parquet, CSV, JSON or JSON lines file, or a folder of Parquet
-            files.
-        column: name of the score column, for tables not written by `aligngpt score`; `score` if None.
-        id_column: name of the id column, for the same tables; the first of `ID_COLUMNS` that exists if None, else the
-            ids are row numbers.
+        path: folder of `aligngpt score` or `judge`; a Parquet, CSV or JSON (lines) file, or a folder of Parquet files.
+        column: name of the score column of a table, `score` if None; or weights by column, see `CombinedScores`.
+        id_column: name of the id column of a table; the first of `ID_COLUMNS` that exists if None, else row numbers.
 
     Raises:
-        ScoresError: there are no scores, the scoring job is not finished, or a column does not exist.
+        ScoresError: there are no scores, the scoring job is not finished, a column does not exist, or the weights are
+            invalid.
     """
-    if column is not None and (path / MANIFEST).exists():
-        raise ScoresError(f"{path} was written by `aligngpt score`, so its score column is known; omit --score-column")
     if id_column is not None and (path / MANIFEST).exists():
         raise ScoresError(f"{path} was written by `aligngpt score`, which has stored the ids; omit --id-column")
-    name = column or DEFAULT_COLUMN
+    if isinstance(column, Mapping):
+        return CombinedScores({name: _open_table(path, name, id_column) for name in column}, column)
+    return _open_table(path, column or DEFAULT_COLUMN, id_column)
+
+
+def _open_table(path: Path, name: str, id_column: str | None) -> ScoreTable:
     if path.is_dir():
         if (path / MANIFEST).exists():
-            return ScoredPairs(path)
+            return ScoredPairs(path, name)
         if files := sorted(path.rglob("*.parquet")):
             return ParquetScores(path, files, name, id_column)
         raise ScoresError(f"{path} has no scores: neither a {MANIFEST} of `aligngpt score` nor Parquet files")
@@ -236,11 +247,11 @@ def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None)
         return None
     if out.suffix not in JSON_SUFFIXES:
         raise ScoresError(f"{out} must end in {', '.join(JSON_SUFFIXES)} or {TABLE_SUFFIX}, which selects the format")
-    if isinstance(table, JsonScores):
-        if source is not None and source.resolve() != table.path.resolve():
-            raise ScoresError(f"the levels of {table.path} are written into its own records; omit --source")
-        return table.path
-    if not isinstance(table, ScoredPairs):
+    if table.records is not None:
+        if source is not None and source.resolve() != table.records.resolve():
+            raise ScoresError(f"the levels of {table.records} are written into its own records; omit --source")
+        return table.records
+    if (scored := _scored_pairs(table)) is None:
         raise ScoresError(f"the scores are a table without JSON records for {out}; write {out.stem}.parquet instead")
     if source is None:
         raise ScoresError(f"give the JSON file that was scored with --source, or write {out.stem}.parquet")
@@ -249,8 +260,13 @@ def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None)
             f"{source} is not a JSON file, and not a table with the usual columns, so there are no records to write; "
             f"write {out.stem}.parquet"
         )
-    _check_scored(table, source)
+    _check_scored(scored, source)
     return source
+
+
+def _scored_pairs(table: ScoreTable) -> ScoredPairs | None:
+    base = table.base if isinstance(table, CombinedScores) else table
+    return base if isinstance(base, ScoredPairs) else None
 
 
 def _has_records(source: Path) -> bool:
@@ -270,8 +286,7 @@ def _check_scored(table: ScoredPairs, source: Path) -> None:
         ScoresError: it is a different file, or has changed.
     """
     if is_plain_json(source):
-        with source.open("rb") as file:
-            found = sha256_of(file)
+        found = content_hash(source)
     else:
         found = find_records(source, shard_size=1, names=ColumnNames()).fingerprint()
     if table.manifest.source["fingerprint"] != found:

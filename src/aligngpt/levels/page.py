@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aligngpt.data.records.pairs import PairSource
-from aligngpt.levels.json_scores import JsonScores
+from aligngpt.levels.columns import ScoreColumns
 from aligngpt.levels.making import LevelsSummary, borders_path, open_scores
 from aligngpt.levels.page_content import page_of_pairs, page_of_table
 from aligngpt.levels.score_tables import ScoreTable
@@ -62,7 +62,7 @@ def prepare_look(
     *,
     source: str | Path | None = None,
     image_root: Path | None = None,
-    score_column: str | None = None,
+    score_column: ScoreColumns = None,
     id_column: str | None = None,
     caption_column: str | None = None,
     image_column: str | None = None,
@@ -106,7 +106,7 @@ def prepare_look(
         if source is not None:
             pairs = scored_source(table, source, image_root, names)
         return Look(table, title, out, pairs, seed)
-    if source is not None and not (isinstance(table, JsonScores) and same_place(Path(source), table.path)):
+    if source is not None and (table.records is None or not same_place(Path(source), table.records)):
         raise ScoresError(
             f"the scores of {scores} cannot be matched to the pairs of {source}; images are only shown for a folder "
             "written by `aligngpt score`; omit --source"

@@ -13,7 +13,7 @@ from aligngpt.data.records.pairs import PairSource
 from aligngpt.levels.collected import Collected
 from aligngpt.levels.making import LevelsSummary
 from aligngpt.levels.placed_pairs import RECORD_BITS, PlacedPair, count_captions, pairs_at, pick_pairs
-from aligngpt.levels.score_tables import ScoreTable
+from aligngpt.levels.score_tables import DEFAULT_COLUMN, ScoreTable
 from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.levels.streaming import BinnedScores, HashCounter, Repeated, ScoreHistogram
 from aligngpt.progress import Meter
@@ -108,7 +108,7 @@ def page_of_pairs(
     groups = {group.place for group in (*pictures, *caption_groups)}
     wanted |= groups
     known = {row.place: row for row in (*examples, *lowest)}
-    known |= pairs_at(table.folder, groups - set(known))
+    known |= pairs_at(table, groups - set(known))
     seen = {} if source is None else pick_pairs(source, wanted)
 
     def shown(row: PlacedPair) -> ShownPair:
@@ -154,10 +154,10 @@ def _levels_facts(made: LevelsSummary) -> dict[str, str]:
 
 def _facts(table: ScoredPairs, made: LevelsSummary) -> dict[str, str]:
     manifest = table.manifest
-    facts = {"Scores": short_path(table.folder), "Model": _short_model(manifest.model)} | _levels_facts(made)
+    facts = {"Scores": short_path(table.folder), "Model": _short_model(table.model)} | _levels_facts(made)
     if manifest.limit is not None:
         facts["Scored"] = f"only the first {manifest.limit:,} records (--limit)"
-    if manifest.auc is not None:
+    if manifest.auc is not None and table.column == DEFAULT_COLUMN:
         facts["Pairs against shuffled ones"] = f"AUC {manifest.auc:.3f}"
     if manifest.finished is not None and manifest.finished.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.finished.reasons.items())
@@ -170,8 +170,8 @@ def _full_paths(made: LevelsSummary, table: ScoredPairs | None = None) -> dict[s
     paths = {} if made.taken_from is None else {"Borders": os.path.abspath(made.taken_from)}
     if table is not None:
         paths["Scores"] = os.path.abspath(table.folder)
-        if _short_model(table.manifest.model) != table.manifest.model:
-            paths["Model"] = table.manifest.model
+        if _short_model(table.model) != table.model:
+            paths["Model"] = table.model
     return paths
 
 

@@ -84,12 +84,12 @@ def _thumbnail(picture: Picture) -> Thumbnail:
         return Thumbnail(problem=_words(error.reason))
 
 
-def pairs_at(folder: Path, places: Iterable[int]) -> dict[int, PlacedPair]:
+def pairs_at(table: ScoredPairs, places: Iterable[int]) -> dict[int, PlacedPair]:
     """The ids and scores of the pairs at some places."""
     found = {}
     for shard, records in _by_shard(places).items():
-        part = _part(folder, shard, "record", "id", "score")
-        for record, id, score in zip(part["record"], part["id"], part["score"], strict=True):
+        part = _part(table.folder, shard, "record", "id", table.column)
+        for record, id, score in zip(part["record"], part["id"], part[table.column], strict=True):
             if record in records:
                 place = (shard << RECORD_BITS) | record
                 found[place] = PlacedPair(place, id, score)

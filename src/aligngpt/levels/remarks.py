@@ -1,6 +1,6 @@
 """Sentences about scores that decide whether levels made from them mean anything."""
 
-from aligngpt.levels.score_tables import ScoreTable
+from aligngpt.levels.score_tables import DEFAULT_COLUMN, ScoreTable
 from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.scoring.separation import separation_text, separation_warning
 
@@ -23,11 +23,11 @@ def remarks_on(table: ScoreTable, deviation: float | None) -> tuple[tuple[str, .
         notes.append(
             f"only the first {manifest.limit} records of the source were scored (--limit), so only they have levels"
         )
-    if manifest.auc is not None:
+    if manifest.auc is not None and table.column == DEFAULT_COLUMN:
         notes.append(separation_text(manifest.auc))
         if warning := separation_warning(manifest.auc, table.rows or 0):
             warnings.append(warning)
-    if deviation is not None and deviation < NARROW:
+    if deviation is not None and deviation < NARROW and table.column.startswith(DEFAULT_COLUMN):
         warnings.append(
             f"the scores hardly differ (standard deviation {deviation:.2g}), so neighbouring levels mean almost the "
             "same; check that the model fits these images and captions"

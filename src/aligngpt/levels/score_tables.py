@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from aligngpt.data.sources.csv import DELIMITERS
 from aligngpt.data.sources.fields import ID_COLUMNS
+from aligngpt.levels.columns import did_you_mean, is_number, is_ratings, scores_of
 from aligngpt.scoring.places import is_inside, same_place
 from aligngpt.scoring.score_files import ScoresError
 
@@ -69,6 +70,16 @@ class ScoreTable(ABC):
         """The files that are read, if other programs may change them."""
         return ()
 
+    @property
+    def records(self) -> Path | None:
+        """The JSON file whose records the levels can be written into, if the table is one."""
+        return None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about the scores that users should read, once the rows have been read."""
+        return ()
+
     @abstractmethod
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
         """The rows in order.
@@ -91,7 +102,7 @@ class ParquetScores(ScoreTable):
     Args:
         path: the file, or the folder that contains the files.
         files: the files, in order.
-        column: name of the score column.
+        column: name of the score column; of lists of ratings, the lowest is the score (see `lowest_rating`).
         id_column: name of the id column; the default one, if there is one, if None.
 
     Raises:
@@ -217,7 +228,7 @@ def rows_of(
         schema: names and types of the columns to return; None for no columns.
         id_column: name of the id column; the default one, if there is one, if None.
     """
-    scores = batch[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    scores = scores_of(batch[column])
     numbers = first + np.arange(batch.num_rows)
     with_score = np.isfinite(scores)
     without = batch.num_rows - int(with_score.sum())
@@ -244,8 +255,8 @@ def check_column(column: str, names: Sequence[str], where: Path) -> None:
     """
     if column not in names:
         raise ScoresError(
-            f"{where} has no column {column}; the columns are: {', '.join(names) or 'none'}; give the score column "
-            "with --score-column"
+            f"{where} has no column {column}{did_you_mean(column, names)}; the columns are: "
+            f"{', '.join(names) or 'none'}; give the score column with --score-column"
         )
 
 
@@ -273,8 +284,10 @@ def levels_not_scores(where: Path) -> ScoresError:
 def _check_type(field: pa.Field, where: Path) -> None:
     if pa.types.is_integer(field.type) and field.name == SIMILARITY:
         raise levels_not_scores(where)
-    if not (pa.types.is_floating(field.type) or pa.types.is_integer(field.type) or pa.types.is_decimal(field.type)):
-        raise ScoresError(f"the column {field.name} of {where} has type {field.type}, expected numbers")
+    if not (is_number(field.type) or is_ratings(field.type)):
+        raise ScoresError(
+            f"the column {field.name} of {where} has type {field.type}, expected numbers or lists of them"
+        )
 
 
 @contextmanager

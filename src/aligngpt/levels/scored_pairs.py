@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aligngpt.levels.score_tables import ScoreBatch, ScoreTable
+from aligngpt.levels.columns import did_you_mean
+from aligngpt.levels.score_tables import DEFAULT_COLUMN, ScoreBatch, ScoreTable
 from aligngpt.scoring.manifest import MANIFEST, finished_manifest
 from aligngpt.scoring.score_files import (
     PART_PATTERN,
@@ -14,6 +15,7 @@ from aligngpt.scoring.score_files import (
     part_path,
     part_summary,
     read_batches,
+    score_column_names,
 )
 
 
@@ -22,13 +24,15 @@ class ScoredPairs(ScoreTable):
 
     Args:
         folder: the folder.
+        column: the score column: `score`, that of a further model, or a derived one (see `score_column_names`).
 
     Raises:
-        ScoresError: the job is not finished, or a part is damaged.
+        ScoresError: the job is not finished, a part is damaged, or there is no such column.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, column: str = DEFAULT_COLUMN) -> None:
         self.folder = folder
+        self.column = column
         self.manifest = finished_manifest(folder)
         self._starts = np.zeros(self.manifest.shards, dtype=np.int64)
         at = 0
@@ -41,6 +45,18 @@ class ScoredPairs(ScoreTable):
                     "rewrite this part"
                 )
             at += summary.records
+            if column not in (names := score_column_names(folder, shard)):
+                raise ScoresError(
+                    f"{part_path(folder, shard)} has no score column {column}; its score columns are: "
+                    f"{', '.join(names)}{did_you_mean(column, names)}. If it has been scored again, run the same "
+                    "`aligngpt derive` command again"
+                )
+
+    @property
+    def model(self) -> str:
+        """Name of the model whose scores or embeddings the column is from."""
+        names = {one.column: one.model for one in self.manifest.more_models}
+        return names.get(self.column, self.manifest.model)
 
     @property
     def rows(self) -> int | None:
@@ -48,9 +64,9 @@ class ScoredPairs(ScoreTable):
         return self.manifest.finished.scored
 
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
-        for batch in read_batches(self.folder, self.manifest.shards, ("record", "id", "score")):
+        for batch in read_batches(self.folder, self.manifest.shards, ("record", "id", self.column)):
             numbers = self._starts[batch["shard"].to_numpy()] + batch["record"].to_numpy()
-            scores = batch["score"].to_numpy().astype(np.float64)
+            scores = batch[self.column].to_numpy().astype(np.float64)
             yield ScoreBatch(numbers, batch["id"], scores, None, 0)
 
     def reads(self, path: Path) -> bool:

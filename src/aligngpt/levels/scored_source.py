@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aligngpt.data.records.pairs import PairSource, open_pairs
+from aligngpt.data.sources.remote import located
 from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.scoring.first_pairs import FirstPairs
 from aligngpt.scoring.manifest import reading_differences
@@ -68,8 +69,9 @@ def _column_then(name: str | None) -> str | None:
 
 def _root_then(source: str | Path, reading: Mapping[str, str | None]) -> Path | None:
     """The image root used when scoring, if it still exists; None for the source's own folder."""
-    beside = Path(source) if Path(source).is_dir() else Path(source).parent
-    places = [beside / (reading.get("image_root") or "."), Path(reading.get("image_root_absolute") or ".")]
+    own = located(source)
+    beside = own if own.is_dir() else own.parent
+    places = [beside / (reading.get("image_root") or "."), located(reading.get("image_root_absolute") or ".")]
     if "image_root" not in reading or reading["image_root"] == ".":
         return None
     return next((place for place in places if place.is_dir()), None)

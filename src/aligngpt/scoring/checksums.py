@@ -7,7 +7,7 @@ without checksums, written by an older version, is read without verification.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -58,12 +58,13 @@ def has_checksums(metadata: Mapping[bytes, bytes]) -> bool:
 
 
 @contextmanager
-def open_checked(path: Path, columns: Sequence[str] | None = None) -> Iterator[pq.ParquetFile]:
+def open_checked(path: Path, columns: Sequence[str] | Callable[[str], bool] | None = None) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file after verifying the checksums of its footer and the requested columns, if it has checksums.
 
     Args:
         path: the file.
-        columns: the columns that will be read; all when None. Names that are not in the file are ignored.
+        columns: the columns that will be read, or tells whether the column with a name will be; all when None. Names
+            that are not in the file are ignored.
 
     Raises:
         DamagedError: a checksum does not match.
@@ -77,7 +78,7 @@ def open_checked(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
                 names = parquet.schema_arrow.names
                 spans = _column_spans(parquet.metadata)
                 for name, expected in zip(names, checksums, strict=True):
-                    if columns is None or name in columns:
+                    if columns is None or (columns(name) if callable(columns) else name in columns):
                         _check(f"column {name}", _digest(_pieces(file, spans.get(name, ()))), expected)
             yield parquet
 

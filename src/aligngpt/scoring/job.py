@@ -28,6 +28,7 @@ from aligngpt.scoring.score_files import (
     part_summary,
     read_batches,
 )
+from aligngpt.scoring.several_models import by_column
 from aligngpt.scoring.shares import owned_share, parse_share
 
 __all__ = ["ScoreSummary", "parse_share", "read_parts", "read_scores", "score_source"]
@@ -69,6 +70,7 @@ def score_source(
     embeddings: bool = False,
     max_reject_share: float = 0.05,
     shard: tuple[int, int] | None = None,
+    others: Sequence[PairScorer] = (),
 ) -> ScoreSummary:
     """Score every pair of a source, or resume an interrupted call with the same arguments.
 
@@ -88,6 +90,8 @@ def score_source(
         max_reject_share: maximum share of rejected records in the whole source, 0…1; see `RejectLimit`.
         shard: `(i, n)`: score only every n-th shard, starting at shard i in 0…n-1; other processes score the rest into
             the same folder.
+        others: more models on the same device, each with its own score column, see `further_models`. A pair gets a
+            score only if all models can take its image. Embeddings and shuffled scores are those of `scorer`.
 
     Raises:
         FolderInUse: another process is scoring the same share of the shards into `out`.
@@ -103,8 +107,9 @@ def score_source(
     shards = source.shards()
     mine = _own_shards(shards, shard)
     with owned_share(out, shard):
-        manifest = claim(out, Manifest.of(source, scorer, batch_size=batch_size, embeddings=embeddings))
-        outcomes, rescored = _score(source, scorer, out, mine, manifest, workers, max_reject_share)
+        wanted = Manifest.of(source, scorer, batch_size=batch_size, embeddings=embeddings, others=others)
+        manifest = claim(out, wanted)
+        outcomes, rescored = _score(source, scorer, others, out, mine, manifest, workers, max_reject_share)
         auc = None
         if finished := _is_complete(out, manifest, outcomes):
             auc = finish_job(out, manifest, outcomes, source, max_reject_share, rescored=bool(rescored)).auc
@@ -115,6 +120,7 @@ def score_source(
 def _score(
     source: PairSource,
     scorer: PairScorer,
+    others: Sequence[PairScorer],
     out: Path,
     mine: Sequence[Shard],
     manifest: Manifest,
@@ -138,7 +144,7 @@ def _score(
         count = _worker_count(records) if workers is None else workers
         known = None if records is None else total.records + records
         with (
-            PictureWorkers(scorer, count) as pictures,
+            PictureWorkers(scorer, count, others=others) as pictures,
             Meter("scoring pairs", known, initial=total.records, unit="pairs") as meter,
         ):
             for one in todo:
@@ -149,6 +155,7 @@ def _score(
                     out,
                     batch_size=manifest.batch_size,
                     workers=pictures,
+                    others=by_column(manifest.more_models, others),
                     embeddings=manifest.embeddings,
                     shuffled=manifest.shuffled,
                     may_all_be_missing=max_reject_share >= 1,

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from aligngpt.leftovers import remove_leftovers, temporary_beside
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.first_pairs import FirstPairs
 from aligngpt.scoring.score_files import PART_PATTERN, PartSummary, ScoresError, write_whole
+from aligngpt.scoring.several_models import FurtherModel, further_models
 
 MANIFEST = "manifest.json"
 SCORE = "cosine similarity of image and text features, not scaled"
@@ -60,6 +61,7 @@ class Manifest:
         score: the meaning of the score.
         shuffled: whether the parts contain shuffled scores, see `aligngpt.scoring.separation`. Not compared:
             a resumed job continues as it began.
+        more_models: the models after the first, each with the column of its scores.
         limit: number of records scored, if only the first records of the source are.
         finished: numbers of scored and rejected records; None until all parts exist.
         auc: see `aligngpt.scoring.separation`, 0…1; None if it is unknown.
@@ -77,13 +79,26 @@ class Manifest:
     score: str = SCORE
     reading: dict[str, str | None] | None = None
     shuffled: bool = False
+    more_models: tuple[FurtherModel, ...] = ()
     limit: int | None = None
     finished: PartSummary | None = None
     auc: float | None = None
 
     @classmethod
-    def of(cls, source: PairSource, scorer: PairScorer, *, batch_size: int, embeddings: bool) -> "Manifest":
-        """The manifest of a new job."""
+    def of(
+        cls,
+        source: PairSource,
+        scorer: PairScorer,
+        *,
+        batch_size: int,
+        embeddings: bool,
+        others: Sequence[PairScorer] = (),
+    ) -> "Manifest":
+        """The manifest of a new job.
+
+        Raises:
+            ScoresError: two of the models are the same.
+        """
         shards = source.shards()
         cut = json.dumps([(shard.index, shard.name, shard.records) for shard in shards])
         return cls(
@@ -98,6 +113,7 @@ class Manifest:
             embeddings=embeddings,
             reading=source.settings(),
             shuffled=True,
+            more_models=further_models(scorer, others),
             limit=source.limit if isinstance(source, FirstPairs) else None,
         )
 
@@ -150,7 +166,8 @@ def read_manifest(out: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         if finished := content.pop("finished"):
             finished = PartSummary(int(finished["scored"]), dict(finished["reasons"]))
-        return Manifest(**content, finished=finished)
+        more = tuple(FurtherModel(**one) for one in content.pop("more_models", ()))
+        return Manifest(**content, more_models=more, finished=finished)
     except FileNotFoundError as error:
         raise ScoresError(f"{out} holds no scores (there is no {MANIFEST}); run `aligngpt score` first") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -251,10 +268,18 @@ def _differences(found: Manifest, wanted: Manifest) -> Iterator[str]:
         held, asked = (f"only the first {one.limit}" if one.limit else "all" for one in (found, wanted))
         yield f"limit ({held} records, now {asked} records)"
         return
+    # The columns are not compared: they remain those of the folder, whatever the models are called now.
+    if _identities(found) != _identities(wanted):
+        held, asked = (" and ".join([one.model, *(more.model for more in one.more_models)]) for one in (found, wanted))
+        yield f"set of models ({held}, now {asked})"
     for name, text in _NAMES.items():
         if getattr(found, name) != getattr(wanted, name):
             yield text
     yield from reading_differences(found.reading or {}, wanted.reading or {})
+
+
+def _identities(manifest: Manifest) -> list[tuple[object, ...]]:
+    return [(one.model_fingerprint, one.preprocessing, one.dtype) for one in manifest.more_models]
 
 
 def reading_differences(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> Iterator[str]:

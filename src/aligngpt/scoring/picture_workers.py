@@ -23,6 +23,7 @@ from torch import Tensor
 from aligngpt.data.images.opening import ImageError
 from aligngpt.data.images.reference import Picture
 from aligngpt.errors import AlignGPTError
+from aligngpt.scoring.byte_processor import ByteProcessor, byte_processor
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.patches import pixels_of
 from aligngpt.scoring.picture_marks import ABSENT, has_file, mark_of
@@ -53,6 +54,7 @@ class Prepared(NamedTuple):
             replaced by a lookup table (see `ByteProcessor`), otherwise the image processor's output; bfloat16, which
             numpy lacks, is stored as int16.
         mark: see `aligngpt.scoring.picture_marks`; empty for an image that is not a separate file.
+        more: the same as `pixels` for each of the other models, if several score the pairs.
     """
 
     hash: str
@@ -60,6 +62,7 @@ class Prepared(NamedTuple):
     height: int
     pixels: NDArray[Any]
     mark: bytes = b""
+    more: tuple[NDArray[Any], ...] = ()
 
 
 class Refused(NamedTuple):
@@ -71,78 +74,6 @@ class Refused(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ByteProcessor:
-    """An image processor's resizing and cropping on 8-bit pixels, with rescaling and normalisation as a lookup table.
-
-    CLIP's and SigLIP's image processors compute each of 150,000 values, which can only be one of 256 per channel, and
-    convert from Pillow to numpy and back to resize. This takes 2 ms per image of 450 × 450 pixels instead of 3.5, and
-    workers send a quarter of the bytes. `byte_processor` returns one only if its results are identical to the bit.
-
-    Attributes:
-        size: `(height, width)` to resize to, or the length of the shorter edge.
-        crop: `(height, width)` of the centre crop; None for no crop.
-        resample: Pillow's number of the resampling filter.
-        values: the output for each 8-bit value in each channel, float32 `(3, 256)`.
-    """
-
-    size: tuple[int, int] | int
-    crop: tuple[int, int] | None
-    resample: int
-    values: NDArray[np.float32]
-
-    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The 8-bit pixels of an RGB image, `(3, height, width)`."""
-        width, height = image.size
-        if isinstance(self.size, int):
-            shorter = min(width, height)
-            width, height = int(self.size * width / shorter), int(self.size * height / shorter)
-        else:
-            height, width = self.size
-        image = image.resize((width, height), Image.Resampling(self.resample))
-        if self.crop is not None:
-            left, top = (width - self.crop[1]) // 2, (height - self.crop[0]) // 2
-            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-    def look_up(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """The image processor's output for 8-bit pixels: `(images, 3, height, width)`."""
-        found = np.empty((len(pictures), *pictures[0].shape), np.float32)
-        # A single channel fits into the CPU cache.
-        for picture, into in zip(pictures, found, strict=True):
-            for channel, values in enumerate(self.values):
-                np.take(values, picture[channel], out=into[channel], mode="clip")
-        return found
-
-
-def byte_processor(image_processor: Any) -> ByteProcessor | None:
-    """The 8-bit version of an image processor; None if its output differs in any bit on a set of test images."""
-    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
-    options = {"do_resize": False, "do_center_crop": False, "return_tensors": "np"}
-    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
-    try:
-        size = image_processor.size
-        crop = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else None
-        found = ByteProcessor(
-            size["shortest_edge"] if size.get("shortest_edge") else (size["height"], size["width"]),
-            None if crop is None else (crop["height"], crop["width"]),
-            int(image_processor.resample),
-            image_processor([Image.fromarray(ramp)], **options)["pixel_values"][0].reshape(3, 256).astype(np.float32),
-        )
-        # A crop larger than the resized image needs padding, which is left to the image processor.
-        if found.crop is not None and isinstance(found.size, int) and found.size < max(found.crop):
-            return None
-        for width, height in ((600, 401), (333, 600), (599, 599), (61, 97), (130, 5)):
-            image = Image.fromarray(noise[:height, :width])
-            expected = image_processor([image], return_tensors="np")["pixel_values"]
-            if expected.dtype != np.float32 or not np.array_equal(found.look_up([found(image)]), expected):
-                return None
-    except (AttributeError, KeyError, TypeError, ValueError):
-        # Not a processor of this kind.
-        return None
-    return found
-
-
-@dataclass(frozen=True)
 class Preparation:
     """Opens images and preprocesses them as a scorer does; small enough to be sent to another process.
 
@@ -150,16 +81,19 @@ class Preparation:
         image_processor: the model's own.
         dtype: the model's compute precision, so that workers send no more bytes than it reads.
         in_bytes: the 8-bit version of the image processor, if there is one.
+        others: the preparations for the other models, if several score the pairs.
     """
 
     image_processor: Any
     dtype: torch.dtype
     in_bytes: ByteProcessor | None = None
+    others: "tuple[Preparation, ...]" = ()
 
     @classmethod
-    def of(cls, scorer: PairScorer) -> "Preparation":
-        """The preparation for a scorer."""
-        return cls(scorer.image_processor, scorer.dtype, byte_processor(scorer.image_processor))
+    def of(cls, scorer: PairScorer, others: Sequence[PairScorer] = ()) -> "Preparation":
+        """The preparation for a scorer, and for others that score the same images."""
+        found = byte_processor(scorer.image_processor)
+        return cls(scorer.image_processor, scorer.dtype, found, tuple(map(cls.of, others)))
 
     def __call__(self, pictures: Sequence[Picture]) -> list[Prepared | Refused]:
         """The result for each image, in order."""
@@ -174,14 +108,17 @@ class Preparation:
             if max(image.size) > MAX_ASPECT * min(image.size):
                 size = f"{image.width} × {image.height} pixels"
                 return Refused("unreadable", f"{picture.name} is too narrow for the model: {size}", mark)
-            array = self._float_pixels(image) if self.in_bytes is None else self.in_bytes(image)
+            array, *more = (one.pixels_for(image) for one in (self, *self.others))
         except ImageError as error:
             return Refused(error.reason, str(error), mark)
         except (ValueError, MemoryError) as error:
             return Refused("unreadable", f"{picture.name} cannot be prepared for the model: {error}", mark)
-        return Prepared(hashlib.blake2b(content, digest_size=16).hexdigest(), *image.size, array, mark)
+        return Prepared(hashlib.blake2b(content, digest_size=16).hexdigest(), *image.size, array, mark, tuple(more))
 
-    def _float_pixels(self, image: Image.Image) -> NDArray[Any]:
+    def pixels_for(self, image: Image.Image) -> NDArray[Any]:
+        """The pixels of an RGB image for this model, see `Prepared.pixels`."""
+        if self.in_bytes is not None:
+            return self.in_bytes(image)
         pixels = pixels_of(self.image_processor, [image])[0].to(self.dtype).contiguous()
         return (pixels.view(torch.int16) if self.dtype == torch.bfloat16 else pixels).numpy()
 
@@ -204,15 +141,20 @@ class PictureWorkers:
         scorer: provides the image processor and the precision.
         count: number of workers; 0 for one thread.
         processes: whether to use processes; chosen as above when None.
+        others: other models that score the same images; each image is opened once for all of them.
     """
 
-    def __init__(self, scorer: PairScorer, count: int, *, processes: bool | None = None) -> None:
+    def __init__(
+        self, scorer: PairScorer, count: int, *, processes: bool | None = None, others: Sequence[PairScorer] = ()
+    ) -> None:
         if count < 0:
             raise ValueError(f"expected 0 or more workers, found {count}")
-        preparation = Preparation.of(scorer)
+        preparation = Preparation.of(scorer, others)
+        all_of_them = (preparation, *preparation.others)
         if processes is None:
-            processes = scorer.device.type != "cpu" or preparation.in_bytes is None
+            processes = scorer.device.type != "cpu" or any(one.in_bytes is None for one in all_of_them)
         self.pixel_values = preparation.pixel_values
+        self.pixel_values_of = tuple(one.pixel_values for one in all_of_them)
         self.ahead = TASKS_AHEAD * max(1, count)
         self._pool: Executor
         self._task: Callable[[Sequence[Picture]], list[Prepared | Refused]]

@@ -5,28 +5,25 @@ first to reduce padding. So the batches, and with them the last digits of a scor
 number of processes that open images, nor on where an earlier run was interrupted.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.pairs import Pair, PairSource, Unusable
 from aligngpt.data.sources.base import Shard
+from aligngpt.scoring.batch_threads import BatchThreads
 from aligngpt.scoring.encoders import Features, PairScorer, ScorerError
 from aligngpt.scoring.missing_pictures import MissingPictures
 from aligngpt.scoring.picture_workers import PictureWorkers, Refused
 from aligngpt.scoring.score_files import PartSummary, Reject, part_table, write_part
 from aligngpt.scoring.separation import shuffled_partners
-
-MAX_MODEL_THREADS = 8
-"""Maximum number of model threads; each holds the activations of a batch."""
 
 CAPTIONS_AT_ONCE = 1000
 """Number of captions tokenized together to count their tokens."""
@@ -40,6 +37,7 @@ def score_shard(
     *,
     batch_size: int,
     workers: PictureWorkers,
+    others: Mapping[str, PairScorer] = MappingProxyType({}),
     embeddings: bool = False,
     shuffled: bool = True,
     may_all_be_missing: bool = True,
@@ -53,9 +51,12 @@ def score_shard(
         scorer: the model.
         out: folder of the parts.
         batch_size: distinct images, or distinct captions, encoded together; at least 1.
-        workers: made for `scorer`.
-        embeddings: also store the features.
-        shuffled: also score each image with the caption of another pair, see `aligngpt.scoring.separation`.
+        workers: made for `scorer` and `others`.
+        others: more models that score the same pairs, by the name of their score's column. Each computes on the batches
+            that it would have alone, so its scores are the same to the bit.
+        embeddings: also store the features of `scorer`.
+        shuffled: also score each image with the caption of another pair, see `aligngpt.scoring.separation`; with
+            `scorer` only.
         may_all_be_missing: continue even if no image is found at all (see `MissingPictures`).
         advance: called with the number of records read since the last call.
 
@@ -70,25 +71,22 @@ def score_shard(
     """
     reading = _Reading(source.read(shard))
     watch = None if may_all_be_missing else MissingPictures(source, shard)
-    images = _encode_images(reading, scorer, batch_size, workers, advance, watch)
+    images = _encode_images(reading, [scorer, *others.values()], batch_size, workers, advance, watch)
     rows = [pair for pair in reading.pairs if isinstance(images.found[pair.picture], _Image)]
     rejects = [*reading.unusable]
     for pair in reading.pairs:
         if isinstance(found := images.found[pair.picture], Refused):
             rejects.append(Reject(pair.record, pair.id, found.reason, found.detail))
-    captions = _encode_captions([pair.caption for pair in rows], scorer, batch_size)
+    texts = [pair.caption for pair in rows]
+    captions = _encode_captions(texts, scorer, batch_size)
     pictures = [found for pair in rows if isinstance(found := images.found[pair.picture], _Image)]
-    features = (
-        images.features[[picture.row for picture in pictures]],
-        captions.features[[captions.rows[pair.caption] for pair in rows]],
-    )
-    scores = np.einsum("pd,pd->p", *features)
-    if not np.isfinite(scores).all():
-        wrong = rows[int(np.argmin(np.isfinite(scores)))]
-        raise ScorerError(
-            f"the model's score of record {wrong.record} (id {wrong.id}) of {shard.name} is not a finite number; its "
-            "weights are damaged, or it needs float32 precision"
-        )
+    in_rows = [picture.row for picture in pictures]
+    features = (images.features[0][in_rows], captions.features[[captions.rows[text] for text in texts]])
+    scores = _scores(*features, rows, shard, scorer)
+    more = {}
+    for (column, other), pixels in zip(others.items(), images.features[1:], strict=True):
+        its = _encode_captions(texts, other, batch_size)
+        more[column] = _scores(pixels[in_rows], its.features[[its.rows[text] for text in texts]], rows, shard, other)
     table = part_table(
         record=[pair.record for pair in rows],
         id=[pair.id for pair in rows],
@@ -97,56 +95,10 @@ def score_shard(
         size=[(picture.width, picture.height) for picture in pictures],
         image_hash=[picture.hash for picture in pictures],
         shuffled=_shuffled_scores(rows, pictures, *features) if shuffled else None,
+        more=more,
         embeddings=features if embeddings else None,
     )
     return write_part(out, shard.index, table, sorted(rejects, key=lambda reject: reject.record), images.marks)
-
-
-class BatchThreads:
-    """Threads that each run a whole batch through a model; a context manager.
-
-    On a CPU, torch's own threads split every operation of a batch and wait for the slowest one at its end. With workers
-    opening images at the same time, one of them is always late: two threads on two busy cores then take longer than one
-    would. With one thread per batch, none waits for another. With more cores than `MAX_MODEL_THREADS`, a batch gets
-    several torch threads. Other devices have one queue, which one thread keeps full.
-
-    Args:
-        device: the model's device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._torch_threads = torch.get_num_threads()
-        self._on_cpu = device.type == "cpu"
-        self._count = min(MAX_MODEL_THREADS, self._torch_threads) if self._on_cpu else 1
-        self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="model", initializer=self._start)
-        self._running: deque[Future[Features]] = deque()
-        self._features: list[Features] = []
-
-    def __enter__(self) -> "BatchThreads":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        if self._on_cpu:
-            torch.set_num_threads(self._torch_threads)
-
-    def submit(self, encode: Callable[[], Features]) -> None:
-        """Encode a batch once a thread is free; blocks while more than one other batch is waiting for a thread."""
-        self._running.append(self._pool.submit(encode))
-        if len(self._running) > self._count + 1:
-            self._features.append(self._running.popleft().result())
-
-    def results(self) -> list[Features]:
-        """The features of all batches, in the order they were submitted."""
-        self._features += [future.result() for future in self._running]
-        self._running.clear()
-        return self._features
-
-    def _start(self) -> None:
-        if self._on_cpu:
-            torch.set_num_threads(self._torch_threads // self._count)
 
 
 class _Row(NamedTuple):
@@ -168,11 +120,11 @@ class _Image(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """The result for each image by its number, the features of the distinct images, `(images, dim)`, and the
-    concatenated marks of image files."""
+    """The result for each image by its number, the features of the distinct images, `(images, dim)` of each model, and
+    the concatenated marks of image files."""
 
     found: list[_Image | Refused]
-    features: Features
+    features: list[Features]
     marks: bytes
 
 
@@ -224,7 +176,7 @@ class _Reading:
 
 def _encode_images(
     reading: _Reading,
-    scorer: PairScorer,
+    scorers: Sequence[PairScorer],
     batch_size: int,
     workers: PictureWorkers,
     advance: Callable[[int], None],
@@ -233,13 +185,17 @@ def _encode_images(
     marks = bytearray()
     found: list[_Image | Refused] = []
     rows: dict[str, int] = {}
-    waiting: list[NDArray[Any]] = []
+    waiting: list[tuple[NDArray[Any], ...]] = []
     taken = told = 0
 
-    def encoding(pictures: list[NDArray[Any]]) -> Callable[[], Features]:
-        return lambda: scorer.pixel_features(workers.pixel_values(pictures))
+    def submit(threads: BatchThreads, pictures: list[tuple[NDArray[Any], ...]]) -> None:
+        for scorer, pixel_values, of_model in zip(
+            scorers, workers.pixel_values_of, zip(*pictures, strict=True), strict=True
+        ):
+            threads.submit(partial(_features, scorer, pixel_values, of_model))
 
-    with BatchThreads(scorer.device) as threads:
+    # All models are on one device.
+    with BatchThreads(scorers[0].device) as threads:
         for result in workers.prepare(reading.pictures()):
             if watch is not None:
                 watch.see(result)
@@ -250,18 +206,38 @@ def _encode_images(
                 row = rows.setdefault(result.hash, len(rows))
                 found.append(_Image(result.hash, result.width, result.height, row))
                 if len(rows) > taken + len(waiting):
-                    waiting.append(result.pixels)
+                    waiting.append((result.pixels, *result.more))
             if len(waiting) == batch_size:
-                threads.submit(encoding(waiting))
+                submit(threads, waiting)
                 taken += batch_size
                 waiting = []
             advance(reading.records - told)
             told = reading.records
         if waiting:
-            threads.submit(encoding(waiting))
+            submit(threads, waiting)
         features = threads.results()
     advance(reading.records - told)
-    return _Images(found, _joined(features, scorer), bytes(marks))
+    joined = [_joined(features[index :: len(scorers)], scorer) for index, scorer in enumerate(scorers)]
+    return _Images(found, joined, bytes(marks))
+
+
+def _features(
+    scorer: PairScorer, pixel_values: Callable[[Sequence[NDArray[Any]]], Tensor], pictures: Sequence[NDArray[Any]]
+) -> Features:
+    return scorer.pixel_features(pixel_values(pictures))
+
+
+def _scores(
+    images: Features, captions: Features, rows: Sequence[_Row], shard: Shard, scorer: PairScorer
+) -> NDArray[np.float32]:
+    scores: NDArray[np.float32] = np.einsum("pd,pd->p", images, captions)
+    if not np.isfinite(scores).all():
+        wrong = rows[int(np.argmin(np.isfinite(scores)))]
+        raise ScorerError(
+            f"the score of record {wrong.record} (id {wrong.id}) of {shard.name} is not a finite number; the weights "
+            f"of the model {scorer.model.name_or_path} are damaged, or it needs float32 precision"
+        )
+    return scores
 
 
 def _shuffled_scores(

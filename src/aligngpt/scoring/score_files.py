@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,12 @@ truncation, including the model's special tokens, `width` and `height` the size 
 SHUFFLED_FIELD = pa.field("shuffled", pa.float32())
 """Score of the image with the caption of another pair, see `aligngpt.scoring.separation`; null if there is none. Parts
 of earlier versions do not have this column."""
+
+MODEL_PREFIX = "score_"
+"""How the names of the score columns of all models but the first begin, which is `score`."""
+
+EMBEDDINGS = ("image_embedding", "text_embedding")
+"""Columns with the features of the first model, if they are kept."""
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -124,6 +131,7 @@ def part_table(
     size: Sequence[tuple[int, int]],
     image_hash: Sequence[str],
     shuffled: NDArray[np.float32] | None = None,
+    more: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     embeddings: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> pa.Table:
     """Build the table of a part, with rows in the given order.
@@ -133,6 +141,7 @@ def part_table(
         score: `(pairs,)`.
         size: width and height of each image, in pixels.
         shuffled: values of `SHUFFLED_FIELD`, `(pairs,)`, with NaN for none; the part has no such column if None.
+        more: the scores of further models by their column, which begins with `MODEL_PREFIX`, each `(pairs,)`.
         embeddings: image and text features, each `(pairs, dim)`; stored in half precision.
     """
     values = [record, [_text(name) for name in id], score, caption_tokens, *_columns(size), image_hash]
@@ -141,7 +150,10 @@ def part_table(
     if shuffled is not None:
         fields.append(SHUFFLED_FIELD)
         arrays.append(pa.array(shuffled, type=SHUFFLED_FIELD.type, from_pandas=True))
-    for name, features in zip(("image_embedding", "text_embedding"), embeddings or (), strict=bool(embeddings)):
+    for name, scores in more.items():
+        fields.append(pa.field(name, pa.float32(), nullable=False))
+        arrays.append(pa.array(scores, type=pa.float32()))
+    for name, features in zip(EMBEDDINGS, embeddings or (), strict=bool(embeddings)):
         array = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float16).ravel()), features.shape[1])
         fields.append(pa.field(name, array.type, nullable=False))
         arrays.append(array)
@@ -183,12 +195,13 @@ def part_summary(out: Path, shard: int) -> PartSummary | None:
 def read_part_outcome(out: Path, shard: int) -> PartOutcome | None:
     """The outcome of a shard and the marks of its images; None if it is not done or its files are damaged.
 
-    The number of pairs comes from the file's footer. Verifies the checksums of the rejects and of all `PART_FIELDS`.
-    Those of the other columns, such as the embeddings, which are far larger, are verified only when these are read.
+    The number of pairs comes from the file's footer. Verifies the checksums of the rejects, of all `PART_FIELDS` and of
+    the scores of further models. Those of the other columns, such as the embeddings, which are far larger, are verified
+    only when these are read.
     """
     names = [field.name for field in PART_FIELDS]
     try:
-        with open_checked(part_path(out, shard), names) as part:
+        with open_checked(part_path(out, shard), lambda name: name in names or name.startswith(MODEL_PREFIX)) as part:
             metadata = part.metadata.metadata or {}
             # It may be another kind of file, with other columns.
             if not set(names) <= set(part.schema_arrow.names):
@@ -236,6 +249,40 @@ def read_part(out: Path, shard: int, columns: Sequence[str]) -> pa.Table:
     path = part_path(out, shard)
     with _readable(path), open_checked(path, columns) as file:
         return file.read(columns=list(columns))
+
+
+def score_column_names(out: Path, shard: int) -> list[str]:
+    """The columns of a part that contain a score of every pair: of its models, and derived ones.
+
+    Raises:
+        ScoresError: the part is missing or damaged.
+    """
+    path = part_path(out, shard)
+    with _readable(path), open_checked(path, ()) as file:
+        return [one.name for one in file.schema_arrow if pa.types.is_floating(one.type) and not one.nullable]
+
+
+def read_whole_part(out: Path, shard: int) -> pa.Table:
+    """Read all columns of one part, without the metadata of its footer.
+
+    Raises:
+        ScoresError: the part is missing or damaged.
+    """
+    path = part_path(out, shard)
+    with _readable(path), open_checked(path) as file:
+        return file.read().replace_schema_metadata(None)
+
+
+def part_metadata(out: Path, shard: int) -> dict[str, str]:
+    """The key-value metadata of a part's footer, without Arrow's own.
+
+    Raises:
+        ScoresError: the part is missing or damaged.
+    """
+    path = part_path(out, shard)
+    with _readable(path), open_checked(path, ()) as file:
+        found = file.metadata.metadata or {}
+    return {name.decode(): text.decode() for name, text in found.items() if name != b"ARROW:schema"}
 
 
 def read_batches(out: Path, shards: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

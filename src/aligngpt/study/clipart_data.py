@@ -22,7 +22,7 @@ from aligngpt.scoring.dual_encoder.fit import train_dual_encoder
 from aligngpt.study.caption_scores import score_captions
 from aligngpt.study.data import Probe, StudyData
 from aligngpt.study.files_data import FixedPairs
-from aligngpt.study.language_model import prepare_language_model
+from aligngpt.study.language_model import Text, prepare_language_model
 from aligngpt.study.pairs import ScoredPair
 from aligngpt.study.plan import ClipartPlan
 
@@ -90,7 +90,7 @@ def prepare_clipart_data(plan: ClipartPlan, model: dict[str, Any], folder: Path)
     )
 
 
-def texts_of(entries: Sequence[Entry], seed: int) -> Iterator[tuple[str, str, str]]:
+def texts_of(entries: Sequence[Entry], seed: int) -> Iterator[Text]:
     """Description, question and answer for the language model; both empty for titles and descriptions alone.
 
     Args:
@@ -98,10 +98,10 @@ def texts_of(entries: Sequence[Entry], seed: int) -> Iterator[tuple[str, str, st
         seed: of the questions.
     """
     for entry in entries:
-        yield entry.title, "", ""
-        yield entry.description, "", ""
+        yield Text(entry.title)
+        yield Text(entry.description)
     for question in write_questions(entries, QUESTIONS_READ, random.Random(f"{seed}/language model")):
-        yield question.entry.description, question.text, question.answer
+        yield Text(question.entry.description, ((question.text, question.answer),))
 
 
 def _key(settings: dict[str, Any]) -> str:

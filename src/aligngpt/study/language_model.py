@@ -4,11 +4,15 @@ It stands for the language model that a vision-language model starts from: it ha
 ones and bad ones, and questions answered from descriptions, but has seen no picture. It is a Llama of two
 million parameters by default: a run of the study then takes far less time than with the smallest published
 models.
+
+What takes such a model longest is looking something up in its context. So some of the texts repeat a description, or
+tell the same places in another order, which gives it many things to look up in few tokens.
 """
 
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,12 +30,31 @@ from aligngpt.study.plan import LanguageModelPlan
 
 BEGIN, END = "<|begin|>", "<|end|>"
 STEPS_BETWEEN_CHECKPOINTS = 100
+NOT_LEARNT = -100
 BAD_SHARE = 0.3
 """Share of the descriptions without a question that are of the bad kinds: the language model knows these too."""
 
+QUESTIONS_OF_A_SCENE = 8
 
-def texts_of(material: Material, scenes: int, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Description, question and answer of scenes that are drawn for their text alone; both empty without a question."""
+
+class Text(NamedTuple):
+    """A text that the language model reads.
+
+    Attributes:
+        description: learnt to be written if nothing is told about it.
+        told: what is told about the description, one after another; of each, what is given and what is learnt.
+    """
+
+    description: str
+    told: tuple[tuple[str, str], ...] = ()
+
+
+def texts_of(material: Material, scenes: int, seed: int) -> Iterator[Text]:
+    """Four texts about each of so many scenes, which are drawn for their text alone.
+
+    A description, right or bad; and, about a description of all places, questions with answers, the same places in
+    another order, and the description again.
+    """
     rng = random.Random(f"{seed}/language model")
     rules = SceneRules(material.things, tuple(hand.name for hand in material.hands), frozenset())
     writer = QuestionWriter(material.things)
@@ -40,11 +63,21 @@ def texts_of(material: Material, scenes: int, seed: int) -> Iterator[tuple[str, 
     captions = [write_caption(scene, style) for scene, style in zip(drawn, styles, strict=True)]
     bad = make_noise(drawn, captions, styles, material.things, f"{seed}/language model")
     for scene, caption, (_, wrong) in zip(drawn, captions, bad, strict=True):
-        yield (wrong if rng.random() < BAD_SHARE else caption), "", ""
+        yield Text(wrong if rng.random() < BAD_SHARE else caption)
         # Questions need a description that tells where everything is.
         exact = write_caption(scene, Style(rng.choice(OPENINGS), places=True))
-        for question in writer.write(scene, 2, rng):
-            yield exact, question.text, question.answer
+        asked = writer.write(scene, QUESTIONS_OF_A_SCENE, rng)
+        yield Text(exact, tuple((question.text, question.answer) for question in asked))
+        yield Text(exact, (("", _list_of_places(scene, rng)),))
+        yield Text(exact, (("", exact),))
+
+
+def _list_of_places(scene: Scene, rng: random.Random) -> str:
+    """The things of a scene in random order, each after its place or before it."""
+    cells = rng.sample(scene.occupied, len(scene.occupied))
+    named = [(scene.place(cell), thing.name) for cell in cells if (thing := scene.cells[cell]) is not None]
+    first = rng.randrange(2)
+    return ", ".join(f"{pair[first]}: {pair[1 - first]}" for pair in named)
 
 
 def prepare_scene_language_model(folder: Path, material: Material, settings: LanguageModelPlan, *, seed: int) -> Path:
@@ -62,15 +95,12 @@ def prepare_scene_language_model(folder: Path, material: Material, settings: Lan
     return prepare_language_model(folder, texts_of(material, settings.scenes, seed), settings, seed=seed)
 
 
-def prepare_language_model(
-    folder: Path, texts: Iterable[tuple[str, str, str]], settings: LanguageModelPlan, *, seed: int
-) -> Path:
+def prepare_language_model(folder: Path, texts: Iterable[Text], settings: LanguageModelPlan, *, seed: int) -> Path:
     """Train a language model on texts, or reuse the one in the folder; resumes where it was interrupted.
 
     Args:
         folder: of the model and its tokenizer.
-        texts: description, question and answer; the last two are empty for a description alone. They are not read if
-            the model is there.
+        texts: what it reads; not read here if the model is there.
         settings: size and training.
         seed: random seed of initialisation and order.
 
@@ -80,20 +110,37 @@ def prepare_language_model(
     if (folder / "config.json").is_file():
         return folder
     texts = list(texts)
-    tokenizer = _train_tokenizer([" ".join(part for part in parts if part) for parts in texts], settings.vocabulary)
-    lines = [
-        f"{BEGIN}{description} {question} {answer}{END}" if question else f"{description}\n"
-        for description, question, answer in texts
-    ]
-    random.Random(seed).shuffle(lines)
-    ids = [token for line in tokenizer(lines, add_special_tokens=False)["input_ids"] for token in line]
-    blocks = torch.tensor(ids[: len(ids) // settings.length * settings.length]).view(-1, settings.length)
-    model = _train(blocks, tokenizer, settings, seed, folder.with_name(f"{folder.name}.checkpoint.pt"))
+    tokenizer = _train_tokenizer([part for text in texts for part in _words_of(text)], settings.vocabulary)
+    random.Random(seed).shuffle(texts)
+    ids, labels = _tokens_of(texts, tokenizer, settings.length)
+    model = _train(ids, labels, tokenizer, settings, seed, folder.with_name(f"{folder.name}.checkpoint.pt"))
     with atomic_folder(folder) as made:
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
     folder.with_name(f"{folder.name}.checkpoint.pt").unlink(missing_ok=True)
     return folder
+
+
+def _words_of(text: Text) -> list[str]:
+    return [text.description, *(part for pair in text.told for part in pair if part)]
+
+
+def _tokens_of(texts: Iterable[Text], tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[Tensor, Tensor]:
+    """All texts one after another in rows, and the tokens that are learnt of them, `(rows, length)` each."""
+    parts: list[str] = []
+    learnt: list[bool] = []
+    for text in texts:
+        parts.append(f"{BEGIN}{text.description}" if text.told else f"{text.description}\n")
+        learnt.append(not text.told)
+        for given, told in text.told:
+            parts += [f" {given}" if given else "", f" {told}{END}"]
+            learnt += [False, True]
+    encoded = tokenizer(parts, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([token for part in encoded for token in part])
+    counted = torch.tensor([known for part, known in zip(encoded, learnt, strict=True) for _ in part])
+    rows = len(ids) // length
+    labels = torch.where(counted, ids, NOT_LEARNT)
+    return ids[: rows * length].view(rows, length), labels[: rows * length].view(rows, length)
 
 
 def _train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -111,7 +158,12 @@ def _train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFa
 
 
 def _train(
-    blocks: Tensor, tokenizer: PreTrainedTokenizerFast, settings: LanguageModelPlan, seed: int, checkpoint: Path
+    ids: Tensor,
+    labels: Tensor,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: LanguageModelPlan,
+    seed: int,
+    checkpoint: Path,
 ) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -142,8 +194,8 @@ def _train(
     with Meter("language model", settings.steps, initial=done, unit="steps") as meter:
         for step in range(done, settings.steps):
             generator = torch.Generator().manual_seed(seed * settings.steps + step)
-            ids = blocks[torch.randint(len(blocks), (settings.batch,), generator=generator)]
-            loss = model(input_ids=ids, labels=ids).loss
+            rows = torch.randint(len(ids), (settings.batch,), generator=generator)
+            loss = model(input_ids=ids[rows], labels=labels[rows]).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

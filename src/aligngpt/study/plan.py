@@ -45,11 +45,11 @@ class LanguageModelPlan(_Section):
     layers: Annotated[int, Field(ge=1)] = 4
     heads: Annotated[int, Field(ge=1)] = 6
     vocabulary: Annotated[int, Field(ge=300)] = 2048
-    scenes: Annotated[int, Field(ge=1)] = 60_000
-    steps: Annotated[int, Field(ge=1)] = 1500
-    batch: Annotated[int, Field(ge=1)] = 32
-    length: Annotated[int, Field(ge=8)] = 256
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    scenes: Annotated[int, Field(ge=1)] = 25_000
+    steps: Annotated[int, Field(ge=1)] = 4000
+    batch: Annotated[int, Field(ge=1)] = 16
+    length: Annotated[int, Field(ge=8)] = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
 
 
 class ScenesPlan(_Section):

@@ -13,6 +13,7 @@ from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.sources.remote import located
 from aligngpt.device import matrix_product_rate, resolve_device, supports_bfloat16
 from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
@@ -356,7 +357,7 @@ def _work(
 
 def _without_missing_root(source: SourceRecipe) -> SourceRecipe:
     """Drop an image root that does not exist yet: a dry run reads no images, so that is not an error."""
-    there = source.image_root is not None and Path(source.image_root).is_dir()
+    there = source.image_root is not None and located(source.image_root).is_dir()
     return source if there else source.model_copy(update={"image_root": None})
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import listed_pairs
+import pyarrow.parquet as pq
 import pytest
 import torch
 from listed_pairs import ListedPairs, draw_pictures, random_captions
@@ -276,11 +277,26 @@ def test_an_interrupt_ends_the_actors_and_the_one_machine_job_goes_on(
     assert one_machine("out") == whole
 
 
+def test_several_models_give_the_files_of_one_machine(
+    inline: InlineRay,
+    source: DeadlyPairs,
+    run: Callable,
+    one_machine: Callable,
+    scorer_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = scorer_folder("siglip")
+    whole = one_machine(others=[PairScorer.load(folder, device="cpu", dtype="float32")])
+    assert run(source, load_others=[partial(load, folder)]) == DONE
+    assert content(tmp_path / "out") == whole
+    assert "score_siglip" in pq.read_schema(tmp_path / "out" / "part-00000.parquet").names
+
+
 def test_a_shard_that_was_written_by_an_actor_that_died_is_done(
     inline: InlineRay, source: DeadlyPairs, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def score(actor: ray_engine._Actor, shard: Shard, shuffled: bool) -> PartSummary:
-        summary = scores(actor, shard, shuffled)
+    def score(actor: ray_engine._Actor, shard: Shard, *options: Any) -> PartSummary:
+        summary = scores(actor, shard, *options)
         if shard.index == 2:
             raise InlineRay.RayError("The actor died.")
         return summary
@@ -295,10 +311,10 @@ def test_a_shard_that_was_written_by_an_actor_that_died_is_done(
 def test_a_shard_is_given_up_with_its_fourth_actor(
     inline: InlineRay, source: DeadlyPairs, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def score(actor: ray_engine._Actor, shard: Shard, shuffled: bool) -> PartSummary:
+    def score(actor: ray_engine._Actor, shard: Shard, *options: Any) -> PartSummary:
         if shard.index == 1:
             raise WorkerError("a process that opens pictures ended")
-        return scores(actor, shard, shuffled)
+        return scores(actor, shard, *options)
 
     scores = ray_engine._Actor.score
     monkeypatch.setattr(ray_engine._Actor, "score", score)

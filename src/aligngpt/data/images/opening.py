@@ -3,7 +3,8 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
@@ -13,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from aligngpt.data.images.near_names import near_names
 from aligngpt.data.sources.mistaken_files import mistaken_for, not_read
+from aligngpt.data.sources.remote import RemotePath, image_below
+from aligngpt.data.sources.remote_store import RemoteDeniedError
 from aligngpt.errors import AlignGPTError
 
 ImageReason = Literal["missing", "empty", "not_an_image", "truncated", "too_large", "outside_root", "unreadable"]
@@ -23,6 +26,9 @@ FORMATS = (*(("AVIF",) if features.check("avif") else ()), "BMP", "GIF", "JPEG",
 excluded."""
 
 MAX_PIXELS = 64_000_000
+
+HEADER = 1 << 16
+"""Bytes that contain the header of most images."""
 
 STRIP_PIXELS = 1 << 18
 """Pixels converted at a time."""
@@ -53,6 +59,10 @@ def resolve_image(name: str, root: Path) -> Path:
     Raises:
         ImageError: the path is outside `root`: as written, through `..` or through a symbolic link.
     """
+    if isinstance(root, RemotePath):
+        if (found := image_below(name, root)) is None:
+            raise ImageError("outside_root", f"the image {name!r} is not inside {root}: give a path relative to it")
+        return found
     path = root / name
     try:
         real = path.resolve()
@@ -86,7 +96,13 @@ def _resolved(folder: Path) -> Path:
     return folder.resolve()
 
 
-def open_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    source: Path | bytes | BinaryIO,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
+    check_size: Callable[[int, int], None] | None = None,
+) -> Image.Image:
     """Decode an image in full, upright (EXIF) and as RGB.
 
     Transparency is composited onto white, grayscale of more than 8 bits is scaled to 8, and of an animation the first
@@ -95,11 +111,13 @@ def open_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS)
     Args:
         source: a path, the encoded bytes, or an open file.
         max_pixels: larger images are rejected before they are decoded.
+        formats: the formats to accept, some of `FORMATS`.
+        check_size: called with the width and height before the image is decoded; it may raise an error of its own.
 
     Raises:
         ImageError: the image is missing, empty, of an unknown format, truncated, too large or damaged.
     """
-    image = _identify(source, max_pixels)
+    image = _identify(source, max_pixels, formats, check_size)
     name = _name(source)
     try:
         image.load()
@@ -118,31 +136,68 @@ def check_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS
     Raises:
         ImageError: as `open_image`, except for damage beyond the header.
     """
+    if isinstance(source, RemotePath):
+        # The first bytes usually suffice.
+        with suppress(ImageError):
+            _identify(_named(remote_bytes(source, 0, HEADER), str(source)), max_pixels).close()
+            return
     _identify(source, max_pixels).close()
 
 
-def _identify(source: Path | bytes | BinaryIO, max_pixels: int) -> Image.Image:
+def _identify(
+    source: Path | bytes | BinaryIO,
+    max_pixels: int,
+    formats: Sequence[str] = FORMATS,
+    check_size: Callable[[int, int], None] | None = None,
+) -> Image.Image:
     name = _name(source)
-    if isinstance(source, Path):
+    if isinstance(source, RemotePath):
+        source = _named(remote_bytes(source), name)
+    elif isinstance(source, Path):
         _check_file(source)
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     if isinstance(stream, io.BytesIO) and not stream.getbuffer().nbytes:
         raise ImageError("empty", f"{name} is empty")
     try:
-        image = Image.open(stream, formats=FORMATS)
+        image = Image.open(stream, formats=tuple(formats))
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         head = _beginning(stream)
-        what = mistaken_for(head) or not_read(head) or f"is not an image in any of the formats {', '.join(FORMATS)}"
+        what = mistaken_for(head) or not_read(head) or f"is not an image in any of the formats {', '.join(formats)}"
         raise ImageError("not_an_image", f"{name} {what}") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError("unreadable", f"{name} cannot be opened: {error}") from error
     width, height = image.size
+    if check_size is not None:
+        check_size(width, height)
     if width * height > max_pixels:
         image.close()
         raise ImageError("too_large", f"{name} has {width} × {height} pixels; the limit is {max_pixels}")
     return image
+
+
+def remote_bytes(path: RemotePath, offset: int = 0, length: int | None = None) -> bytes:
+    """An image at an address, or a part of the object there.
+
+    Raises:
+        ImageError: there is no object, or access to it is denied.
+        RemoteError: the store cannot be reached, or the object has changed.
+    """
+    try:
+        return path.read_range(offset, length)
+    except FileNotFoundError as error:
+        raise ImageError("missing", f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageError("not_an_image", f"{path} is a folder") from error
+    except RemoteDeniedError as error:
+        raise ImageError("unreadable", str(error)) from error
+
+
+def _named(content: bytes, name: str) -> io.BytesIO:
+    stream = io.BytesIO(content)
+    stream.name = name
+    return stream
 
 
 def _check_file(path: Path) -> None:

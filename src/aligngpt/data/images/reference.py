@@ -7,10 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from aligngpt.data.images.opening import ImageError, check_image, open_image
-
-HEADER = 1 << 16
-"""Bytes that contain the header of most images."""
+from aligngpt.data.images.opening import HEADER, ImageError, check_image, open_image, remote_bytes
+from aligngpt.data.sources.remote import RemotePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,8 @@ class Picture:
             return self.content
         if self.path is None:
             raise ImageError("missing", f"{self.name} has neither a file nor content")
+        if isinstance(self.path, RemotePath):
+            return remote_bytes(self.path, self.offset, self.length)
         try:
             with self.path.open("rb") as file:
                 if self.length is None:

@@ -17,6 +17,7 @@ from aligngpt.data.sources.base import BrokenRecord, Record, RecordSource, Shard
 from aligngpt.data.sources.csv import DELIMITERS, CsvSource
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.finding import find_records
+from aligngpt.data.sources.remote import RemotePath, located
 from aligngpt.data.sources.tar import TarSample
 
 RECORDS_LOOKED_AT = 100
@@ -243,6 +244,7 @@ def open_pairs(
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, found {shard_size}")
+    image_root = None if image_root is None else located(image_root)
     if image_root is not None and not image_root.is_dir():
         raise SourceError(f"the image root {image_root} is not a folder")
     names = ColumnNames(caption=caption_column, image=image_column, id=id_column)
@@ -274,8 +276,9 @@ def read_with(
     """
     found = {"caption_column": caption, "image_column": image, "id_column": id}
     if root is not None:
-        found["image_root"] = Path(os.path.relpath(root, base)).as_posix()
-        found["image_root_absolute"] = os.path.abspath(root)
+        is_near = not isinstance(root, RemotePath) or (base is not None and root.is_relative_to(base))
+        found["image_root"] = Path(os.path.relpath(root, base)).as_posix() if is_near else str(root)
+        found["image_root_absolute"] = str(root) if isinstance(root, RemotePath) else os.path.abspath(root)
     return found
 
 

@@ -25,10 +25,11 @@ from aligngpt.data.samples.reading import read_samples, trouble_with
 from aligngpt.data.samples.table import SCHEMA, row_of
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.finding import Archive, archive_at, content_of, root_of, root_of_data
+from aligngpt.data.sources.remote import located
 from aligngpt.data.sources.stored_images import ArchivePictures
 from aligngpt.progress import Meter
 
-FORMAT = 3
+FORMAT = 4
 """Format version of a cache entry; changing it rebuilds all entries."""
 
 RULES = Path(__file__).parents[1]
@@ -76,6 +77,7 @@ def prepare_samples(
         TooManyRejects: too large a share of the records is unusable.
         CacheError: the cache cannot be written.
     """
+    path, image_root = located(path), None if image_root is None else located(image_root)
     archive = archive_at(path)
     if archive is not None and image_root is not None and not image_root.is_dir():
         raise SourceError(f"the image root {image_root} is not a folder")

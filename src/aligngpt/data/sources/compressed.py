@@ -2,14 +2,17 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.remote import RemotePath
 from aligngpt.data.sources.text_files import packed_with
 
 CHUNK = 1 << 20
@@ -21,15 +24,15 @@ HEAD = 1024
 _ERRORS = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 
-def _zstd(path: Path) -> Any:
+def _zstd(path: Path | BinaryIO) -> Any:
     # It takes long to import.
     import pyarrow
 
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+    return pyarrow.CompressedInputStream(path if isinstance(path, io.IOBase) else pyarrow.OSFile(str(path)), "zstd")
 
 
 # The caller closes what they open.
-_OPEN: dict[str, Callable[[Path], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open, "zstd": _zstd}
+_OPEN: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open, "zstd": _zstd}
 
 
 def can_decompress(head: bytes) -> bool:
@@ -76,12 +79,12 @@ def decompress(path: Path, out: Path) -> str | None:
     return f"{path} is damaged or cut short after {written} decompressed bytes; the rest is lost ({failed[0]})"
 
 
-def _chunks(path: Path, opened: Callable[[Path], Any], failed: list[Exception]) -> Iterator[bytes]:
+def _chunks(path: Path, opened: Callable[[Any], Any], failed: list[Exception]) -> Iterator[bytes]:
     """Yield the content of a compressed file; if it is broken, up to there, and add the error to `failed`."""
     size, read = CHUNK, 0
     while size:
         try:
-            with opened(path) as stream:
+            with _source(path) as source, opened(source) as stream:
                 left = read
                 while left and (passed := stream.read(min(left, CHUNK))):
                     left -= len(passed)
@@ -93,6 +96,11 @@ def _chunks(path: Path, opened: Callable[[Path], Any], failed: list[Exception]) 
             # The readers drop what precedes the fault in the same chunk, so that part is read in smaller ones.
             failed[:] = [error]
             size //= 32
+
+
+def _source(path: Path) -> AbstractContextManager[Any]:
+    """What a reader opens: a path, or an object that is open already."""
+    return path.open("rb") if isinstance(path, RemotePath) else nullcontext(path)
 
 
 def _check_is_text(path: Path, head: bytes, packed: tuple[str, str]) -> None:

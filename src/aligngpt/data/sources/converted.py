@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from aligngpt.cache import CacheError, cache_entry, entry_path
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
-from aligngpt.files import sha256_of
+from aligngpt.data.sources.remote import content_hash
 
 FORMAT = 1
 """Format version of a cache entry; changing it rebuilds all entries."""
@@ -138,5 +138,4 @@ def _entry(folder: Path, name: str, path: Path) -> _Made | None:
 
 @lru_cache(maxsize=64)
 def _content(path: Path, modified: int, size: int) -> str:
-    with path.open("rb") as file:
-        return sha256_of(file)
+    return content_hash(path)

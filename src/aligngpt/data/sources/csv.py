@@ -7,8 +7,8 @@ from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, Record
 from aligngpt.data.sources.byte_ranges import BrokenLine, cut, text_start
 from aligngpt.data.sources.csv_rows import Row, names_picture, read_rows
 from aligngpt.data.sources.fields import IMAGE_COLUMNS, ColumnNames, first_of
+from aligngpt.data.sources.remote import content_hash
 from aligngpt.data.sources.text_files import check_encoding
-from aligngpt.files import sha256_of
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon"}
 """The characters between fields that are recognized, with their names."""
@@ -71,8 +71,7 @@ class CsvSource(RecordSource):
         return read_rows(self.path, start, stop, width=len(self.header), is_row=is_row, delimiter=self.delimiter)
 
     def fingerprint(self) -> str:
-        with self.path.open("rb") as file:
-            return sha256_of(file)
+        return content_hash(self.path)
 
     def columns(self) -> set[ReadColumns]:
         return set() if self._columns is None else {self._columns}

@@ -17,9 +17,9 @@ from aligngpt.data.sources.csv import CsvSource
 from aligngpt.data.sources.fields import IMAGE_COLUMNS, ColumnNames
 from aligngpt.data.sources.json import JsonSource, first_object
 from aligngpt.data.sources.picture_files import PictureFiles, has_picture_files
+from aligngpt.data.sources.remote import RemotePath, content_hash, located
 from aligngpt.data.sources.tar import TarSource
 from aligngpt.data.sources.text_files import check_kind
-from aligngpt.files import sha256_of
 from aligngpt.hub_names import near_paths
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ def find_records(source: str | Path, *, shard_size: int, names: ColumnNames) -> 
         SourceError: there is nothing at `source`, or nothing that is accepted.
     """
     # A worker that gets the source may have a different working directory.
-    path = Path(source).absolute()
+    path = located(source).absolute()
     try:
+        if isinstance(path, RemotePath):
+            return _at_address(path, shard_size, names)
         if path.is_dir():
             return _in_folder(path, shard_size, names)
         if path.exists():
@@ -87,6 +89,7 @@ def archive_at(path: Path) -> "Archive | None":
     Raises:
         SourceError: a folder has nothing to read, a pattern has no archives, or a file of a pattern does not exist.
     """
+    path = located(path)
     if path.is_file():
         try:
             with path.open("rb") as file:
@@ -110,7 +113,44 @@ def archive_at(path: Path) -> "Archive | None":
 
 def is_pattern(path: Path) -> bool:
     """Whether a name stands for several files, as `{00000..00041}.tar` and `*.parquet` do."""
-    return not path.exists() and (_RANGE.search(path.name) or _WILD.search(path.name)) is not None
+    is_named_so = (_RANGE.search(path.name) or _WILD.search(path.name)) is not None
+    return is_named_so and not located(path).exists()
+
+
+def _at_address(path: RemotePath, shard_size: int, names: ColumnNames) -> RecordSource:
+    """The records at an address, each file of which is read as it is now."""
+    if _RANGE.search(path.name) or _WILD.search(path.name):
+        files = tuple(_expanded(path)) if _RANGE.search(path.name) else _matching(path)
+        if not files:
+            raise SourceError(f"{path} matches no .parquet or .tar file; correct the address")
+        return _of_files(path.parent, files, shard_size, names)
+    if path.is_file():
+        return _in_file(path.pinned(), shard_size, names)
+    if not path.is_dir():
+        raise SourceError(f"{path} does not exist: there is no such object or folder; correct the address")
+    every = list(path.rglob("*"))
+    for name in TABLES:
+        if found := [one for one in every if one == path / name]:
+            return _in_file(found[0], shard_size, names, is_table=True)
+    return _archives_in(path, every, names, shard_size)
+
+
+def _archives_in(folder: RemotePath, every: Sequence[RemotePath], names: ColumnNames, shard_size: int) -> RecordSource:
+    """The Parquet or tar files of an address, by the same rules as in a folder."""
+    tars = [path for path in every if path.suffix == ".tar"]
+    tables = [path for path in every if path.suffix == ".parquet"]
+    beside_tars = {path.parent for path in tars}
+    if tars and (folder in beside_tars or all(path.parent in beside_tars for path in tables)):
+        return TarSource(folder, tars)
+    if tables:
+        from aligngpt.data.sources.parquet import ParquetSource
+
+        return ParquetSource(folder, tables, shard_size, names)
+    found = ", ".join(path.name for path in every[:5])
+    raise SourceError(
+        f"{folder} has neither .tar nor .parquet files nor {', '.join(TABLES)}, as an address must; found {found}. "
+        "Pack a folder of images into tar files, or download it"
+    )
 
 
 def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSource:
@@ -173,7 +213,14 @@ def _archive_kind(path: Path, head: bytes) -> str | None:
     """The suffix for a file's kind of archive; None if it is not an archive."""
     if path.suffix == ".parquet" or head.startswith(b"PAR1"):
         return ".parquet"
-    return ".tar" if path.suffix == ".tar" or tarfile.is_tarfile(path) else None
+    return ".tar" if path.suffix == ".tar" or _is_tar(path) else None
+
+
+def _is_tar(path: Path) -> bool:
+    if not isinstance(path, RemotePath):
+        return tarfile.is_tarfile(path)
+    with path.open("rb") as file:
+        return tarfile.is_tarfile(file)
 
 
 def _of_files(folder: Path, files: Sequence[Path], shard_size: int, names: ColumnNames, kind: str = "") -> "Archive":
@@ -189,7 +236,9 @@ def _matching(pattern: Path) -> tuple[Path, ...]:
     """The Parquet or tar files, all of one kind, that match a pattern with `*`, `?` or `[…]` in its name."""
     if not _WILD.search(pattern.name) or not pattern.parent.is_dir():
         return ()
-    files = sorted(path for path in pattern.parent.glob(pattern.name) if path.suffix in ARCHIVES and path.is_file())
+    found = (path for path in pattern.parent.glob(pattern.name) if path.suffix in ARCHIVES)
+    # A listing of an address has only files.
+    files = sorted(path for path in found if isinstance(path, RemotePath) or path.is_file())
     if len(kinds := {path.suffix for path in files}) > 1:
         raise SourceError(f"{pattern} matches {' and '.join(sorted(kinds))} files; choose one kind")
     return tuple(files)
@@ -207,6 +256,8 @@ def _json(path: Path, shard_size: int, names: ColumnNames, *, is_array: bool, is
 def _expanded(pattern: Path) -> Iterator[Path]:
     """Yield the files of a numeric range pattern, each of which must exist."""
     parts = _RANGE.split(pattern.name)
+    # One listing of an address costs less than a question for each file.
+    there = {path.name: path for path in pattern.parent.iterdir()} if isinstance(pattern, RemotePath) else None
     ranges = [
         [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
         for first, last in zip(parts[1::3], parts[2::3], strict=True)
@@ -214,7 +265,9 @@ def _expanded(pattern: Path) -> Iterator[Path]:
     for numbers in product(*ranges):
         texts = [*(text for pair in zip(parts[::3], numbers, strict=False) for text in pair), parts[-1]]
         path = pattern.with_name("".join(texts))
-        if not path.is_file():
+        if there is not None:
+            path = there.get(path.name, path)
+        if not (path.is_file() if there is None else path.name in there):
             raise SourceError(f"{pattern}: expected the file {path.name}, which does not exist; name existing files")
         yield path
 
@@ -225,7 +278,7 @@ def root_of(path: Path, image_root: Path | None) -> Path:
     Raises:
         SourceError: it is not a folder.
     """
-    root = root_of_data(path, image_root)
+    path, root = located(path), root_of_data(path, image_root)
     # If the file's own folder does not exist, the error should be about the file, so it is not raised here.
     if root != path.parent and not root.is_dir():
         raise SourceError(f"the image root {root} is not a folder")
@@ -238,13 +291,14 @@ def root_of_data(data: Path, image_root: Path | None) -> Path:
     For a folder, that is the folder itself.
     """
     if image_root is not None:
-        return image_root
+        return located(image_root)
+    data = located(data)
     return data if data.is_dir() else data.parent
 
 
 def name_of_data(data: Path) -> str:
     """The display name of a source: its name without extension, or for a pattern, the name of its folder."""
-    return data.absolute().parent.name if is_pattern(data) else data.stem
+    return located(data).absolute().parent.name if is_pattern(data) else data.stem
 
 
 def content_of(path: Path) -> str:
@@ -254,6 +308,7 @@ def content_of(path: Path) -> str:
     Raises:
         SourceError: a file cannot be read.
     """
+    path = located(path)
     if (archive := archive_at(path)) is not None:
         return archive.fingerprint()
     if path.is_dir():
@@ -267,5 +322,4 @@ def content_of(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _content(path: Path, modified: int, size: int) -> str:
-    with path.open("rb") as file:
-        return sha256_of(file)
+    return content_hash(path)

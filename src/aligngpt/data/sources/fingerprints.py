@@ -11,6 +11,8 @@ from typing import BinaryIO
 import numpy as np
 
 from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.remote import RemotePath
+from aligngpt.data.sources.remote_store import content_of_state
 
 STRETCHES, STRETCH = 16, 1 << 14
 """Number and size in bytes of the stretches hashed of a large file, evenly spaced from first to last byte."""
@@ -33,7 +35,8 @@ def files_fingerprint(files: Sequence[Path], folder: Path) -> str:
     row group, so that changed texts are almost always detected. A change is not detected if it was made in place, at
     the same length and between the stretches; in Parquet, it must also leave the column's extremes and its compressed
     size unchanged, while nothing in a tar file summarizes its texts. A tar file that was packed again is detected if
-    its packer records the time, as most do. The files' own modification times play no part.
+    its packer records the time, as most do. The files' own modification times play no part. For an address, the
+    store's version of each object (its ETag) stands for its content, so it differs from that of a copy on disk.
 
     Args:
         files: in order.
@@ -50,6 +53,8 @@ def files_fingerprint(files: Sequence[Path], folder: Path) -> str:
 
 
 def _line(folder: Path, path: Path) -> bytes:
+    if isinstance(path, RemotePath):
+        return _remote_line(folder, path)
     try:
         state = path.stat()
         part = _content(path, state)
@@ -57,6 +62,14 @@ def _line(folder: Path, path: Path) -> bytes:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     name = Path(os.path.relpath(path, folder)).as_posix()
     return f"{name}\t{state.st_size}\t{part}\n".encode(errors="surrogateescape")
+
+
+def _remote_line(folder: Path, path: RemotePath) -> bytes:
+    try:
+        state = path.pinned().state()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    return f"{path.relative_to(folder).as_posix()}\t{state.size}\t{content_of_state(state)}\n".encode()
 
 
 def _content(path: Path, state: os.stat_result) -> str:

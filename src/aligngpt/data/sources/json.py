@@ -7,8 +7,8 @@ from pathlib import Path
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
 from aligngpt.data.sources.byte_ranges import BOM, BrokenLine, cut, json_of, read_lines, text_start
 from aligngpt.data.sources.json_array import read_array, read_array_range
+from aligngpt.data.sources.remote import content_hash
 from aligngpt.data.sources.text_files import HEAD, check_kind, check_lines
-from aligngpt.files import sha256_of
 
 LOOK_AT = 100
 """Number of leading records searched for the first JSON object of a file."""
@@ -48,8 +48,7 @@ class JsonSource(RecordSource):
                 yield Record(number, value, place, self._columns)
 
     def fingerprint(self) -> str:
-        with self.path.open("rb") as file:
-            return sha256_of(file)
+        return content_hash(self.path)
 
     def columns(self) -> set[ReadColumns]:
         return set() if self._columns is None else {self._columns}

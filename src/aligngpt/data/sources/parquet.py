@@ -10,6 +10,7 @@ import pyarrow.parquet
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError, StoredAt
 from aligngpt.data.sources.fields import ColumnNames, listed
 from aligngpt.data.sources.fingerprints import files_fingerprint
+from aligngpt.data.sources.remote import RemotePath
 
 BATCH_ROWS = 64
 """Rows in memory at a time; each may hold an image of several megabytes."""
@@ -109,7 +110,8 @@ def open_parquet(path: Path) -> Any:
     """
     try:
         # Otherwise the columns of a whole row group, images included, are in memory at once.
-        return pyarrow.parquet.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False)
+        opened = path.open("rb") if isinstance(path, RemotePath) else path
+        return pyarrow.parquet.ParquetFile(opened, buffer_size=READ_BUFFER, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise SourceError(f"{path} is not a readable Parquet file: {error}") from error
 

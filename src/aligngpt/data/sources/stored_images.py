@@ -16,6 +16,8 @@ from aligngpt.data.sources.base import SourceError, StoredAt
 from aligngpt.data.sources.fields import PICTURE_COLUMNS, first_of
 from aligngpt.data.sources.finding import Archive
 from aligngpt.data.sources.parquet import BATCH_ROWS, open_parquet, stored_bytes
+from aligngpt.data.sources.remote import RemotePath, located
+from aligngpt.data.sources.remote_store import RemoteError
 from aligngpt.data.sources.tar import TarSource
 
 KEPT_BYTES = 1 << 30
@@ -73,6 +75,8 @@ def _read(path: Path, column: str, group: int) -> _Group:
             batches = list(
                 file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False)
             )
+    except RemoteError:
+        raise  # A lost connection is no fault of the image.
     except (SourceError, pyarrow.ArrowException, OSError) as error:
         raise ImageError("unreadable", f"{path}: row group {group} cannot be read: {error}") from error
     stops = list(accumulate(batch.num_rows for batch in batches))
@@ -105,7 +109,8 @@ class ArchivePictures:
     def save(self, path: Path) -> None:
         """Write the files and their image columns, for `load`."""
         # JSON escapes represent bytes in file names that are not Unicode.
-        path.write_text(json.dumps([[str(file.path), file.column] for file in self.files]), encoding="utf-8")
+        files = [[str(file.path), file.column, _state(file.path)] for file in self.files]
+        path.write_text(json.dumps(files), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "ArchivePictures | None":
@@ -114,7 +119,7 @@ class ArchivePictures:
             files = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return cls([ArchiveFile(Path(name), column) for name, column in files])
+        return cls([ArchiveFile(_path(name, state), column) for name, column, state in files])
 
     def picture(self, name: str, stored: StoredAt) -> Picture:
         """The image at a location; from Parquet, including its content.
@@ -126,6 +131,16 @@ class ArchivePictures:
         if column is None:
             return Picture(f"{name} in {path}", path=path, offset=stored.start, length=stored.length)
         return Picture(name, content=self.groups.picture(path, column, stored.group, stored.start))
+
+
+def _state(path: Path) -> list[Any] | None:
+    """The version of the object at an address; None for a file."""
+    return path.saved_state() if isinstance(path, RemotePath) else None
+
+
+def _path(name: str, state: list[Any] | None) -> Path:
+    path = Path(name) if state is None else located(name)
+    return path.with_saved_state(state) if isinstance(path, RemotePath) else path
 
 
 def _picture_column(archive: Archive, path: Path) -> str | None:

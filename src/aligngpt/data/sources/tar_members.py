@@ -78,6 +78,8 @@ def read_members(path: Path) -> Iterator[Member | BrokenTar]:
                     yield BrokenTar(f"{path} has a broken header at byte {end}; what follows it cannot be read")
                     return
                 start = _not_zero(file, end)
+            except SourceError:
+                raise  # A lost connection or a changed object, which is no fault in the file.
             except (tarfile.TarError, OSError, ValueError, EOFError) as error:
                 yield BrokenTar(f"{path} is not a complete, uncompressed tar file, at byte {file.tell()}: {error}")
                 return

@@ -12,6 +12,7 @@ from aligngpt.data.sources.compressed import can_decompress
 from aligngpt.data.sources.fields import ColumnNames, is_given
 from aligngpt.data.sources.finding import TABLE_SUFFIXES, find_records
 from aligngpt.data.sources.json import read_records
+from aligngpt.data.sources.remote import as_read, located
 
 SHARD = 10_000
 
@@ -32,6 +33,7 @@ def read_values(path: Path) -> Iterator[tuple[int, object]]:
     Raises:
         SourceError: it cannot be read, or is none of these; see `read_records` and `find_records`.
     """
+    path = as_read(path)
     if is_plain_json(path):
         yield from read_records(path)
         return
@@ -47,6 +49,7 @@ def read_values(path: Path) -> Iterator[tuple[int, object]]:
 
 def is_plain_json(path: Path) -> bool:
     """Whether `read_records` reads a file, or says why it cannot be read."""
+    path = located(path)
     if path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES:
         return False
     try:

@@ -198,11 +198,10 @@ class Loop:
         group: list[Ticket] = []
         longest, rows = 0, len(self._rows)
         with self._changed:
+            # Also those further back: what nobody wants any more must not stay in memory.
+            self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
             while self._waiting:
                 ticket = self._waiting[0]
-                if ticket.cancelled:
-                    self._waiting.popleft()
-                    continue
                 longest = max(longest, len(ticket.prompt.ids))
                 rows += ticket.sampling.answers
                 full = rows > self.limit and rows > ticket.sampling.answers
@@ -212,7 +211,9 @@ class Loop:
         return group
 
     def _join(self, group: Sequence[Ticket]) -> None:
-        pool = self._pool = self._pool or pool_for(self.model)
+        if self._pool is None:
+            self._pool = pool_for(self.model)
+        pool = self._pool
         new = []
         for ticket in group:
             kept = self.kept.find(ticket.prompt) if ticket.keep and pool.can_keep else None

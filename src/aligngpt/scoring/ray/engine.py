@@ -51,6 +51,7 @@ def score_on_ray(
     workers: int | None = None,
     embeddings: bool = False,
     max_reject_share: float = 0.05,
+    load_others: Sequence[Callable[[], PairScorer]] = (),
 ) -> ScoreSummary:
     """Score every pair of a source on a pool of Ray actors, or resume an interrupted job of either engine.
 
@@ -70,6 +71,7 @@ def score_on_ray(
         workers: number of processes per actor that open images; 0 for a thread, None for the actor's share of the CPUs.
         embeddings: also store the image and caption features.
         max_reject_share: maximum share of rejected records, 0…1.
+        load_others: load further models, as `load_scorer`; see `score_source`.
 
     Raises:
         RayEngineError: Ray is missing, has too few resources, or does not start; a node does not see the files; actors
@@ -87,6 +89,7 @@ def score_on_ray(
         task = _Task(
             source=source,
             load_scorer=load_scorer,
+            load_others=load_others,
             out=out,
             batch_size=batch_size,
             workers=_worker_count(shards, room.cpus) if workers is None else workers,
@@ -99,6 +102,7 @@ def score_on_ray(
         with _Pool(ray, task, room) as pool:
             manifest = claim(out, pool.first_manifest())
             pool.shuffled = manifest.shuffled
+            pool.columns = [one.column for one in manifest.more_models]
             outcomes, rescored = _score(pool, source, out, manifest, max_reject_share)
         manifest = finish_job(out, manifest, outcomes, source, max_reject_share, rescored=bool(rescored))
     total = sum(outcomes.values(), PartSummary())
@@ -110,7 +114,7 @@ class _Task:
     """The settings that an actor receives once, at its start.
 
     Attributes:
-        source, load_scorer, out, batch_size, workers, embeddings: see `score_on_ray`.
+        source, load_scorer, load_others, out, batch_size, workers, embeddings: see `score_on_ray`.
         may_all_be_missing: see `score_shard`.
         threads: number of torch threads.
         folder: the folder that relative paths are relative to.
@@ -119,6 +123,7 @@ class _Task:
 
     source: PairSource
     load_scorer: Callable[[], PairScorer]
+    load_others: Sequence[Callable[[], PairScorer]]
     out: Path
     batch_size: int
     workers: int
@@ -133,7 +138,7 @@ class _Actor:
     """A process that Ray runs on some node: holds the model and scores one shard after another."""
 
     def start(self, task: _Task) -> str:
-        """Load the model; returns its fingerprint."""
+        """Load the models; returns their fingerprints."""
         # Ctrl-C may reach every process of the terminal; the process that started the actors ends them.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with suppress(OSError):
@@ -146,14 +151,21 @@ class _Actor:
         torch.set_num_threads(task.threads)
         self._task = task
         self._scorer = task.load_scorer()
-        self._pictures = PictureWorkers(self._scorer, task.workers)
-        return self._scorer.fingerprint
+        self._others = [load() for load in task.load_others]
+        self._pictures = PictureWorkers(self._scorer, task.workers, others=self._others)
+        return " ".join(one.fingerprint for one in (self._scorer, *self._others))
 
     def manifest(self) -> Manifest:
         task = self._task
-        return Manifest.of(task.source, self._scorer, batch_size=task.batch_size, embeddings=task.embeddings)
+        return Manifest.of(
+            task.source,
+            self._scorer,
+            batch_size=task.batch_size,
+            embeddings=task.embeddings,
+            others=self._others,
+        )
 
-    def score(self, shard: Shard, shuffled: bool) -> PartSummary:
+    def score(self, shard: Shard, shuffled: bool, columns: Sequence[str]) -> PartSummary:
         task = self._task
         return score_shard(
             task.source,
@@ -162,6 +174,7 @@ class _Actor:
             task.out,
             batch_size=task.batch_size,
             workers=self._pictures,
+            others=dict(zip(columns, self._others, strict=True)),
             embeddings=task.embeddings,
             shuffled=shuffled,
             may_all_be_missing=task.may_all_be_missing,
@@ -184,11 +197,13 @@ class _Pool:
         idle: number of actors waiting for a shard.
         scoring: number of actors scoring a shard.
         shuffled: whether they also write shuffled scores, see `score_shard`.
+        columns: the columns of the scores of the models after the first.
     """
 
     def __init__(self, ray: Any, task: _Task, room: Room) -> None:
         self.room = room
         self.shuffled = True
+        self.columns: Sequence[str] = ()
         self._ray = ray
         self._task = ray.put(task)
         # Ray itself must not restart an actor: it would have no model.
@@ -227,7 +242,7 @@ class _Pool:
     def give(self, shard: Shard) -> None:
         """Give a shard to an idle actor."""
         actor = self._idle.pop()
-        self._calls[actor.score.remote(shard, self.shuffled)] = (actor, shard)
+        self._calls[actor.score.remote(shard, self.shuffled, self.columns)] = (actor, shard)
 
     def first_manifest(self) -> Manifest:
         """Start a single actor, so that a wrong model fails only once, and get the manifest of the job from it."""

@@ -10,6 +10,7 @@ from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import read_samples
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.finding import archive_at, is_pattern
+from aligngpt.data.sources.remote import RemotePath, located, written_beside
 from aligngpt.hub_names import near_paths
 from aligngpt.training.recipe import Recipe, RecipeError, SourceRecipe, StageName
 from aligngpt.training.stage import pretrained_file
@@ -25,6 +26,7 @@ def needs_level(recipe: Recipe, name: StageName) -> bool:
 
 def is_there(data: Path) -> bool:
     """Whether a source exists; files missing from a pattern are reported when it is read."""
+    data = located(data)
     return data.exists() or (is_pattern(data) and data.parent.is_dir())
 
 
@@ -84,13 +86,13 @@ def swapped_warning(recipe: Recipe) -> str | None:
 
 
 def _missing(field: str, source: SourceRecipe, *, reported: str | None = None) -> Iterator[str]:
-    data = Path(source.data)
+    data = located(source.data)
     if not is_there(data):
-        near = near_paths(data)
+        near = [] if isinstance(data, RemotePath) else near_paths(data)
         said = f"did you mean {' or '.join(near)}?" if near else "correct the path in the recipe"
         yield f"{field}: {data} does not exist; {said}"
     root = source.image_root
-    if root is not None and root != reported and not Path(root).is_dir():
+    if root is not None and root != reported and not located(root).is_dir():
         yield f"{field}: the image root {root} is not a folder"
 
 
@@ -115,8 +117,9 @@ def _without_levels(recipe: Recipe, path: Path) -> Iterator[str]:
     like = " and looks like questions, not captions" if _are_questions(_head([path])) else ""
     is_file = archive_at(path) is None
     suffix = path.suffix if path.suffix in (".json", ".jsonl") else ".jsonl"
+    path = located(path)
     then = (
-        f"then `aligngpt levels SCORES --source {path} --out {path.with_name(path.stem + '-levels' + suffix)}`, "
+        f"then `aligngpt levels SCORES --source {path} --out {written_beside(path, path.stem + '-levels' + suffix)}`, "
         "and name that file in pretrain.data"
         if is_file
         else "then `aligngpt levels`, and add each record's level as a field `level` (1…N)"

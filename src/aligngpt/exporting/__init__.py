@@ -1,0 +1,1 @@
+"""`aligngpt export`: model folders that other programs read, with the alignment embedding fixed."""

@@ -1,0 +1,130 @@
+"""A client's request → what the engine is asked, with the images decoded and every limit checked."""
+
+import logging
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from PIL.Image import Image
+
+from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
+from aligngpt.inference.generation.prompts import ContextLengthError, Prompt
+from aligngpt.serving.errors import ApiError
+from aligngpt.serving.media import MediaPolicy, pictures_from_urls
+from aligngpt.serving.media_errors import MediaError
+from aligngpt.serving.protocol import ChatRequest, ImagePart, Message
+
+log = logging.getLogger("aligngpt.serving")
+
+GREEDY_BELOW = 1e-3
+"""Smaller temperatures would overflow when the logits are divided by them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask.
+
+    Attributes:
+        answer_tokens: tokens of an answer if the request gives no number, at most.
+        media: which images are accepted.
+        keep: whether conversations are kept, so that their next turn need not read them again.
+    """
+
+    answer_tokens: int = 1024
+    media: MediaPolicy = field(default_factory=MediaPolicy)
+    keep: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that the engine can begin.
+
+    Attributes:
+        prompt, sampling, keep: as in the engine's ticket.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    keep: bool
+
+
+def prepare(body: ChatRequest, engine: Engine, limits: Limits) -> Prepared:
+    """Decode the images, write the prompt and decide how tokens are chosen.
+
+    Raises:
+        ApiError: the request cannot be answered.
+    """
+    body.check()
+    _check_level(body.alignment_level, engine)
+    messages, images = _conversation(body.messages, limits.media)
+    request = Request(messages, images, body.alignment_level, keep=limits.keep)
+    asked = body.answer_tokens
+    try:
+        prompt = engine.prompts.write(request, asked or 1)
+    except ContextLengthError as error:
+        raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from error
+    except EngineError as error:
+        raise ApiError(400, str(error), param="messages") from error
+    except TemplateError as error:
+        raise ApiError(
+            400, f"the model's chat template cannot write these messages: {error}", param="messages"
+        ) from error
+    context = engine.prompts.context
+    if asked is None:
+        asked = limits.answer_tokens if context is None else min(limits.answer_tokens, context - len(prompt.ids))
+    return Prepared(prompt, replace(_sampling(body), max_new_tokens=asked), limits.keep)
+
+
+def _check_level(level: int | None, engine: Engine) -> None:
+    if level is None:
+        return
+    if engine.model.model.alignment is None:
+        raise ApiError(400, "this model has no alignment levels; leave alignment_level out", param="alignment_level")
+    if level > engine.num_levels:
+        raise ApiError(
+            400, f"alignment_level {level} is not one of the model's, 1…{engine.num_levels}", param="alignment_level"
+        )
+
+
+def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dict[str, Any]], tuple[Image, ...]]:
+    """The messages in transformers' chat format, and their images in order."""
+    urls: list[str] = []
+    written = []
+    where = "messages"
+    for number, message in enumerate(messages):
+        role = "system" if message.role == "developer" else message.role
+        if isinstance(message.content, str):
+            written.append({"role": role, "content": [{"type": "text", "text": message.content}]})
+            continue
+        parts = []
+        for place, part in enumerate(message.content):
+            if not isinstance(part, ImagePart):
+                parts.append({"type": "text", "text": part.text})
+                continue
+            where = f"messages[{number}].content[{place}].image_url"
+            if message.role != "user":
+                raise ApiError(400, f"a message of role {message.role} cannot have images", param=where)
+            urls.append(part.image_url.url)
+            parts.append({"type": "image"})
+        written.append({"role": role, "content": parts})
+    try:
+        return written, tuple(pictures_from_urls(urls, media))
+    except MediaError as error:
+        log.info("an image was refused", exc_info=error)
+        where = where if len(urls) == 1 else "messages"
+        raise ApiError(error.status, error.message, param=where, code=error.code) from error
+
+
+def _sampling(body: ChatRequest) -> Sampling:
+    """OpenAI's defaults: temperature 1, top_p 1, and other random numbers each time."""
+    temperature = 1.0 if body.temperature is None else body.temperature
+    return Sampling(
+        temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=body.top_k or 0,
+        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        stop=body.stops,
+        answers=body.n or 1,
+        log_probabilities=(body.top_logprobs or 0) if body.logprobs else None,
+    )

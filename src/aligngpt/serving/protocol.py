@@ -1,0 +1,154 @@
+"""What a client may ask: the request of `/v1/chat/completions`. What is not supported is refused, never ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from aligngpt.serving.errors import ApiError
+
+MAX_ANSWERS = 8
+MAX_STOPS = 4
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_cache_key": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Fields of OpenAI's interface that are not supported, and the values besides null that ask for nothing."""
+
+EMPTY_IN_ANSWERS = ("annotations", "audio", "function_call", "refusal", "tool_calls")
+"""Fields that clients send back, empty, with an earlier answer."""
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the text has half of a surrogate pair, which is no character") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_utf8)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(_Strict):
+    """A part of a message that is text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImageUrl(_Strict):
+    """Where an image is. `detail` is accepted and has no effect: the model has one resolution."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(_Strict):
+    """A part of a message that is an image."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class Message(_Strict):
+    """A message; images may stand in those of users."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_fields(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name not in EMPTY_IN_ANSWERS or value}
+
+
+class StreamOptions(_Strict):
+    """Options of a stream."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Strict):
+    """The body of `/v1/chat/completions`.
+
+    `alignment_level`, `alignment_weights` and `top_k` are extensions: the level 1…N to use instead of the gate's mix,
+    whether to return the weights of that mix, and to sample from this many most likely tokens (0: all).
+    """
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    alignment_level: Annotated[int, Field(ge=1)] | None = None
+    alignment_weights: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unsupported(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name, allowed in NEUTRAL.items():
+            value = values.get(name)
+            if value is not None and value not in allowed:
+                raise ApiError(400, f"{name} is not supported; leave it out", param=name, code="unsupported_parameter")
+        return {name: value for name, value in values.items() if name not in NEUTRAL}
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Largest number of tokens of an answer, if given."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    def check(self) -> None:
+        """Check what concerns several fields.
+
+        Raises:
+            ApiError: two fields contradict each other.
+        """
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise ApiError(400, "max_tokens and max_completion_tokens differ; give one of them", param="max_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options needs stream: true", param="stream_options")
+        if "" in self.stops:
+            raise ApiError(400, "a stop text must not be empty", param="stop")

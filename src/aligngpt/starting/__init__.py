@@ -1,0 +1,1 @@
+"""`aligngpt init`: looks at data and machine, and writes a commented recipe that fits the memory."""

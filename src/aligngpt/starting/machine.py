@@ -1,0 +1,85 @@
+"""The machine that a recipe is for: device, memory, CPUs and disk."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from aligngpt.cpus import usable_cpus
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""The memory limit of a container, with control groups of version 2 and 1."""
+
+GIGABYTE = 10**9
+
+Device = Literal["cpu", "cuda", "mps"]
+
+
+class Machine(NamedTuple):
+    """What a recipe may use.
+
+    Attributes:
+        device: to train on.
+        name: of the device, for people.
+        memory: bytes on the device: of one GPU, or available main memory; None if the system does not report it.
+        main_memory: bytes of available main memory; None if the system does not report it.
+        cpus: number of CPUs that this process may use.
+        disk: free bytes where the run is written.
+    """
+
+    device: Device
+    name: str
+    memory: int | None
+    main_memory: int | None
+    cpus: int
+    disk: int
+
+    def text(self) -> str:
+        """The machine in one line."""
+        memory = "an unknown amount of" if self.memory is None else f"{self.memory / GIGABYTE:.1f} GB of"
+        main = (
+            ""
+            if self.device != "cuda" or self.main_memory is None
+            else (f", {self.main_memory / GIGABYTE:.1f} GB of main memory")
+        )
+        cpus = "1 CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
+        return f"{self.name} with {memory} memory{main}, {cpus}, {self.disk / GIGABYTE:.0f} GB of free disk"
+
+
+def this_machine(output: Path) -> Machine:
+    """The machine that this process runs on; `output` is on the disk whose space is reported."""
+    main = available_memory()
+    device: Device
+    on_device: int | None
+    if torch.cuda.is_available():
+        memory = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+        device, name, on_device = "cuda", torch.cuda.get_device_name(0), min(memory)
+    elif torch.backends.mps.is_available():
+        device, name, on_device = "mps", "an Apple GPU", main
+    else:
+        device, name, on_device = "cpu", "a CPU", main
+    place = output.absolute()
+    while not place.exists():
+        place = place.parent
+    return Machine(device, name, on_device, main, usable_cpus(), shutil.disk_usage(place).free)
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that new processes can use; None if the system does not report it.
+
+    This is the smaller of the machine's available memory and the limit of a container.
+    """
+    found: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    if not found:
+        with suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in _LIMITS:
+        with suppress(OSError, ValueError):
+            found.append(int(Path(limit).read_text()))
+    return min(found, default=None)

@@ -1,0 +1,208 @@
+"""The application in one process: every field has an effect or is refused, every error has OpenAI's form."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aligngpt.inference.generation.kept import KeptConversations
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+pytest.importorskip("httpx", reason="needs the extra test")
+
+from aligngpt.serving.conversation import Limits
+from aligngpt.serving.media import MediaPolicy
+from aligngpt.serving.running import Options
+
+GREEDY = {"model": "tiny", "temperature": 0, "max_completion_tokens": 6}
+
+
+def check_error(response: Any, status: int, param: str | None = None, code: str | None = None) -> str:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert (body["error"]["param"], body["error"]["code"]) == (param, code)
+    return body["error"]["message"]
+
+
+def test_an_answer_is_that_of_the_engine(post: Callable, ask: Callable, engine: Any, picture_url: str) -> None:
+    from aligngpt.inference.engine import Request, Sampling
+    from aligngpt.serving.media import picture_from_url
+
+    image = picture_from_url(picture_url, MediaPolicy())
+    request = Request.ask("what colour is the circle ?", image)
+    (expected,) = engine.answer([request], Sampling(max_new_tokens=6))
+    body = post({**GREEDY, "messages": ask(picture_url)}).json()
+    assert body["choices"][0]["message"]["content"] == expected.text
+    assert body["choices"][0]["finish_reason"] == expected.finish_reason
+    assert body["usage"]["prompt_tokens"] == expected.prompt_tokens
+    assert body["usage"]["completion_tokens"] == expected.tokens
+
+
+def test_a_level_changes_the_answers_probabilities_and_weights_are_returned(
+    post: Callable, ask: Callable, picture_url: str
+) -> None:
+    asked = {**GREEDY, "messages": ask(picture_url), "logprobs": True, "alignment_weights": True}
+    gate, level = post(asked).json(), post({**asked, "alignment_level": 1}).json()
+    assert sum(gate["alignment_weights"]) == pytest.approx(1, abs=1e-4)
+    assert level["alignment_weights"] is None
+    assert "alignment_weights" not in post({**GREEDY, "messages": ask(picture_url)}).json()
+    first = [body["choices"][0]["logprobs"]["content"][0]["logprob"] for body in (gate, level)]
+    assert first[0] != first[1]
+
+
+def test_a_seed_repeats_a_drawn_answer_and_no_seed_does_not(post: Callable, ask: Callable) -> None:
+    asked = {"model": "tiny", "messages": ask(), "max_tokens": 20, "temperature": 2}
+    texts = [
+        post({**asked, **more}).json()["choices"][0]["message"]["content"] for more in [{"seed": 4}] * 2 + [{}] * 2
+    ]
+    assert texts[0] == texts[1]
+    assert texts[2] != texts[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
+        ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
+        ({"best_of": 2}, "best_of", "unknown_parameter"),
+        ({"max_tokens": 5}, "max_tokens", None),
+        ({"top_logprobs": 2}, "top_logprobs", None),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", None),
+        ({"stream_options": {"include_usage": True}}, "stream_options", None),
+        ({"n": 9}, "n", None),
+        ({"temperature": 2.5}, "temperature", None),
+        ({"top_p": 0}, "top_p", None),
+        ({"stop": ["a", ""]}, "stop", None),
+        ({"stop": ["a"] * 5}, "stop", None),
+        ({"alignment_level": 99}, "alignment_level", None),
+        ({"messages": []}, "messages", None),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, None, None),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    post: Callable, ask: Callable, change: dict, param: str | None, code: str | None
+) -> None:
+    import json
+
+    body = {**GREEDY, "messages": ask(), **change}
+    response = post(body, content=json.dumps(body), headers={"content-type": "application/json"})
+    if param is None:
+        assert response.status_code == 400
+    elif param in ("stop",):
+        assert response.status_code == 400
+        assert response.json()["error"]["param"].startswith("stop")
+    else:
+        check_error(response, 400, param, code)
+
+
+def test_values_that_ask_for_nothing_are_accepted(post: Callable, ask: Callable) -> None:
+    neutral = {"tools": None, "frequency_penalty": 0, "response_format": {"type": "text"}, "logit_bias": {}, "n": 1}
+    earlier = {"role": "assistant", "content": "red", "refusal": None, "tool_calls": None}
+    body = {**GREEDY, **neutral, "messages": [*ask(), earlier, *ask()]}
+    assert post(body).status_code == 200
+
+
+def test_a_conversation_beyond_the_context_is_refused(post: Callable, ask: Callable) -> None:
+    asked = {**GREEDY, "messages": ask(text="red " * 600)}
+    message = check_error(post(asked), 400, "messages", "context_length_exceeded")
+    assert "512" in message
+    check_error(
+        post({**asked, "messages": ask(), "max_completion_tokens": 600}), 400, "messages", "context_length_exceeded"
+    )
+
+
+def test_without_a_limit_an_answer_ends_at_the_context_or_the_servers_limit(post: Callable, ask: Callable) -> None:
+    asked = {"model": "tiny", "messages": ask(), "temperature": 2, "seed": 1}
+    body = post(asked, options=Options(limits=Limits(answer_tokens=3))).json()
+    assert body["usage"]["completion_tokens"] <= 3
+    body = post(asked).json()
+    assert body["usage"]["total_tokens"] <= 512
+
+
+def test_another_model_is_not_found(post: Callable, ask: Callable) -> None:
+    check_error(post({**GREEDY, "model": "gpt", "messages": ask()}), 404, "model", "model_not_found")
+    check_error(post(None, path="/v1/models/gpt"), 404, "model", "model_not_found")
+    assert post(None, path="/v1/models").json()["data"][0]["id"] == "tiny"
+
+
+def test_a_bad_image_names_its_place(post: Callable, ask: Callable) -> None:
+    for url in ("data:image/png;base64,AAAA", "file:///etc/passwd", "/etc/passwd", "http://127.0.0.1/x.png"):
+        response = post({**GREEDY, "messages": ask(url)})
+        assert response.status_code in (400, 415)
+        assert response.json()["error"]["param"] == "messages[0].content[0].image_url"
+    many = [{"role": "user", "content": ask("data:,")[0]["content"][:1] * 17}]
+    check_error(post({**GREEDY, "messages": many}), 413, "messages", "too_many_images")
+
+
+def test_images_belong_to_users(post: Callable, ask: Callable, picture_url: str) -> None:
+    messages = [{**ask(picture_url)[0], "role": "assistant"}, *ask()]
+    check_error(post({**GREEDY, "messages": messages}), 400, "messages[0].content[0].image_url")
+
+
+def test_a_body_that_is_too_large_or_no_json_is_refused_before_it_is_parsed(post: Callable) -> None:
+    json_type = {"content-type": "application/json"}
+    check_error(
+        post(1, content=b"x" * 200, headers=json_type, options=Options(max_body=100)), 413, None, "body_too_large"
+    )
+
+    async def chunks() -> Any:
+        for _ in range(20):
+            yield b"x" * 10
+
+    check_error(
+        post(1, content=chunks(), headers=json_type, options=Options(max_body=100)), 413, None, "body_too_large"
+    )
+    check_error(post(1, content=b"{", headers=json_type), 400, None, "invalid_json")
+    check_error(post(1, content=b"{}", headers={"content-type": "text/plain"}), 415)
+    assert post(1, content=b"[" * 100_000, headers=json_type).status_code == 400
+
+
+def test_a_key_is_needed_where_one_is_set(post: Callable, ask: Callable) -> None:
+    body = {**GREEDY, "messages": ask()}
+    check_error(post(body, key="k"), 401, None, "invalid_api_key")
+    check_error(post(body, key="k", headers={"Authorization": "Bearer K"}), 401, None, "invalid_api_key")
+    check_error(post(None, key="k", path="/metrics"), 401, None, "invalid_api_key")
+    assert post(body, key="k", headers={"Authorization": "Bearer k"}).status_code == 200
+    assert post(None, key="k", path="/health").json() == {"status": "ok"}
+
+
+def test_without_a_key_a_web_page_cannot_reach_the_server_under_its_own_name(post: Callable, ask: Callable) -> None:
+    body = {**GREEDY, "messages": ask()}
+    check_error(post(body, base_url="http://evil.example:8000"), 403, None, "host_not_allowed")
+    assert post(body, base_url="http://localhost:8000").status_code == 200
+
+
+def test_a_fault_of_the_server_tells_the_client_nothing(
+    post: Callable, ask: Callable, monkeypatch: pytest.MonkeyPatch, engine: Any
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(engine.loop.pictures, "look", fail)
+    # Otherwise an earlier test's conversation is continued without looking.
+    monkeypatch.setattr(engine.loop, "kept", KeptConversations())
+    # Another question than before, of which nothing was kept.
+    response = post(
+        {**GREEDY, "messages": ask(text="how many green are there ?")}, options=Options(limits=Limits(keep=False))
+    )
+    assert "secret" not in check_error(response, 500)
+    monkeypatch.undo()
+    monkeypatch.setattr(engine.prompts, "write", fail)
+    assert "secret" not in check_error(post({**GREEDY, "messages": ask()}), 500)
+
+
+def test_metrics_count_what_happened(engine: Any, ask: Callable, run_server: Callable) -> None:
+    import httpx
+
+    with run_server(engine, Options(port=0)) as (address, _):
+        for model in ("tiny", "other"):
+            httpx.post(f"{address}/v1/chat/completions", json={**GREEDY, "model": model, "messages": ask()})
+        text = httpx.get(f"{address}/metrics").text
+    assert 'aligngpt_requests_total{outcome="200"} 1.0' in text
+    assert 'aligngpt_requests_total{outcome="404"} 1.0' in text
+    assert "aligngpt_running_answers 0.0" in text

@@ -1,0 +1,86 @@
+"""Starting and stopping: the address, the key, and what is printed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+
+import httpx
+import torch
+
+from aligngpt.serving.running import KEY_VARIABLE, Options, ServingError, fingerprint, is_loopback, read_key, serve
+
+
+def test_an_address_that_others_can_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    with pytest.raises(ServingError, match="need a key"):
+        serve("no/model", Options(host="0.0.0.0"))
+    assert [is_loopback(host) for host in ("127.0.0.2", "::1", "localhost", "0.0.0.0", "::", "example.org")] == [
+        True, True, True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_a_key_is_one_word(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_key(key_file) == "secret-key"
+    monkeypatch.setenv(KEY_VARIABLE, "from the environment")
+    with pytest.raises(ServingError, match="one word"):
+        read_key(None)
+    key_file.write_text("\n")
+    with pytest.raises(ServingError, match="no usable API key"):
+        read_key(key_file)
+    with pytest.raises(ServingError, match="cannot be read"):
+        read_key(key_file.parent / "none")
+
+
+def test_a_port_in_use_is_told_before_the_model_is_loaded(serving: tuple[str, Any]) -> None:
+    port = int(serving[0].rpartition(":")[2])
+    with pytest.raises(ServingError, match=f"port {port}.*--port"):
+        serve("no/model", Options(port=port))
+
+
+def test_the_fingerprint_changes_with_the_weights(assembled: Callable) -> None:
+    model, _ = assembled()
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    assert fingerprint(model) != before
+    fingerprint(model.to(torch.bfloat16))
+
+
+@pytest.mark.medium
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_prints_its_address_and_stops_cleanly(
+    assembled: Callable, tmp_path: Path, number: signal.Signals
+) -> None:
+    for part in assembled("qwen2"):
+        part.save_pretrained(tmp_path / "mine")
+    command = [sys.executable, "-m", "aligngpt", "serve", str(tmp_path / "mine"), "--port", "0", "--device", "cpu"]
+    environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            said = next(line for line in lines if "serving mine at" in line)
+            address = re.search(r"http://\S+/v1", said)
+            assert address is not None
+            assert "curl" in next(lines)
+            assert httpx.get(f"{address[0]}/models", timeout=30).json()["data"][0]["id"] == "mine"
+            process.send_signal(number)
+            rest = process.stdout.read()
+            assert process.wait(30) == 0, rest
+            assert "stopped" in rest
+            assert "Traceback" not in rest
+        finally:
+            process.kill()

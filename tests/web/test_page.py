@@ -1,0 +1,123 @@
+"""The page in headless Chromium, and how it is served."""
+
+import contextlib
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page needs the extra web")
+
+from aligngpt.errors import AlignGPTError
+from aligngpt.inference.engine import Engine
+from aligngpt.web.answering import NO_PICTURE, Answering
+from aligngpt.web.page import build, launch, upload_only
+
+CHROMIUM = shutil.which("chromium")
+QUESTION = "what colour is the circle ?"
+WAIT_MS = 30_000
+
+
+@pytest.fixture(scope="module")
+def engine(assembled: Callable) -> Iterator[Engine]:
+    with Engine(*assembled()) as engine:
+        yield engine
+
+
+@pytest.fixture
+def address(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    page = build(Answering(engine, 400), tmp_path, "tiny")
+    yield launch(page, "127.0.0.1", _free_port())
+    page.close(verbose=False)
+
+
+@pytest.fixture
+def upload(tmp_path: Path, pictures: list[Image.Image]) -> Path:
+    pictures[0].save(tmp_path / "upload.png")
+    return tmp_path / "upload.png"
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def test_a_taken_port_is_said(engine: Engine, tmp_path: Path) -> None:
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(AlignGPTError, match=f"port {port}; choose another with --port"):
+            launch(build(Answering(engine), tmp_path, "tiny"), "127.0.0.1", port)
+
+
+def test_the_page_limits_what_visitors_can_do(engine: Engine, tmp_path: Path) -> None:
+    page = build(Answering(engine), tmp_path, "tiny")
+    assert page._queue.max_size == 16
+    assert not page.analytics_enabled and page.delete_cache is not None
+    assert {function.api_visibility for function in page.fns.values()} == {"private"}
+    (slider,) = [block for block in page.blocks.values() if getattr(block, "elem_id", None) == "level"]
+    assert (slider.minimum, slider.maximum) == (0, 8)
+
+
+def test_an_address_in_place_of_an_upload_is_not_fetched() -> None:
+    import asyncio
+
+    import gradio
+
+    with pytest.raises(gradio.Error, match="Addresses are not read"):
+        asyncio.run(upload_only(gradio.Image()).async_move_resource_to_block_cache("HTTP://192.0.2.1/a.png"))
+
+
+@pytest.mark.medium
+def test_a_visit(browser: Any, address: str, upload: Path) -> None:
+    page = browser.new_page(viewport={"width": 1180, "height": 900})
+    page.set_default_timeout(WAIT_MS)
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith((address, "data:", "blob:")) else problems.append(request.url),
+    )
+    page.goto(address)
+    page.get_by_role("button", name="Ask").click()
+    page.locator("#status textarea").wait_for()
+    assert page.locator("#status textarea").input_value() == NO_PICTURE
+
+    page.locator("#picture input[type=file]").set_input_files(upload)
+    page.locator("#picture img").wait_for()
+    page.locator("#question textarea").fill(QUESTION)
+    page.locator("#level input[type=number]").fill("3")
+    page.locator("#level input[type=number]").press("Tab")
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_function("document.querySelector('#answer textarea').value.length > 3")
+    first = page.locator("#answer textarea").input_value()
+    page.wait_for_function(f"document.querySelector('#answer textarea').value.length > {len(first)}")
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_function("document.querySelector('#status textarea')?.value == 'Stopped.'")
+    assert page.locator("#answer textarea").input_value().startswith(first)
+    assert page.locator("#compared textarea").input_value()
+    assert page.locator("#gate .bar").count() == 7
+    page.locator("#matches img").wait_for()
+
+    page.set_viewport_size({"width": 375, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert problems == []
