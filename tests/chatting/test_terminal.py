@@ -16,7 +16,9 @@ from PIL import Image
 
 pytestmark = [pytest.mark.medium, pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are of POSIX")]
 
-SECONDS = 120
+SECONDS = 60
+AN_INSTANT = 0.5
+"""readline does not notice a signal in the instant between showing something and waiting for a key."""
 PROGRAM = """
 import sys, time
 sys.argv = ['aligngpt', *sys.argv[1:]]
@@ -50,11 +52,14 @@ class Terminal:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         import pty
+        import termios
 
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             os.environ.update({"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **environment})
             os.execv(sys.executable, [sys.executable, "-c", PROGRAM, "chat", *arguments])
+        # Wide enough for a path on one line.
+        termios.tcsetwinsize(self.terminal, (24, 200))
         self.text = ""
 
     def type(self, text: str) -> None:
@@ -132,6 +137,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_the_chat(
     terminal.wait_for("taken back: what colour ?; its image goes with the next question", ">")
     terminal.type("half a line")
     terminal.wait_for("half a line")
+    time.sleep(AN_INSTANT)
     terminal.type("\x03")
     terminal.wait_for(">")
     terminal.type("/level 3\n")
@@ -145,6 +151,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_the_chat(
 def test_sigterm_ends_a_chat_that_waits(open_terminal: Callable[..., Terminal], environment: dict[str, str]) -> None:
     terminal = open_terminal(**environment)
     terminal.wait_for("/help", ">")
+    time.sleep(AN_INSTANT)
     os.kill(terminal.pid, signal.SIGTERM)
     assert terminal.code() == 143
 

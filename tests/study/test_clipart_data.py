@@ -12,6 +12,7 @@ from aligngpt.quickstart.clipart.packages import ClipartError
 from aligngpt.study import clipart_data
 from aligngpt.study.clipart_data import prepare_clipart_data, texts_of
 from aligngpt.study.data import StudyData
+from aligngpt.study.language_model import END
 from aligngpt.study.plan import ClipartPlan, LanguageModelPlan, Plan
 
 LANGUAGE = LanguageModelPlan(
@@ -75,9 +76,11 @@ def test_the_language_model_reads_other_pictures_and_answers_from_their_descript
     folder = prepared().image_root
     entries = read_entries(folder / "pictures_encoder.jsonl")
     texts = list(texts_of(entries, 3))
-    alone = {text.description for text in texts if not text.told}
+    alone = {text.given for text in texts if not text.told}
     assert alone == {text for entry in entries for text in (entry.title, entry.description)}
-    asked = [(text.description, *pair) for text in texts for pair in text.told]
+    asked = [
+        (text.given, question[1:], answer[1:].removesuffix(END)) for text in texts for question, answer in text.told
+    ]
     for description, question, answer in asked:
         if answer in ("yes", "no"):
             name = question.removeprefix("is this a picture of ").removesuffix("?")

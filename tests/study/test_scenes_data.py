@@ -14,6 +14,7 @@ from aligngpt.study import scenes_data
 from aligngpt.study.data import StudyData
 from aligngpt.study.features import keep_features
 from aligngpt.study.language_model import (
+    END,
     Text,
     _tokens_of,
     _train_tokenizer,
@@ -102,30 +103,33 @@ def test_every_picture_of_a_run_is_kept(
 
 def test_texts_are_descriptions_and_what_can_be_told_from_them(material: Material) -> None:
     texts = list(texts_of(material, 40, seed=0))
-    alone, asked, places, again = (texts[start::4] for start in range(4))
+    alone, asked, places, again, first, asked_of_lists = (texts[start::6] for start in range(6))
     assert not any(text.told for text in alone)
     names = {thing.name for thing in material.things}
-    pairs = [(text.description, *pair) for text in asked for pair in text.told]
-    assert len(pairs) > 200 and all(question and answer for _, question, answer in pairs)
-    named = [(description, answer) for description, question, answer in pairs if question.startswith("what is in")]
-    # The answer can be read in the description.
-    assert named and all(answer in names and answer in description for description, answer in named)
+    pairs = [(text.given, *pair) for text in (*asked, *asked_of_lists) for pair in text.told]
+    assert len(pairs) > 400 and all(question and answer.endswith(END) for _, question, answer in pairs)
+    named = [(given, answer[1 : -len(END)]) for given, question, answer in pairs if question.startswith(" what is in")]
+    # The answer can be read in what is given.
+    assert named and all(answer in names and answer in given for given, answer in named)
     for text in places:
         ((given, listed),) = text.told
         assert not given
-        assert all(word in text.description for pair in listed.split(", ") for word in pair.split(": "))
-    assert {listed.split(": ")[0] in names for text in places for _, listed in text.told} == {True, False}
-    assert all(text.told == (("", text.description),) for text in again)
+        assert all(word in text.given for pair in listed[1 : -len(END)].split(", ") for word in pair.split(": "))
+    assert {listed[1:].split(": ")[0] in names for text in places for _, listed in text.told} == {True, False}
+    assert all(text.told == (("", f" {text.given}{END}"),) for text in again)
+    for text in first:
+        ((given, caption),) = text.told
+        assert given == "\n" and ": " in text.given and any(name in caption for name in names if name in text.given)
     assert texts == list(texts_of(material, 40, seed=0)) != list(texts_of(material, 40, seed=1))
 
 
 def test_only_what_is_told_is_learnt() -> None:
-    texts = [Text("a wolf"), Text("a fox", (("what is it?", "fox"), ("", "red")))]
+    texts = [Text("a wolf"), Text("a fox", ((" what is it?", f" fox{END}"), ("", f" red{END}")))]
     tokenizer = _train_tokenizer([part for text in texts for part in _words_of(text)], 300)
     ids, labels = _tokens_of(texts, tokenizer, 1)
     learnt = "".join(tokenizer.decode(row[row != -100]) if (row != -100).any() else "·" for row in labels)
-    assert learnt.replace("·", "") == "a wolf\n fox<|end|> red<|end|>"
-    assert tokenizer.decode(ids.flatten()) == "a wolf\n<|begin|>a fox what is it? fox<|end|> red<|end|>"
+    assert learnt.replace("·", "") == "<|begin|>a wolf\n fox<|end|> red<|end|>"
+    assert tokenizer.decode(ids.flatten()) == "<|begin|>a wolf\n<|begin|>a fox what is it? fox<|end|> red<|end|>"
     assert (labels == ids)[labels != -100].all()
 
 

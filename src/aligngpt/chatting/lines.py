@@ -66,7 +66,7 @@ class _Plain:
         if not self.terminal:
             line = sys.stdin.readline()
             return line.rstrip("\r\n") if line else None
-        # `input` expects Python's own handler: its reading of a line ends with KeyboardInterrupt.
+        # `input` knows no other exception of a signal's handler than KeyboardInterrupt.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             # In an answer that is redirected to a file, a prompt would be out of place.
@@ -78,6 +78,9 @@ class _Plain:
             print(file=sys.stderr)
             return None
         except KeyboardInterrupt:
+            # SIGTERM raises it too, and is ignored from then on: it ends the chat.
+            if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+                raise
             raise Stopped from None
         finally:
             signal.signal(signal.SIGINT, handler)

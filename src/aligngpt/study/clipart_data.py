@@ -22,7 +22,7 @@ from aligngpt.scoring.dual_encoder.fit import train_dual_encoder
 from aligngpt.study.caption_scores import score_captions
 from aligngpt.study.data import Probe, StudyData
 from aligngpt.study.files_data import FixedPairs
-from aligngpt.study.language_model import Text, prepare_language_model
+from aligngpt.study.language_model import END, Text, prepare_language_model
 from aligngpt.study.pairs import ScoredPair
 from aligngpt.study.plan import ClipartPlan
 
@@ -101,7 +101,7 @@ def texts_of(entries: Sequence[Entry], seed: int) -> Iterator[Text]:
         yield Text(entry.title)
         yield Text(entry.description)
     for question in write_questions(entries, QUESTIONS_READ, random.Random(f"{seed}/language model")):
-        yield Text(question.entry.description, ((question.text, question.answer),))
+        yield Text(question.entry.description, ((f" {question.text}", f" {question.answer}{END}"),))
 
 
 def _key(settings: dict[str, Any]) -> str:

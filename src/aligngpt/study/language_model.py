@@ -6,7 +6,9 @@ million parameters by default: a run of the study then takes far less time than 
 models.
 
 What takes such a model longest is looking something up in its context. So some of the texts repeat a description, or
-tell the same places in another order, which gives it many things to look up in few tokens.
+tell the same places in another order, which gives it many things to look up in few tokens. Others give a list of what
+is where, and then a description or questions: only a model that reads what comes before a description has a use for
+the image tokens that come before a caption.
 """
 
 import random
@@ -41,19 +43,19 @@ class Text(NamedTuple):
     """A text that the language model reads.
 
     Attributes:
-        description: learnt to be written if nothing is told about it.
-        told: what is told about the description, one after another; of each, what is given and what is learnt.
+        given: a description or a list; learnt if nothing is told about it.
+        told: what is told about it, one after another; of each, what is given and what is learnt.
     """
 
-    description: str
+    given: str
     told: tuple[tuple[str, str], ...] = ()
 
 
 def texts_of(material: Material, scenes: int, seed: int) -> Iterator[Text]:
-    """Four texts about each of so many scenes, which are drawn for their text alone.
+    """Six texts about each of so many scenes, which are drawn for their text alone.
 
-    A description, right or bad; and, about a description of all places, questions with answers, the same places in
-    another order, and the description again.
+    A description, right or bad. About a description of all places: questions with answers, the same places in another
+    order, and the description again. About a list of all places: a description, and questions with answers.
     """
     rng = random.Random(f"{seed}/language model")
     rules = SceneRules(material.things, tuple(hand.name for hand in material.hands), frozenset())
@@ -62,14 +64,20 @@ def texts_of(material: Material, scenes: int, seed: int) -> Iterator[Text]:
     styles = [choose_style(scene, rng) for scene in drawn]
     captions = [write_caption(scene, style) for scene, style in zip(drawn, styles, strict=True)]
     bad = make_noise(drawn, captions, styles, material.things, f"{seed}/language model")
+
+    def asked(scene: Scene) -> tuple[tuple[str, str], ...]:
+        questions = writer.write(scene, QUESTIONS_OF_A_SCENE, rng)
+        return tuple((f" {question.text}", f" {question.answer}{END}") for question in questions)
+
     for scene, caption, (_, wrong) in zip(drawn, captions, bad, strict=True):
         yield Text(wrong if rng.random() < BAD_SHARE else caption)
         # Questions need a description that tells where everything is.
         exact = write_caption(scene, Style(rng.choice(OPENINGS), places=True))
-        asked = writer.write(scene, QUESTIONS_OF_A_SCENE, rng)
-        yield Text(exact, tuple((question.text, question.answer) for question in asked))
-        yield Text(exact, (("", _list_of_places(scene, rng)),))
-        yield Text(exact, (("", exact),))
+        yield Text(exact, asked(scene))
+        yield Text(exact, (("", f" {_list_of_places(scene, rng)}{END}"),))
+        yield Text(exact, (("", f" {exact}{END}"),))
+        yield Text(_list_of_places(scene, rng), (("\n", f"{caption}\n"),))
+        yield Text(_list_of_places(scene, rng), asked(scene))
 
 
 def _list_of_places(scene: Scene, rng: random.Random) -> str:
@@ -122,7 +130,7 @@ def prepare_language_model(folder: Path, texts: Iterable[Text], settings: Langua
 
 
 def _words_of(text: Text) -> list[str]:
-    return [text.description, *(part for pair in text.told for part in pair if part)]
+    return [text.given, *(part.replace(END, "") for pair in text.told for part in pair)]
 
 
 def _tokens_of(texts: Iterable[Text], tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[Tensor, Tensor]:
@@ -130,10 +138,10 @@ def _tokens_of(texts: Iterable[Text], tokenizer: PreTrainedTokenizerFast, length
     parts: list[str] = []
     learnt: list[bool] = []
     for text in texts:
-        parts.append(f"{BEGIN}{text.description}" if text.told else f"{text.description}\n")
+        parts.append(BEGIN + text.given if text.told else f"{BEGIN}{text.given}\n")
         learnt.append(not text.told)
         for given, told in text.told:
-            parts += [f" {given}" if given else "", f" {told}{END}"]
+            parts += [given, told]
             learnt += [False, True]
     encoded = tokenizer(parts, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([token for part in encoded for token in part])
