@@ -49,7 +49,7 @@ def png_of_size(width: int, height: int, body: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1), (3, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (100, 10_000), (10_000, 100), (3, 2)])
 @pytest.mark.parametrize("kind", TYPES)
 def test_extreme_shapes_are_decoded(size: tuple[int, int], kind: str) -> None:
     assert decode(encoded(Image.new("RGB", size, "red"), kind), kind).size == size
@@ -74,7 +74,9 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
     np.testing.assert_allclose(decode(content, kind).getpixel((4, 4)), (255, 0, 0), atol=3)
 
 
-@pytest.mark.parametrize("size", [(20_000, 10_000), (2**31 - 1, 2**31 - 1), (1, 40_000_000), (10_001, 1)])
+@pytest.mark.parametrize(
+    "size", [(20_000, 10_000), (2**31 - 1, 2**31 - 1), (1, 40_000_000), (10_001, 200), (1, 10_000), (101, 1)]
+)
 def test_a_header_of_too_many_pixels_is_refused_before_decoding(size: tuple[int, int]) -> None:
     error = refused(png_of_size(*size, zlib.compress(b"")))
     assert (error.status, error.code) == (413, "image_too_large")

@@ -210,7 +210,7 @@ def _answer(connection: http.client.HTTPSConnection, address: HttpsAddress, max_
                 if len(content) > max_bytes:
                     raise too_many_bytes(max_bytes)
             if response.length:
-                raise _failed(address.host)
+                raise http.client.IncompleteRead(bytes(content), response.length)
             stated = (response.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
             return Download(bytes(content), stated)
     finally:

@@ -42,6 +42,8 @@ class MediaPolicy:
         max_bytes: size of an encoded image.
         max_pixels: width × height of an image, and of all images of a request together.
         max_side: width or height of an image. A processor that pads to a square makes one of this side.
+        max_ratio: longer side over shorter side of an image. A processor that scales the shorter side up to its own
+            makes an image of this many times its pixels.
         max_pictures: images in a request.
         timeout: seconds for all downloads of a request together.
 
@@ -53,6 +55,7 @@ class MediaPolicy:
     max_bytes: int = 20 << 20
     max_pixels: int = 40_000_000
     max_side: int = 10_000
+    max_ratio: float = 100.0
     max_pictures: int = 16
     timeout: float = 10.0
 
@@ -63,7 +66,7 @@ class MediaPolicy:
                     f"{host!r} cannot be allowed as a host for images: give a name such as images.example.org, in "
                     "lower case, without scheme, port or wildcard; IP addresses are not accepted"
                 )
-        for name in ("max_bytes", "max_pixels", "max_side", "max_pictures", "timeout"):
+        for name in ("max_bytes", "max_pixels", "max_side", "max_ratio", "max_pictures", "timeout"):
             if not getattr(self, name) > 0:
                 raise AlignGPTError(f"{name} must be more than 0, not {getattr(self, name)}")
 
@@ -186,6 +189,12 @@ def _decoded(content: bytes, policy: MediaPolicy, max_pixels: int) -> Image.Imag
             raise _too_large(policy, f"the image has {width} × {height} pixels")
         if width * height > max_pixels:
             raise _too_large(policy, "the images of the request together have more pixels than are read")
+        if max(width, height) > policy.max_ratio * min(width, height):
+            raise MediaError(
+                "image_too_large",
+                f"the image has {width} × {height} pixels; one side may be {policy.max_ratio:g} times as long as the "
+                "other: cut it into parts",
+            )
 
     try:
         # The decoder of WebP reserves memory for the whole canvas when a file is opened.
