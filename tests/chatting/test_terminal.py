@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytestmark = [pytest.mark.medium, pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are of POSIX")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are of POSIX")]
 
 SECONDS = 60
 AN_INSTANT = 0.5

@@ -18,7 +18,7 @@ import httpx
 from aligngpt.serving.running import Options, make_server
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_requests_made_from_the_description_find_no_fault(engine: Any) -> None:
     schemathesis = pytest.importorskip("schemathesis", reason="needs the extra test")
     from hypothesis import HealthCheck, Phase, given, settings

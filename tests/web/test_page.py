@@ -86,7 +86,7 @@ def test_an_address_in_place_of_an_upload_is_not_fetched() -> None:
         asyncio.run(upload_only(gradio.Image()).async_move_resource_to_block_cache("HTTP://192.0.2.1/a.png"))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_visit(browser: Any, address: str, upload: Path) -> None:
     page = browser.new_page(viewport={"width": 1180, "height": 900})
     page.set_default_timeout(WAIT_MS)

@@ -98,7 +98,7 @@ def test_a_prompt_and_a_scale_are_used(judge: Command, server: Server, source: P
         judge("pairs.jsonl", "--yes", "--prompt", "question.txt")
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_command_resumes(number: signal.Signals, server: Server, source: Path, tmp_path: Path) -> None:
     stuck = {"c2"}
