@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart check test test-slow test-all lint format docs clean
+.PHONY: help quickstart check test test-slow test-all lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -52,9 +52,6 @@ lint: $(INSTALLED) ## ruff and mypy
 format: $(INSTALLED) ## let ruff format the code and sort its imports
 	.venv/bin/ruff check --select I --fix src tests benchmarks
 	.venv/bin/ruff format src tests benchmarks
-
-docs: $(INSTALLED) ## the documentation as a site, in build/site; any broken link is an error
-	.venv/bin/mkdocs build --strict --clean
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
