@@ -80,7 +80,7 @@ def test_a_data_url_has_a_type_and_base64(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", ["A", "AAA", "AA=A", "AAAA====", "AA AA", "AAAA\n", "AA-_", "é===", "\ud800AAA", "="]
+    "payload", ["A", "AAA", "AA=A", "AAAA====", "AA AA", "AAAA\n", "AAAA,AAAA", "AA-_", "é===", "\ud800AAA", "="]
 )
 def test_base64_is_read_strictly(payload: str) -> None:
     error = refused(f"data:image/png;base64,{payload}")

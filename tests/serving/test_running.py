@@ -1,5 +1,7 @@
 """Starting and stopping: the address, the key, and what is printed."""
 
+import base64
+import io
 import os
 import re
 import signal
@@ -15,7 +17,9 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 
 import httpx
 import torch
+from PIL import Image
 
+from aligngpt.serving.media import MediaPolicy, picture_from_url
 from aligngpt.serving.running import KEY_VARIABLE, Options, ServingError, fingerprint, is_loopback, read_key, serve
 
 
@@ -56,12 +60,24 @@ def test_the_fingerprint_changes_with_the_weights(assembled: Callable) -> None:
     fingerprint(model.to(torch.bfloat16))
 
 
+def with_damaged_exif(entries: int) -> str:
+    """A picture that Pillow reads with a warning, because its metadata end too early."""
+    file = io.BytesIO()
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + entries.to_bytes(2, "little") + b"\x12\x01\x03\0"
+    Image.new("RGB", (20, 30), "red").save(file, "JPEG", exif=exif)
+    url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    with pytest.warns(UserWarning, match="EXIF"):
+        picture_from_url(url, MediaPolicy())
+    return url
+
+
 @pytest.mark.medium
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_prints_its_address_and_stops_cleanly(
-    assembled: Callable, tmp_path: Path, number: signal.Signals
+    assembled: Callable, tmp_path: Path, number: signal.Signals, ask: Callable
 ) -> None:
+    picture_urls = [with_damaged_exif(entries) for entries in (2, 3)]
     for part in assembled("qwen2"):
         part.save_pretrained(tmp_path / "mine")
     command = [sys.executable, "-m", "aligngpt", "serve", str(tmp_path / "mine"), "--port", "0", "--device", "cpu"]
@@ -77,10 +93,14 @@ def test_the_command_prints_its_address_and_stops_cleanly(
             assert address is not None
             assert "curl" in next(lines)
             assert httpx.get(f"{address[0]}/models", timeout=30).json()["data"][0]["id"] == "mine"
+            for image in picture_urls:
+                body = {"model": "mine", "messages": ask(image), "max_tokens": 1}
+                assert httpx.post(f"{address[0]}/chat/completions", json=body, timeout=30).status_code == 200
             process.send_signal(number)
             rest = process.stdout.read()
             assert process.wait(30) == 0, rest
             assert "stopped" in rest
             assert "Traceback" not in rest
+            assert "Warning" not in rest
         finally:
             process.kill()

@@ -20,6 +20,9 @@ log = logging.getLogger("aligngpt.serving")
 GREEDY_BELOW = 1e-3
 """Smaller temperatures would overflow when the logits are divided by them."""
 
+CHARACTERS_PER_TOKEN = 64
+"""More than any text has on average, so a longer text than this allows need not be tokenized, which takes long."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -56,6 +59,7 @@ def prepare(body: ChatRequest, engine: Engine, limits: Limits) -> Prepared:
         ApiError: the request cannot be answered.
     """
     body.check()
+    _check_characters(body.messages, engine.prompts.context)
     _check_level(body.alignment_level, engine)
     messages, images = _conversation(body.messages, limits.media)
     request = Request(messages, images, body.alignment_level, keep=limits.keep)
@@ -74,6 +78,28 @@ def prepare(body: ChatRequest, engine: Engine, limits: Limits) -> Prepared:
     if asked is None:
         asked = limits.answer_tokens if context is None else min(limits.answer_tokens, context - len(prompt.ids))
     return Prepared(prompt, replace(_sampling(body), max_new_tokens=asked), limits.keep)
+
+
+def _check_characters(messages: list[Message], context: int | None) -> None:
+    if context is None:
+        return
+    texts = (
+        text
+        for message in messages
+        for text in (
+            [message.content]
+            if isinstance(message.content, str)
+            else [part.text for part in message.content if not isinstance(part, ImagePart)]
+        )
+    )
+    if (found := sum(map(len, texts))) > CHARACTERS_PER_TOKEN * context:
+        raise ApiError(
+            400,
+            f"the conversation has {found} characters, but the model's context is {context} tokens, for which at most "
+            f"{CHARACTERS_PER_TOKEN * context} characters are read; shorten it",
+            param="messages",
+            code="context_length_exceeded",
+        )
 
 
 def _check_level(level: int | None, engine: Engine) -> None:

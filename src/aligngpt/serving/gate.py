@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections import deque
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,6 +11,27 @@ from aligngpt.serving.errors import ApiError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 OPEN_PATHS = ("/health",)
+BODIES = 16
+"""Bodies of the largest size that are held in memory at once."""
+
+
+@dataclass
+class _Body:
+    """What has come of a body; its size stays known when the content has been handed over."""
+
+    content: bytearray = field(default_factory=bytearray)
+    size: int = 0
+
+
+def _replayed(body: _Body, receive: Receive) -> Receive:
+    """The body as one message, and then what else the client does."""
+    messages: list[Message] = [{"type": "http.request", "body": bytes(body.content), "more_body": False}]
+    body.content.clear()
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
 
 
 class Gate:
@@ -20,33 +41,33 @@ class Gate:
         app: the application.
         key: what clients must send as `Authorization: Bearer KEY`; None needs no key, and then the server must be
             addressed by a name of this machine, so that no web page can reach it under a name of its own.
-        max_body: bytes of a body, at most.
+        max_body: bytes of a body, at most. The bodies of all open requests together may have `BODIES` times as many.
         body_seconds: time for sending a body.
     """
 
     def __init__(self, app: ASGIApp, *, key: str | None, max_body: int, body_seconds: float) -> None:
         self.app, self.max_body, self.body_seconds = app, max_body, body_seconds
+        self._held = 0
         self.key = None if key is None else f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        body = _Body()
         try:
-            self._check(scope)
-            messages = await self._read(receive)
-        except ApiError as error:
-            # The rest of the body is not read, so the connection cannot be used again.
-            error.headers.setdefault("connection", "close")
-            await error.response()(scope, receive, send)
-            return
-        if messages is None:
-            return
-
-        async def replay() -> Message:
-            return messages.popleft() if messages else await receive()
-
-        await self.app(scope, replay, send)
+            try:
+                self._check(scope)
+                complete = await self._read(receive, body)
+            except ApiError as error:
+                # The rest of the body is not read, so the connection cannot be used again.
+                error.headers.setdefault("connection", "close")
+                await error.response()(scope, receive, send)
+                return
+            if complete:
+                await self.app(scope, _replayed(body, receive), send)
+        finally:
+            self._held -= body.size
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -76,22 +97,32 @@ class Gate:
         if scope["method"] == "POST" and kind != "application/json":
             raise ApiError(415, "the body must be JSON; send Content-Type: application/json")
 
-    async def _read(self, receive: Receive) -> deque[Message] | None:
-        """The messages of the body; None if the client left."""
-        body, more = bytearray(), True
+    async def _read(self, receive: Receive, body: _Body) -> bool:
+        """Read the whole body; returns False if the client left."""
+        more = True
         try:
             async with asyncio.timeout(self.body_seconds):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
-                    if len(body) > self.max_body:
+                        return False
+                    chunk = message.get("body", b"")
+                    body.content += chunk
+                    body.size += len(chunk)
+                    self._held += len(chunk)
+                    if body.size > self.max_body:
                         raise self._too_large()
+                    if self._held > BODIES * self.max_body:
+                        raise ApiError(
+                            429,
+                            "the open requests are together larger than the server holds; try again later",
+                            code="queue_full",
+                            headers={"Retry-After": "1"},
+                        )
                     more = message.get("more_body", False)
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {self.body_seconds:g} s", code="timeout") from None
-        return deque([{"type": "http.request", "body": bytes(body), "more_body": False}])
+        return True
 
     def _too_large(self) -> ApiError:
         return ApiError(

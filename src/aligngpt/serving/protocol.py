@@ -8,6 +8,9 @@ from aligngpt.serving.errors import ApiError
 
 MAX_ANSWERS = 8
 MAX_STOPS = 4
+MAX_VALUES = 50_000
+"""Values in a request, each text, number, list and object counted. Checking more would keep all clients waiting."""
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "frequency_penalty": (0,),
@@ -41,6 +44,21 @@ def _utf8(text: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError("the text has half of a surrogate pair, which is no character") from error
     return text
+
+
+def _check_count(values: dict[str, Any]) -> None:
+    left, waiting = MAX_VALUES, list[Any]([values])
+    while waiting:
+        value = waiting.pop()
+        left -= len(value)
+        if left < 0:
+            raise ApiError(
+                400,
+                f"the request has more than {MAX_VALUES} values; send fewer messages, or fewer parts in them",
+                code="too_many_values",
+            )
+        children = value.values() if isinstance(value, dict) else value
+        waiting.extend(child for child in children if isinstance(child, dict | list))
 
 
 Text = Annotated[str, AfterValidator(_utf8)]
@@ -122,6 +140,7 @@ class ChatRequest(_Strict):
     def _without_unsupported(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        _check_count(values)
         for name, allowed in NEUTRAL.items():
             value = values.get(name)
             if value is not None and value not in allowed:

@@ -5,6 +5,7 @@ import ipaddress
 import json
 import os
 import socket
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,8 @@ def serve(
         raise ServingError(
             f"other machines can reach {options.host}, so clients need a key; set {KEY_VARIABLE} or give --api-key-file"
         )
+    # Pillow reports damaged metadata as warnings, and clients could fill the log with them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     # Before the model is loaded, which takes long.
     listening = _listen(options.host, options.port)
     with listening:
