@@ -61,7 +61,7 @@ def test_a_folder_and_a_merged_file_give_the_same(tmp_path: Path) -> None:
     folder = simulated.write(tmp_path / "results", ABOUT, small())
     (tmp_path / "merged").mkdir()
     merged = tmp_path / "merged" / "study.parquet"
-    merge_files(sorted(folder.glob("*.parquet")), merged)
+    merge_files(sorted(folder.glob("*.parquet")), merged, {})
     ABOUT.save(merged)
     one, other = load_results(folder), load_results(merged)
     assert one.runs.keys() == other.runs.keys() and one.pretrainings.keys() == other.pretrainings.keys()

@@ -98,6 +98,13 @@ def test_a_study_is_the_same_with_one_worker_and_two_and_after_a_kill(plan_path:
     # What was done before the kill was kept as it was.
     assert all((results / name).read_bytes() == content for name, content in done.items())
 
+    elsewhere = plan.model_copy(update={"output": str(tmp_path / "elsewhere")})
+    same(run_study(elsewhere, workers=1, done=alone), alone)
+    assert not list(Path(elsewhere.output).glob("work/worker-*.log"))
+    other = elsewhere.model_copy(update={"output": str(tmp_path / "other"), "pretrain": plan.pretrain | {"epochs": 3}})
+    with pytest.raises(StudyError, match=r"settings \(pretrain\.epochs\)"):
+        run_study(other, done=alone)
+
 
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(plan_path: Path) -> None:
     process = subprocess.Popen(

@@ -38,6 +38,10 @@ def run(
     plan: Annotated[Path, typer.Argument(help="YAML file: data, model, both stages, and the grid of arms and seeds.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that run at once, with one thread each.")] = 2,
     quick: Quick = False,
+    done: Annotated[
+        Path | None,
+        typer.Option("--done", help="The results.parquet of a part of the same study; its runs are not done again."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
 ) -> None:
     """Do every run of a plan that is not done yet.
@@ -45,6 +49,8 @@ def run(
     The same command resumes an interrupted study.
     """
     must_exist(plan, "the plan")
+    if done is not None:
+        must_exist(done, "the results")
     from aligngpt.study.plan import load_plan
 
     read = load_plan(plan)
@@ -57,7 +63,7 @@ def run(
 
     from aligngpt.study.driving import run_study
 
-    print(f"results: {run_study(read, workers=workers)}")
+    print(f"results: {run_study(read, workers=workers, done=done)}")
     print(f"next: aligngpt study report {plan}{' --quick' if quick else ''}")
 
 

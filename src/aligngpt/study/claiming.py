@@ -20,7 +20,7 @@ def claim_folder(plan: Plan, folder: Path) -> None:
     Raises:
         StudyError: the folder has results or data of other settings, or a file that the plan names is missing.
     """
-    settings = plan.model_dump(mode="json", exclude=MAY_CHANGE) | {"contents": dict(_contents(plan))}
+    settings = settings_of(plan)
     path = folder / SETTINGS_FILE
     if not path.is_file():
         with atomic_write(path) as file:
@@ -30,11 +30,25 @@ def claim_folder(plan: Plan, folder: Path) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}); choose another output, or remove {folder}") from error
-    if changed := sorted(_differences(found, settings)):
+    if changed := differences(found, settings):
         raise StudyError(
             f"{folder} holds a study with other settings ({', '.join(changed[:5])}); its runs could not be compared "
             "with new ones. Choose another output, or remove that folder"
         )
+
+
+def settings_of(plan: Plan) -> dict[str, Any]:
+    """Everything in a plan that changes what a run gives, as JSON values.
+
+    Raises:
+        StudyError: a file that the plan names is missing.
+    """
+    return plan.model_dump(mode="json", exclude=MAY_CHANGE) | {"contents": dict(_contents(plan))}
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The places at which the settings of two studies differ, such as `pretrain.learning_rate`."""
+    return sorted(_differences(one, other))
 
 
 def _contents(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -53,7 +67,6 @@ def _contents(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
-    """The places at which two plain values differ, such as `pretrain.learning_rate`."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in one.keys() | other.keys():
             yield from _differences(one.get(key), other.get(key), f"{place}.{key}" if place else str(key))

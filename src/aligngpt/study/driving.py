@@ -17,14 +17,14 @@ from aligngpt.data.sources.json import read_records
 from aligngpt.locks import owned_folder
 from aligngpt.progress import Meter, console
 from aligngpt.study.analysis.questions import ProbeCaptions, Questions, Split
-from aligngpt.study.claiming import claim_folder
+from aligngpt.study.claiming import claim_folder, differences, settings_of
 from aligngpt.study.clipart_data import prepare_clipart_data
 from aligngpt.study.data import StudyData
 from aligngpt.study.features import keep_features
 from aligngpt.study.files_data import read_files
 from aligngpt.study.pairs import StudyError
 from aligngpt.study.plan import Plan, PlanError, Run
-from aligngpt.study.results import merge_files
+from aligngpt.study.results import merge_files, settings_in, take_over
 from aligngpt.study.running import Runner
 from aligngpt.study.scenes_data import prepare_scenes_data
 
@@ -32,12 +32,13 @@ RESULTS_FILE = "results.parquet"
 DEFAULT_WORKERS = 2
 
 
-def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS) -> Path:
+def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS, done: Path | None = None) -> Path:
     """Do every run of a plan that is not done yet.
 
     Args:
         plan: the study.
         workers: processes that run at once, with one thread each.
+        done: results of the same study from another machine; their runs are not done again.
 
     Returns:
         The file of all results.
@@ -45,7 +46,7 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS) -> Path:
     Raises:
         PlanError: the plan names another commit than that of the code.
         FolderInUse: another process works on this study.
-        StudyError: the folder has a study with other settings, or a worker ended.
+        StudyError: the folder, or `done`, has a study with other settings, or a worker ended.
         AlignGPTError: the data cannot be prepared.
     """
     code = code_version()
@@ -57,6 +58,8 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS) -> Path:
     folder = Path(plan.output)
     with owned_folder(folder, "study"):
         claim_folder(plan, folder)
+        if done is not None:
+            _take_over(plan, done, folder)
         data = prepare_data(plan, folder)
         if areas := data.facts.get("auc"):
             found = ", ".join(f"{kind} {area:.3f}" for kind, area in areas.items())
@@ -68,6 +71,15 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS) -> Path:
             keep_features(plan, data, folder)
             _run_all(runner, todo, len(plan.runs()), workers)
         return collect(plan, folder)
+
+
+def _take_over(plan: Plan, done: Path, folder: Path) -> None:
+    if changed := differences(settings_in(done), settings_of(plan)):
+        raise StudyError(
+            f"{done} holds results of a study with other settings ({', '.join(changed[:5])}); its runs cannot be "
+            "compared with those of this plan"
+        )
+    console.print(f"{take_over(done, folder / 'results')} results taken over from {done}", highlight=False)
 
 
 def prepare_data(plan: Plan, folder: Path) -> StudyData:
@@ -90,7 +102,7 @@ def collect(plan: Plan, folder: Path) -> Path:
     files = [path for name in names if (path := folder / "results" / f"{name}.parquet").is_file()]
     if not files:
         raise StudyError(f"no run of the study in {folder} is done yet")
-    merge_files(files, folder / RESULTS_FILE)
+    merge_files(files, folder / RESULTS_FILE, settings_of(plan))
     return folder / RESULTS_FILE
 
 

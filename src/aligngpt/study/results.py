@@ -4,6 +4,7 @@ A run's file is a Parquet file of one row with lists in it. All runs of a study 
 is all that the analysis reads.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 
 from aligngpt.files import atomic_write
 from aligngpt.study.pairs import StudyError
+
+SETTINGS_KEY = b"aligngpt.study"
 
 Value = str | int | float | bool | None | np.ndarray | Sequence[Any]
 
@@ -52,11 +55,60 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def merge_files(files: Sequence[Path], out: Path) -> None:
-    """Write the rows of all files into one, atomically; columns that a file lacks are null there."""
+def merge_files(files: Sequence[Path], out: Path, settings: Mapping[str, Any]) -> None:
+    """Write the rows of all files into one, atomically; columns that a file lacks are null there.
+
+    Args:
+        files: of one row each.
+        out: the file to write.
+        settings: of the study, as JSON values; kept in the file, so that `take_over` can compare them.
+    """
     table = pa.concat_tables([pq.read_table(file) for file in files], promote_options="default")
+    table = table.replace_schema_metadata({SETTINGS_KEY: json.dumps(settings)})
     with atomic_write(out, "wb") as file:
         pq.write_table(table, file, compression="zstd")
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """The settings of the study whose results a file of `merge_files` holds.
+
+    Raises:
+        StudyError: it is not such a file.
+    """
+    try:
+        settings: dict[str, Any] = json.loads(pq.read_schema(path).metadata[SETTINGS_KEY])
+    except (OSError, pa.ArrowException, TypeError, KeyError, ValueError) as error:
+        raise StudyError(
+            f"{path} is not a results.parquet that `aligngpt study` wrote, which keeps the study's settings beside its "
+            "rows"
+        ) from error
+    return settings
+
+
+def take_over(path: Path, folder: Path) -> int:
+    """Write each row of a file of `merge_files` into a file of its own, as if the run had been done here.
+
+    Runs that have a file already keep it.
+
+    Args:
+        path: the file of many rows.
+        folder: of the files of one row.
+
+    Returns:
+        The number of rows written.
+    """
+    table, written = pq.read_table(path).replace_schema_metadata(None), 0
+    for place, name in enumerate(table["run"].to_pylist()):
+        out = folder / f"{name}.parquet"
+        if out.is_file():
+            continue
+        row = table.slice(place, 1)
+        row = row.select([column for column in row.column_names if not row[column].null_count or column == "answers"])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out, "wb") as file:
+            pq.write_table(row, file, compression="zstd")
+        written += 1
+    return written
 
 
 def _plain(value: Value) -> Any:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,10 +155,6 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             console.print(
                 "the levels in the data are ignored: in instruction tuning the gate mixes the levels", soft_wrap=True
             )
-        if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
-            moved = warm_start(model, dataset, stage.warm_start, seed=recipe.seed)
-            with atomic_write(folder / "warm_start.json") as file:
-                json.dump(moved._asdict(), file)
         clock = TrainingClock(stage.minutes, stage.min_steps)
         rejected = RejectedSamples(rejects, len(samples) + rejects.count)
         packed = decide_packing(model, recipe, stage, device.type)
@@ -167,8 +164,15 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         validation = validation_of(stage, dataset, collator)
         if in_bfloat16 and (name == "pretrain" or stage.lora is not None):
             hold_frozen_in(model, torch.bfloat16)
+        cached = None
         if stage.cache_features:
-            dataset.known_features = features_kept_for(dataset, model, device, in_bfloat16=in_bfloat16)
+            cache = features_kept_for(dataset, model, device, in_bfloat16=in_bfloat16)
+            dataset.known_features = cache
+            cached = partial(cache.features_of, model, in_bfloat16=in_bfloat16)
+        if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
+            moved = warm_start(model, dataset, stage.warm_start, seed=recipe.seed, cached=cached)
+            with atomic_write(folder / "warm_start.json") as file:
+                json.dump(moved._asdict(), file)
         arguments = _arguments(recipe, stage, device, folder, in_bfloat16=in_bfloat16)
         if stage.sharding != "none":
             _share_out(model, stage, arguments.device, in_bfloat16=in_bfloat16)

@@ -1,6 +1,7 @@
 """The projector's warm start: the targets of the image tokens, and that it changes nothing else."""
 
 from collections.abc import Callable
+from functools import partial
 from math import log, sqrt
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.functional import mse_loss
 from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.records.sample import Sample, Turn
 from aligngpt.errors import AlignGPTError
+from aligngpt.training.feed.feature_cache import features_kept_for
 from aligngpt.training.recipe import WarmStartRecipe
 from aligngpt.training.setup.warm_start import caption_targets, warm_start
 
@@ -105,3 +107,24 @@ def test_too_few_pairs_are_an_error(assembled: Callable, dataset_of: Callable) -
     model, processor = assembled("llama")
     with pytest.raises(AlignGPTError, match=r"found 0 pairs of level 5 or above .* lower warm_start\.from_level"):
         warm_start(model, dataset_of(processor), SETTINGS.model_copy(update={"from_level": 5}), seed=0)
+
+
+def test_cached_features_give_the_same_start_without_the_tower(
+    assembled: Callable, dataset_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligngpt.training.setup.warm_start.IMAGES_AT_ONCE", 1)
+    results, weights = [], []
+    for cached in ("", "filling", "filled"):
+        model, processor = assembled("llama")
+        dataset, features = dataset_of(processor), None
+        if cached:
+            cache = features_kept_for(dataset, model, model.device, in_bfloat16=False)
+            dataset.known_features = cache
+            features = partial(cache.features_of, model, in_bfloat16=False)
+        if cached == "filled":
+            monkeypatch.setattr(model.model, "tower_features", None)
+        settings = SETTINGS.model_copy(update={"steps": 5})
+        results.append(warm_start(model, dataset, settings, seed=0, cached=features)[:2])
+        weights.append(model.model.multi_modal_projector.linear_2.weight.detach())
+    assert results[0] == results[1] == results[2]
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])

@@ -41,19 +41,19 @@ class KnownFeatures(Protocol):
         ...
 
 
-class _Images(NamedTuple):
-    """The images of a row; see `Example`."""
+class Images(NamedTuple):
+    """The images of a row; see `Example` for the fields."""
 
     pixel_values: Tensor | None = None
     features: Tensor | None = None
     feature_keys: tuple[str, ...] = ()
 
-    def first(self, count: int) -> "_Images":
+    def first(self, count: int) -> "Images":
         """The first images only."""
         pixels, features = (
             None if values is None or not count else values[:count] for values in (self.pixel_values, self.features)
         )
-        return _Images(pixels, features, self.feature_keys[:count])
+        return Images(pixels, features, self.feature_keys[:count])
 
 
 class ConversationDataset(Dataset[Row]):
@@ -140,7 +140,7 @@ class ConversationDataset(Dataset[Row]):
             return ()
         examples: list[Example] = []
         try:
-            images = self._images(samples[0][0], len(samples[0][1].images))
+            images = self.images_of(samples[0][0], len(samples[0][1].images))
         except ImageError as error:
             for member, sample in samples:
                 self._reject(member, sample, error.reason, error)
@@ -177,10 +177,14 @@ class ConversationDataset(Dataset[Row]):
         """
         return picture_of(self.samples, member, number, self.root_of(member))
 
-    def _images(self, member: int, count: int) -> _Images:
-        """The features of all images of a row if all are cached, else the pixels of all."""
+    def images_of(self, member: int, count: int) -> Images:
+        """The features of the images of the sample at index `member` if all are cached, else the pixels of all.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
         if not count:
-            return _Images()
+            return Images()
         pictures = [self.picture(member, number) for number in range(count)]
         keys: tuple[str, ...] = ()
         if self.known_features is not None:
@@ -190,8 +194,8 @@ class ConversationDataset(Dataset[Row]):
                 keys = tuple(self.known_features.key(_content(picture)) for picture in pictures)
             found = [features for key in keys if (features := self.known_features.read(key)) is not None]
             if found and len(found) == len(pictures):
-                return _Images(features=torch.stack(found))
-        return _Images(self.preprocess([picture.open() for picture in pictures]), feature_keys=keys)
+                return Images(features=torch.stack(found))
+        return Images(self.preprocess([picture.open() for picture in pictures]), feature_keys=keys)
 
     @property
     def picture_settings(self) -> dict[str, Any]:

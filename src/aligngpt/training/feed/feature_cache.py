@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from aligngpt.cache import CACHE_VARIABLE, cache_folder
-from aligngpt.data.batches.dataset import ConversationDataset
+from aligngpt.data.batches.dataset import ConversationDataset, Images
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.files import atomic_write, sha256_of
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -122,6 +122,21 @@ class FeatureCache:
         features = torch.stack([computed[key] if key else next(known) for key in keys])
         others = {name: value for name, value in inputs.items() if name not in ("feature_keys", "pixel_values")}
         return others | {"vision_features": features}
+
+    def features_of(self, model: AlignGPTForConditionalGeneration, images: Images, *, in_bfloat16: bool) -> Tensor:
+        """The features of the images of a row, `(images, P, width)`; those not in the cache are computed and cached.
+
+        Args:
+            model: with a frozen tower.
+            images: from a dataset that reads this cache, see `ConversationDataset.images_of`.
+            in_bfloat16: compute in bfloat16, as training does.
+        """
+        if images.features is not None:
+            return images.features.to(model.device)
+        assert images.pixel_values is not None
+        pixels = images.pixel_values.to(model.device, model.dtype)
+        computed = self._compute(model, images.feature_keys, pixels, in_bfloat16=in_bfloat16)
+        return torch.stack([computed[key] for key in images.feature_keys])
 
     def _compute(
         self, model: AlignGPTForConditionalGeneration, keys: Sequence[str], pixels: Tensor, *, in_bfloat16: bool

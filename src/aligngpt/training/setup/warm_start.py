@@ -13,7 +13,7 @@ model is not run, only its embedding table is read, so this takes seconds.
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import log
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aligngpt.data.batches.dataset import ConversationDataset
+from aligngpt.data.batches.dataset import ConversationDataset, Images
 from aligngpt.data.images.opening import ImageError
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.samples.columns import columns_of
@@ -34,6 +34,8 @@ from aligngpt.training.recipe import WarmStartRecipe
 
 IMAGES_AT_ONCE = 64
 
+CachedFeatures = Callable[[Images], Tensor]
+
 
 class WarmStartResult(NamedTuple):
     """The loss at the first step, its mean over the last tenth of the steps, and the duration in seconds."""
@@ -44,7 +46,12 @@ class WarmStartResult(NamedTuple):
 
 
 def warm_start(
-    model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, settings: WarmStartRecipe, *, seed: int
+    model: AlignGPTForConditionalGeneration,
+    dataset: ConversationDataset,
+    settings: WarmStartRecipe,
+    *,
+    seed: int,
+    cached: CachedFeatures | None = None,
 ) -> WarmStartResult:
     """Train a model's projector towards the captions' words; everything else stays unchanged.
 
@@ -56,6 +63,8 @@ def warm_start(
         dataset: pairs with one image; with levels if `settings.from_level` is above 1.
         settings: steps, batch size, learning rate and selection of pairs.
         seed: for drawing pairs and batches.
+        cached: gives the tower's features of an image from the stage's cache, `(1, P, width)`, and adds missing ones;
+            None computes all features here.
 
     Returns:
         The first and the final loss, and the duration in seconds.
@@ -74,7 +83,7 @@ def warm_start(
     if (columns.blocks >= 0).any():
         # In file order, a row group is read once rather than once per image.
         places.sort()
-    pairs, features = _image_features(model, dataset, places)
+    pairs, features = _image_features(model, dataset, places, cached)
     if len(pairs) < 2:
         raise AlignGPTError(
             f"the warm start found {len(pairs)} pairs of level {settings.from_level} or above with a readable image, "
@@ -119,22 +128,27 @@ def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
 
 
 def _image_features(
-    model: AlignGPTForConditionalGeneration, dataset: ConversationDataset, places: Sequence[int]
+    model: AlignGPTForConditionalGeneration,
+    dataset: ConversationDataset,
+    places: Sequence[int],
+    cached: CachedFeatures | None,
 ) -> tuple[list[Sample], Tensor]:
     """The pairs whose image can be read, and the projector's input, `(pairs, P, width)`, in float32."""
     kept, found = [], []
+    at_once = IMAGES_AT_ONCE if cached is None else 1
     with torch.no_grad(), Meter("warm start: images", len(places), unit="images") as meter:
-        for start in range(0, len(places), IMAGES_AT_ONCE):
-            pictures, part = [], places[start : start + IMAGES_AT_ONCE]
+        for start in range(0, len(places), at_once):
+            images, part = [], places[start : start + at_once]
             for place in part:
-                sample = dataset.samples[place]
                 try:
-                    pictures.append(dataset.picture(place, 0).open())
+                    images.append(dataset.images_of(place, 1))
                 except ImageError:
                     continue  # Pre-training will reach this image and record the reason.
-                kept.append(sample)
-            if pictures:
-                pixels = dataset.preprocess(pictures)
+                kept.append(dataset.samples[place])
+            if images and cached is not None:
+                found.append(cached(images[0]).float())
+            elif images:
+                pixels = torch.cat([image.pixel_values for image in images if image.pixel_values is not None])
                 found.append(model.model.tower_features(pixels.to(model.device, model.dtype)).float())
             meter.advance(len(part))
     return kept, torch.cat(found) if found else torch.empty(0)

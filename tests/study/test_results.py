@@ -1,0 +1,45 @@
+"""The result files of a study: one per run, all in one, and each taken out of that one again."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aligngpt.study.pairs import StudyError
+from aligngpt.study.results import merge_files, read_rows, settings_in, take_over, write_row
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    """A pre-training, a run without and a run with a column of its own."""
+    folder = tmp_path / "results"
+    write_row(folder / "plain.parquet", {"run": "plain", "answers": None, "losses": np.arange(3.0)})
+    write_row(folder / "a.parquet", {"run": "a", "answers": 500, "right": np.array([True, False])})
+    write_row(folder / "b.parquet", {"run": "b", "answers": None, "right": np.array([True]), "gate": "{}"})
+    out = tmp_path / "results.parquet"
+    merge_files(sorted(folder.glob("*.parquet")), out, {"seed": 1})
+    return out
+
+
+def test_rows_taken_over_are_those_that_were_merged(merged: Path, tmp_path: Path) -> None:
+    assert take_over(merged, tmp_path / "elsewhere") == 3
+    rows, expected = read_rows(tmp_path / "elsewhere"), read_rows(tmp_path / "results")
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys()
+        assert all(np.array_equal(row[name], other[name]) for name in row)
+
+
+def test_a_run_done_here_keeps_its_file(merged: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    write_row(here / "a.parquet", {"run": "a", "answers": 500, "right": np.array([False])})
+    assert take_over(merged, here) == 2
+    assert read_rows(here / "a.parquet")[0]["right"].tolist() == [False]
+
+
+def test_the_settings_are_kept(merged: Path, tmp_path: Path) -> None:
+    assert settings_in(merged) == {"seed": 1}
+    pq.write_table(pa.table({"run": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(StudyError, match=r"other\.parquet is not a results\.parquet"):
+        settings_in(tmp_path / "other.parquet")
