@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart check test test-slow test-all lint format clean
+.PHONY: help quickstart check test test-slow test-all lint format docs docs-serve clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -45,16 +45,22 @@ test-slow: $(INSTALLED) ## the slow tests only: real models are trained
 test-all: test test-slow ## every test there is
 
 lint: $(INSTALLED) ## ruff and mypy
-	.venv/bin/ruff check src tests benchmarks
-	.venv/bin/ruff format --check src tests benchmarks
+	.venv/bin/ruff check src tests benchmarks tools
+	.venv/bin/ruff format --check src tests benchmarks tools
 	.venv/bin/mypy
 
 format: $(INSTALLED) ## let ruff format the code and sort its imports
-	.venv/bin/ruff check --select I --fix src tests benchmarks
-	.venv/bin/ruff format src tests benchmarks
+	.venv/bin/ruff check --select I --fix src tests benchmarks tools
+	.venv/bin/ruff format src tests benchmarks tools
+
+docs: $(INSTALLED) ## the documentation as a site, into site/; a warning stops it
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_OF_VENV) -m mkdocs build --strict
+
+docs-serve: $(INSTALLED) ## the same on http://127.0.0.1:8000, built again at every change
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_OF_VENV) -m mkdocs serve
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip installs torch, since it knows the machine's own package settings; uv is ten times quicker with the rest, and

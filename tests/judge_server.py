@@ -38,7 +38,9 @@ class Server:
 
 
 def caption_in(request: dict[str, Any]) -> str:
-    return str(request["messages"][0]["content"][0]["text"]).split("Caption: ")[-1].split("\n")[0]
+    """The caption that is asked about; a message without an image is taken whole."""
+    content = request["messages"][-1]["content"]
+    return content if isinstance(content, str) else str(content[0]["text"]).split("Caption: ")[-1].split("\n")[0]
 
 
 @pytest.fixture

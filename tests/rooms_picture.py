@@ -15,6 +15,7 @@ IN_SHORT = {
     "study": "do levels help: many runs, one table",
     "starting": "a first recipe",
     "quickstart": "the whole pipeline, small",
+    "inspecting": "what alignment does",
     "serving": "for programs",
     "chatting": "in a terminal",
     "web": "in a browser",

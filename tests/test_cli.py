@@ -130,6 +130,7 @@ def test_help_names_every_verb_and_what_it_does(aligngpt_command: Command) -> No
         "levels",
         "train",
         "evaluate",
+        "inspect",
         "ask",
         "chat",
         "serve",

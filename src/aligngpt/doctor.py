@@ -35,6 +35,7 @@ COSTS = {
     "scenes": "scenes cannot be drawn",
     "study": "aligngpt study cannot analyse its runs",
     "ray": "aligngpt score cannot run on a Ray cluster",
+    "gguf": "aligngpt export --gguf cannot write files for llama.cpp",
     "bits": "no 4-bit weights and no 8-bit optimiser in training",
 }
 """What does not work without an extra."""

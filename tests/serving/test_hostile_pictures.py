@@ -140,7 +140,7 @@ def test_no_message_has_an_address_of_memory() -> None:
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"%PDF-1.7\n",
         b"SIMPLE  =                    T" + bytes(2880),
-        gzip.compress(b"SIMPLE  =                    T" + bytes(2880)),
+        gzip.compress(b"SIMPLE  =                    T" + bytes(2880), mtime=0),
         b"II*\0" + bytes(50),
         b"BM" + bytes(60),
         b"P6\n1 1\n255\n\0\0\0",

@@ -1,10 +1,20 @@
 """`aligngpt evaluate`: the accuracy on a file of questions, or the figures of benchmarks."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from aligngpt.cli.answer_judge import (
+    JudgeConcurrency,
+    JudgeKeyEnv,
+    JudgeModel,
+    JudgeOptions,
+    JudgeTimeout,
+    JudgeUrl,
+    judge_of,
+)
+from aligngpt.cli.caption_benchmarks import check_captions_only, rate_captions
 from aligngpt.cli.options import Base, Device, Precision, must_exist
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
@@ -46,6 +56,12 @@ def evaluate(
             show_default="published",
         ),
     ] = None,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_key_env: JudgeKeyEnv = None,
+    judge_options: JudgeOptions = None,
+    judge_concurrency: JudgeConcurrency = None,
+    judge_timeout: JudgeTimeout = None,
     base: Base = None,
     image_root: Annotated[
         Path | None,
@@ -70,6 +86,14 @@ def evaluate(
 
     The same command resumes an interrupted evaluation.
     """
+    judge = {
+        "--judge-url": judge_url,
+        "--judge-model": judge_model,
+        "--judge-key-env": judge_key_env,
+        "--judge-options": judge_options,
+        "--judge-concurrency": judge_concurrency,
+        "--judge-timeout": judge_timeout,
+    }
     if benchmarks is not None:
         for option, unused in (
             ("QUESTIONS", questions is None),
@@ -92,6 +116,7 @@ def evaluate(
             base=base,
             device=device,
             precision=precision,
+            judge=judge,
         )
         return
     for option, value in (
@@ -99,6 +124,7 @@ def evaluate(
         ("--answers", answers),
         ("--rules", rules),
         ("--picture-mode", picture_mode),
+        *judge.items(),
     ):
         if value is not None:
             raise typer.BadParameter(
@@ -155,6 +181,7 @@ def _run_benchmarks(
     base: str | None,
     device: str,
     precision: str,
+    judge: dict[str, Any],
 ) -> None:
     if data is None:
         raise typer.BadParameter("--benchmarks needs --data, the folder with the benchmarks' files; nothing is fetched")
@@ -175,17 +202,32 @@ def _run_benchmarks(
     if model is not None:
         local_or_hub(model, "the model", AlignGPTError, with_owner=True)
 
+    from aligngpt.evaluation.alignment_measures.caption_sets import CAPTION_SETS
+
+    if set(names) & set(CAPTION_SETS):
+        others = {"--answers": answers, "--rules": rules, "--picture-mode": picture_mode, **judge}
+        check_captions_only(
+            names, tuple(CAPTION_SETS), [option for option, value in others.items() if value is not None]
+        )
+        assert model is not None
+        rate_captions(model, names, data, out, limit=limit, base=base, device=device, precision=precision)
+        return
+
     from aligngpt.evaluation.benchmarks.identity import identity_of, remarks_on
     from aligngpt.evaluation.benchmarks.published import comparison_table
     from aligngpt.evaluation.benchmarks.registry import find_benchmarks
     from aligngpt.evaluation.benchmarks.runner import RESULTS_FILE, TABLE_FILE, run_benchmarks
     from aligngpt.inference.engine import Engine
 
-    for benchmark in find_benchmarks(names):
+    found = find_benchmarks(names)
+    for benchmark in found:
         benchmark.check_rules(rules or "published")
+    asked = judge_of(judge, found)
     if model is None:
         assert answers is not None
-        results = run_benchmarks(None, names, data, out, answers={names[0]: answers}, rules=rules or "published")
+        results = run_benchmarks(
+            None, names, data, out, answers={names[0]: answers}, rules=rules or "published", judge=asked
+        )
     else:
         with Engine.load(model, base=base, device=device, dtype=precision) as engine:
             results = run_benchmarks(
@@ -199,6 +241,7 @@ def _run_benchmarks(
                 batch_size=batch_size,
                 limit=limit,
                 remarks=remarks_on(engine),
+                judge=asked,
             )
     print(comparison_table(results))
     print(f"results: {out / RESULTS_FILE}\ntable: {out / TABLE_FILE}")

@@ -15,8 +15,8 @@ class AlignGPTProcessor(LlavaProcessor):
     """A `LlavaProcessor` that inserts `<align>` right after BOS, or first, in every text with an image.
 
     Args:
-        image_processor, tokenizer, patch_size, vision_feature_select_strategy, chat_template, image_token,
-            num_additional_image_tokens: see `LlavaProcessor`.
+        image_processor, tokenizer, patch_size, vision_feature_select_strategy: see `LlavaProcessor`.
+        chat_template, image_token, num_additional_image_tokens: see `LlavaProcessor`.
         image_seq_length: number of image tokens per image, P.
         align_token: the alignment token; None for a model without an alignment module (`alignment: none`).
     """

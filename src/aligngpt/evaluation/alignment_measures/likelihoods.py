@@ -1,6 +1,6 @@
 """Likelihoods of captions and of yes and no, at chosen alignment levels: what all of alignment's measures rest on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -36,7 +36,11 @@ class Rating(Protocol):
 
 
 def caption_likelihoods(
-    engine: Rating, sets: Sequence[CaptionSet], levels: Sequence[Level] = (None,), prompt: str = DESCRIBE
+    engine: Rating,
+    sets: Sequence[CaptionSet],
+    levels: Sequence[Level] = (None,),
+    prompt: str = DESCRIBE,
+    on_rated: Callable[[int, Numbers], None] = lambda _, __: None,
 ) -> list[Numbers]:
     """The log-probability of every caption of a set for each of its pictures.
 
@@ -45,6 +49,7 @@ def caption_likelihoods(
         sets: pictures and captions.
         levels: levels to force one after another, None for the gate.
         prompt: what the captions answer.
+        on_rated: called with the number of each set and its table as soon as it is rated.
 
     Returns:
         Per set, natural logarithms `(levels, pictures, captions)`, summed over the tokens and the end of the turn.
@@ -64,6 +69,7 @@ def caption_likelihoods(
                 for picture in one.pictures
             ]
             found.append(np.array(pictures, dtype=np.float64).swapaxes(0, 1))
+            on_rated(len(found) - 1, found[-1])
             meter.advance(1)
     return found
 

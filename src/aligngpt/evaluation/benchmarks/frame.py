@@ -73,6 +73,7 @@ class Score:
         interval: how the interval was computed; empty without one.
         parts: further figures by name.
         notes: what a reader of the figure has to know.
+        judge: what a judge's verdicts depend on, by name: model, prompt, options, rules, date; empty without them.
     """
 
     figure: float | None
@@ -81,6 +82,7 @@ class Score:
     interval: str = ""
     parts: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    judge: dict[str, str] = field(default_factory=dict)
 
 
 class Benchmark(ABC):

@@ -32,6 +32,7 @@ class BenchmarkResult:
         files: content hash (SHA-256) of every question and label file.
         uploads: files written for an evaluation server.
         notes: what a reader of the figure has to know.
+        judge: what a judge's verdicts depend on, by name; empty if there are none, or they are from elsewhere.
         version: of this package.
     """
 
@@ -61,6 +62,7 @@ class BenchmarkResult:
     files: dict[str, str]
     uploads: list[str]
     notes: list[str]
+    judge: dict[str, str] = field(default_factory=dict)
     version: str = field(default=__version__)
 
 

@@ -14,6 +14,8 @@ from aligngpt.evaluation.benchmarks.frame import PUBLISHED, Benchmark, Item, Key
 from aligngpt.evaluation.benchmarks.published import comparison_markdown
 from aligngpt.evaluation.benchmarks.registry import find_benchmarks
 from aligngpt.evaluation.benchmarks.results import BenchmarkResult, save_results
+from aligngpt.evaluation.judging.asking import AnswerJudge, judge_answers
+from aligngpt.evaluation.judging.verdicts import JudgedBenchmark
 from aligngpt.files import atomic_write, sha256_of
 from aligngpt.locks import owned_folder
 
@@ -39,6 +41,7 @@ def run_benchmarks(
     batch_size: int = 16,
     limit: int | None = None,
     remarks: Sequence[str] = (),
+    judge: AnswerJudge | None = None,
 ) -> list[BenchmarkResult]:
     """Run benchmarks one after another; the same call resumes, and asks nothing that is answered already.
 
@@ -57,6 +60,7 @@ def run_benchmarks(
         batch_size: questions answered at once.
         limit: ask at least this many questions only, about pictures drawn at random; nothing is written for servers.
         remarks: what else a reader of the figures has to know about the model; added to the notes.
+        judge: asked about the answers to the benchmarks that need a judge; the others are scored as always.
 
     Raises:
         AlignGPTError: a benchmark is unknown or lacks the rules, files are missing or do not belong together, answers
@@ -88,6 +92,9 @@ def run_benchmarks(
             path = given.get(benchmark.name, folder / PREDICTIONS_FILE)
             if engine is None:
                 texts = _existing(benchmark, items, path)
+            if judge is not None and isinstance(benchmark, JudgedBenchmark):
+                ordered = [texts[benchmark.key(item)] for item in items]
+                judge_answers(judge, benchmark, items, ordered, source, folder, rules)
             asked = mode if engine is not None else None
             result = _score(benchmark, items, texts, source, folder, path, rules, model, asked, limit, remarks)
             save_results(folder / RESULTS_FILE, [result])
@@ -185,4 +192,5 @@ def _score(
         files=data.hashes,
         uploads=[str(folder / name) for name in uploads],
         notes=notes,
+        judge=score.judge,
     )

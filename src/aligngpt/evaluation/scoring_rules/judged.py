@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+MOST_POINTS = 10
+"""Highest score of LLaVA-Bench's prompt; a higher one is on another scale."""
 LEAST_JUDGED = 0.95
 """Share of answers that must have a readable judgement before a figure is given."""
 
@@ -31,9 +33,10 @@ class Relative(NamedTuple):
 
 
 def read_review(reply: str) -> ReviewScores | None:
-    """The two scores in the first line of a reply; None if it is not two numbers.
+    """The two scores in the first line of a reply; None if it is not two numbers up to 10.
 
-    LLaVA's program reads the same line and turns an unreadable reply into two scores of −1, which then count.
+    LLaVA's program reads the same line and turns an unreadable reply into two scores of −1, which then count; it takes
+    numbers of any size.
     """
     words = reply.split("\n", 1)[0].replace(",", " ").split(" ")
     if len(words) != 2:
@@ -42,7 +45,20 @@ def read_review(reply: str) -> ReviewScores | None:
         scores = ReviewScores(float(words[0]), float(words[1]))
     except ValueError:
         return None
-    return scores if all(math.isfinite(score) and score >= 0 for score in scores) else None
+    return scores if all(0 <= score <= MOST_POINTS for score in scores) else None
+
+
+def read_grade(reply: str) -> float | None:
+    """The grade at the beginning of a reply; None if its first word is not a number in 0…1.
+
+    MM-Vet's program reads the same word, of a reply cut after three tokens, and gives 0 after five unreadable replies.
+    """
+    words = reply.split(maxsplit=1)
+    try:
+        grade = float(words[0]) if words else math.nan
+    except ValueError:
+        return None
+    return grade if 0 <= grade <= 1 else None
 
 
 def relative_score(reviews: Sequence[ReviewScores]) -> Relative:

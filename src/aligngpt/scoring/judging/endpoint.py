@@ -92,6 +92,8 @@ class Endpoint:
         concurrency: number of requests at the same time.
         seconds: longest time for one attempt, from connecting to the last byte of the reply.
         sleep: waits between attempts.
+        key_name: the environment variable of the key, for messages.
+        options: the options of the command with the address and the model's name, for messages.
         requests: number of attempts so far.
     """
 
@@ -100,6 +102,8 @@ class Endpoint:
     concurrency: int = 8
     seconds: float = 120.0
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    key_name: str = API_KEY
+    options: tuple[str, str] = ("--endpoint", "--model")
     requests: int = 0
 
     def __post_init__(self) -> None:
@@ -194,12 +198,12 @@ class Endpoint:
         if status in _HOPELESS:
             raise JudgeError(
                 f"the endpoint {self.url} refuses requests, {_HOPELESS[status]} (HTTP {status}: {shown(text)}); set "
-                f"{API_KEY} in the environment to a key that it accepts"
+                f"{self.key_name} in the environment to a key that it accepts"
             )
         if status == _NOT_FOUND or 300 <= status < 400:
             raise JudgeError(
                 f"there is no chat endpoint at {self.url}, or it has no such model (HTTP {status}: {shown(text)}); "
-                "check --endpoint, which usually ends in /v1, and --model"
+                f"check {self.options[0]}, which usually ends in /v1, and {self.options[1]}"
             )
         if status != 200:
             raise Unanswered("refused", f"HTTP {status}: {shown(text)}")
@@ -210,15 +214,15 @@ class Endpoint:
         return text.replace(self.key, "***") if self.key else text
 
 
-def key_of_environment() -> str | None:
-    """The API key in the environment; None if there is none.
+def key_of_environment(name: str = API_KEY) -> str | None:
+    """The API key in an environment variable; None if there is none.
 
     Raises:
         JudgeError: it has characters that cannot be sent in a header. The message does not contain it.
     """
-    key = os.environ.get(API_KEY, "").strip()
+    key = os.environ.get(name, "").strip()
     if not re.fullmatch(r"[\x21-\x7e]*", key):
-        raise JudgeError(f"{API_KEY} contains spaces or other characters that no key has; set it again")
+        raise JudgeError(f"{name} contains spaces or other characters that no key has; set it again")
     return key or None
 
 
