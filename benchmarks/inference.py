@@ -5,7 +5,9 @@ Both run the same weights in one process, alternately; each ratio is of the shor
 - *batch1*: one question about a picture, answered by `generate`, over the same by the engine: above 1, the engine is
   faster.
 - *batch8*: eight questions about different pictures, answered one after another, over the same eight together, both by
-  the engine.
+  the engine. Above the last line stands the same for its two parts: reading (pictures and prompts, up to the first
+  token) and decoding (the further tokens). On a CPU, reading can hardly gain from company: the prompts of one request
+  are enough rows to keep it busy.
 - *turn2*: the second turn of a conversation read from its beginning, over the same turn continued from the kept first
   one, up to the first token; the vision tower must not run then.
 - *floor*: the time in which this machine reads the weights of the language model once, over the time that the engine
@@ -19,7 +21,8 @@ a real model, text takes its share of the time as that of random tokens. The las
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,7 +65,7 @@ WORDS = {"tiny": 500, "135m": 49_150, "1b": 128_000}
 TOWER = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 3}
 SIDE, PATCH = 224, 16
 QUESTION_WORDS = 24
-ONE_TOKEN = Sampling(max_new_tokens=1)
+ONE, ONE_TOKEN = ", one token", Sampling(max_new_tokens=1)
 BANDWIDTH_BYTES = 512 << 20
 
 
@@ -123,15 +126,14 @@ def compare(engine: Engine, size: str, tokens: int, repeats: int) -> None:
     if words.strip() != answers[0].text:
         raise SystemExit("the engine and generate do not give the same answer")
     times: dict[str, list[float]] = {}
+    eight = {"one after another": [[one] for one in requests], "eight together": [requests]}
     for _ in range(repeats):
-        # Another picture each time: the engine keeps the features of the latest ones.
         _timed(times, "generate", lambda: model.generate(**inputs, max_new_tokens=tokens, do_sample=False))
-        engine.loop.pictures._kept.clear()
-        _timed(times, "engine", lambda: engine.answer(requests[:1], sampling))
-        engine.loop.pictures._kept.clear()
-        _timed(times, "engine, one token", lambda: engine.answer(requests[:1], ONE_TOKEN))
-        _timed(times, "one after another", lambda: [engine.answer([request], sampling) for request in requests])
-        _timed(times, "eight together", lambda: engine.answer(requests, sampling))
+        for name, groups in ({"engine": [requests[:1]]} | eight).items():
+            for end, length in (("", sampling), (ONE, ONE_TOKEN)):
+                # The engine keeps the features of the latest pictures, which would spare it the tower here.
+                engine.loop.pictures._kept.clear()
+                _timed(times, name + end, partial(_answer_each, engine, groups, length))
     _turns(engine, times, repeats)
     text = model.model.language_model
     read = sum(parameter.nbytes for parameter in text.parameters())
@@ -139,11 +141,17 @@ def compare(engine: Engine, size: str, tokens: int, repeats: int) -> None:
         read += model.lm_head.weight.nbytes - text.embed_tokens.weight.nbytes
     bandwidth = _bandwidth(model.device)
     best = {name: min(found) for name, found in times.items()}
-    step = (best["engine"] - best["engine, one token"]) / (tokens - 1)
+    step = (best["engine"] - best["engine" + ONE]) / (tokens - 1)
     print(f"{size}: language model {read / 1e6:.0f} MB, memory {bandwidth / 1e9:.1f} GB/s")
     for name, seconds in best.items():
         print(f"  {name}: {seconds * 1e3:.0f} ms (median {statistics.median(times[name]) * 1e3:.0f} ms)")
     print(f"  a further token at batch 1: {step * 1e3:.1f} ms, {1 / step:.0f} tokens/s")
+    reading = {name: best[name + ONE] for name in eight}
+    decoding = {name: best[name] - best[name + ONE] for name in eight}
+    for what, found in (("reading", reading), ("decoding", decoding)):
+        alone, together = found.values()
+        print(f"  {what} eight: {alone * 1e3:.0f} ms one after another, {together * 1e3:.0f} ms together: ", end="")
+        print(f"{alone / together:.2f}")
     print(
         f"inference batch1={best['generate'] / best['engine']:.2f} "
         f"batch8={best['one after another'] / best['eight together']:.2f} "
@@ -176,6 +184,11 @@ def _turns(engine: Engine, times: dict[str, list[float]], repeats: int) -> None:
         if len(looked) != seen:
             raise SystemExit("the second turn read the picture again")
     hook.remove()
+
+
+def _answer_each(engine: Engine, groups: Sequence[Sequence[Request]], sampling: Sampling) -> None:
+    for group in groups:
+        engine.answer(group, sampling)
 
 
 def _timed(times: dict[str, list[float]], name: str, run: Callable[[], Any]) -> None:

@@ -50,7 +50,7 @@ from aligngpt.data.records.sample import Sample
 from aligngpt.device import peak_memory, reset_peak_memory, resolve_device, resolve_dtype
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
-from aligngpt.model.packing import NAME as PACKED_ATTENTION
+from aligngpt.model.packing.attention import NAME as PACKED_ATTENTION
 from aligngpt.training.feed.sampler import balanced_parts
 from aligngpt.training.recipe import Part
 from aligngpt.training.setup.freezing import freeze_all_but, hold_frozen_in
@@ -339,7 +339,8 @@ def _prepare(
     """Move and freeze a model as a run does; return the optimiser of the trained parameters."""
     model.to(device).train()
     # Parts are identified by parameter names, which LLaVA shares.
-    freeze_all_but(model, TRAINED[stage])  # type: ignore[arg-type]
+    # LLaVA has no gate, which given levels leave out.
+    freeze_all_but(model, TRAINED[stage], levels_given=name == "baseline")  # type: ignore[arg-type]
     if name == "ours":
         model.set_attn_implementation({"text_config": PACKED_ATTENTION})  # type: ignore[operator]
     if name == "ours" and stage == 1 and dtype != torch.float32:

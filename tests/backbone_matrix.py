@@ -18,6 +18,7 @@ import torch
 import transformers
 from language_families import LANGUAGES, Language, save_language
 from PIL import Image
+from timm_towers import TIMM_TOWERS
 from torch import Tensor
 from tower_families import PATCH, PATCHES, SIDE, TOWERS, save_tower
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
@@ -28,7 +29,8 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
 from aligngpt.model.modeling import IGNORE_INDEX
-from aligngpt.model.packing import NAME, can_pack
+from aligngpt.model.packing.attention import NAME
+from aligngpt.model.packing.leaks import can_pack
 from aligngpt.model.vision_towers import INSTEAD
 from aligngpt.training.setup.freezing import freeze_all_but, part_of
 from aligngpt.training.setup.loading import check_rows_can_branch
@@ -72,6 +74,18 @@ TOWERS_SAY = """
 (class token, registers) are dropped.
 
 | vision tower | works | |
+|---|---|---|
+"""
+TIMM_SAYS = """
+### Vision transformers of timm
+
+A folder or hub name of a timm checkpoint (`config.json` with `architecture` and `pretrained_cfg`) is a vision tower
+too, if timm is installed: `pip install 'aligngpt[timm]'`. Size, mean, standard deviation and interpolation are those of
+`pretrained_cfg`; its `crop_pct` is not used. The images have the size of the checkpoint, which `image_size` cannot
+change, and `vision_blocks` is refused if timm keeps the blocks in an `nn.Sequential` (ViT). These families are tried by
+`pytest tests/model/test_timm_tower.py`; networks without blocks and square patches (ConvNeXt) are refused.
+
+| vision tower of timm | works | |
 |---|---|---|
 """
 LANGUAGES_SAY = """
@@ -120,10 +134,22 @@ def try_tower(name: str, work: Path) -> Outcome:
         assert any(torch.equal(tensor, one) for one in tensors.get(tuple(tensor.shape), [])), (
             f"{own} is not the tower's"
         )
+    check_tower_works(model, processor, work)
+    return _works_with(model.config.leading_tokens)
+
+
+def check_tower_works(model: Any, processor: Any, work: Path) -> None:
+    """Check a model whose language model is in `work/llama`: patches, a step of each stage, reloading, answers.
+
+    Raises:
+        AssertionError: something is wrong.
+    """
     _check_patches(model)
     _check_training(model, processor, work / "saved", STAGES)
     assert not _check_answers(model, processor, work / "llama")
-    leading = model.config.leading_tokens
+
+
+def _works_with(leading: int) -> Outcome:
     return Outcome(True, "" if not leading else f"{leading} token{'s' * (leading > 1)} before the patches")
 
 
@@ -364,6 +390,7 @@ def page(towers: Mapping[str, Outcome], languages: Mapping[str, Outcome]) -> str
     """The page docs/backbones.md."""
     text = INTRODUCTION.replace("{version}", transformers.__version__)
     text += TOWERS_SAY + "".join(one.row(name) + "\n" for name, one in towers.items())
+    text += TIMM_SAYS + "".join(_works_with(one.leading).row(name) + "\n" for name, one in TIMM_TOWERS.items())
     return text + LANGUAGES_SAY + "".join(one.row(name) + "\n" for name, one in languages.items())
 
 

@@ -692,6 +692,17 @@ RIGHT_AWAY: dict[str, tuple[list[str], str]] = {
     "run": (["report", "none"], "the run none cannot be read: no such file or folder; give a run folder"),
     "adapter": (["merge", "none", "out"], "the adapter none cannot be read"),
     "published model": (["convert", "none", "--out", "out"], "the model none cannot be read"),
+    "address to write": (
+        ["score", "pairs.csv", "--model", "m", "--out", "s3://bucket/s"],
+        "s3://… cannot be written to",
+    ),
+    "address to convert to": (["convert", "m", "gs://bucket/m"], "give a folder or file on this machine, and upload"),
+    "address of a run": (
+        ["train", "good.yaml", "--set", "output=s3://bucket/run"],
+        "output: an address such as s3://…",
+    ),
+    "address of a page": (["report", "m", "--out", "https://host/p?sign=x"], "https://… cannot be written to"),
+    "address of a study": (["study", "report", "plan.yaml", "--out", "s3://b/p"], "s3://… cannot be written to"),
     "two folders": (["merge", "m", "a", "--out", "b"], "given twice"),
     "no shipped recipe": (["recipe", "aligngpt7b"], "did you mean aligngpt-7b?"),
     "list of recipes": (["recipe"], ""),

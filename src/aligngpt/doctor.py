@@ -6,9 +6,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
@@ -17,6 +15,7 @@ from packaging.version import Version
 from aligngpt.cache import cache_folder
 from aligngpt.cache_entries import size_text
 from aligngpt.cpus import usable_cpus
+from aligngpt.memory import available_memory
 
 State = Literal["ok", "note", "problem"]
 
@@ -36,6 +35,7 @@ COSTS = {
     "study": "aligngpt study cannot analyse its runs",
     "ray": "aligngpt score cannot run on a Ray cluster",
     "gguf": "aligngpt export --gguf cannot write files for llama.cpp",
+    "timm": "vision towers of timm cannot be loaded",
     "bits": "no 4-bit weights and no 8-bit optimiser in training",
 }
 """What does not work without an extra."""
@@ -44,7 +44,6 @@ DEVELOPMENT = ("dev", "lint", "test")
 LITTLE_MEMORY, LITTLE_DISK = 4 * 10**9, 5 * 10**9
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 YES = ("1", "on", "true", "yes")
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -179,16 +178,9 @@ def processors() -> Finding:
 
 def memory() -> Finding:
     """The main memory that is available, or the limit of the container if that is smaller."""
-    found: list[int] = []
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    for limit in _LIMITS:
-        with suppress(OSError, ValueError):
-            found.append(int(Path(limit).read_text(encoding="utf-8")))
-    if not found:
+    available = available_memory()
+    if available is None:
         return Finding("main memory", "not reported by this system")
-    available = min(found)
     if available < LITTLE_MEMORY:
         advice = "the quickstart needs 5 GB; close other programs or use a larger machine"
         return Finding("main memory", f"{size_text(available)} available", "note", advice)

@@ -1,4 +1,4 @@
-"""Distinguishes names of local files and folders from names on the Hugging Face hub."""
+"""Distinguishes names of local files and folders from names on the Hugging Face hub, and from addresses."""
 
 import difflib
 import os
@@ -13,9 +13,26 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# At least two letters, so that a Windows drive letter does not match; `Path` turns `//` into `/`.
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,3}(?P<rest>.*)", re.DOTALL)
 _NEAR_NAMES = 3
 _SECONDS_TO_ANSWER = 10.0
 _ADVICE = "Give a model folder (with config.json) or a hub name, owner/name"
+
+
+def written_locally(path: str | Path) -> str | None:
+    """Why nothing can be written to a path: it is an address, such as `s3://bucket/folder`; None if it is not.
+
+    Without this check, a local folder named `s3:` would be made.
+    """
+    found = _ADDRESS.fullmatch(str(path))
+    if found is None or Path(found["scheme"] + ":").is_dir():
+        return None
+    # A signature or a password in the rest must not be shown.
+    return (
+        f"an address such as {found['scheme']}://… cannot be written to; give a folder or file on this machine, and "
+        "upload it when the command has finished"
+    )
 
 
 def local_or_hub(

@@ -19,7 +19,7 @@ def written() -> str:
 
 def rows(heading: str) -> dict[str, str]:
     """The rows of a table of the page, by family."""
-    table = written().partition(f"## {heading}")[2].partition("\n## ")[0]
+    table = written().partition(f"## {heading}")[2].partition("\n## ")[0].partition("\n### ")[0]
     lines = [line for line in table.splitlines() if re.match(r"\| .* \| (yes|no) \| ", line)]
     return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import Assembled
 
-from aligngpt.model.packing import can_pack
+from aligngpt.model.packing.leaks import can_pack
 from aligngpt.training.recipe import RecipeError
 from aligngpt.training.setup.loading import check_rows_can_branch
 

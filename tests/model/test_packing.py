@@ -2,58 +2,19 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
+from packed_rows import gradients, rows_for
 
 from aligngpt.data.batches.collate import Collator
-from aligngpt.data.batches.examples import Example, Row
 from aligngpt.model.modeling import IGNORE_INDEX
-from aligngpt.model.packing import NAME, Piece, can_pack, packed_attention, pieces_of
+from aligngpt.model.packing.attention import NAME, packed_attention
+from aligngpt.model.packing.leaks import can_pack
+from aligngpt.model.packing.pieces import Piece, Pieces
 from aligngpt.model.segments import Samples
 
 LANGUAGES = ["llama", "qwen2", "qwen3", "gemma", "phi", "phi3", "gpt_neox", "granite", "cohere"]
-PATCHES = 16
-
-
-def example(model: Any, words: list[int], answer: list[int], pixels: torch.Tensor | None, level: int | None) -> Example:
-    """BOS, `<align>`, image tokens, words and an answer that counts."""
-    config = model.config
-    image = [] if pixels is None else [config.align_token_index, *[config.image_token_index] * PATCHES * len(pixels)]
-    opening = [1, *image, *words]
-    return Example([*opening, *answer], [IGNORE_INDEX] * len(opening) + answer, pixels, level)
-
-
-def rows_for(model: Any, *, levels: bool = False) -> list[Row]:
-    generator = torch.Generator().manual_seed(0)
-
-    def picture(count: int = 1) -> torch.Tensor:
-        return torch.randn(count, 3, 32, 32, generator=generator)
-
-    shared = picture()
-    level = (lambda number: number) if levels else (lambda number: None)
-    return [
-        (example(model, [5, 6, 7], [8, 9], picture(), level(2)),),
-        (example(model, [6], [7, 7, 7, 4], None, None),),
-        tuple(
-            example(model, words, answer, shared, level(5))
-            for words, answer in (([5, 9, 11], [8, 3]), ([5, 9], [4, 9, 10, 2]), ([12, 5], [6]))
-        ),
-        (example(model, [9, 10, 11, 12, 13], [5], picture(2), level(8)),),
-    ]
-
-
-def gradients(model: Any, batches: list[dict[str, torch.Tensor]], counted: int) -> tuple[float, dict[str, Any]]:
-    model.zero_grad()
-    total = 0.0
-    for batch in batches:
-        loss = model(**batch, num_items_in_batch=counted).loss
-        loss.backward()
-        total += loss.item()
-    # A text-only batch gives the image parts gradients of zero, where others give them none.
-    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return total, {name: grad for name, grad in grads.items() if grad.any()}
 
 
 def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -88,12 +49,12 @@ def test_no_sample_sees_another(assembled: Callable) -> None:
     collator = Collator(processor.tokenizer.pad_token_id, packed=True)
     rows = rows_for(model)
     whole, changed = collator(rows), collator(rows)
-    begins = whole["pieces"][1, 0]
+    begins = whole["pieces"].pieces[1].start
     changed["input_ids"][0, begins + 1] = 11  # a word of the second sample
     with torch.no_grad():
         first, second = (model.model(**{k: v for k, v in batch.items() if k != "labels"}) for batch in (whole, changed))
     differs = (first.last_hidden_state != second.last_hidden_state).any(dim=-1)[0]
-    stop = whole["pieces"][1, 1]
+    stop = whole["pieces"].pieces[1].stop
     assert differs[begins + 1 : stop].all()
     assert not differs[:begins].any() and not differs[stop:].any()
     assert torch.equal(first.alignment_weights, second.alignment_weights)
@@ -102,14 +63,14 @@ def test_no_sample_sees_another(assembled: Callable) -> None:
 def test_pieces_are_the_runs_of_the_rows(assembled: Callable) -> None:
     model, processor = assembled("llama")
     batch = Collator(processor.tokenizer.pad_token_id, packed=True)(rows_for(model))
-    pieces = pieces_of(batch["pieces"])
+    pieces = batch["pieces"].pieces
     assert pieces[0].start == 0 and pieces[-1].stop == batch["input_ids"].shape[1]
     assert all(one.stop == after.start for one, after in pairwise(pieces))
     branches = [piece for piece in pieces if piece.prefix_stop > piece.prefix_start]
     assert len(branches) == 3
     prefix = pieces[2]
     assert all((one.prefix_start, one.prefix_stop) == (prefix.start, prefix.stop) for one in branches)
-    samples = Samples.of_pieces(pieces, torch.device("cpu"))
+    samples = Samples.of_pieces(batch["pieces"])
     assert samples.number == 4
     assert samples.of_token.shape == batch["input_ids"].shape
     assert torch.equal(samples.of_token[0, prefix.start : branches[-1].stop].unique(), torch.tensor([2]))
@@ -118,12 +79,10 @@ def test_pieces_are_the_runs_of_the_rows(assembled: Callable) -> None:
 
 def test_packed_attention_needs_its_pieces_and_refuses_what_it_does_not_know() -> None:
     query = torch.randn(1, 2, 3, 4)
-    pieces = (Piece(0, 3, 0, 0),)
+    pieces = Pieces([Piece(0, 3, 0, 0)])
     with pytest.raises(ValueError, match="pieces"):
         packed_attention(torch.nn.Identity(), query, query, query, None)
-    with pytest.raises(ValueError, match="3 tokens is longer than the 2"):
-        packed_attention(torch.nn.Identity(), query, query, query, None, pieces=pieces, sliding_window=2)
-    for name in ("softcap", "s_aux"):
+    for name in ("position_bias", "s_aux"):
         with pytest.raises(ValueError, match=name):
             packed_attention(torch.nn.Identity(), query, query, query, None, pieces=pieces, **{name: 1})
 
@@ -131,9 +90,7 @@ def test_packed_attention_needs_its_pieces_and_refuses_what_it_does_not_know() -
 @pytest.mark.parametrize(
     ("language", "possible"),
     [
-        *((language, True) for language in LANGUAGES),
-        ("mistral", False),
-        ("gemma2", False),
+        *((language, True) for language in [*LANGUAGES, "mistral", "gemma2"]),
         ("stablelm", False),
         ("mamba2", False),
     ],
@@ -147,8 +104,15 @@ def test_whether_a_language_model_can_be_packed_is_found_out(
     assert language_model.config._attn_implementation == kind
 
 
-def test_samples_longer_than_a_window_cannot_be_packed(assembled: Callable) -> None:
+def test_a_window_that_the_attention_is_not_told_of_cannot_be_packed(assembled: Callable) -> None:
     language_model = assembled("mistral")[0].model.language_model
-    language_model.config.sliding_window = 32
+    window = language_model.config.sliding_window
+    assert can_pack(language_model, 4 * window)
+    # By its configuration the first layer has no window, but it says that it has.
+    language_model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert can_pack(language_model, window)
+    assert not can_pack(language_model, window + 1)
+    language_model.config.sliding_window = language_model.config.layer_types = None
+    language_model.config.attention_chunk_size = 32
     assert can_pack(language_model, 32)
     assert not can_pack(language_model, 33)

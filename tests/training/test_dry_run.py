@@ -141,3 +141,10 @@ def test_a_backbone_that_is_not_there_is_an_error(tiny_recipe: TinyRecipe, tmp_p
     recipe = tiny_recipe(model__language_model=str(tmp_path / "empty"))
     with pytest.raises(BackboneError, match="language model"):
         plan(recipe)
+
+
+def test_the_operations_of_a_step_are_said(tiny_recipe: TinyRecipe) -> None:
+    one, two = plan(tiny_recipe())
+    for stage in (one, two):
+        assert "floating-point operations (layers " in stage.text()
+        assert "tokens per second at 40% of a card's peak in bfloat16: H200 " in stage.text()

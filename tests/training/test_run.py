@@ -302,7 +302,7 @@ def test_wrong_recipes_say_what_is_wrong(tiny_recipe: Callable) -> None:
     with pytest.raises(RecipeError, match="mamba2 has a recurrent state instead of attention"):
         train(tiny_recipe("mamba2", model__chat_template="plain", pretrain=None, instruct__questions_per_prefix=2))
     with pytest.raises(RecipeError, match="mistral attends over 12 tokens only"):
-        train(tiny_recipe("mistral", pretrain=None, instruct__questions_per_prefix=2))
+        train(tiny_recipe("mistral", pretrain=None, instruct__questions_per_prefix=2, instruct__packing="padded"))
 
 
 def test_the_precision_is_chosen_once(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from aligngpt.cli import (
     train,
     web,
 )
-from aligngpt.cli.options import Shown
+from aligngpt.cli.options import Shown, Verb
 from aligngpt.endings import INTERRUPTED, said_in_one_line, stoppable
 from aligngpt.progress import console
 
@@ -101,7 +101,7 @@ for _verb in (
     cache.cache,
     doctor.doctor,
 ):
-    app.command()(_verb)
+    app.command(cls=Verb)(_verb)
 app.add_typer(study.app, name="study")
 
 

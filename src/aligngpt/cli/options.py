@@ -3,12 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.hub_names import near_paths
+from aligngpt.hub_names import near_paths, written_locally
 
 PROBLEMS_FOUND = 3
 """Exit code of a verb that checks something, if it found problems; errors of the check itself exit with 1."""
@@ -26,6 +27,9 @@ Precision = Annotated[
     typer.Option(help="Precision of the model; auto is bfloat16 if it is faster on this device, else float32."),
 ]
 
+WRITTEN = ("out", "target", "uids", "report", "replies")
+"""Parameters of verbs that name a file or folder to write."""
+
 _PATTERN = re.compile(r"[*?\[{]")
 
 
@@ -38,6 +42,22 @@ class Shown:
     """
 
     traceback: bool = False
+
+
+class Verb(TyperCommand):
+    """A verb, which begins only if what it writes has a place on this machine.
+
+    Raises:
+        AlignGPTError: a parameter in `WRITTEN` is an address.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Check the parameters, then call the verb's function."""
+        for name in WRITTEN:
+            given = ctx.params.get(name)
+            if given is not None and (trouble := written_locally(given)) is not None:
+                raise AlignGPTError(trouble)
+        return super().invoke(ctx)
 
 
 def must_exist(path: Path, what: str, *, advice: str = "") -> None:

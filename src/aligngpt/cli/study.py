@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from aligngpt.cli.options import must_exist
+from aligngpt.cli.options import Verb, must_exist
 
 Quick = Annotated[
     bool,
@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(cls=Verb)
 def run(
     plan: Annotated[Path, typer.Argument(help="YAML file: data, model, both stages, and the grid of arms and seeds.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that run at once, with one thread each.")] = 2,
@@ -67,7 +67,7 @@ def run(
     print(f"next: aligngpt study report {plan}{' --quick' if quick else ''}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def report(
     plan: Annotated[Path, typer.Argument(help="The plan of the study.")],
     results: Annotated[

@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor
-
 from aligngpt.errors import AlignGPTError
-from aligngpt.hub_names import local_or_hub
-from aligngpt.model.adapters import is_adapter, load_adapter
-from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.inference.loading import load_model as load_in_precision
+from aligngpt.inference.loading import read_config
+from aligngpt.model.adapters import is_adapter
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 
@@ -35,32 +32,14 @@ def load_model(source: str | Path, base: str | Path | None = None) -> Loaded:
         ExportError: the model cannot be loaded or is not an AlignGPT model, or `base` is given without an adapter.
         AdapterError: an adapter folder or its base cannot be used.
     """
-    if is_adapter(source):
-        return Loaded(*load_adapter(Path(source), base=base))
-    if base is not None:
-        raise ExportError(f"{source} is not an adapter folder and has no base; leave --base out")
-    local_or_hub(source, "the model", ExportError, with_owner=True)
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            f"the model {source} cannot be loaded: {str(error).rstrip('.')}. Give a model folder (with config.json) or "
-            "a hub name"
-        ) from error
-    if not isinstance(config, AlignGPTConfig):
-        raise ExportError(f"{source} is a {config.model_type!r} model, expected an AlignGPT model")
-    if getattr(config, "quantization_config", None) is not None:
-        raise ExportError(
-            f"{source} stores quantised weights, which cannot be exported; export the model that they were made from"
-        )
-    try:
-        processor = AutoProcessor.from_pretrained(source)
-        model = AlignGPTForConditionalGeneration.from_pretrained(source, dtype="auto")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ExportError(
-            f"the model {source} cannot be loaded: {str(error).rstrip('.')}. One of its files is missing or damaged; "
-            "save or download the model again"
-        ) from error
+    if base is None and not is_adapter(source):
+        config = read_config(source, ExportError)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ExportError(
+                f"{source} stores quantised weights, which cannot be exported; export the model that they were made "
+                "from"
+            )
+    model, processor = load_in_precision(source, base=base, device="cpu", dtype="stored", error=ExportError)
     return Loaded(model.eval(), processor)
 
 

@@ -1,4 +1,4 @@
-"""Loads a model to answer with: a folder, a name on the hub, or adapters merged with their base."""
+"""Loads a trained model: a folder, a name on the hub, or adapters merged with their base."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,11 +7,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
 
 from aligngpt.device import resolve_device, resolve_dtype
+from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 from aligngpt.inference.requests import EngineError
 from aligngpt.model.adapters import is_adapter, load_adapter
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.processing import AlignGPTProcessor
 
 NOT_QUANTISED = ("vision_tower", "multi_modal_projector", "alignment", "lm_head")
@@ -26,6 +28,7 @@ def load_model(
     dtype: str = "auto",
     device_map: str | None = None,
     bits: Literal[4, 8] | None = None,
+    error: type[AlignGPTError] = EngineError,
 ) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
     """Load a model folder or hub name, or an adapter folder, which is merged with its base in memory.
 
@@ -33,9 +36,11 @@ def load_model(
         source: folder written by `save_pretrained` of model and processor, its name on the hub, or adapter folder.
         base: folder or hub name of an adapter folder's base model; the one named in the adapter when None.
         device: `cpu`, `cuda`, `mps`, or `auto` for the best available.
-        dtype: `float32`, `bfloat16`, or `auto` for bfloat16 if it is faster on the device.
+        dtype: `float32`, `bfloat16`, `auto` for bfloat16 if it is faster on the device, or `stored` for the precision
+            of the files.
         device_map: `auto` spreads the layers over all GPUs, and over the memory of the machine if they are too small.
         bits: hold the language model's weights in 8 or 4 bits (needs bitsandbytes).
+        error: exception class to raise in place of `EngineError`.
 
     Raises:
         EngineError: the model cannot be loaded or is not an AlignGPT model, or two options exclude each other.
@@ -43,59 +48,60 @@ def load_model(
         DeviceError: the device or precision is not available.
     """
     target = resolve_device(device)
-    precision = resolve_dtype(dtype, target)
+    precision = None if dtype == "stored" else resolve_dtype(dtype, target)
     if is_adapter(source):
         if bits is not None or device_map is not None:
-            raise EngineError(
+            raise error(
                 f"{source} is an adapter folder, which is merged in memory; to load it in {bits or 'fewer'} bits or on "
                 "several devices, write the merged model first: aligngpt convert ADAPTER --out FOLDER"
             )
         adapted, own_processor = load_adapter(Path(source), base=base, dtype=precision)
         return adapted.to(target), own_processor
     if base is not None:
-        raise EngineError(f"{source} is not an adapter folder and has no base; leave --base out")
-    _check_kind(source)
+        raise error(f"{source} is not an adapter folder and has no base; leave --base out")
+    read_config(source, error)
     placing: dict[str, Any] = {}
     if bits is not None:
-        placing["quantization_config"] = _quantization(bits)
+        placing["quantization_config"] = _quantization(bits, error)
     if device_map is not None or bits is not None:
         placing["device_map"] = device_map or {"": target}
     try:
-        processor = AutoProcessor.from_pretrained(source)
-        model = AlignGPTForConditionalGeneration.from_pretrained(source, dtype=precision, **placing)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EngineError(
-            f"the model {source} cannot be loaded: {str(error).rstrip('.')}. One of its files is missing "
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        model = AlignGPTForConditionalGeneration.from_pretrained(source, dtype=precision or "auto", **placing)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as why:
+        raise error(
+            f"the model {source} cannot be loaded: {str(why).rstrip('.')}. One of its files is missing "
             "or damaged; save or download the model again"
-        ) from error
+        ) from why
     return (model if placing else model.to(target)), processor
 
 
-def _check_kind(source: str | Path) -> None:
-    """Check that there is a model and that it is one of ours, before its weights are read."""
-    if "/" not in str(source) and not Path(source).is_dir():
-        # Avoid several requests to the hub: a model there always has an owner, as in owner/name.
-        raise EngineError(
-            f"the model {source} cannot be loaded: there is no such folder here. Give a model folder (with "
-            "config.json) or a hub name, owner/name"
-        )
-    local_or_hub(source, "the model", EngineError)
+def read_config(source: str | Path, error: type[AlignGPTError] = EngineError) -> AlignGPTConfig:
+    """The configuration of a model folder or hub name; the weights are not read.
+
+    Raises:
+        EngineError: or `error`: there is no such model, it is not an AlignGPT model, or it brings code of its own.
+    """
+    # A model on the hub always has an owner, so for a name without one the hub need not be asked.
+    local_or_hub(source, "the model", error, with_owner=True)
+    refuse_own_code(source, "the model", error)
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"the model {source} cannot be loaded: {str(error).rstrip('.')}. Give a model folder "
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as why:
+        raise error(
+            f"the model {source} cannot be loaded: {str(why).rstrip('.')}. Give a model folder "
             "(with config.json) or a hub name"
-        ) from error
+        ) from why
     if not isinstance(config, AlignGPTConfig):
-        raise EngineError(f"{source} is a {config.model_type!r} model, expected an AlignGPT model")
+        raise error(f"{source} is a {config.model_type!r} model, expected an AlignGPT model")
+    return config
 
 
-def _quantization(bits: int) -> BitsAndBytesConfig:
+def _quantization(bits: int, error: type[AlignGPTError]) -> BitsAndBytesConfig:
     try:
         import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise EngineError(f"{bits} bits need bitsandbytes; run: pip install 'aligngpt[bits]'") from error
+    except ImportError as why:
+        raise error(f"{bits} bits need bitsandbytes; run: pip install 'aligngpt[bits]'") from why
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(NOT_QUANTISED))
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=list(NOT_QUANTISED))

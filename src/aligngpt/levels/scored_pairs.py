@@ -41,8 +41,8 @@ class ScoredPairs(ScoreTable):
             summary = part_summary(folder, shard)
             if summary is None:
                 raise ScoresError(
-                    f"{part_path(folder, shard)} or its rejects cannot be read; run the same `aligngpt score` again to "
-                    "rewrite this part"
+                    f"{part_path(folder, shard)} or its rejects cannot be read; run the same "
+                    f"`{self.manifest.command}` again to rewrite this part"
                 )
             at += summary.records
             if column not in (names := score_column_names(folder, shard)):

@@ -27,6 +27,7 @@ from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.foreign.checkpoint_formats import EMBEDDINGS, HEAD
 from aligngpt.model.foreign.weight_files import ShardError, read_shapes
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.templates import for_images, one_template
 
@@ -118,8 +119,9 @@ def load_adapter(
     source = str(base) if base is not None else _named_base(folder)
     elsewhere = "If it is stored elsewhere, name it with --base FOLDER"
     local_or_hub(source, "the base", AdapterError, whose=f"of the adapter {folder}", advice=elsewhere)
+    refuse_own_code(source, "the base", AdapterError)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise AdapterError(
             f"the base {source} of the adapter {folder} cannot be loaded: {str(error).rstrip('.')}. If it is stored "

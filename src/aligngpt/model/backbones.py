@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
+from aligngpt.model.own_code import refuse_own_code
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
@@ -28,15 +29,18 @@ def load_config(source: str | Path, what: str) -> PretrainedConfig:
         BackboneError: it cannot be loaded; the message calls it `what`.
     """
     local_or_hub(source, f"the {what}", BackboneError)
+    refuse_own_code(source, f"the {what}", BackboneError, unless_known=True)
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise BackboneError(f"the {what} {source} cannot be loaded: {error}") from error
 
 
 def load(kind: Any, source: str | Path, dtype: torch.dtype | str, **options: Any) -> tuple[Any, list[str]]:
     """A model, and the names of the tensors missing from the source, which are left random."""
-    model, found = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    model, found = kind.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options
+    )
     return model, sorted(found["missing_keys"])
 
 

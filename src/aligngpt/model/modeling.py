@@ -27,9 +27,10 @@ from aligngpt.alignment.module import AlignmentModule, AlignmentOutput, mean_tex
 from aligngpt.model.backbones import network_class
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.generation import AlignGPTGenerationMixin
+from aligngpt.model.layout import Layout, check_align, check_no_images
 from aligngpt.model.loss import ROWS_AT_ONCE, linear_cross_entropy
 from aligngpt.model.multiscale import crops_of_scales
-from aligngpt.model.packing import pieces_of
+from aligngpt.model.packing.pieces import Pieces
 from aligngpt.model.projector import AlignGPTProjector
 from aligngpt.model.segments import Samples, readable_text, sample_of_image
 
@@ -134,8 +135,9 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         alignment_level: Tensor | None = None,
         alignment_weights: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        pieces: Tensor | None = None,
+        pieces: Pieces | Tensor | None = None,
         vision_features: Tensor | None = None,
+        layout: Layout | None = None,
         **kwargs: Any,
     ) -> AlignGPTModelOutput:
         """Compute the hidden states of a batch of samples, each with any number of images.
@@ -151,13 +153,14 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 `text_pooling: all`.
             alignment_level: force a level 1…N, `(batch,)`. The level of each pair in pre-training.
             alignment_weights: replace the gate's weights, `(batch, levels - 1)`.
-            pieces: `(pieces, 4)`, the pieces of a packed row, see `aligngpt.model.packing`; `alignment_level` and
+            pieces: of a packed row; also as a table `(pieces, 4)`. `alignment_level` and
                 `alignment_weights` then have one entry per sample of the row. Requires the attention implementation
                 `aligngpt_packed`.
             mm_encoder_outputs: precomputed by `generate`: features of the images (`image`) and the alignment
                 embeddings (`align`), in the order of their tokens.
             vision_features: output of `tower_features`, `(images, P, scales · merge² · tower hidden)`, in place of
                 `pixel_values`.
+            layout: of this batch, whose checks have been made; nothing then waits for a GPU.
             **kwargs: for the language model; `cache` above all.
 
         Raises:
@@ -178,17 +181,17 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         elif vision_features is not None:
             projected = self.multi_modal_projector.project(vision_features)
             features["image"] = BaseModelOutputWithPooling(pooler_output=list(projected))
-        elif not features and input_ids is not None and input_ids.shape[1] > 1:
-            _check_no_images(input_ids, self.config)
+        elif layout is None and not features and input_ids is not None and input_ids.shape[1] > 1:
+            check_no_images(input_ids == self.config.image_token_id)
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if pieces is not None:
-            kwargs["pieces"] = pieces_of(pieces)
-        samples = Samples.of_rows(embeds) if pieces is None else Samples.of_pieces(kwargs["pieces"], embeds.device)
+            kwargs["pieces"] = Pieces.of(pieces).to(embeds.device)
+        samples = Samples.of_rows(embeds) if pieces is None else Samples.of_pieces(kwargs["pieces"])
         weights = None
         is_align = self.align_positions(input_ids, embeds)
         if (images := features.get("image")) is not None:
             image_tokens = torch.cat(list(images.pooler_output)).to(embeds.device, embeds.dtype)
-            is_image = self.get_placeholder_mask(input_ids, embeds, image_tokens)
+            is_image = self._image_positions(input_ids, embeds, image_tokens, layout)
             # A later chunk of a long prompt may have image tokens, but its <align> was already handled.
             begins = has_images or ("align" not in features and bool(is_align.any()))
             if self.alignment is not None and begins:
@@ -201,13 +204,17 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                     alignment_level=alignment_level,
                     alignment_weights=alignment_weights,
                     samples=samples,
+                    layout=layout,
                 )
                 weights = aligned.weights
                 embedding = aligned.embedding.to(embeds.device, embeds.dtype)
                 # An unpacked row has one embedding for all positions; in a packed row each has that of its sample.
                 embedding = embedding.unsqueeze(1) if pieces is None else embedding[samples.of_token]
                 embeds = torch.where(is_align.unsqueeze(-1), embedding, embeds)
-            embeds = embeds.masked_scatter(is_image, image_tokens)
+            if layout is None:
+                embeds = embeds.masked_scatter(is_image.unsqueeze(-1), image_tokens)
+            else:
+                embeds = embeds.flatten(0, 1).index_copy(0, layout.image_tokens, image_tokens).view_as(embeds)
         elif self.training and torch.is_grad_enabled():
             embeds = self._with_image_parts(embeds)
         if (align := features.get("align")) is not None:
@@ -298,12 +305,13 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         alignment_level: Tensor | None = None,
         alignment_weights: Tensor | None = None,
         samples: Samples | None = None,
+        layout: Layout | None = None,
     ) -> AlignmentOutput:
         """The alignment embedding of each sample of a batch, from its level or from its images and its instruction.
 
         Args:
             image_features: projected tokens of each image, `(P, hidden)` each.
-            input_ids, inputs_embeds, attention_mask, instruction_mask, alignment_level, alignment_weights: see
+            input_ids, inputs_embeds, attention_mask, instruction_mask, alignment_level, alignment_weights, layout: see
                 `forward`.
             samples: which sample each token belongs to; each row is a sample when None.
 
@@ -318,9 +326,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         is_align = self.align_positions(input_ids, embeds)
         image_tokens = torch.stack(list(image_features)).to(embeds.device, embeds.dtype)
-        is_image = self.get_placeholder_mask(input_ids, embeds, image_tokens)[..., 0]
+        is_image = self._image_positions(input_ids, embeds, image_tokens, layout)
         samples = samples or Samples.of_rows(embeds)
-        _check_align(is_align, is_image, samples)
+        if layout is None:
+            check_align(is_align, is_image, samples)
         if self.config.text_pooling == "all":
             instruction_mask = None
         readable = readable_text(is_align, is_image, attention_mask, instruction_mask, samples)
@@ -329,12 +338,30 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
         output: AlignmentOutput = self.alignment(
             image_tokens,
             text,
-            sample_of_image(is_image, len(image_tokens), samples),
+            sample_of_image(is_image, len(image_tokens), samples) if layout is None else layout.sample_of_image,
             mode=self.config.alignment,
             level=alignment_level,
             weights=alignment_weights,
         )
         return output
+
+    def _image_positions(
+        self, input_ids: Tensor | None, embeds: Tensor, image_tokens: Tensor, layout: Layout | None
+    ) -> Tensor:
+        """Positions of the image tokens, boolean `(batch, length)`.
+
+        Raises:
+            ValueError: there are not as many as `image_tokens (…, hidden)`.
+        """
+        if layout is None or input_ids is None:
+            positions: Tensor = self.get_placeholder_mask(input_ids, embeds, image_tokens)[..., 0]
+            return positions
+        if len(layout.image_tokens) != (found := image_tokens.shape[:-1].numel()):
+            raise ValueError(
+                f"the batch has {len(layout.image_tokens)} <image> tokens and its images have {found} features; "
+                "prepare the inputs with this model's own processor"
+            )
+        return input_ids == self.config.image_token_id
 
     def _per_layer_inputs(self, input_ids: Tensor | None) -> dict[str, Tensor]:
         """Per-layer embeddings of language models that look them up by token id in each layer (Gemma 3n, Gemma 4).
@@ -352,7 +379,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
                 f"the language model {config.model_type} looks up embeddings in each layer by token id; give input_ids "
                 "in place of inputs_embeds"
             )
-        placeholder = torch.isin(input_ids, torch.tensor(self.config.placeholder_ids, device=input_ids.device))
+        placeholder = torch.isin(input_ids, _placeholders(self.config, input_ids.device))
         words = input_ids.masked_fill(placeholder, getattr(config, "pad_token_id", None) or 0)
         look_up: Callable[..., Tensor] = self.language_model.get_per_layer_inputs
         # Gemma 4's also takes the embeddings, but uses them only without ids.
@@ -420,6 +447,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         vision_features: Tensor | None = None,
         skip_logits: bool | None = None,
+        layout: Layout | None = None,
         **kwargs: Any,
     ) -> AlignGPTOutput:
         """Compute next-token logits, and the loss if `labels` are given.
@@ -452,7 +480,8 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         ```
         """
         if labels is not None:
-            labels = self._without_placeholders(labels, num_items_in_batch)
+            if layout is None:
+                labels = self._without_placeholders(labels, num_items_in_batch)
             # A cache is useless in training, and would make a row of several samples attend as a single one.
             kwargs.setdefault("use_cache", False)
             if instruction_mask is None and self.config.text_pooling == "instruction":
@@ -468,6 +497,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             alignment_weights=alignment_weights,
             mm_encoder_outputs=mm_encoder_outputs,
             vision_features=vision_features,
+            layout=layout,
             return_dict=True,
             **kwargs,
         )
@@ -481,12 +511,16 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         if labels is None or not skip_logits:
             logits = self._logits(slice_logits_to_keep(hidden, logits_to_keep))
         if labels is not None:
-            counted = labels[:, 1:] != IGNORE_INDEX
             # Two dimensions, not three: a frozen head applied to a sliced batch would be copied for every sample.
-            hidden, expected = hidden[:, :-1][counted], labels[:, 1:][counted]
+            if layout is None:
+                counted = labels[:, 1:] != IGNORE_INDEX
+                hidden, expected = hidden[:, :-1][counted], labels[:, 1:][counted]
+            else:
+                hidden = hidden.flatten(0, 1).index_select(0, layout.counted)
+                expected = labels.flatten().index_select(0, layout.counted + 1)
             if self._fuses_loss():
                 loss, losses = linear_cross_entropy(
-                    hidden, self.lm_head.weight, self.lm_head.bias, expected, self._placeholders(hidden.device)
+                    hidden, self.lm_head.weight, self.lm_head.bias, expected, _placeholders(self.config, hidden.device)
                 )
             elif torch.is_grad_enabled():
                 losses = nn.functional.cross_entropy(self._logits(hidden).float(), expected, reduction="none")
@@ -513,7 +547,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         Raises:
             ValueError: there are such labels and `num_items_in_batch` is given, which then counts them too.
         """
-        placeholder = torch.isin(labels, self._placeholders(labels.device))
+        placeholder = torch.isin(labels, _placeholders(self.config, labels.device))
         if num_items_in_batch is not None and not torch.compiler.is_compiling() and placeholder.any():
             raise ValueError(
                 "the labels contain <image> or <align>, which are never an answer, and num_items_in_batch counts them; "
@@ -543,9 +577,6 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         text_config = self.config.get_text_config()
         return any(getattr(text_config, name, None) for name in LOGIT_SETTINGS)
 
-    def _placeholders(self, device: torch.device) -> Tensor:
-        return torch.tensor(self.config.placeholder_ids, device=device)
-
     def _logits(self, hidden: Tensor) -> Tensor:
         """The head's logits, scaled or capped as in the language model (Gemma 2 caps, Cohere and Granite scale them).
 
@@ -562,28 +593,14 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         for name in SOFT_CAPS:
             if cap := getattr(text_config, name, None):
                 logits = torch.tanh(logits / cap) * cap
-        return logits.index_fill(-1, self._placeholders(logits.device), -torch.inf)
+        return logits.index_fill(-1, _placeholders(self.config, logits.device), -torch.inf)
 
 
-def _check_no_images(input_ids: Tensor, config: AlignGPTConfig) -> None:
-    if torch.compiler.is_compiling():
-        return
-    if (input_ids == config.image_token_id).any():
-        raise ValueError("the text contains <image> tokens but no pixel_values were given; pass the images as well")
-
-
-def _check_align(is_align: Tensor, is_image: Tensor, samples: Samples) -> None:
-    """Check that every sample with an image has exactly one `<align>`."""
-    if torch.compiler.is_compiling():
-        return
-    aligns = samples.sum_of(is_align.long())
-    missing = (samples.sum_of(is_image.long()) > 0) & (aligns != 1)
-    if missing.any():
-        sample = int(missing.nonzero()[0])
-        raise ValueError(
-            f"sample {sample} of the batch has images and {int(aligns[sample])} <align> tokens, expected one right "
-            "after BOS; prepare the inputs with AlignGPTProcessor, which inserts it"
-        )
+def _placeholders(config: AlignGPTConfig, device: torch.device) -> Tensor:
+    """The ids of the placeholders, `(placeholders,)`."""
+    # Filled on the device: a copy from the CPU would wait for it.
+    filled = [torch.full((1,), index, device=device) for index in config.placeholder_ids]
+    return torch.cat(filled or [torch.zeros(0, dtype=torch.long, device=device)])
 
 
 def _name_of(wanted: nn.Module, root: nn.Module) -> str:

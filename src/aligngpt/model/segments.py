@@ -3,13 +3,12 @@
 `Samples` assigns each token to a sample: a sample is a row or, in a packed row, one of its segments.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aligngpt.model.packing import Piece
+from aligngpt.model.packing.pieces import Pieces
 
 
 class Samples(NamedTuple):
@@ -25,11 +24,9 @@ class Samples(NamedTuple):
         return cls(batch, torch.arange(batch, device=tokens.device).unsqueeze(1).expand(batch, length))
 
     @classmethod
-    def of_pieces(cls, pieces: Sequence[Piece], device: torch.device) -> "Samples":
-        """The samples of a packed row; each piece without a prefix begins a new one."""
-        starts = [piece.start for piece in pieces if piece.prefix_start == piece.prefix_stop]
-        lengths = torch.tensor([*starts[1:], pieces[-1].stop]) - torch.tensor(starts)
-        return cls(len(starts), torch.arange(len(starts)).repeat_interleave(lengths).unsqueeze(0).to(device))
+    def of_pieces(cls, pieces: Pieces) -> "Samples":
+        """The samples of a packed row."""
+        return cls(pieces.samples, pieces.sample_of_token)
 
     def sum_of(self, values: Tensor) -> Tensor:
         """Per-token values `(batch, length)`, summed over each sample: `(number,)`."""

@@ -1,4 +1,4 @@
-"""Vision towers: any network of transformers that turns an image into one token per patch."""
+"""Vision towers: any network of transformers or timm that turns an image into one token per patch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from aligngpt.hub_names import local_or_hub
 from aligngpt.model.backbones import (
     LOADING_ERRORS,
     BackboneError,
@@ -25,6 +26,7 @@ from aligngpt.model.backbones import (
     some,
 )
 from aligngpt.model.configuration import check_scales
+from aligngpt.model.configuration_timm_tower import is_timm_checkpoint
 
 AS_THE_TOWER = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
 """Settings of a tower's own image processor that determine how pixels are scaled and normalised."""
@@ -85,7 +87,13 @@ def load_vision_tower(
         if image_size not in (None, image_scales[0]):
             raise BackboneError(f"give image_size {image_size} or image_scales {list(image_scales)}, not both")
         image_size = image_scales[0]
-    whole = load_config(source, "vision tower")
+    of_timm = _timm_content(source)
+    if of_timm is None:
+        whole = load_config(source, "vision tower")
+    else:
+        from aligngpt.model.modeling_timm_tower import timm_tower_config
+
+        whole = timm_tower_config(of_timm, source)
     config = getattr(whole, "vision_config", whole)
     if not hasattr(config, "patch_size"):
         raise BackboneError(
@@ -95,7 +103,7 @@ def load_vision_tower(
     if network_class(config) is None:
         raise BackboneError(f"{source}: transformers has no stand-alone network for {config.model_type}; {INSTEAD}")
     try:
-        settings = _own_preprocessing(source)
+        settings = _own_preprocessing(source, of_timm)
         model = _load_tower(source, whole, config, dtype) if weights else on_meta(AutoModel, config, dtype)
     except LOADING_ERRORS as error:
         raise BackboneError(f"the vision tower {source} cannot be loaded: {error}") from error
@@ -239,10 +247,24 @@ def sides_of(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _own_preprocessing(source: str | Path) -> Any:
-    """The tower's image processor, or its settings alone if it needs a package that is not installed (torchvision)."""
+def _timm_content(source: str | Path) -> dict[str, Any] | None:
+    """The content of config.json if the source is a timm checkpoint, which has no configuration of transformers."""
+    local_or_hub(source, "the vision tower", BackboneError)
     try:
-        return AutoImageProcessor.from_pretrained(source)
+        content, _ = PretrainedConfig.get_config_dict(source)
+    except LOADING_ERRORS:
+        return None  # `load_config` reports it.
+    return dict(content) if is_timm_checkpoint(content) else None
+
+
+def _own_preprocessing(source: str | Path, of_timm: dict[str, Any] | None) -> Any:
+    """The tower's image processor, or its settings alone if it needs a package that is not installed (torchvision)."""
+    if of_timm is not None:
+        from aligngpt.model.modeling_timm_tower import timm_preprocessing
+
+        return timm_preprocessing(of_timm, source)
+    try:
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except ImportError:
         settings, _ = BaseImageProcessor.get_image_processor_dict(source)
         return SimpleNamespace(**settings)

@@ -20,7 +20,7 @@ def load_tokenizer(source: str | Path, *, with_align: bool) -> Any:
     local_or_hub(source, "the tokenizer of", BackboneError)
     try:
         # Passed here because a padding side set later is not saved.
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise BackboneError(f"the tokenizer of {source} cannot be loaded: {error}") from error
     names = [IMAGE_TOKEN, ALIGN_TOKEN] if with_align else [IMAGE_TOKEN]

@@ -39,6 +39,9 @@ _READING = {
     "image_root": "image root",
 }
 
+JUDGED = "reply of a judge"
+"""How the meaning of a score begins if a judge gave it."""
+
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors raised by file systems without hard links."""
 
@@ -116,6 +119,11 @@ class Manifest:
             more_models=further_models(scorer, others),
             limit=source.limit if isinstance(source, FirstPairs) else None,
         )
+
+    @property
+    def command(self) -> str:
+        """The command that the job belongs to, for messages."""
+        return "aligngpt judge" if self.score.startswith(JUDGED) else "aligngpt score"
 
     def write(self, out: Path) -> None:
         """Write the manifest into `out`; safe to call from several processes at the same time.
@@ -195,7 +203,7 @@ def finished_manifest(out: Path) -> Manifest:
     """
     manifest = read_manifest(out)
     if manifest.finished is None:
-        raise ScoresError(f"{out} is not finished; run the same `aligngpt score` command again to resume it")
+        raise ScoresError(f"{out} is not finished; run the same `{manifest.command}` command again to resume it")
     return manifest
 
 
@@ -294,7 +302,7 @@ def reading_differences(before: Mapping[str, str | None], now: Mapping[str, str 
 
 def _how_to_replace(path: Path) -> str:
     return (
-        "The parts beside it are kept. To keep using them: run the same `aligngpt score` command with another folder "
+        "The parts beside it are kept. To keep using them: run the command that wrote them with another folder "
         f"as --out, stop it as soon as there is a {MANIFEST} in that folder, and move this file to {path}; the first "
         "command then resumes here. It can no longer check that the source, model and settings are still those of the "
         f"parts; if you are not sure that they are, remove {path.parent} and score again"

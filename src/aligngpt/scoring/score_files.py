@@ -335,8 +335,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException, DamagedError) as error:
         raise ScoresError(
-            f"{path} cannot be read ({error}); remove it and run the same `aligngpt score` command again: it "
-            "will score this part again"
+            f"{path} cannot be read ({error}); remove it and run the command that wrote it again: it will "
+            "score this part again"
         ) from error
 
 

@@ -1,17 +1,13 @@
 """The machine that a recipe is for: device, memory, CPUs and disk."""
 
-import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 from aligngpt.cpus import usable_cpus
-
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""The memory limit of a container, with control groups of version 2 and 1."""
+from aligngpt.memory import available_memory
 
 GIGABYTE = 10**9
 
@@ -65,21 +61,3 @@ def this_machine(output: Path) -> Machine:
     while not place.exists():
         place = place.parent
     return Machine(device, name, on_device, main, usable_cpus(), shutil.disk_usage(place).free)
-
-
-def available_memory() -> int | None:
-    """Bytes of main memory that new processes can use; None if the system does not report it.
-
-    This is the smaller of the machine's available memory and the limit of a container.
-    """
-    found: list[int] = []
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    if not found:
-        with suppress(OSError, ValueError, AttributeError):
-            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in _LIMITS:
-        with suppress(OSError, ValueError):
-            found.append(int(Path(limit).read_text()))
-    return min(found, default=None)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.study.arms import ARMS, Arm
+from aligngpt.training.recipe_data import OutputFolder
 from aligngpt.training.recipe_problems import describe_problems
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -161,7 +162,7 @@ class Plan(_Section):
         commit: commit of the code that the grid is run with; another one is refused. None does not check.
     """
 
-    output: str
+    output: OutputFolder
     scenes: ScenesPlan | None = None
     clipart: ClipartPlan | None = None
     files: FilesPlan | None = None

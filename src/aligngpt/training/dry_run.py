@@ -22,6 +22,8 @@ from aligngpt.training.activation_memory import BFLOAT16, FLOAT32, activation_by
 from aligngpt.training.feed.datasets import open_sources, training_part
 from aligngpt.training.feed.sampler import shares_of
 from aligngpt.training.feed.source_checks import is_there, source_problems, swapped_warning
+from aligngpt.training.flops import ModelFlops
+from aligngpt.training.flops_plan import flops_lines
 from aligngpt.training.recipe import STAGES, Recipe, SourceRecipe, StageName, StageRecipe
 from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.loading import load_model
@@ -97,6 +99,7 @@ class StagePlan:
         precision: of the computation.
         notes: further remarks for the reader.
         problems: why `train` would refuse the data of this stage, see `source_problems`.
+        speed: see `flops_lines`; empty without data.
     """
 
     stage: StageName
@@ -111,6 +114,7 @@ class StagePlan:
     precision: str
     notes: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    speed: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The plan as lines of text."""
@@ -129,7 +133,7 @@ class StagePlan:
         if self.work is not None and self.seconds is not None:
             lines.append(f"work: {self.work:.1e} floating-point operations for all steps")
             lines.append(f"time: {self._time()}")
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [*self.speed, *(f"note: {note}" for note in self.notes)]
         return "\n".join([*lines, *(f"problem, `aligngpt train` would stop here: {one}" for one in self.problems)])
 
     def _time(self) -> str:
@@ -210,7 +214,16 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         precision=precision,
         notes=tuple(notes),
         problems=tuple(problems),
+        speed=_speed(model, stage, data, device) if data else (),
     )
+
+
+def _speed(
+    model: AlignGPTForConditionalGeneration, stage: StageRecipe, data: DataPlan, device: torch.device
+) -> tuple[str, ...]:
+    flops = ModelFlops.of(model, adapter_rank=stage.lora.rank if stage.lora is not None else None)
+    figures = {"tokens": data.tokens, "counted": data.counted, "images": data.images}
+    return flops_lines(flops, stage.batch_size, **figures, device=device)
 
 
 def _within_minutes(stage: StageRecipe, seconds: float, steps: int) -> float:
@@ -263,7 +276,8 @@ def _steps(stage: StageRecipe, data: DataPlan | None) -> int | None:
 
 def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor, seed: int) -> DataPlan:
     rejects = Rejects(None, max_share=stage.max_reject_share)
-    samples = open_sources([_without_missing_root(one) for one in stage.sources], rejects, check_images=False)
+    sources = [_without_missing_root(one) for one in stage.sources]
+    samples = open_sources(sources, rejects, check_images=False, min_ratings=stage.min_ratings)
     if stage.validation is not None and stage.validation.share is not None:
         samples = training_part(samples, stage.validation.share)
     rows = rows_of(samples, stage.questions_per_prefix, by_level=name == "pretrain")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from aligngpt.alignment.modes import AlignmentMode
-from aligngpt.training.recipe_data import DataRecipe, RecipeSection, ValidationRecipe, mixed_sources
+from aligngpt.training.recipe_data import DataRecipe, OutputFolder, RecipeSection, ValidationRecipe, mixed_sources
 from aligngpt.training.recipe_data import SourceRecipe as SourceRecipe
 from aligngpt.training.recipe_files import RecipeError as RecipeError
 from aligngpt.training.recipe_files import recipe_content, set_value
@@ -107,6 +107,8 @@ class StageRecipe(RecipeSection):
         data: LLaVA-format JSON or JSON lines, or Parquet or tar files (see `SourceRecipe`); or a list of such sources
             to be mixed, each with a weight.
         image_root: folder that image paths are relative to; the file's own folder when None.
+        min_ratings: the lowest ratings of answers that are learned from, for the sources of `data` without ones of
+            their own: `{relevance: 3}` reads `relevance_ratings`. Records without these ratings are kept as they are.
         train: the parts that train; everything else is frozen.
         vision_blocks: if the vision tower trains, train only this many of its blocks, the last of those in use; None
             trains the whole tower.
@@ -160,6 +162,7 @@ class StageRecipe(RecipeSection):
 
     data: DataRecipe
     image_root: str | None = None
+    min_ratings: dict[str, float] | None = None
     train: tuple[Part, ...]
     vision_blocks: int | None = Field(None, ge=1)
     lora: LoraRecipe | None = None
@@ -286,7 +289,7 @@ class Recipe(RecipeSection):
     model: ModelRecipe
     pretrain: StageRecipe | None = None
     instruct: StageRecipe | None = None
-    output: str
+    output: OutputFolder
     seed: int = 0
     report_to: list[str] = Field(default_factory=list)
 

@@ -2,7 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from aligngpt.hub_names import written_locally
 
 
 class RecipeSection(BaseModel):
@@ -11,18 +13,30 @@ class RecipeSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _on_this_machine(path: str) -> str:
+    if (trouble := written_locally(path)) is not None:
+        raise ValueError(trouble)
+    return path
+
+
+OutputFolder = Annotated[str, AfterValidator(_on_this_machine)]
+"""A folder to write, which must not be an address."""
+
+
 class SourceRecipe(RecipeSection):
     """One of several sources of samples.
 
     Attributes:
         data: LLaVA-format JSON or JSON lines; or Parquet or tar files that also hold the images: a file, a folder or a
-            pattern, such as `shards/{00000..00099}.tar` or `pairs/*.parquet`.
+            pattern, such as `shards/{00000..00099}.tar` or `pairs/*.parquet`; or a data set
+            saved by `save_to_disk`.
         image_root: folder that image paths are relative to; when None, the stage's, or else the file's own folder.
         weight: how often each sample occurs per epoch: 0.5 uses half of them, a different half in the next epoch; 2
             uses each of them twice.
         min_ratings: the lowest rating of an answer that is learned from, for data whose answers are rated as in
             FineVision: `{relevance: 3}` reads `relevance_ratings`. Answers rated lower are read as context; records
-            with no other answer are rejected (`low_rating`).
+            with no other answer, or without these ratings, are rejected (`low_rating`, `no_rating`). When None, the
+            stage's; `{}` for none.
     """
 
     data: str

@@ -43,7 +43,7 @@ from aligngpt.training.setup.freezing import (
     is_pretrained,
     save_pretrained_parts,
 )
-from aligngpt.training.setup.loading import check_rows_can_branch, decide_packing, load_model
+from aligngpt.training.setup.loading import check_rows_can_branch, decide_packing, keep_masks, load_model
 from aligngpt.training.setup.parameter_summary import parts_of, parts_table
 from aligngpt.training.setup.warm_start import warm_start
 from aligngpt.training.stage import (
@@ -157,9 +157,10 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             )
         clock = TrainingClock(stage.minutes, stage.min_steps)
         rejected = RejectedSamples(rejects, len(samples) + rejects.count)
-        packed = decide_packing(model, recipe, stage, device.type)
+        packed = decide_packing(model, recipe, stage, device, torch.bfloat16 if in_bfloat16 else torch.float32)
         if not packed:
             check_rows_can_branch(model, stage)
+            keep_masks(model, device)
         collator = Collator(processor.tokenizer.pad_token_id, packed=packed)
         validation = validation_of(stage, dataset, collator)
         if in_bfloat16 and (name == "pretrain" or stage.lora is not None):

@@ -119,3 +119,16 @@ def test_the_gate_reads_the_first_question_alone_if_its_answer_is_context(
     first = next(place for place, label in enumerate(whole.labels) if label != IGNORE_INDEX)
     mask = Collator(0, packed=packed)([rows[1]])["instruction_mask"][0]
     assert torch.equal(mask, (torch.arange(len(mask)) < first).long())
+
+
+def test_ratings_that_are_not_needed_leave_records_without_them_as_they_are(tmp_path: Path) -> None:
+    texts = [{"user": "a", "assistant": "b"}, {"user": "c", "assistant": "d"}]
+    records = [{"texts": texts, "relevance_ratings": [1, 5]}, {"texts": texts}]
+    path = tmp_path / "rated.json"
+    path.write_text(json.dumps(records))
+    lowest = {"relevance": 3}
+    found = prepare_samples(path, rejects=Rejects(None), min_ratings=lowest, ratings_needed=False)
+    assert [sample.context for sample in found] == [(1,), ()]
+    rejects = Rejects(None, max_share=0.6)
+    found = prepare_samples(path, rejects=rejects, min_ratings=lowest)
+    assert [sample.context for sample in found] == [(1,)] and rejects.by_reason == {"no_rating": 1}

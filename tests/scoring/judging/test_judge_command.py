@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from typer.testing import CliRunner, Result
 from aligngpt.cli import app
 from aligngpt.errors import AlignGPTError
 from aligngpt.scoring.judging.questions import JudgeError
+from aligngpt.scoring.manifest import finished_manifest, read_manifest
+from aligngpt.scoring.score_files import ScoresError
 
 Command = Callable[..., Result]
 
@@ -123,3 +126,13 @@ def test_a_stopped_command_resumes(number: signal.Signals, server: Server, sourc
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.startswith("4 pairs scored, 0 rejected") and "1 requests sent" in again.stdout
     assert sorted(server.captions()) == ["c0", "c1", "c2", "c2", "c3"]
+
+
+def test_a_folder_that_is_not_finished_names_the_command_that_goes_on(
+    judge: Command, server: Server, source: Path
+) -> None:
+    judge("pairs.jsonl", "--yes")
+    manifest = read_manifest(Path("judged"))
+    replace(manifest, finished=None).write(Path("judged"))
+    with pytest.raises(ScoresError, match="run the same `aligngpt judge` command again to resume it"):
+        finished_manifest(Path("judged"))

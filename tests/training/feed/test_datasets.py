@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from aligngpt.data.batches.collate import Collator
@@ -114,7 +115,7 @@ def test_losses_by_level_and_source_are_those_of_their_samples(
         model, processor = assembled("qwen2", alignment="global")
         stage = recipe.stage(name)
         if packed:
-            decide_packing(model, recipe, stage, "cpu")
+            decide_packing(model, recipe, stage, torch.device("cpu"), torch.float32)
         dataset = training_data(training_samples(recipe, name, Rejects(None)), recipe, name, model, processor)
         validation = validation_of(stage, dataset, Collator(processor.tokenizer.pad_token_id, packed=packed))
         return validation.measure(model)
@@ -166,3 +167,18 @@ def test_the_lowest_ratings_of_a_source_are_those_of_the_recipe(
     for lowest, context in ((None, ()), ({"relevance": 3}, (1,))):
         recipe = tiny_recipe(instruct__data=[sources[0], sources[1] | {"min_ratings": lowest}])
         assert training_samples(recipe, "instruct", Rejects(None))[25].context == context
+
+
+def test_the_lowest_ratings_of_a_stage_are_for_sources_without_their_own(
+    tiny_recipe: Callable, sources: list, data: Path
+) -> None:
+    texts = [{"user": "is it red ?", "assistant": "yes"}, {"user": "is it blue ?", "assistant": "no"}]
+    record = {"images": ["0.png"], "texts": texts, "relevance_ratings": [2, 5]}
+    (data / "other" / "others.json").write_text(json.dumps([record]))
+    for own, context in (({}, ()), ({"min_ratings": {"relevance": 1}}, ()), ({"min_ratings": None}, (1,))):
+        recipe = tiny_recipe(
+            instruct__data=[sources[0], sources[1] | {"min_ratings": {}} | own], instruct__min_ratings={"relevance": 3}
+        )
+        samples = training_samples(recipe, "instruct", Rejects(None))
+        # The questions of the first source have no ratings.
+        assert len(samples) == 26 and samples[25].context == context

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.examples import Example
 from aligngpt.model.modeling import IGNORE_INDEX
-from aligngpt.model.packing import NAME
+from aligngpt.model.packing.attention import NAME
 from aligngpt.training.loop import metrics as module
 from aligngpt.training.loop.metrics import StepMetrics
 

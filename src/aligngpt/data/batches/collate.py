@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aligngpt.data.batches.examples import Example, Row
 from aligngpt.model.modeling import IGNORE_INDEX
-from aligngpt.model.packing import Piece
+from aligngpt.model.packing.pieces import Piece, Pieces
 
 PREFIX, PADDING = 0, -1
 
@@ -52,7 +52,7 @@ class Collator:
             batch["rejected"] = rejected
         return batch | {"sample_ids": [example.id for row in rows for example in row]}
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The model inputs for these rows.
 
         `input_ids`, `labels` `(batch, length)`; `pixel_values (images, channels, height, width)` if there are images,
@@ -65,8 +65,8 @@ class Collator:
 
         `instruction_mask` is also included if a first answer does not count in the loss.
 
-        If `packed`, all rows form one row `(1, length)`, with `position_ids`, `instruction_mask` and the table of
-        `pieces` `(pieces, 4)` in place of an `attention_mask` (see `aligngpt.model.packing`).
+        If `packed`, all rows form one row `(1, length)`, with `position_ids`, `instruction_mask` and its `pieces` in
+        place of an `attention_mask`.
 
         Raises:
             ValueError: some examples with images have a level and others have none.
@@ -104,7 +104,7 @@ class Collator:
         return batch
 
 
-def _packed(lines: Sequence["_Line"]) -> dict[str, Tensor]:
+def _packed(lines: Sequence["_Line"]) -> dict[str, Any]:
     def joined(values: Iterable[list[int]]) -> Tensor:
         return torch.tensor([list(chain.from_iterable(values))])
 
@@ -122,7 +122,7 @@ def _packed(lines: Sequence["_Line"]) -> dict[str, Tensor]:
         "labels": joined(line.labels for line in lines),
         "position_ids": joined(line.positions for line in lines),
         "instruction_mask": joined(line.instruction for line in lines),
-        "pieces": torch.tensor(pieces),
+        "pieces": Pieces(pieces),
     }
 
 

@@ -11,6 +11,7 @@ from aligngpt.data.records.finevision import user_and_assistant
 from aligngpt.data.records.instructions import instruction_layout
 from aligngpt.data.records.pair import pair
 from aligngpt.data.records.tags import check_tags
+from aligngpt.data.records.tool_turns import with_tool_turns
 from aligngpt.data.records.turns import Said, turn_of
 from aligngpt.data.sources.fields import is_given
 
@@ -27,8 +28,8 @@ def what_is_said(record: Mapping[str, Any]) -> list[Said]:
     `label`, or a `caption` or `text` alone. A `system` or `system_prompt` beside them is the system turn.
 
     Raises:
-        RecordError: a turn has no text or an unknown role, a part of it cannot be used, a question has no answer, or
-            the record contradicts itself.
+        RecordError: a turn has no text or an unknown role, a part of it cannot be used, a question has no answer, the
+            turns of tools are in an impossible order, or the record contradicts itself.
     """
     found: dict[str, list[Said]] = {}
     for field in TURN_FIELDS:
@@ -48,7 +49,7 @@ def what_is_said(record: Mapping[str, Any]) -> list[Said]:
         said = layout.said(record)
     for turn in said:
         check_tags(turn.text, turn.speaker)
-    return _with_system(record, said)
+    return _with_system(record, with_tool_turns(said))
 
 
 def _with_system(record: Mapping[str, Any], said: list[Said]) -> list[Said]:

@@ -10,7 +10,9 @@ from aligngpt.data.records.sample import Sample
 RATINGS_SUFFIX = "_ratings"
 
 
-def without_low_ratings(sample: Sample, record: Mapping[str, Any], lowest: Mapping[str, float]) -> Sample:
+def without_low_ratings(
+    sample: Sample, record: Mapping[str, Any], lowest: Mapping[str, float], *, needed: bool = True
+) -> Sample:
     """The sample with the answers that are rated too low as context only.
 
     Args:
@@ -18,6 +20,7 @@ def without_low_ratings(sample: Sample, record: Mapping[str, Any], lowest: Mappi
         record: has, for each name in `lowest`, a list with a rating of each answer, such as `relevance_ratings`.
         lowest: the lowest rating an answer is learned from, by name (`relevance`). An answer whose rating is missing
             (null) is not learned from.
+        needed: whether a record must have each of these ratings; if not, those it lacks leave it unchanged.
 
     Raises:
         RecordError: `no_rating`, the record lacks the ratings; `rating`, they are not numbers or not as many as the
@@ -28,6 +31,8 @@ def without_low_ratings(sample: Sample, record: Mapping[str, Any], lowest: Mappi
     for name, least in lowest.items():
         field = name + RATINGS_SUFFIX
         ratings = record.get(field)
+        if ratings is None and not needed:
+            continue
         if ratings is None:
             raise RecordError("no_rating", f"the record has no `{field}`, which `min_ratings` in the recipe asks for")
         if not isinstance(ratings, list) or not all(_is_rating(one) for one in ratings):

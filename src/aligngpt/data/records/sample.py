@@ -214,6 +214,12 @@ def _turns(said: list[Said], *, with_images: bool) -> tuple[Turn, ...]:
     in_front = with_images and not any(IMAGE_PLACEHOLDER in turn.text for turn in _answered(said)[1:])
     for number, turn in enumerate(said):
         expected: Role = "user" if number % 2 == 0 else "assistant"
+        if turn.speaker == "system":
+            raise RecordError(
+                "late_system",
+                f"turn {number + 1} is the system's, which is read only as the first turn; move its text there, or "
+                "into a question",
+            )
         if turn.speaker != expected:
             raise RecordError("wrong_roles", f"turn {number + 1} is the {turn.speaker}'s, expected the {expected}'s")
         # As in LLaVA, text next to an image is stripped and other text is kept unchanged.

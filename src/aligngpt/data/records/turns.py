@@ -20,8 +20,16 @@ SPEAKERS: dict[str, Speaker] = {
     "chatgpt": "assistant",
 }
 
-# ShareGPT's and OpenAI's roles of a conversation in which a program is called.
-_TOOL_ROLES = ("function_call", "observation", "tool", "tool_call", "tool_response", "function")
+# Roles of a conversation in which a program is called (ShareGPT's, OpenAI's and ms-swift's). As in LLaMA-Factory, the
+# call is what the assistant says, and the result is put to it as the user's questions are.
+TOOL_SPEAKERS: dict[str, Speaker] = {
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "user",
+    "tool": "user",
+    "tool_response": "user",
+    "function": "user",
+}
 
 _PART_MEDIA = {"video": "video", "video_url": "video", "audio": "audio", "audio_url": "audio", "input_audio": "audio"}
 
@@ -39,6 +47,7 @@ class Said(NamedTuple):
         images: the paths given in these parts.
         learned: whether the turn counts in the loss, if it is an answer.
         accepted: all correct answers, if there are several; `text` is the record's `answer`, else the most frequent.
+        tool: whether it is the assistant's call of a tool, or what the tool returned as the user's turn.
     """
 
     speaker: Speaker
@@ -47,6 +56,7 @@ class Said(NamedTuple):
     images: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     learned: bool = True
+    tool: bool = False
 
 
 def local_path(name: str, where: str) -> str:
@@ -72,6 +82,11 @@ def turn_of(turn: object, number: int) -> list[Said]:
         raise RecordError("no_conversation", f"turn {number} needs the strings `from` and `value`, found {turn!r:.80}")
     if isinstance(turn, RepeatedKeys):
         raise RecordError("repeated_key", f"turn {number} has a duplicate key; keep one of its values")
+    for field in ("tool_calls", "function_call", "reasoning_content"):
+        if is_given(turn.get(field)):
+            raise RecordError(
+                "unread_field", f"turn {number} has `{field}`, which is not read; move it into the text, or remove it"
+            )
     role = next((turn[name] for name in ("from", "role") if turn.get(name) is not None), None)
     content = next((turn[name] for name in ("value", "content") if turn.get(name) is not None), None)
     if not isinstance(role, str) or not isinstance(content, str | list):
@@ -79,28 +94,21 @@ def turn_of(turn: object, number: int) -> list[Said]:
             "no_conversation",
             f"turn {number} needs the strings `from` and `value`, or `role` and `content`, found {turn!r:.80}",
         )
-    if role in _TOOL_ROLES:
-        raise RecordError(
-            "tool_turn",
-            f"turn {number} is a tool's, from {role!r}: only what the system, the user and the assistant say is read; "
-            "leave the record out, or move the turn into the text of another",
-        )
-    if role not in SPEAKERS:
-        raise RecordError("wrong_roles", f"turn {number} is from {role!r}, expected one of {', '.join(SPEAKERS)}")
-    for field in ("tool_calls", "function_call", "reasoning_content"):
-        if is_given(turn.get(field)):
-            raise RecordError(
-                "unread_field", f"turn {number} has `{field}`, which is not read; move it into the text, or remove it"
-            )
+    is_tool = role in TOOL_SPEAKERS
+    speaker = TOOL_SPEAKERS.get(role) or SPEAKERS.get(role)
+    if speaker is None:
+        known = ", ".join((*SPEAKERS, *TOOL_SPEAKERS))
+        raise RecordError("wrong_roles", f"turn {number} is from {role!r}, expected one of {known}")
     if isinstance(content, str):
-        return [Said(SPEAKERS[role], content, learned=_learned(turn, number))]
+        return [Said(speaker, content, learned=_learned(turn, number), tool=is_tool)]
     parts = [_part(part, number) for part in content]
     said = Said(
-        SPEAKERS[role],
+        speaker,
         "".join(IMAGE_PLACEHOLDER if part.text is None else part.text for part in parts),
         parts=sum(part.text is None for part in parts),
         images=tuple(part.image for part in parts if part.image is not None),
         learned=_learned(turn, number),
+        tool=is_tool,
     )
     return [said]
 

@@ -56,6 +56,7 @@ def prepare_samples(
     check_images: bool = True,
     among_others: bool = False,
     min_ratings: Mapping[str, float] | None = None,
+    ratings_needed: bool = True,
 ) -> PreparedSamples:
     """Load samples like `load_samples`, archives included, but cache the result in `cache_folder("samples")`.
 
@@ -65,12 +66,13 @@ def prepare_samples(
     later is noticed when it is opened.
 
     Args:
-        path: JSON array or JSON lines of records; or Parquet or tar files, a folder of them or a pattern (see
-            `archive_at`). For archives, the locations of the images are cached, not their content.
+        path: JSON array or JSON lines of records; or Parquet or tar files, a folder of them or a pattern, or a saved
+            data set (see `archive_at`). For archives, the locations of the images are cached, not their content.
         image_root, require_level, rejects, check_images: see `load_samples`.
         among_others: this is one of several files. Rejects then name the file, and the caller checks their share.
         min_ratings: the lowest rating of an answer that is learned from, by the rating's name; see
             `without_low_ratings`.
+        ratings_needed: whether records without these ratings are rejected, or else kept as they are.
 
     Raises:
         SourceError: the file cannot be read, changes while it is read, or contains no usable record.
@@ -86,8 +88,8 @@ def prepare_samples(
     state = _state_of(path, archive)
     # The archive's folder is part of the key, since its files will be opened again at this location.
     where = str(root.resolve()) if archive is None else [str(root.resolve()), str(archive.folder.resolve())]
-    lowest = {} if min_ratings is None else dict(sorted(min_ratings.items()))
-    key = json.dumps([FORMAT, _rules(RULES), state, where, demands, lowest])
+    lowest = _Lowest({} if min_ratings is None else dict(sorted(min_ratings.items())), ratings_needed)
+    key = json.dumps([FORMAT, _rules(RULES), state, where, demands, lowest if lowest.ratings else {}])
     folder = entry_path("samples", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
     found = _opened(folder, root, demands)
     if found is None:
@@ -146,6 +148,13 @@ class _Reject(NamedTuple):
     reason: str
     detail: str
     images: tuple[str, ...] = ()
+
+
+class _Lowest(NamedTuple):
+    """The lowest ratings of answers that are learned from, by name, and whether every record must have them."""
+
+    ratings: dict[str, float]
+    needed: bool
 
 
 class _Entry(NamedTuple):
@@ -207,7 +216,7 @@ def _build(
     archive: Archive | None,
     root: Path,
     demands: dict[str, bool],
-    lowest: dict[str, float],
+    lowest: "_Lowest",
 ) -> None:
     state = _state_of(path, archive)
     with (
@@ -255,14 +264,15 @@ def _found_in(path: Path, archive: Archive | None, rejects: Rejects, demands: di
             yield one
 
 
-def _rated(samples: Iterator[Found], rejects: Rejects, lowest: dict[str, float]) -> Iterator[Found]:
+def _rated(samples: Iterator[Found], rejects: Rejects, lowest: _Lowest) -> Iterator[Found]:
     """The samples, without the loss of answers that are rated too low; those with no answer left go to `rejects`."""
     for found in samples:
-        if not lowest:
+        if not lowest.ratings:
             yield found
             continue
         try:
-            yield found._replace(sample=without_low_ratings(found.sample, found.fields, lowest))
+            rated = without_low_ratings(found.sample, found.fields, lowest.ratings, needed=lowest.needed)
+            yield found._replace(sample=rated)
         except RecordError as error:
             rejects.add(found.sample.record, found.sample.id, error.reason, str(error))
 

@@ -18,6 +18,7 @@ from aligngpt.data.sources.fields import IMAGE_COLUMNS, ColumnNames
 from aligngpt.data.sources.json import JsonSource, first_object
 from aligngpt.data.sources.picture_files import PictureFiles, has_picture_files
 from aligngpt.data.sources.remote import RemotePath, content_hash, located
+from aligngpt.data.sources.saved import is_saved, saved_files
 from aligngpt.data.sources.tar import TarSource
 from aligngpt.data.sources.text_files import check_kind
 from aligngpt.hub_names import near_paths
@@ -83,11 +84,12 @@ def find_records(source: str | Path, *, shard_size: int, names: ColumnNames) -> 
 
 
 def archive_at(path: Path) -> "Archive | None":
-    """The Parquet or tar files at `path`, a file, a folder or a pattern; None for any other file or a missing one, and
-    for a folder of images with a table or with their captions beside them.
+    """The Parquet or tar files at `path`, a file, a folder or a pattern, or the Arrow files of a saved data set; None
+    for any other file or a missing one, and for a folder of images with a table or with their captions beside them.
 
     Raises:
-        SourceError: a folder has nothing to read, a pattern has no archives, or a file of a pattern does not exist.
+        SourceError: a saved data set is incomplete, a folder has nothing to read, a pattern has no archives, or a file
+            of a pattern does not exist.
     """
     path = located(path)
     if path.is_file():
@@ -100,12 +102,11 @@ def archive_at(path: Path) -> "Archive | None":
             return None
     elif not path.is_dir() and not is_pattern(path):
         return None
+    if path.is_dir() and not isinstance(path, RemotePath) and is_saved(path):
+        from aligngpt.data.sources.parquet import ParquetSource
+
+        return ParquetSource(path.absolute(), saved_files(path.absolute()), 1, ColumnNames())
     found = find_records(path, shard_size=1, names=ColumnNames())
-    if found.kind == "dataset":
-        raise SourceError(
-            f"{path} is a data set saved by `save_to_disk`, which only `aligngpt score` and `aligngpt levels` read; "
-            "save it with `to_parquet` for the other commands"
-        )
     if found.kind not in ("parquet", "webdataset"):
         return None
     return cast("Archive", found)
@@ -154,7 +155,7 @@ def _archives_in(folder: RemotePath, every: Sequence[RemotePath], names: ColumnN
 
 
 def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSource:
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+    if is_saved(folder):
         from aligngpt.data.sources.hub import DatasetSource
 
         return DatasetSource(folder, shard_size, names)

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, with image paths or the images themselves."""
+"""Rows of Parquet files and of saved data sets, with image paths or the images themselves."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from aligngpt.data.sources.arrow import SUFFIX, ArrowFile
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError, StoredAt
 from aligngpt.data.sources.fields import ColumnNames, listed
 from aligngpt.data.sources.fingerprints import files_fingerprint
@@ -20,7 +21,7 @@ READ_BUFFER = 1 << 20
 
 
 class ParquetSource(RecordSource):
-    """Parquet files of one data set, split at row groups, and row groups into shards.
+    """Parquet files (or the Arrow files of a saved data set), split at row groups, and row groups into shards.
 
     Args:
         folder: the folder that the files' names are relative to.
@@ -43,7 +44,7 @@ class ParquetSource(RecordSource):
         if not self._shards:
             self._shards = tuple(self._cut())
             if not self._shards:
-                raise SourceError(f"{self.folder} has no records: its {len(self.files)} Parquet files have no rows")
+                raise SourceError(f"{self.folder} has no records: its {len(self.files)} files have no rows")
         return self._shards
 
     def read(self, shard: Shard) -> Iterator[Record | BrokenRecord]:
@@ -103,11 +104,13 @@ class ParquetSource(RecordSource):
 
 
 def open_parquet(path: Path) -> Any:
-    """Open a Parquet file so that only one batch is in memory at a time.
+    """Open a Parquet file, or an Arrow file of a saved data set, so that only one batch is in memory at a time.
 
     Raises:
-        SourceError: it is not a readable Parquet file.
+        SourceError: it is not a readable file of its kind.
     """
+    if path.suffix == SUFFIX:
+        return ArrowFile(path)
     try:
         # Otherwise the columns of a whole row group, images included, are in memory at once.
         opened = path.open("rb") if isinstance(path, RemotePath) else path

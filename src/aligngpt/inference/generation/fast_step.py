@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
 from aligngpt.inference.generation.cache import PooledCache, PooledLayer
+from aligngpt.inference.generation.products import InPlaceOf, Product, order_all
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
 FAMILIES = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
@@ -27,14 +28,14 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 @dataclass(frozen=True)
 class _Layer:
     norm: tuple[Tensor, float]
-    qkv: tuple[Tensor, Tensor | None]
+    qkv: Product
     query_norm: tuple[Tensor, float] | None
     key_norm: tuple[Tensor, float] | None
-    out: nn.Linear
+    out: Product
     after_norm: tuple[Tensor, float]
-    gate_up: tuple[Tensor, Tensor | None]
+    gate_up: Product
     act: nn.Module
-    down: nn.Linear
+    down: Product
     heads: int
     groups: int
     scaling: float
@@ -55,6 +56,8 @@ class FastStep:
         self.text = model.model.language_model
         self.layers = [_layer(layer) for layer in self.text.layers]
         self.final = _norm(self.text.norm)
+        self.head = Product(model.lm_head.weight, model.lm_head.bias)
+        self._ordered = False
         # Beyond it, some layers attend to the latest tokens only, which only the model's own step knows.
         self.window: int | None = getattr(self.text.config, "sliding_window", None)
 
@@ -92,13 +95,25 @@ class FastStep:
         for number, layer in enumerate(self.layers):
             normed = F.rms_norm(hidden, hidden.shape[-1:], *layer.norm)
             attended = _attend(layer, normed, cosine, signed, allowed, cache.layers[number])
-            hidden = hidden + F.linear(attended, layer.out.weight, layer.out.bias)
+            hidden = hidden + layer.out(attended)
             normed = F.rms_norm(hidden, hidden.shape[-1:], *layer.after_norm)
-            gate, up = F.linear(normed, *layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + F.linear(layer.act(gate) * up, layer.down.weight, layer.down.bias)
+            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
+            hidden = hidden + layer.down(layer.act(gate) * up)
         hidden = F.rms_norm(hidden, hidden.shape[-1:], *self.final)
-        logits: Tensor = self.model._logits(hidden)
+        with InPlaceOf(self.head):
+            logits: Tensor = self.model._logits(hidden)
         return logits
+
+    def prepare_for_several(self) -> None:
+        """Make steps of several rows faster by copies of all weights, if there is memory for them."""
+        if not self._ordered:
+            self._ordered = True
+            order_all(
+                [
+                    self.head,
+                    *(one for layer in self.layers for one in (layer.qkv, layer.out, layer.gate_up, layer.down)),
+                ]
+            )
 
     def _agrees(self) -> bool:
         """Whether a step gives the model's own logits, with and without padding."""
@@ -155,7 +170,7 @@ def _attend(
     """Attention of one new token per row, `(rows, hidden)` → `(rows, heads · width)`."""
     rows = len(hidden)
     both = layer.heads + layer.groups
-    joined = F.linear(hidden, *layer.qkv).view(rows, both + layer.groups, -1)
+    joined = layer.qkv(hidden).view(rows, both + layer.groups, -1)
     turned, value = joined[:, :both], joined[:, both:]
     if layer.query_norm is not None and layer.key_norm is not None:
         query, key = turned[:, : layer.heads], turned[:, layer.heads :]
@@ -185,11 +200,11 @@ def _layer(layer: Any) -> _Layer:
         qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
         query_norm=_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
         key_norm=_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-        out=attention.o_proj,
+        out=Product(attention.o_proj.weight, attention.o_proj.bias),
         after_norm=_norm(layer.post_attention_layernorm),
         gate_up=_joined(mlp.gate_proj, mlp.up_proj),
         act=mlp.act_fn,
-        down=mlp.down_proj,
+        down=Product(mlp.down_proj.weight, mlp.down_proj.bias),
         heads=heads,
         groups=groups,
         scaling=attention.scaling,
@@ -200,7 +215,7 @@ def _norm(module: Any) -> tuple[Tensor, float]:
     return module.weight, module.variance_epsilon
 
 
-def _joined(*parts: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def _joined(*parts: nn.Linear) -> Product:
     """The weights and biases of several projections in one tensor each, of which theirs become parts."""
     weight = torch.cat([part.weight.detach() for part in parts])
     biases = [part.bias for part in parts if part.bias is not None]
@@ -212,4 +227,4 @@ def _joined(*parts: nn.Linear) -> tuple[Tensor, Tensor | None]:
         if part.bias is not None and bias is not None:
             part.bias.data = bias[start:end]
         start = end
-    return weight, bias
+    return Product(weight, bias)

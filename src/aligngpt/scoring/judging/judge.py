@@ -9,7 +9,7 @@ from typing import Any
 from aligngpt.data.records.pairs import PairSource
 from aligngpt.scoring.first_pairs import FirstPairs
 from aligngpt.scoring.judging.questions import JudgeError, Prompt, Scale, shown
-from aligngpt.scoring.manifest import Manifest
+from aligngpt.scoring.manifest import JUDGED, Manifest
 
 DEFAULT_OPTIONS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 1024}
 OWN_FIELDS = {"model", "messages", "stream", "n"}
@@ -67,7 +67,7 @@ class Judge:
             batch_size=1,
             embeddings=False,
             score=(
-                f"reply of a judge on a scale of {self.scale}, prompt and options "
+                f"{JUDGED} on a scale of {self.scale}, prompt and options "
                 f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
             ),
             reading=source.settings(),

@@ -1,6 +1,6 @@
 """The data of a stage: its training samples, checked against the recipe, and its validation samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,11 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
     stage = _stage(recipe, name)
     try:
         samples = open_sources(
-            stage.sources, rejects, require_level=needs_level(recipe, name), with_levels=name == "pretrain"
+            stage.sources,
+            rejects,
+            require_level=needs_level(recipe, name),
+            with_levels=name == "pretrain",
+            min_ratings=stage.min_ratings,
         )
     except TooManyRejects as error:
         if 2 * rejects.by_reason["no_level"] <= rejects.count:
@@ -64,8 +68,12 @@ def open_sources(
     require_level: bool = False,
     with_levels: bool = False,
     check_images: bool = True,
+    min_ratings: Mapping[str, float] | None = None,
 ) -> Sequence[Sample]:
     """The samples of all sources, one source after the other. All processes that train together must call it.
+
+    Of a source without lowest ratings of its own, answers rated lower than `min_ratings` are not learned from; its
+    records without these ratings are kept as they are.
 
     Raises:
         SourceError, TooManyRejects, CacheError: see `prepare_samples`; the share of rejects is over all sources.
@@ -81,7 +89,8 @@ def open_sources(
                 rejects=rejects,
                 check_images=check_images,
                 among_others=len(sources) > 1,
-                min_ratings=source.min_ratings,
+                min_ratings=min_ratings if source.min_ratings is None else source.min_ratings,
+                ratings_needed=source.min_ratings is not None,
             )
             for source in sources
         ]

@@ -124,21 +124,24 @@ class StageCallback(TrainerCallback):
         if "loss" not in logs:
             return
         self.remark = f"loss {logs['loss']:.3f} {logs['tokens_per_second']:,.0f} tokens/s"
+        if (mfu := logs.get("mfu")) is not None:
+            self.remark += f" MFU {mfu:.1%}"
         self._write(state, {name: value for name, value in logs.items() if name != "epoch"})
 
     def _validate(self, state: Any, model: Any, *, in_bfloat16: bool, ends: bool) -> None:
         if self.validation is None or self.stage.validation is None:
             return
-        # Every process holds a part of a sharded model, so all of them must take part.
-        if not (state.is_world_process_zero or is_sharded(model)):
+        if not ends and self.clock.agreed - self.validated_at < 60 * self.stage.validation.minutes:
             return
-        if ends or self.clock.agreed - self.validated_at >= 60 * self.stage.validation.minutes:
+        self.validated_at = self.clock.agreed
+        self.trainer.check_losses()
+        # Every process holds a part of a sharded model, so all of them must take part.
+        if state.is_world_process_zero or is_sharded(model):
             measured = self.validation.measure(model, in_bfloat16=in_bfloat16)
             losses = {f"validation_loss_{name}": loss for name, loss in measured.losses.items()}
             figures = {"validation_loss": measured.loss, "validation_accuracy": measured.accuracy}
             self._write(state, figures | losses)
             self.accuracy = measured.accuracy
-            self.validated_at = self.clock.agreed
 
     def _write(self, state: Any, figures: dict[str, float]) -> None:
         if state.is_world_process_zero:

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from aligngpt.data.batches.dataset import ConversationDataset, row_lengths
+from aligngpt.data.batches.layouts import WithLayout
 from aligngpt.data.rejects import Rejected
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.endings import is_disk_full
@@ -34,7 +35,9 @@ from aligngpt.training.distributed.processes import add_up, gather, is_main_proc
 from aligngpt.training.feed.feature_cache import FeatureCache
 from aligngpt.training.feed.sampler import BalancedSampler, shares_of
 from aligngpt.training.feed.windowed_shuffle import Blocks
+from aligngpt.training.flops import ModelFlops, peak_of_device
 from aligngpt.training.loop.checkpoints import mark_complete, remove_checkpoints
+from aligngpt.training.loop.loss_watch import LossWatch, StepLosses
 from aligngpt.training.loop.metrics import StepMetrics
 from aligngpt.training.loop.optimizers import make_optimizer
 from aligngpt.training.loop.rejected import RejectedSamples
@@ -67,14 +70,20 @@ class StageTrainer(Trainer):
         self.rejected = rejected
         self.optimizer: torch.optim.Optimizer | None
         self.lr_scheduler: LambdaLR | None
+        self.data_collator: Any
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.is_sharded = is_sharded(self.model)
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        self.data_collator = WithLayout(self.data_collator, unwrapped.config)
         self.metrics = StepMetrics(
-            self.accelerator.unwrap_model(self.model).config, lambda sums: add_up(sums, self.args.device)
+            unwrapped.config,
+            lambda sums: add_up(sums, self.args.device),
+            flops=ModelFlops.of(unwrapped),
+            peak=peak_of_device(self.args.device, in_bfloat16=self.args.bf16),
         )
         self._without_gradient = 0
-        self._bad_losses: list[tuple[float, list[str]]] = []
+        self._losses = LossWatch()
 
     @property
     def _folder(self) -> Path:
@@ -90,13 +99,12 @@ class StageTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As in the Trainer; also updates the metrics and notes a loss that is NaN or infinite, for `agree`."""
+        """As in the Trainer; also updates the metrics and notes the loss, for `agree`."""
         ids = inputs.pop("sample_ids", [])
         self.rejected.see(Rejected(*one) for one in inputs.pop("rejected", []))
         inputs = self._with_kept_features(inputs)
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if not torch.isfinite(loss):
-            self._bad_losses.append((loss.item(), ids))
+        self._losses.see(loss, ids)
         with torch.no_grad():
             self.metrics.update(inputs, output)
         return (loss, output) if return_outputs else loss
@@ -109,19 +117,35 @@ class StageTrainer(Trainer):
     def agree(self) -> None:
         """Synchronise the processes after a step: the training time, the rejected samples, and losses not finite.
 
+        On a GPU, the losses are those of the step before, see `LossWatch`.
+
         Raises:
-            AlignGPTError: a loss was NaN or infinite; in all processes, and before anything of the step is saved. The
-                samples are then named in `stopped.json`.
+            AlignGPTError: a loss was NaN or infinite; in all processes. The samples are then named in `stopped.json`.
             TooManyRejects: in all processes.
         """
-        shared = torch.tensor([self.clock.share(), self.rejected.pending, len(self._bad_losses)], dtype=torch.float64)
+        self._losses.end_step(self.state.global_step - 1)
+        losses = self._losses.next() or StepLosses(self.state.global_step - 1, [])
+        shared = torch.tensor([self.clock.share(), self.rejected.pending, len(losses.bad)], dtype=torch.float64)
         seconds, pending, bad = add_up(shared, self.args.device).tolist()
         self.clock.agreed = seconds
         if bad:
-            found = gather(self._bad_losses)
-            self._stop(f"the loss is {found[0][0]}", [id for _, ids in found for id in ids], self.state.global_step - 1)
+            self._stop_at(losses)
         if pending:
             self.rejected.settle()
+
+    def check_losses(self) -> None:
+        """Look at the losses that `agree` has not looked at yet, before anything is made of them.
+
+        Raises:
+            AlignGPTError: a loss was NaN or infinite, as for `agree`; every process must call it.
+        """
+        for losses in self._losses.rest():
+            if add_up(torch.tensor([len(losses.bad)], dtype=torch.float64), self.args.device).item():
+                self._stop_at(losses)
+
+    def _stop_at(self, losses: StepLosses) -> None:
+        found = gather([tuple(bad) for bad in losses.bad])
+        self._stop(f"the loss is {found[0][0]}", [id for _, ids in found for id in ids], losses.step)
 
     def _with_kept_features(self, inputs: dict[str, Any]) -> dict[str, Any]:
         assert isinstance(self.train_dataset, ConversationDataset)
@@ -135,9 +159,10 @@ class StageTrainer(Trainer):
         """As in the Trainer, with the metrics since the last call.
 
         Raises:
-            AlignGPTError: all gradients were zero several times in a row.
+            AlignGPTError: all gradients were zero several times in a row, or a loss was NaN or infinite.
         """
         if "loss" in logs:
+            self.check_losses()
             logs |= self.metrics.compute()
             self._without_gradient = self._without_gradient + 1 if logs.get("grad_norm") == 0 else 0
             if self._without_gradient == LOGS_WITHOUT_GRADIENT:
@@ -230,6 +255,7 @@ class StageTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.check_losses()
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)

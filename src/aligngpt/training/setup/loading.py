@@ -5,9 +5,15 @@ import torch
 from aligngpt.device import resolve_device
 from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.model.packing import NAME as PACKED_ATTENTION
-from aligngpt.model.packing import PROBE, can_pack, computes_as_alone, shortest_window
+from aligngpt.model.packing.attention import NAME as PACKED_ATTENTION
+from aligngpt.model.packing.leaks import can_pack, computes_as_alone, shortest_window
+from aligngpt.model.packing.pieces import PROBE, Pieces
+from aligngpt.model.packing.self_check import kernel_is_exact
+from aligngpt.model.packing.ways import dense_mask
+from aligngpt.model.padded_attention import NAME as PADDED_ATTENTION
 from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.progress import console
+from aligngpt.training.distributed.processes import is_main_process
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.setup.freezing import PRETRAINED_FILE, load_pretrained_parts
 from aligngpt.training.setup.lora import add_lora
@@ -80,12 +86,7 @@ def check_rows_can_branch(model: AlignGPTForConditionalGeneration, stage: StageR
 
 def _branches_as_alone(model: AlignGPTForConditionalGeneration) -> bool:
     pieces = PROBE[:3]
-    length = pieces[-1].stop
-    sees = torch.zeros(length, length, dtype=torch.bool)
-    for piece in pieces:
-        sees[piece.start : piece.stop, piece.prefix_start : piece.prefix_stop] = True
-        sees[piece.start : piece.stop, piece.start : piece.stop] = True
-    mask = sees.tril().to(model.device)[None, None]
+    mask = dense_mask(Pieces(pieces), None, model.device)[None, None]
 
     def run(ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         return model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
@@ -102,21 +103,47 @@ def _branches_as_alone(model: AlignGPTForConditionalGeneration) -> bool:
         return False
 
 
-def decide_packing(model: AlignGPTForConditionalGeneration, recipe: Recipe, stage: StageRecipe, device: str) -> bool:
+def decide_packing(
+    model: AlignGPTForConditionalGeneration,
+    recipe: Recipe,
+    stage: StageRecipe,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> bool:
     """Decide whether the rows of a stage are packed; if so, set the language model's attention for packed rows.
 
+    Args:
+        model: with its weights on any device.
+        recipe: of the run.
+        stage: its settings.
+        device: that training runs on.
+        dtype: that training computes in.
+
     Raises:
-        RecipeError: the recipe asks for packed rows, but this language model does not support them.
+        RecipeError: the recipe asks for packed rows, but the language model or the device does not support them.
     """
-    if stage.packing == "padded" or (stage.packing == "auto" and (device != "cpu" or recipe.model.attention)):
+    if stage.packing == "padded" or (stage.packing == "auto" and recipe.model.attention):
         return False
-    possible = can_pack(model.model.language_model, stage.max_length)
-    if possible:
+    language_model = model.model.language_model
+    kind = language_model.config.model_type
+    if not can_pack(language_model, stage.max_length):
+        what = f"the language model {kind} does not support it"
+    elif not kernel_is_exact(language_model.config, device, dtype):
+        what = f"attention over packed rows is not exact on this {device.type} device with torch {torch.__version__}"
+        if stage.packing == "auto" and is_main_process():
+            console.print(f"warning: rows are padded: {what}", soft_wrap=True)
+    else:
         model.set_attn_implementation({"text_config": PACKED_ATTENTION})
-    elif stage.packing == "packed":
-        kind = model.config.get_text_config().model_type
-        raise RecipeError(f"packing is packed, but the language model {kind} does not support it; set it to auto")
-    return possible
+        return True
+    if stage.packing == "packed":
+        raise RecipeError(f"packing is packed, but {what}; set it to auto")
+    return False
+
+
+def keep_masks(model: AlignGPTForConditionalGeneration, device: torch.device) -> None:
+    """On CUDA, spare padded rows the look at their mask that transformers would wait for the GPU for."""
+    if device.type == "cuda" and model.config.get_text_config()._attn_implementation == "sdpa":
+        model.set_attn_implementation({"text_config": PADDED_ATTENTION})
 
 
 def _set_attention(model: AlignGPTForConditionalGeneration, attention: str) -> None:
