@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.study.claiming import claim_folder
@@ -155,6 +157,18 @@ def test_a_folder_keeps_one_study(plan_path: Path, data: Path) -> None:
     (data / "asked.json").write_text(json.dumps(questions[:-1]))
     with pytest.raises(StudyError, match=r"other settings \(contents\.questions"):
         claim_folder(plan, folder)
+
+
+def test_other_weights_in_the_same_folder_are_another_study(plan_path: Path, tmp_path: Path) -> None:
+    plan = load_plan(plan_path)
+    copy = shutil.copytree(plan.model["language_model"], tmp_path / "copy")
+    plan = plan.model_copy(update={"model": plan.model | {"language_model": str(copy)}})
+    claim_folder(plan, Path(plan.output))
+    claim_folder(plan, Path(plan.output))
+    (weights,) = copy.glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(StudyError, match=r"other settings \(contents\.language_model 0 .*\.safetensors\)"):
+        claim_folder(plan, Path(plan.output))
 
 
 def test_runs_that_share_a_pretraining_are_one_job(plan_of: Callable[..., Plan]) -> None:

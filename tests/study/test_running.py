@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from aligngpt.study import running
 from aligngpt.study.arms import ARMS
 from aligngpt.study.data import StudyData
 from aligngpt.study.plan import Plan, Run
@@ -86,3 +88,37 @@ def test_fewer_answers_are_a_part_of_more(runner: Runner) -> None:
         for answers in (5, 10)
     ]
     assert len(ids[0]) == 5 and len(ids[1]) == 10 and ids[0] < ids[1]
+
+
+def test_all_arms_begin_with_the_same_warm_start(
+    plan_of: Callable[..., Plan], study_data: StudyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of({"arms": ["none"], "levels": [2], "seeds": 1})
+    cold = Runner(plan, study_data, tmp_path / "cold", "code")
+    warm_plan = plan.model_copy(update={"pretrain": plan.pretrain | {"warm_start": {"steps": 5, "batch_size": 4}}})
+    warm = Runner(warm_plan, study_data, tmp_path / "warm", "code")
+    begun, made = [], []
+
+    def train(recipe: dict, stage: str) -> object:
+        assert recipe[stage].get("warm_start") is None
+        if stage == "pretrain" and "pretrained" in recipe[stage]:
+            begun.append(load_file(recipe[stage]["pretrained"]))
+        return trained(recipe, stage)
+
+    def write(recipe: dict, path: Path) -> None:
+        made.append(path)
+        write_warm_start(recipe, path)
+
+    trained, write_warm_start = running._trained, running.write_warm_start
+    monkeypatch.setattr(running, "_trained", train)
+    monkeypatch.setattr(running, "write_warm_start", write)
+    for arm in ("none", "filter", "adaptive"):
+        warm.do(run_of(arm))
+    assert len(made) == 1 and len(begun) == 3
+    plain, filtered, levels = begun
+    assert len(levels) == len(plain) + 1
+    for name, tensor in plain.items():
+        assert torch.equal(filtered[name], tensor) and torch.equal(levels[name], tensor)
+    cold.do(run_of("none"))
+    one, other = (read_rows(runner.result_path(run_of("none").pretraining_id))[0] for runner in (cold, warm))
+    assert one["loss"] != other["loss"]

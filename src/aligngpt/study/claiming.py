@@ -52,12 +52,18 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def _contents(plan: Plan) -> Iterator[tuple[str, str]]:
-    """The SHA-256 of each file of questions and captions that a plan names; that of its captions is in their scores."""
-    if plan.files is None:
-        return
-    named = {"questions": plan.files.questions, **plan.files.tests}
-    if plan.files.probe is not None:
-        named["probe"] = plan.files.probe
+    """The SHA-256 of each file of questions, captions and weights that a plan names.
+
+    That of the captions of pre-training is in their scores.
+    """
+    named: dict[str, str] = {}
+    for part in ("vision_tower", "language_model"):
+        weights = sorted(Path(str(plan.model.get(part, ""))).glob("*.safetensors")) if plan.model.get(part) else []
+        named |= {f"{part} {number}": str(path) for number, path in enumerate(weights)}
+    if plan.files is not None:
+        named |= {"questions": plan.files.questions, **plan.files.tests}
+        if plan.files.probe is not None:
+            named["probe"] = plan.files.probe
     for name, path in named.items():
         try:
             with Path(path).open("rb") as file:

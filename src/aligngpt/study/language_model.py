@@ -33,6 +33,7 @@ from aligngpt.study.plan import LanguageModelPlan
 BEGIN, END = "<|begin|>", "<|end|>"
 STEPS_BETWEEN_CHECKPOINTS = 100
 NOT_LEARNT = -100
+WEIGHT_DECAY = 0.01
 BAD_SHARE = 0.3
 """Share of the descriptions without a question that are of the bad kinds: the language model knows these too."""
 
@@ -189,14 +190,15 @@ def _train(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
+    optimizers = _optimizers(model, settings)
+    schedules = [get_cosine_schedule_with_warmup(one, settings.steps // 20, settings.steps) for one in optimizers]
     done = 0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        for name, parts in (("optimizers", optimizers), ("schedules", schedules)):
+            for part, saved in zip(parts, state[name], strict=True):
+                part.load_state_dict(saved)
         done = state["step"]
     model.train()
     with Meter("language model", settings.steps, initial=done, unit="steps") as meter:
@@ -206,12 +208,29 @@ def _train(
             loss = model(input_ids=ids[rows], labels=labels[rows]).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            for part in (*optimizers, *schedules):
+                part.step()
+            model.zero_grad()
             meter.advance(remark=f"loss {loss.item():.3f}")
             if (step + 1) % STEPS_BETWEEN_CHECKPOINTS == 0:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                state = {
+                    "model": model.state_dict(),
+                    "optimizers": [one.state_dict() for one in optimizers],
+                    "schedules": [one.state_dict() for one in schedules],
+                    "step": step + 1,
+                }
                 with atomic_write(checkpoint, "wb") as file:
-                    torch.save(state | {"schedule": schedule.state_dict()}, file)
+                    torch.save(state, file)
     return model.eval()
+
+
+def _optimizers(model: LlamaForCausalLM, settings: LanguageModelPlan) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=settings.matrix_learning_rate, momentum=0.95, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(others, settings.learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY),
+    ]

@@ -39,7 +39,8 @@ class LanguageModelPlan(_Section):
         steps: optimiser steps.
         batch: sequences per step.
         length: tokens per sequence.
-        learning_rate: peak, of AdamW with a cosine schedule.
+        learning_rate: peak, of AdamW for embeddings and norms, with a cosine schedule.
+        matrix_learning_rate: peak, of Muon for the layers' matrices.
     """
 
     hidden: Annotated[int, Field(ge=8)] = 192
@@ -47,10 +48,11 @@ class LanguageModelPlan(_Section):
     heads: Annotated[int, Field(ge=1)] = 6
     vocabulary: Annotated[int, Field(ge=300)] = 2048
     scenes: Annotated[int, Field(ge=1)] = 25_000
-    steps: Annotated[int, Field(ge=1)] = 4000
+    steps: Annotated[int, Field(ge=1)] = 6000
     batch: Annotated[int, Field(ge=1)] = 16
     length: Annotated[int, Field(ge=8)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    matrix_learning_rate: Annotated[float, Field(gt=0)] = 0.02
 
 
 class ScenesPlan(_Section):

@@ -20,11 +20,13 @@ from aligngpt.files import atomic_write
 from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.study.arms import ARMS
 from aligngpt.study.data import StudyData
 from aligngpt.study.measuring import Measure, mean_weights
 from aligngpt.study.pairs import PLAIN_END_SHARE, PretrainingData, write_pretraining
 from aligngpt.study.plan import Plan, Run
 from aligngpt.study.results import write_row
+from aligngpt.study.warming import write_warm_start, write_warmed
 from aligngpt.training.recipe import make_recipe
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import PRETRAINED_FILE, load_pretrained_parts
@@ -141,6 +143,9 @@ class Runner:
             "output": str(folder / "run"),
             "seed": run.seed,
         }
+        if settings.pop("warm_start", None) is not None:
+            write_warmed(recipe, self._warm_start(run), folder / "warmed.safetensors")
+            settings["pretrained"] = str(folder / "warmed.safetensors")
         trained = _trained(recipe, "pretrain")
         left = folder / "run" / "pretrain" / PRETRAINED_FILE
         if written.end is not None:
@@ -149,6 +154,32 @@ class Runner:
         rmtree(folder / "run")
         rmtree(folder / "data")
         return trained
+
+    def _warm_start(self, run: Run) -> Path:
+        """The projector after the warm start, which reads all pairs whatever the arm does with them.
+
+        Two workers may make it at the same time; they make the same.
+        """
+        path = self.folder / "work" / f"warm-noise{round(100 * run.noise)}-seed{run.seed}.safetensors"
+        if not path.is_file():
+            captions = write_pretraining(
+                ARMS["none"], self.data.pairs(run.noise), run.levels, run.seed, path.with_suffix("")
+            )
+            settings = self.plan.pretrain | {
+                "data": captions.data,
+                "image_root": str(self.data.image_root),
+                "train": ["projector"],
+                "chat_template": "plain",
+                "cache_features": True,
+            }
+            recipe = {
+                "model": self._model(run, "none"),
+                "pretrain": settings,
+                "output": str(path.with_suffix("")),
+                "seed": run.seed,
+            }
+            write_warm_start(recipe, path)
+        return path
 
     def _plain_end(self, run: Run, settings: Mapping[str, Any], data: str, left: Path, folder: Path) -> Path:
         """Continue a pre-training with levels on pairs without levels, with a linear schedule of its own."""
