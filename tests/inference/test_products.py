@@ -50,11 +50,15 @@ def test_a_product_is_the_linear_layer(ordered: bool, with_bias: bool, dtype: to
 
 @needs_one_dnn
 @torch.inference_mode()
-def test_several_rows_are_left_to_one_dnn_and_one_is_not(counted: list[int]) -> None:
+def test_several_rows_are_left_to_one_dnn_and_one_with_ordered_weights_only(counted: list[int]) -> None:
     product = Product(torch.randn(48, 64))
     for rows in (1, 2, 8):
         product(torch.randn(rows, 64))
     assert counted == [2, 8]
+    product.order()
+    product(torch.randn(1, 64))
+    assert counted == [2, 8, 1]
+    counted.pop()
     Product(torch.randn(48, 64, dtype=torch.bfloat16))(torch.randn(2, 64, dtype=torch.bfloat16))
     assert counted == [2, 8]
 
@@ -111,7 +115,7 @@ def test_a_batch_with_copied_weights_is_answered_as_its_requests_alone(
         ]
         alone = [engine.answer([one], sampling)[0].text for one in asked]
         # The step itself is checked with two rows.
-        assert set(counted) == {2}
+        assert set(counted) == {1, 2}
         counted.clear()
         assert [one.text for one in engine.answer(asked, sampling)] == alone
         assert counted and set(counted) == {3}

@@ -57,7 +57,7 @@ class Engine:
     Args:
         model: on its device; it is put into evaluation mode. The engine rearranges the storage of some weights, with
             equal values; do not move or train the model afterwards. On a CPU in float32, it copies the language model's
-            weights the first time that it answers several requests together, if there is four times the memory.
+            weights in another order when it first answers, if there is four times the memory.
         processor: the model's own.
         rows: largest number of answers under way at once.
         kept_bytes: bytes kept for later turns of conversations, at most.

@@ -104,8 +104,8 @@ class FastStep:
             logits: Tensor = self.model._logits(hidden)
         return logits
 
-    def prepare_for_several(self) -> None:
-        """Make steps of several rows faster by copies of all weights, if there is memory for them."""
+    def order_weights(self) -> None:
+        """Make steps faster by copies of all weights, if there is memory for them; once."""
         if not self._ordered:
             self._ordered = True
             order_all(

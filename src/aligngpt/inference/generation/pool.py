@@ -118,8 +118,7 @@ class JointPool:
         ids = torch.tensor(tokens, device=device).unsqueeze(1)
         mask, positions = self.cache.mask(device), self.cache.positions(device)
         if self._fast is not None and self._fast.applies(self.cache.length + 1):
-            if len(tokens) > 1:
-                self._fast.prepare_for_several()
+            self._fast.order_weights()
             return self._fast(ids, positions, mask, self.cache)
         output = self.model(
             input_ids=ids,

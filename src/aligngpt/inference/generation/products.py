@@ -2,7 +2,8 @@
 
 The BLAS library that torch calls reorders the weights for every product of two rows and more, which takes up to three
 times as long as the product with one row. oneDNN, which torch calls in other precisions, does with less, and with none
-at all if the weights were brought into its order before. Results are equal up to rounding.
+at all if the weights were brought into its order before; one row, too, then takes only as long as reading the weights.
+Results are equal up to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +46,8 @@ class Product:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """`(rows, in)` → `(rows, out)`."""
-        # One row takes as long as reading the weights, whatever computes it.
-        one_dnn = None if len(rows) == 1 else self._faster()
+        # Without the copy, oneDNN gains nothing for one row.
+        one_dnn = None if len(rows) == 1 and self._ordered is None else self._faster()
         if one_dnn is None:
             return F.linear(rows, self.weight, self.bias)
         weight = self.weight if self._ordered is None else self._ordered
