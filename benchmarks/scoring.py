@@ -1,15 +1,19 @@
 """Compare the speed of scoring pairs with that of a plain loop: `python benchmarks/scoring.py [--pairs 20000]`.
 
+On a GPU, for example: `python benchmarks/scoring.py --device cuda --dtype bfloat16 --tower large --batch-size 128`.
+
 The images are JPEGs with sides of 200 to 700 pixels and about as many bytes per pixel as photographs; they are made
-once, in the system's temporary directory. Captions have 5 to 30 words, one token each. The model is a CLIP with random
-weights, 224 pixels in patches of 32, small enough that on two cores opening images and encoding pairs take about the
-same time. Precision is float32.
+once, in the system's temporary directory: before the clock starts, and at a third of the bytes of COCO's, so opening
+them takes less time. Captions have 5 to 30 words, one token each. The model is a CLIP with random weights. With
+`--tower small` it takes 224 pixels in patches of 32 and is small enough that on two cores opening images and encoding
+pairs take about the same time; with `--tower large` it has the shape of ViT-L/14-336, which needs a GPU.
 
 Four measurements alternate over the same pairs and are summed over the rounds:
 
 - *ours*: `score_source` from the JSON lines to the parts, including the start of its worker processes.
 - *loop*: open a batch of images with Pillow, `CLIPProcessor` for images and captions, `CLIPModel`, the cosine.
-- *model*: the same batches through the model from memory, prepared and tokenised before the clock starts.
+- *model*: batches of the same shapes through the model, prepared, tokenised and copied to the device before the clock
+  starts.
 - *decode*: the images opened and prepared by the same number of processes as in ours, which send nothing back and
   have started before the clock does.
 
@@ -26,6 +30,8 @@ records, and the model is tiny, so that memory that grows with the number of pai
 
 Finally, a shard is scored with and without 3 % of its records damaged, and the largest difference between the scores
 of the other records is printed.
+
+With `--dtype bfloat16` the differences are those of rounding to 8 binary digits.
 """
 
 import argparse
@@ -59,7 +65,7 @@ from aligngpt.data.records.pairs import open_pairs
 from aligngpt.scoring.batch_threads import BatchThreads
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import read_scores, score_source
-from aligngpt.scoring.picture_workers import Preparation
+from aligngpt.scoring.preparation import Preparation
 
 CACHE = Path(tempfile.gettempdir()) / "aligngpt-benchmark-scoring"
 SIDES, WORDS, QUALITY = (200, 700), (5, 30), 90
@@ -76,6 +82,14 @@ SMALL: Towers = {
     "vision": {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 3},
     "text": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 2},
 }
+LARGE: Towers = {
+    "vision": {
+        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        **{"image_size": 336, "patch_size": 14},
+    },
+    "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+TOWERS = {"small": SMALL, "large": LARGE}
 TINY: Towers = {
     "vision": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
     "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
@@ -149,7 +163,16 @@ def build_clip(towers: Towers) -> tuple[CLIPModel, CLIPImageProcessorPil, PreTra
         text_config={"max_position_embeddings": MAX_TOKENS} | ids | towers["text"],
         projection_dim=256,
     )
-    return CLIPModel(config).eval(), CLIPImageProcessorPil(), tokenizer
+    side = config.vision_config.image_size
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    return CLIPModel(config).eval(), pictures, tokenizer
+
+
+def build_scorer(towers: Towers, options: argparse.Namespace) -> PairScorer:
+    """A scorer with the model of `build_clip`, made on the device: on a CPU a large one takes long to fill."""
+    with torch.device(options.device):
+        model, image_processor, tokenizer = build_clip(towers)
+    return PairScorer(model, image_processor, tokenizer, device=options.device, dtype=options.dtype)
 
 
 def score_ours(rows: Sequence[Row], scorer: PairScorer, options: argparse.Namespace) -> NDArray[np.float32]:
@@ -177,33 +200,33 @@ def score_in_a_loop(
         images = [Image.open(CACHE / row["image"]).convert("RGB") for row in batch]
         texts = [row["caption"] for row in batch]
         inputs = processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt")
-        inputs.pop("token_type_ids", None)
-        outputs = model(**inputs.to(model.device))
-        scores.append((outputs.image_embeds * outputs.text_embeds).sum(-1).cpu().numpy())
+        inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask", "pixel_values")}
+        outputs = model(**inputs | {"pixel_values": inputs["pixel_values"].to(model.dtype)})
+        scores.append((outputs.image_embeds.float() * outputs.text_embeds.float()).sum(-1).cpu().numpy())
     return np.concatenate(scores)
 
 
 def model_batches(rows: Sequence[Row], scorer: PairScorer, batch_size: int) -> list[dict[str, torch.Tensor]]:
     """Model inputs batched as in ours: images, which are noise, in order, and captions sorted by length."""
-    pixels = torch.randn(batch_size, 3, 224, 224)
+    side = scorer.model.config.vision_config.image_size
+    pixels = torch.randn(batch_size, 3, side, side, dtype=scorer.dtype, device=scorer.device)
     captions = sorted((row["caption"] for row in rows), key=lambda caption: len(caption.split()))
-    pictures = [{"pixel_values": pixels[: len(batch)].to(scorer.device)} for batch in batches(rows, batch_size)]
+    pictures = [{"pixels": pixels[: len(batch)]} for batch in batches(rows, batch_size)]
     return pictures + [scorer.tokens(batch) for batch in batches(captions, batch_size)]
 
 
 def run_model(prepared: Sequence[dict[str, torch.Tensor]], scorer: PairScorer) -> None:
-    """Compute the features, several batches at a time if ours does so."""
+    """Compute the features, on a CPU several batches at a time as ours does, on others without waiting in between."""
 
-    def features(inputs: dict[str, torch.Tensor]) -> NDArray[np.float32]:
-        model: Any = scorer.model
-        with torch.inference_mode():
-            found = (model.get_image_features if "pixel_values" in inputs else model.get_text_features)(**inputs)
-            return (found if isinstance(found, torch.Tensor) else found.pooler_output).cpu().numpy()
+    def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (scorer.encode_pixels if "pixels" in inputs else scorer.encode_tokens)(**inputs)
 
-    with BatchThreads(scorer.device) as threads:
-        for inputs in prepared:
-            threads.submit(partial(features, inputs))
-        threads.results()
+    if scorer.device.type != "cpu":
+        torch.cat([features(inputs) for inputs in prepared]).cpu()
+        return
+    with BatchThreads() as threads:
+        for future in [threads.submit(lambda inputs=inputs: features(inputs).numpy()) for inputs in prepared]:
+            future.result()
 
 
 def prepare_only(preparation: Preparation, pictures: Sequence[Picture]) -> int:
@@ -225,9 +248,8 @@ def decoding_seconds(rows: Sequence[Row], scorer: PairScorer, workers: int) -> f
 
 def measure_speed(rows: Sequence[Row], options: argparse.Namespace) -> tuple[float, float]:
     """Run the four measurements in alternation; return `speedup` and `limit_share`."""
-    model, image_processor, tokenizer = build_clip(SMALL)
-    scorer = PairScorer(model, image_processor, tokenizer, device=options.device, dtype="float32")
-    processor = CLIPProcessor(image_processor, tokenizer)
+    scorer = build_scorer(TOWERS[options.tower], options)
+    model, processor = scorer.model, CLIPProcessor(scorer.image_processor, scorer.tokenizer)
     seconds = dict.fromkeys(("ours", "loop", "model", "decode"), 0.0)
     cpu = dict.fromkeys(seconds, 0.0)
     difference = 0.0
@@ -266,8 +288,7 @@ def measure_speed(rows: Sequence[Row], options: argparse.Namespace) -> tuple[flo
 
 def measure_bad_records(rows: Sequence[Row], options: argparse.Namespace) -> None:
     """Print how much the scores of good records change when others are damaged."""
-    model, image_processor, tokenizer = build_clip(SMALL)
-    scorer = PairScorer(model, image_processor, tokenizer, device=options.device, dtype="float32")
+    scorer = build_scorer(TOWERS[options.tower], options)
     bad = set(random.Random(1).sample(range(len(rows)), max(len(BAD_KINDS), round(BAD_SHARE * len(rows)))))
     spoilt = list(rows)
     folder = CACHE / f"bad-{os.getpid()}"
@@ -301,7 +322,7 @@ def measure_memory(options: argparse.Namespace) -> float:
     peaks = []
     for count in MEMORY_PAIRS:
         command = [sys.executable, __file__, "--memory-of", str(count), "--workers", str(options.workers)]
-        command += ["--batch-size", str(options.batch_size), "--device", options.device]
+        command += ["--batch-size", str(options.batch_size), "--device", options.device, "--dtype", options.dtype]
         child = subprocess.Popen(command)
         peak = 0
         while child.poll() is None:
@@ -332,7 +353,7 @@ def tree_memory(root: int) -> int:
 
 def score_for_memory(count: int, options: argparse.Namespace) -> None:
     """Score `count` pairs: the work of the child process of `measure_memory`."""
-    scorer = PairScorer(*build_clip(TINY), device=options.device, dtype="float32")
+    scorer = build_scorer(TINY, options)
     rows = make_rows(make_pictures(MEMORY_PICTURES), count)
     with temporary() as folder:
         path = write_rows(folder / "pairs.jsonl", rows)
@@ -371,6 +392,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes that open images")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="precision of the model")
+    parser.add_argument("--tower", default="small", choices=list(TOWERS), help="size of the model")
     parser.add_argument("--skip-memory", action="store_true", help="print memory_ratio as nan")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -380,7 +403,8 @@ def main() -> None:
     if options.pairs < options.batch_size or options.workers < 1:
         parser.error("--pairs must be at least --batch-size, --workers at least 1")
     rows = make_rows(make_pictures(max(options.pairs, MEMORY_PICTURES)), options.pairs)
-    note(f"{options.workers} workers, {torch.get_num_threads()} model threads, {options.device}, float32")
+    settings = f"{options.device}, {options.dtype}, {options.tower} tower"
+    note(f"{options.workers} workers, {torch.get_num_threads()} model threads, {settings}")
     speedup, limit_share = measure_speed(rows, options)
     measure_bad_records(rows[: max(500, len(rows) // 10)], options)
     memory_ratio = float("nan") if options.skip_memory else measure_memory(options)

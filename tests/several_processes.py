@@ -69,7 +69,7 @@ def losses(recipe: Recipe, stage: str) -> list[float]:
 def figures(recipe: Recipe, stage: str) -> list[dict[str, Any]]:
     """The lines of a stage's metrics, without timings."""
     lines = (Path(recipe.output) / stage / "metrics.jsonl").read_text().splitlines()
-    timed = ("seconds", "tokens_per_second", "waiting", "tflops_per_second", "mfu")
+    timed = ("seconds", "tokens_per_second", "waiting", "peak_device_gb", "tflops_per_second", "mfu")
     return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
 
 

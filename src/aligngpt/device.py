@@ -101,11 +101,21 @@ def _cpu_is_faster_in_bfloat16() -> bool:
     return CLEARLY * fastest[torch.bfloat16] < fastest[torch.float32]
 
 
-def reset_peak_memory() -> None:
-    """Reset the peak that `peak_memory` returns, if the system allows it (Linux only)."""
+def reset_peak_memory(device: torch.device | None = None) -> None:
+    """Reset the peak that `peak_memory` returns, if the system allows it (Linux only), and that of a GPU."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     # Writing 5 resets the kernel's high-water mark of the resident set; containers may forbid it.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_device_memory(device: torch.device) -> int | None:
+    """The peak of the memory that tensors took on a GPU, in bytes; None for other devices.
+
+    torch holds somewhat more, and the GPU's own context comes on top.
+    """
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 
 def peak_memory() -> int:

@@ -36,6 +36,7 @@ COSTS = {
     "ray": "aligngpt score cannot run on a Ray cluster",
     "gguf": "aligngpt export --gguf cannot write files for llama.cpp",
     "timm": "vision towers of timm cannot be loaded",
+    "torchao": "no 8-bit optimiser for weights in bfloat16",
     "bits": "no 4-bit weights and no 8-bit optimiser in training",
 }
 """What does not work without an extra."""

@@ -29,6 +29,8 @@ def quiet_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # peft imports bitsandbytes if it is installed, and bitsandbytes logs which of its kernels this machine cannot use.
     getLogger("bitsandbytes").setLevel(ERROR)
+    # torchao does so too.
+    getLogger("torchao").setLevel(ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
 
 

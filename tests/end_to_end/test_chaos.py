@@ -36,7 +36,16 @@ SAID = {1, 130, 143}
 """Exit codes of a command that says why it ends, in a line."""
 KILLED = {-signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM}
 """The signals that end a program have no one to hear them while it starts."""
-TIMED = ("seconds", "tokens_per_second", "waiting", "tflops_per_second", "mfu", "peak_memory")
+TIMED = (
+    "seconds",
+    "tokens_per_second",
+    "waiting",
+    "peak_device_gb",
+    "peak_device_memory",
+    "tflops_per_second",
+    "mfu",
+    "peak_memory",
+)
 
 KINDS: dict[str, dict[str, Any]] = {
     "padded": {"packing": "padded", "micro_batch_size": 2},

@@ -13,7 +13,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 from aligngpt.data.images.reference import Picture
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.patches import inputs_of_patches, pixels_of
-from aligngpt.scoring.picture_workers import PictureWorkers, Prepared
+from aligngpt.scoring.picture_workers import PictureWorkers
+from aligngpt.scoring.preparation import Prepared
 
 SIZES = [(32, 32), (64, 16), (16, 90), (61, 40)]
 CAPTIONS = ["a red dog", "two dogs", "red", "a blue square ."]
@@ -62,7 +63,7 @@ def test_workers_prepare_the_same_patches(folder: Path, images: list[Image.Image
     with PictureWorkers(scorer, 0, processes=False) as workers:
         prepared = list(workers.prepare(pictures))
         assert all(isinstance(one, Prepared) for one in prepared)
-        pixels = workers.pixel_values([one.pixels for one in prepared if isinstance(one, Prepared)])
+        pixels = workers.preparations[0].pixel_values([one.pixels for one in prepared if isinstance(one, Prepared)])
     assert torch.equal(pixels, scorer.pixel_values(images).bfloat16())
     assert scorer.pixel_features(pixels) == pytest.approx(scorer.image_features(images), abs=1e-6)
 

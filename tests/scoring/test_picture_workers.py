@@ -14,13 +14,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from aligngpt.data.images.reference import Picture
 from aligngpt.scoring.byte_processor import byte_processor
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.picture_workers import (
-    PICTURES_PER_TASK,
-    PictureWorkers,
-    Preparation,
-    Prepared,
-    Refused,
-)
+from aligngpt.scoring.picture_workers import PICTURES_PER_TASK, PictureWorkers
+from aligngpt.scoring.preparation import Preparation, Prepared, Refused
 
 PROCESSORS = {
     "clip": CLIPImageProcessorPil(),

@@ -166,11 +166,12 @@ def test_batches_come_back_in_order_and_few_are_held_at_once(monkeypatch: pytest
         time.sleep(0.02 if number % 2 else 0.001)
         return np.full((1, 1), number, np.float32)
 
-    with BatchThreads(torch.device("cpu")) as threads:
+    futures = []
+    with BatchThreads() as threads:
         for number in range(20):
             submitted = number
-            threads.submit(partial(encode, number))
-        assert [int(features[0, 0]) for features in threads.results()] == list(range(20))
+            futures.append(threads.submit(partial(encode, number)))
+        assert [int(future.result()[0, 0]) for future in futures] == list(range(20))
     assert max(running) <= 3
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModel, LlamaConfig
 
-from aligngpt.training.activation_memory import activation_bytes
+from aligngpt.training.activation_memory import body_bytes, layer_bytes
 
 CONFIG = LlamaConfig(
     vocab_size=128,
@@ -42,18 +42,39 @@ def bytes_kept(body: Any, rows: int, length: int, *, in_bfloat16: bool) -> int:
 @pytest.mark.parametrize("trains", [False, True])
 def test_the_estimate_is_what_a_real_step_keeps(trains: bool, in_bfloat16: bool) -> None:
     body = AutoModel.from_config(CONFIG).requires_grad_(trains)
-    expected = activation_bytes(CONFIG, 50, trains=trains, in_bfloat16=in_bfloat16, checkpointing=False)
+    expected = 6 * layer_bytes(CONFIG, 50, trains=trains, in_bfloat16=in_bfloat16)
     real = [bytes_kept(body, rows, 50, in_bfloat16=in_bfloat16) for rows in (1, 3)]
     # The difference of two rows excludes tensors saved only once (weights in bfloat16, rotary angles).
     # Attention on fake tensors has another output layout, which costs a copy: the estimate is slightly too high.
     assert 0.98 <= expected / ((real[1] - real[0]) / 2) <= 1.1
 
 
-def test_checkpointing_keeps_what_layers_read_and_one_layer() -> None:
-    how = {"trains": True, "in_bfloat16": False}
-    all_of_it = activation_bytes(CONFIG, 50, checkpointing=False, **how)
-    little = activation_bytes(CONFIG, 50, checkpointing=True, **how)
-    assert little == 6 * 50 * 128 * 4 + all_of_it / 6
+def test_a_recomputed_layer_keeps_what_it_reads() -> None:
+    """With inputs of 1 byte and layers of 10; the last recomputed layer has none of the layers behind it any more."""
+    for recomputed, most in [
+        ([False] * 4, 40),
+        ([True] * 4, 4 + 10),
+        ([True, False] * 2, 2 + 20),
+        ([False, True] * 2, 2 + 20 + 10),
+        ([True, False, False, False], 1 + 30),
+    ]:
+        assert body_bytes(10, 1, recomputed) == most, recomputed
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_the_estimate_with_recomputed_layers_is_what_a_real_step_keeps(every: int) -> None:
+    body = AutoModel.from_config(CONFIG).train()
+    plain = [bytes_kept(body, rows, 50, in_bfloat16=False) for rows in (1, 3)]
+    body.activation_checkpointing_enable(every_n_layers=every)
+    recomputed = [layer.gradient_checkpointing for layer in body.layers]
+    assert sum(recomputed) == 6 / every
+    real = [bytes_kept(body, rows, 50, in_bfloat16=False) for rows in (1, 3)]
+    layer, read = layer_bytes(CONFIG, 50, trains=True, in_bfloat16=False), 50 * 128 * 4
+    freed = ((plain[1] - plain[0]) - (real[1] - real[0])) / 2
+    assert 0.98 <= sum(recomputed) * (layer - read) / freed <= 1.1
+    # Before the backward pass no layer is being recomputed.
+    before = sum(recomputed) * read + (6 - sum(recomputed)) * layer
+    assert before <= body_bytes(layer, read, recomputed) <= before + layer
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3", "phi", "gpt_neox", "gpt2", "mamba2", "falcon_h1"])
@@ -61,7 +82,7 @@ def test_every_kind_of_language_model_is_estimated(assembled: Callable, family: 
     body = assembled(family)[0].model.language_model.train()
     for trains in (False, True):
         body.requires_grad_(trains)
-        expected = activation_bytes(body.config, 32, trains=trains, in_bfloat16=False, checkpointing=False)
+        expected = body.config.num_hidden_layers * layer_bytes(body.config, 32, trains=trains, in_bfloat16=False)
         real = [bytes_kept(body, rows, 32, in_bfloat16=False) for rows in (1, 3)]
         ratio = expected / ((real[1] - real[0]) / 2)
         # Two layers may differ (gemma2), and with narrow heads (qwen3) the copy mentioned above weighs more.

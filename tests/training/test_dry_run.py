@@ -8,7 +8,7 @@ import pytest
 
 from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
-from aligngpt.training.dry_run import plan
+from aligngpt.training.dry_run import StagePlan, plan
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import freeze_all_but
@@ -69,6 +69,29 @@ def test_memory_is_that_of_weights_gradients_and_moments(tiny_recipe: TinyRecipe
     assert instruct.memory.activations > pretrain.memory.activations / 2 > 0
     adapters = plan(tiny_recipe(instruct__precision="bfloat16", instruct__lora={"rank": 2}), ("instruct",))[0]
     assert sum(adapters.memory) < sum(instruct.memory)
+
+
+def test_frozen_parts_are_held_in_the_precision_of_the_computation(tiny_recipe: TinyRecipe) -> None:
+    for precision, size in (("bfloat16", 2), ("float32", 4)):
+        one = plan(tiny_recipe(instruct__precision=precision), ("instruct",))[0]
+        trained = sum(row.trained for row in one.parts)
+        frozen = sum(row.parameters for row in one.parts) - trained
+        assert frozen > 0
+        assert one.memory.weights == 4 * trained + size * frozen
+
+
+def test_recomputing_fewer_layers_takes_less_work_and_the_best_setting_is_said(
+    tiny_recipe: TinyRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(value: bool | int) -> StagePlan:
+        return plan(tiny_recipe(instruct__gradient_checkpointing=value), ("instruct",))[0]
+
+    monkeypatch.setattr("aligngpt.training.dry_run.device_memory", lambda device: 10**12)
+    none, half, all_of_it = of(False), of(2), of(True)
+    assert none.work < half.work < all_of_it.work
+    assert none.work + all_of_it.work == pytest.approx(2 * half.work)
+    said = "this device's 1000.0 GB, gradient_checkpointing: false recomputes the fewest layers"
+    assert said in half.text() and said in all_of_it.text() and "gradient_checkpointing" not in none.text()
 
 
 def test_data_that_is_not_there_yet_is_said(tiny_recipe: TinyRecipe) -> None:

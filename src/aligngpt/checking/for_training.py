@@ -9,6 +9,7 @@ from aligngpt.checking.files import Reading, check_files
 from aligngpt.checking.result import FileCheck
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
+from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.recipe import Recipe, RecipeError, StageName
@@ -25,14 +26,15 @@ def check_for_model(
         model: folder or hub name; its weights are not read.
 
     Raises:
-        AlignGPTError: the model has no AlignGPT processor, or the image root is not a folder.
+        AlignGPTError: the model has no AlignGPT processor, brings code of its own, or the image root is not a folder.
     """
     local_or_hub(model, "the processor of", AlignGPTError)
+    refuse_own_code(model, "the model", AlignGPTError)
     try:
         if not Path(model).is_dir():
             # Fail early: for a name unknown to the hub, AutoProcessor would request its many files one by one.
-            AutoConfig.from_pretrained(model)
-        processor = AutoProcessor.from_pretrained(model)
+            AutoConfig.from_pretrained(model, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise AlignGPTError(
             f"the processor of {model} cannot be loaded: {str(error).rstrip('.')}. Give a model folder or a hub name"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +20,10 @@ from aligngpt.data.images.opening import ImageError, open_image, resolve_image
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
+from aligngpt.model.own_code import refuse_own_code
 from aligngpt.scoring.dual_encoder.model import LOADING_ERRORS
 from aligngpt.scoring.patches import inputs_of_patches, pixels_of, takes_patches
+from aligngpt.scoring.tokenizer_content import tokenizer_content
 
 Features = NDArray[np.float32]
 
@@ -77,13 +78,14 @@ class PairScorer:
             dtype: `float32`, `bfloat16`, or `auto` for bfloat16 if it is faster on the device.
 
         Raises:
-            ScorerError: a part of the model cannot be loaded, or the model cannot score pairs.
+            ScorerError: a part of the model cannot be loaded or is code of its own, or the model cannot score pairs.
             DeviceError: the device or precision is not available.
         """
         precision = resolve_dtype(dtype, resolve_device(device))
         local_or_hub(source, "the model", ScorerError)
+        refuse_own_code(source, "the model", ScorerError, unless_known=True)
         try:
-            model = AutoModel.from_pretrained(source, dtype=precision)
+            model = AutoModel.from_pretrained(source, dtype=precision, trust_remote_code=False)
         except LOADING_ERRORS as error:
             raise ScorerError(f"the model {source} cannot be loaded: {error}") from error
         # Check this before loading the tokenizer: an image-only model has none.
@@ -98,7 +100,7 @@ class PairScorer:
         for name in ("architectures", "dtype", "transformers_version"):
             settings.pop(name, None)
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        digest.update(_tokenizer_content(self.tokenizer))
+        digest.update(tokenizer_content(self.tokenizer))
         digest.update(self.image_processor.to_json_string().encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -130,7 +132,11 @@ class PairScorer:
             raise ImageError("unreadable", f"{root / name} cannot be prepared for the model: {error}") from error
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Token ids `(texts, length)` and, if the model uses one, the attention mask; on the model's device."""
+        """`token_ids` on the model's device."""
+        return {name: ids.to(self.device) for name, ids in self.token_ids(texts).items()}
+
+    def token_ids(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids `(texts, length)` and, if the model uses one, the attention mask; on the CPU."""
         encoded = self.tokenizer(
             list(texts),
             padding="max_length" if self._pads_to_maximum else "longest",
@@ -139,7 +145,7 @@ class PairScorer:
             return_tensors="pt",
         )
         names = ("input_ids",) if self._pads_to_maximum else ("input_ids", "attention_mask")
-        return {name: encoded[name].to(self.device) for name in names if name in encoded}
+        return {name: encoded[name] for name in names if name in encoded}
 
     def image_features(self, images: Sequence[Image.Image]) -> Features:
         """Features of RGB images, normalised to unit length: `(images, dim)`."""
@@ -147,15 +153,22 @@ class PairScorer:
 
     def pixel_features(self, pixel_values: Tensor) -> Features:
         """Features of preprocessed images (see `pixel_values`), normalised to unit length: `(images, dim)`."""
-        pixels = pixel_values.to(self.device, self.dtype)
-        inputs = inputs_of_patches(pixels) if self._takes_patches else {"pixel_values": pixels}
+        return self.encode_pixels(pixel_values.to(self.device, self.dtype)).cpu().numpy()
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """`pixel_features` of pixels on the model's device in its precision; stays there, and does not wait for it."""
         with torch.inference_mode():
+            inputs = inputs_of_patches(pixels) if self._takes_patches else {"pixel_values": pixels}
             return _normalised(self.model.get_image_features(**inputs))
 
     def text_features(self, texts: Sequence[str]) -> Features:
         """Features of texts, normalised to unit length: `(texts, dim)`."""
+        return self.encode_tokens(**self.tokens(texts)).cpu().numpy()
+
+    def encode_tokens(self, **tokens: Tensor) -> Tensor:
+        """`text_features` of `tokens`; stays on the model's device, and does not wait for it."""
         with torch.inference_mode():
-            return _normalised(self.model.get_text_features(**self.tokens(texts)))
+            return _normalised(self.model.get_text_features(**tokens))
 
     def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Features:
         """Cosine similarity of each image and its text, -1…1: `(pairs,)`.
@@ -175,7 +188,7 @@ def load_image_processor(source: str | Path) -> Any:
         ScorerError: it is missing or cannot be loaded.
     """
     try:
-        return AutoImageProcessor.from_pretrained(source)
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise ScorerError(f"the image processor of {source} cannot be loaded: {error}") from error
 
@@ -187,7 +200,7 @@ def load_tokenizer(source: str | Path) -> Any:
         ScorerError: it is missing or cannot be loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise ScorerError(f"the tokenizer of {source} cannot be loaded: {error}") from error
     # Without its files, some tokenizer classes load with an empty vocabulary: all texts would have the same tokens.
@@ -204,36 +217,7 @@ def _check_scores_pairs(model: PreTrainedModel) -> None:
         )
 
 
-def _tokenizer_content(tokenizer: Any) -> bytes:
-    """Digest of all that affects how a tokenizer encodes texts, independent of its last call."""
-    names = ("padding_side", "truncation_side", "model_input_names", "special_tokens_map")
-    called = {name: getattr(tokenizer, name, None) for name in names}
-    digest = hashlib.sha256(json.dumps(called, sort_keys=True, default=str).encode())
-    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        # Padding and truncation hold the settings of the last call.
-        content = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-        digest.update(json.dumps(content, sort_keys=True).encode())
-        return digest.digest()
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
-                digest.update(path.relative_to(folder).as_posix().encode())
-                digest.update(_without_origin(path))
-    return digest.digest()
-
-
-def _without_origin(path: Path) -> bytes:
-    """A file of a saved tokenizer, without settings that do not affect tokenization (path, version, chat template)."""
-    if path.name != "tokenizer_config.json":
-        return path.read_bytes()
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("name_or_path", "transformers_version", "chat_template"):
-        settings.pop(name, None)
-    return json.dumps(settings, sort_keys=True).encode()
-
-
-def _normalised(features: Any) -> Features:
+def _normalised(features: Any) -> Tensor:
     """Normalise rows to unit length. Depending on its version, transformers returns a tensor or an output object."""
     tensor: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return F.normalize(tensor.float(), dim=-1).cpu().numpy()
+    return F.normalize(tensor.float(), dim=-1)

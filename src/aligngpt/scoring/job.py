@@ -17,7 +17,7 @@ from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.finishing import finish_job
 from aligngpt.scoring.manifest import Manifest, before_rescoring, claim, finished_manifest
 from aligngpt.scoring.picture_workers import PictureWorkers
-from aligngpt.scoring.pipeline import score_shard
+from aligngpt.scoring.pipeline import score_shards
 from aligngpt.scoring.reject_share import RejectLimit
 from aligngpt.scoring.resuming import kept_parts
 from aligngpt.scoring.score_files import (
@@ -147,23 +147,26 @@ def _score(
             PictureWorkers(scorer, count, others=others) as pictures,
             Meter("scoring pairs", known, initial=total.records, unit="pairs") as meter,
         ):
-            for one in todo:
-                summary = score_shard(
-                    source,
-                    one,
-                    scorer,
-                    out,
-                    batch_size=manifest.batch_size,
-                    workers=pictures,
-                    others=by_column(manifest.more_models, others),
-                    embeddings=manifest.embeddings,
-                    shuffled=manifest.shuffled,
-                    may_all_be_missing=max_reject_share >= 1,
-                    advance=meter.advance,
-                )
-                done[one.index] = summary
-                limit.add({one.index: summary})
+
+            def finished(shard: Shard, summary: PartSummary) -> None:
+                done[shard.index] = summary
+                limit.add({shard.index: summary})
                 limit.check_certain()
+
+            score_shards(
+                source,
+                todo,
+                scorer,
+                out,
+                batch_size=manifest.batch_size,
+                workers=pictures,
+                finished=finished,
+                others=by_column(manifest.more_models, others),
+                embeddings=manifest.embeddings,
+                shuffled=manifest.shuffled,
+                may_all_be_missing=max_reject_share >= 1,
+                advance=meter.advance,
+            )
     return done, len(todo)
 
 

@@ -8,7 +8,7 @@ from aligngpt.data.records.pairs import Pair, PairSource
 from aligngpt.data.rejects import TooManyRejects
 from aligngpt.data.sources.base import Shard
 from aligngpt.scoring.picture_marks import has_file
-from aligngpt.scoring.picture_workers import Prepared, Refused
+from aligngpt.scoring.preparation import Prepared, Refused
 
 PICTURES_TO_JUDGE = 300
 

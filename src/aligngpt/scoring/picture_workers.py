@@ -1,6 +1,5 @@
-"""Opens images ahead of the model, in threads or processes: decodes, resizes and preprocesses them for the model."""
+"""Opens images ahead of the model, in threads or processes."""
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -9,125 +8,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
 from itertools import islice
 from types import TracebackType
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from aligngpt.data.images.opening import ImageError
 from aligngpt.data.images.reference import Picture
 from aligngpt.errors import AlignGPTError
-from aligngpt.scoring.byte_processor import ByteProcessor, byte_processor
 from aligngpt.scoring.encoders import PairScorer
-from aligngpt.scoring.patches import pixels_of
-from aligngpt.scoring.picture_marks import ABSENT, has_file, mark_of
+from aligngpt.scoring.preparation import Preparation, Prepared, Refused
 
 PICTURES_PER_TASK = 8
 TASKS_AHEAD = 2
 """Number of queued tasks per worker; with `PICTURES_PER_TASK`, this bounds the pixels held in memory."""
 
-MAX_ASPECT = 200
-"""Images with a larger ratio of longer to shorter side are rejected: resized by the shorter side, as for CLIP, one of
-20000 × 1 pixels would need gigabytes."""
-
 
 class WorkerError(AlignGPTError):
     """A process that opens images died before its work was done."""
-
-
-class Prepared(NamedTuple):
-    """An image ready for the model.
-
-    Workers return it pickled, which costs little compared to opening and resizing it.
-
-    Attributes:
-        hash: BLAKE2b of the file's content, 128 bits in hexadecimal.
-        width: width of the upright image, in pixels.
-        height: height of the upright image, in pixels.
-        pixels: input of `PictureWorkers.pixel_values`, `(3, height, width)`: 8-bit pixels if the image processor can be
-            replaced by a lookup table (see `ByteProcessor`), otherwise the image processor's output; bfloat16, which
-            numpy lacks, is stored as int16.
-        mark: see `aligngpt.scoring.picture_marks`; empty for an image that is not a separate file.
-        more: the same as `pixels` for each of the other models, if several score the pairs.
-    """
-
-    hash: str
-    width: int
-    height: int
-    pixels: NDArray[Any]
-    mark: bytes = b""
-    more: tuple[NDArray[Any], ...] = ()
-
-
-class Refused(NamedTuple):
-    """An unusable image; `reason` is one of `IMAGE_REASONS`, `mark` is as in `Prepared`."""
-
-    reason: str
-    detail: str
-    mark: bytes = b""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Opens images and preprocesses them as a scorer does; small enough to be sent to another process.
-
-    Attributes:
-        image_processor: the model's own.
-        dtype: the model's compute precision, so that workers send no more bytes than it reads.
-        in_bytes: the 8-bit version of the image processor, if there is one.
-        others: the preparations for the other models, if several score the pairs.
-    """
-
-    image_processor: Any
-    dtype: torch.dtype
-    in_bytes: ByteProcessor | None = None
-    others: "tuple[Preparation, ...]" = ()
-
-    @classmethod
-    def of(cls, scorer: PairScorer, others: Sequence[PairScorer] = ()) -> "Preparation":
-        """The preparation for a scorer, and for others that score the same images."""
-        found = byte_processor(scorer.image_processor)
-        return cls(scorer.image_processor, scorer.dtype, found, tuple(map(cls.of, others)))
-
-    def __call__(self, pictures: Sequence[Picture]) -> list[Prepared | Refused]:
-        """The result for each image, in order."""
-        return [self._prepare(picture) for picture in pictures]
-
-    def _prepare(self, picture: Picture) -> Prepared | Refused:
-        mark = ABSENT if has_file(picture) else b""
-        try:
-            content = picture.read()
-            mark = mark and mark_of(content)
-            image = replace(picture, path=None, offset=0, length=None, content=content).open()
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                size = f"{image.width} × {image.height} pixels"
-                return Refused("unreadable", f"{picture.name} is too narrow for the model: {size}", mark)
-            array, *more = (one.pixels_for(image) for one in (self, *self.others))
-        except ImageError as error:
-            return Refused(error.reason, str(error), mark)
-        except (ValueError, MemoryError) as error:
-            return Refused("unreadable", f"{picture.name} cannot be prepared for the model: {error}", mark)
-        return Prepared(hashlib.blake2b(content, digest_size=16).hexdigest(), *image.size, array, mark, tuple(more))
-
-    def pixels_for(self, image: Image.Image) -> NDArray[Any]:
-        """The pixels of an RGB image for this model, see `Prepared.pixels`."""
-        if self.in_bytes is not None:
-            return self.in_bytes(image)
-        pixels = pixels_of(self.image_processor, [image])[0].to(self.dtype).contiguous()
-        return (pixels.view(torch.int16) if self.dtype == torch.bfloat16 else pixels).numpy()
-
-    def pixel_values(self, pictures: Sequence[NDArray[Any]]) -> Tensor:
-        """The image processor's output for prepared images: `(images, 3, height, width)`."""
-        if self.in_bytes is not None:
-            return torch.from_numpy(self.in_bytes.look_up(pictures))
-        tensor = torch.from_numpy(np.stack(pictures))
-        return tensor.view(self.dtype) if self.dtype == torch.bfloat16 else tensor
 
 
 class PictureWorkers:
@@ -142,6 +39,10 @@ class PictureWorkers:
         count: number of workers; 0 for one thread.
         processes: whether to use processes; chosen as above when None.
         others: other models that score the same images; each image is opened once for all of them.
+
+    Attributes:
+        preparations: those of the models, `scorer` first.
+        ahead: number of tasks that are opened, or queued to be opened, ahead of the results.
     """
 
     def __init__(
@@ -150,11 +51,9 @@ class PictureWorkers:
         if count < 0:
             raise ValueError(f"expected 0 or more workers, found {count}")
         preparation = Preparation.of(scorer, others)
-        all_of_them = (preparation, *preparation.others)
+        self.preparations = (preparation, *preparation.others)
         if processes is None:
-            processes = scorer.device.type != "cpu" or any(one.in_bytes is None for one in all_of_them)
-        self.pixel_values = preparation.pixel_values
-        self.pixel_values_of = tuple(one.pixel_values for one in all_of_them)
+            processes = scorer.device.type != "cpu" or any(one.in_bytes is None for one in self.preparations)
         self.ahead = TASKS_AHEAD * max(1, count)
         self._pool: Executor
         self._task: Callable[[Sequence[Picture]], list[Prepared | Refused]]
@@ -182,14 +81,21 @@ class PictureWorkers:
             WorkerError: a process died, for example killed by the system when memory ran out.
         """
         stream = iter(pictures)
+        tasks = iter(lambda: list(islice(stream, PICTURES_PER_TASK)), [])
+        for results in self.prepare_tasks(tasks):
+            yield from results
+
+    def prepare_tasks(self, tasks: Iterable[Sequence[Picture]]) -> Iterator[list[Prepared | Refused]]:
+        """Yield the results for the images of each task, in order; a task may be empty. See `prepare`."""
+        stream = iter(tasks)
         waiting: deque[Future[list[Prepared | Refused]]] = deque()
         try:
             while True:
-                while len(waiting) < self.ahead and (task := list(islice(stream, PICTURES_PER_TASK))):
-                    waiting.append(self._pool.submit(self._task, task))
+                for task in islice(stream, self.ahead - len(waiting)):
+                    waiting.append(self._pool.submit(self._task, task) if task else _nothing())
                 if not waiting:
                     return
-                yield from waiting.popleft().result()
+                yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise WorkerError(
                 "a process that opens images died before its work was done; most often the system ran out of memory. "
@@ -198,6 +104,12 @@ class PictureWorkers:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _nothing() -> Future[list[Prepared | Refused]]:
+    future: Future[list[Prepared | Refused]] = Future()
+    future.set_result([])
+    return future
 
 
 _preparation: Preparation | None = None

@@ -5,6 +5,7 @@ but no memory, and the sizes of the tensors that autograd saves are summed. The 
 is one layer, that between two rows and one is one row; anything that depends on neither, such as weights, cancels out.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,37 +19,43 @@ PER_LAYER = {"layer_types", "mlp_layer_types", "layers_block_type"}
 """Configuration settings with one entry per layer."""
 
 
-def activation_bytes(
-    config: PretrainedConfig, length: int, *, trains: bool, in_bfloat16: bool, checkpointing: bool
-) -> float:
-    """Bytes that the body of a language model saves per row for the backward pass.
+def layer_bytes(config: PretrainedConfig, length: int, *, trains: bool, in_bfloat16: bool) -> float:
+    """Bytes that one layer of a language model saves per row for the backward pass.
 
     Args:
         config: the language model's configuration.
         length: of the row, in tokens.
         trains: whether its weights train (or have adapters, which need the same memory); if not, only its inputs do.
         in_bfloat16: whether it computes under autocast to bfloat16, with weights in float32.
-        checkpointing: save only the input of each layer and recompute the layer in the backward pass.
     """
-    layer = _difference(config, length, trains=trains, in_bfloat16=in_bfloat16)
-    layers = int(config.num_hidden_layers)
-    if checkpointing:
-        return layers * length * int(config.hidden_size) * FLOAT32 + layer
-    return layers * layer
-
-
-def head_bytes(vocabulary: int, *, in_bfloat16: bool) -> int:
-    """Bytes per token in the loss that the head and the loss need: logits as computed and in float32, and gradients."""
-    return vocabulary * ((2 * BFLOAT16 if in_bfloat16 else 0) + 2 * FLOAT32)
-
-
-def _difference(config: PretrainedConfig, length: int, **how: bool) -> float:
-    """Bytes that one layer saves for one row."""
+    how = {"trains": trains, "in_bfloat16": in_bfloat16}
 
     def of_a_row(layers: int) -> int:
         return _kept(config, layers, 2, length, **how) - _kept(config, layers, 1, length, **how)
 
     return of_a_row(2) - of_a_row(1)
+
+
+def body_bytes(layer: float, read: float, recomputed: Sequence[bool]) -> float:
+    """The most bytes that all layers hold per row at any time of the backward pass, which runs from the last layer on.
+
+    Args:
+        layer: bytes that one layer saves, see `layer_bytes`.
+        read: bytes of the input of a layer, all that a recomputed one keeps.
+        recomputed: for each layer, whether it is recomputed when the backward pass reaches it.
+    """
+    kept = len(recomputed) - sum(recomputed)
+    inputs = sum(recomputed) * read
+    if not any(recomputed):
+        return kept * layer
+    # The layers behind the last recomputed one are done, and have freed what they saved, when that one is recomputed.
+    done = [*reversed(recomputed)].index(True)
+    return inputs + max(kept, kept - done + 1) * layer
+
+
+def head_bytes(vocabulary: int, *, in_bfloat16: bool) -> int:
+    """Bytes per token in the loss that the head and the loss need: logits as computed and in float32, and gradients."""
+    return vocabulary * ((2 * BFLOAT16 if in_bfloat16 else 0) + 2 * FLOAT32)
 
 
 def _kept(config: PretrainedConfig, layers: int, rows: int, length: int, *, trains: bool, in_bfloat16: bool) -> int:

@@ -18,30 +18,22 @@ from aligngpt.device import matrix_product_rate, resolve_device, supports_bfloat
 from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
-from aligngpt.training.activation_memory import BFLOAT16, FLOAT32, activation_bytes, head_bytes
 from aligngpt.training.feed.datasets import open_sources, training_part
 from aligngpt.training.feed.sampler import shares_of
 from aligngpt.training.feed.source_checks import is_there, source_problems, swapped_warning
 from aligngpt.training.flops import ModelFlops
 from aligngpt.training.flops_plan import flops_lines
+from aligngpt.training.memory_plan import MemoryEstimate, MemoryPlan, device_memory, sharded_note
 from aligngpt.training.recipe import STAGES, Recipe, SourceRecipe, StageName, StageRecipe
 from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.parameter_summary import PartRow, parts_of, parts_table
-from aligngpt.training.setup.quantization import SMALL_BYTES, quantizable
 
 LOOKED_AT = 200
 """Number of rows sampled to count tokens; the remaining rows are assumed to be similar."""
 
 CAPTION_TOKENS = 64
 """Assumed length of a long caption, used if there is no data to sample."""
-
-DEVICES = 8
-"""Number of devices assumed for the memory estimate of a sharded model."""
-
-STATE_BYTES = {"adamw": 2 * FLOAT32, "adamw_8bit": 2, "muon": FLOAT32, "adafactor": 0, "sgd": FLOAT32}
-"""Optimiser state in bytes per parameter, approximately: Muon keeps two moments for parameters that are not matrices,
-Adafactor keeps row and column sums."""
 
 ATTAINABLE = 0.5
 """Fraction of the matrix-multiplication rate that training may reach; good training code reaches 30 to 50 %."""
@@ -65,20 +57,6 @@ class DataPlan(NamedTuple):
     counted: float
     longest: int
     images: float
-
-
-class MemoryPlan(NamedTuple):
-    """Bytes on one device, if each device holds the whole model.
-
-    Attributes:
-        weights: parameters, in the precision they are held in while training.
-        training: gradients, optimiser state and the low-precision copies that autocast makes.
-        activations: tensors saved for the backward pass of the longest micro-batch.
-    """
-
-    weights: int
-    training: int
-    activations: int
 
 
 @dataclass(frozen=True)
@@ -185,18 +163,17 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         )
     parts = parts_of(model, stage)
     steps = _steps(stage, data)
-    work = _work(model, parts, stage, data) * steps * stage.batch_size if data and steps else None
+    row = (data.longest, data.counted) if data else _supposed(name, stage, processor)
+    estimate = MemoryEstimate(model, parts, stage, row, in_bfloat16=in_bfloat16)
+    memory = estimate.plan()
+    work = None
+    if data and steps:
+        work = _work(model, parts, data, recomputed=estimate.share) * steps * stage.batch_size
     rate = matrix_product_rate(device, torch.bfloat16 if in_bfloat16 else torch.float32) if work else 1.0
-    memory = _memory(
-        model,
-        parts,
-        name,
-        stage,
-        (data.longest, data.counted) if data else _supposed(name, stage, processor),
-        in_bfloat16=in_bfloat16,
-    )
     if stage.sharding != "none":
-        notes.append(_shared_out(memory, stage, parts))
+        notes.append(sharded_note(memory, stage, parts, in_bfloat16=in_bfloat16))
+    elif stage.gradient_checkpointing and (advice := estimate.advice(device_memory(device))) is not None:
+        notes.append(advice)
     before = _warm_start_work(model, parts, stage, data) if data else 0.0
     warm_start = before / (ATTAINABLE * matrix_product_rate(device, torch.float32)) if before else 0.0
     all_steps = work / (ATTAINABLE * rate) if work else None
@@ -246,18 +223,6 @@ def _warm_start_work(
     of_tower = pairs * model.config.tower_tokens * 2 * size["vision_tower"]
     seen = stage.warm_start.steps * min(stage.warm_start.batch_size, pairs)
     return of_tower + seen * tokens * 6 * size["projector"]
-
-
-def _shared_out(memory: MemoryPlan, stage: StageRecipe, parts: Sequence[PartRow]) -> str:
-    """A note on the memory per device if eight devices shard the model; each holds all of a frozen vision tower."""
-    everywhere = sum(FLOAT32 * row.parameters for row in parts if row.part == "vision_tower" and not row.trained)
-    gathered = stage.sharding == "gradients"
-    weights = memory.weights if gathered else everywhere + (memory.weights - everywhere) / DEVICES
-    held = (weights + memory.training / DEVICES) / 1e9
-    return (
-        f"sharding {stage.sharding}: each of {DEVICES} devices holds {held:.1f} GB of weights and training state, "
-        f"{held + memory.activations / 1e9:.1f} GB with activations"
-    )
 
 
 def _supposed(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor) -> tuple[int, float]:
@@ -318,52 +283,19 @@ def _row_figures(samples: Sequence[Sample], stage: StageRecipe, processor: Align
     return _RowFigures(tokens, counted, images)
 
 
-def _memory(
-    model: AlignGPTForConditionalGeneration,
-    parts: Sequence[PartRow],
-    name: StageName,
-    stage: StageRecipe,
-    row: tuple[int, float],
-    *,
-    in_bfloat16: bool,
-) -> MemoryPlan:
-    """Memory for the longest micro-batch; `row` has the tokens of a row and the tokens in the loss."""
-    trained = sum(row.trained for row in parts)
-    frozen = sum(row.parameters for row in parts) - trained
-    frozen_bytes = BFLOAT16 if in_bfloat16 and (name == "pretrain" or stage.lora is not None) else FLOAT32
-    small = quantizable(model) if stage.lora is not None and stage.lora.bits is not None else 0
-    copies = BFLOAT16 * trained if in_bfloat16 else 0
-    config = model.config.get_text_config()
-    if stage.lora is not None:
-        # Layers built from the configuration have no adapters; trained layers need the same memory as ones with them.
-        language_trains = True
-    else:
-        language_trains = any(row.part == "language_model" and row.trained for row in parts)
-    length, counted = row
-    rows = stage.micro_batch_size or stage.batch_size
-    kept = activation_bytes(
-        config, length, trains=language_trains, in_bfloat16=in_bfloat16, checkpointing=stage.gradient_checkpointing
-    )
-    kept += counted * head_bytes(config.vocab_size, in_bfloat16=in_bfloat16)
-    return MemoryPlan(
-        weights=round(FLOAT32 * trained + frozen_bytes * (frozen - small) + SMALL_BYTES * small),
-        training=(FLOAT32 + STATE_BYTES[stage.optimizer]) * trained + copies,
-        activations=round(rows * kept),
-    )
-
-
 def _work(
-    model: AlignGPTForConditionalGeneration, parts: Sequence[PartRow], stage: StageRecipe, data: DataPlan
+    model: AlignGPTForConditionalGeneration, parts: Sequence[PartRow], data: DataPlan, *, recomputed: float
 ) -> float:
     """Floating-point operations for one row: two per parameter and token forward, and as many for each gradient.
 
-    Attention scores are ignored: at a few thousand tokens they are a few per cent.
+    Attention scores are ignored: at a few thousand tokens they are a few per cent. `recomputed` is the fraction of the
+    language model's layers whose forward pass runs twice.
     """
     size = {row.part: row for row in parts}
     language, tower = size["language_model"], size["vision_tower"]
     table = model.get_input_embeddings().weight.numel()
     body = language.parameters - (1 if model.config.tie_word_embeddings else 2) * table
-    of_body = 2 * body * (2 + stage.gradient_checkpointing) + 2 * min(language.trained, body)
+    of_body = 2 * body * (2 + recomputed) + 2 * min(language.trained, body)
     of_language = data.tokens * of_body + data.counted * 6 * table
     tower_tokens = data.images * model.config.tower_tokens
     return of_language + tower_tokens * 2 * tower.parameters * (3 if tower.trained else 1)

@@ -11,6 +11,9 @@ from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.lora import merge_lora
 from aligngpt.training.stage import base_folder, model_folder
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""The precisions that `save_dtype` names."""
+
 
 def export_model(
     recipe: Recipe,
@@ -19,6 +22,8 @@ def export_model(
     trained: dict[str, torch.Tensor],
 ) -> None:
     """Write the result of instruction tuning, as a folder for `from_pretrained` or as adapters.
+
+    With a `save_dtype` other than `trained`, the weights of a folder for `from_pretrained` are converted to it.
 
     Args:
         recipe: of the run.
@@ -34,8 +39,13 @@ def export_model(
         return
     if model is None:
         model, processor = load_model(recipe, "instruct")
+        for name, parameter in model.named_parameters():
+            if name in trained:
+                parameter.data = parameter.data.to(trained[name].dtype)
         model.load_state_dict(trained, strict=False)
         merge_lora(model)
+    if recipe.instruct.save_dtype != "trained":
+        model.to(DTYPES[recipe.instruct.save_dtype])
     with atomic_folder(model_folder(recipe)) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)

@@ -130,9 +130,9 @@ class StageRecipe(RecipeSection):
         learning_rate: peak learning rate.
         projector_learning_rate: peak learning rate of projector, level table and gate; `learning_rate` when None.
         learning_rates: peak learning rates of single parts, which override both.
-        optimizer: `adamw`; `adamw_8bit`, with its moments in 8 bits (bitsandbytes); `muon` for the matrices of
-            language model and projector, AdamW for the rest; `adafactor`; or `sgd`, whose momentum is the first of
-            `adam_betas`.
+        optimizer: `adamw`; `adamw_8bit`, with its moments in 8 bits (bitsandbytes); `adamw_torch_8bit`, the same by
+            torchao; `muon` for the matrices of language model and projector, AdamW for the rest; `adafactor`; or `sgd`,
+            whose momentum is the first of `adam_betas`.
         schedule: how the learning rate falls after the warm-up: to zero along a cosine or a line, or not at all.
         warmup_ratio: fraction of the run in which the learning rate rises.
         weight_decay: strength of the weight decay; biases and norms have none.
@@ -140,6 +140,11 @@ class StageRecipe(RecipeSection):
         max_grad_norm: gradients with a larger norm are scaled down to it.
         precision: of the computation: `bfloat16` (trained weights stay in float32), `float32`, or `auto` for bfloat16
             if it is faster on this device.
+        weight_precision: what the large trained tensors of language model and vision tower are held in: `float32`, or
+            `bfloat16` with half the memory for them and their gradients, whose updates `adamw_torch_8bit` then rounds
+            stochastically (rounded to nearest, most of them would be lost).
+        save_dtype: of the finished model's weights, in `instruct`: `float32`, `bfloat16`, or `trained` for the
+            precision in which each is trained, or if frozen was read.
         chat_template: the name of one in `aligngpt.model.templates`; the model's own when None.
         pad_images: pad images to a square with the mean colour, or crop the centre; `model.pad_images` when None.
         max_length: maximum tokens per sample.
@@ -148,6 +153,7 @@ class StageRecipe(RecipeSection):
         group_by_length: build optimiser steps from rows of similar length; not for images in Parquet files.
         shuffle: read the rows in random order, another one in each epoch; False reads them in the order of the data.
         gradient_checkpointing: recompute the language model's activations in the backward pass: less memory, more time.
+            A number n recomputes every n-th layer only, which takes less time and more memory than True.
         compile: compile the layers of the language model with torch (the first steps then take minutes).
         sharding: with several processes, how the model is distributed: `none`, each holds all of it; `full`, each holds
             a part of parameters, gradients and optimiser state (FSDP2, like ZeRO-3); `gradients`, as `full`, but the
@@ -179,20 +185,22 @@ class StageRecipe(RecipeSection):
     learning_rate: float = Field(gt=0)
     projector_learning_rate: float | None = Field(None, gt=0)
     learning_rates: dict[Part, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    optimizer: Literal["adamw", "adamw_8bit", "muon", "adafactor", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_torch_8bit", "muon", "adafactor", "sgd"] = "adamw"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    weight_precision: Literal["float32", "bfloat16"] = "float32"
+    save_dtype: Literal["trained", "float32", "bfloat16"] = "trained"
     chat_template: TemplateName | None = None
     pad_images: bool | None = None
     max_length: int = Field(2048, ge=8)
     packing: Literal["auto", "packed", "padded"] = "auto"
     group_by_length: bool = False
     shuffle: bool = True
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
     compile: bool = False
     sharding: Literal["none", "full", "gradients", "hybrid"] = "none"
     checkpoint_minutes: float = Field(10.0, gt=0)
@@ -227,6 +235,30 @@ class StageRecipe(RecipeSection):
     def _vision_blocks_where_they_train(self) -> "StageRecipe":
         if self.vision_blocks is not None and "vision_tower" not in self.train:
             raise ValueError("vision_blocks needs a vision tower that trains; name vision_tower in train")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_in_bfloat16(self) -> "StageRecipe":
+        if self.weight_precision == "float32":
+            return self
+        if self.optimizer != "adamw_torch_8bit":
+            raise ValueError(
+                f"weight_precision is bfloat16, in which {self.optimizer} would lose most of its updates; set "
+                "optimizer to adamw_torch_8bit, which rounds them stochastically, or weight_precision to float32"
+            )
+        if self.precision != "bfloat16":
+            raise ValueError("weight_precision bfloat16 needs a computation in bfloat16; set precision to bfloat16")
+        if self.lora is not None or not {"language_model", "vision_tower"} & set(self.train):
+            raise ValueError(
+                "weight_precision is about the weights of a language model or vision tower that trains; without one, "
+                "or with lora, set it to float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _save_dtype_of_a_whole_model(self) -> "StageRecipe":
+        if self.save_dtype != "trained" and self.lora is not None and not self.lora.merge:
+            raise ValueError("save_dtype is about a whole model, but lora.merge is false; set it to trained")
         return self
 
     @model_validator(mode="after")
@@ -300,6 +332,12 @@ class Recipe(RecipeSection):
                 f"pretrain.train: only projector and level_table are passed to instruction tuning; name "
                 f"{', '.join(lost)} in instruct.train"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pretraining_leaves_no_model(self) -> "Recipe":
+        if self.pretrain is not None and self.pretrain.save_dtype != "trained":
+            raise ValueError("pretrain.save_dtype: only instruction tuning writes a model; set instruct.save_dtype")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from transformers.trainer_utils import set_seed
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.columns import columns_of
-from aligngpt.device import peak_memory, reset_peak_memory, resolve_device
+from aligngpt.device import peak_device_memory, peak_memory, reset_peak_memory, resolve_device
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.locks import owned_folder
@@ -36,10 +36,12 @@ from aligngpt.training.loop.schedule import TrainingClock
 from aligngpt.training.loop.trainer import StageTrainer
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.run_card import DataFacts, write_run_card
+from aligngpt.training.setup.checkpointing import checkpointing_arguments
 from aligngpt.training.setup.freezing import (
     compile_layers,
     freeze_all_but,
     hold_frozen_in,
+    hold_trained_in_bfloat16,
     is_pretrained,
     save_pretrained_parts,
 )
@@ -139,7 +141,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     if is_main_process():
         _save_recipe(recipe)
     check_sharding(stage)
-    reset_peak_memory()
+    reset_peak_memory(device)
     set_seed(recipe.seed)
     # All processes count the same rejects; only the main process writes them to the file.
     path_of_rejects = folder / "rejects.jsonl" if is_main_process() else None
@@ -163,8 +165,9 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             keep_masks(model, device)
         collator = Collator(processor.tokenizer.pad_token_id, packed=packed)
         validation = validation_of(stage, dataset, collator)
-        if in_bfloat16 and (name == "pretrain" or stage.lora is not None):
-            hold_frozen_in(model, torch.bfloat16)
+        held_low = in_bfloat16 and hold_frozen_in(model, torch.bfloat16)
+        if stage.weight_precision == "bfloat16":
+            hold_trained_in_bfloat16(model)
         cached = None
         if stage.cache_features:
             cache = features_kept_for(dataset, model, device, in_bfloat16=in_bfloat16)
@@ -205,11 +208,12 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             samples=round(steps * stage.batch_size * len(samples) / len(dataset)),
             seconds=round(clock.seconds, 1),
             peak_memory=peak_memory(),
+            peak_device_memory=peak_device_memory(arguments.device),
             loss=_last_loss(folder / "metrics.jsonl"),
             rejects=rejects.count,
         )
     # If the frozen weights are held in lower precision than their source, or sharded, they are read again.
-    as_it_is = name == "instruct" and stage.lora is None and not trainer.is_sharded
+    as_it_is = name == "instruct" and stage.lora is None and not trainer.is_sharded and not held_low
     # Gathering sharded tensors takes all processes.
     tensors = (
         {}
@@ -254,7 +258,7 @@ def _arguments(
         num_train_epochs=stage.epochs,
         max_steps=stage.max_steps or -1,
         max_grad_norm=stage.max_grad_norm,
-        activation_checkpointing=stage.gradient_checkpointing,
+        **checkpointing_arguments(stage),
         logging_steps=stage.log_steps,
         logging_nan_inf_filter=False,
         save_strategy="no",

@@ -113,7 +113,7 @@ def run_card(
         sections=[
             *([_adapters(recipe)] if adapters else []),
             f"## Results\n\n{RESULTS_BEGIN}\n{RESULTS_END}",
-            _training(results),
+            _training(results, recipe),
             _data([result.stage for result in results], samples, recipe.model.num_levels),
             _recipe(recipe),
             _licences(licences),
@@ -190,7 +190,7 @@ def _adapters(recipe: Recipe) -> str:
     )
 
 
-def _training(results: Sequence["StageResult"]) -> str:
+def _training(results: Sequence["StageResult"], recipe: Recipe) -> str:
     rows = [
         [
             STAGE_WORDS[result.stage],
@@ -204,7 +204,23 @@ def _training(results: Sequence["StageResult"]) -> str:
         for result in results
     ]
     heads = ["stage", "steps", "samples seen", "seconds", "final loss", "rejects", "peak memory"]
-    return f"## Training\n\n{table(heads, rows)}"
+    if any(result.peak_device_memory is not None for result in results):
+        heads.append("peak GPU memory")
+        for row, result in zip(rows, results, strict=True):
+            peak = result.peak_device_memory
+            row.append("–" if peak is None else f"{peak / GIBIBYTE:.1f} GiB")
+    return f"## Training\n\n{table(heads, rows)}{_saved_in(recipe)}"
+
+
+def _saved_in(recipe: Recipe) -> str:
+    """A paragraph on the precision of the saved weights; none if it is float32 because they were trained in it."""
+    stage = recipe.instruct
+    if stage is None or (stage.save_dtype == "trained" and stage.weight_precision == "float32"):
+        return ""
+    if stage.save_dtype == "trained":
+        return "\n\nThe weights are saved as they were trained: the large trained ones in bfloat16, others in float32."
+    held = "bfloat16 and float32" if stage.weight_precision == "bfloat16" else "float32"
+    return f"\n\nThe weights were trained in {held} and are saved in {stage.save_dtype}."
 
 
 def _data(stages: Sequence[StageName], samples: Mapping[StageName, DataFacts], num_levels: int) -> str:

@@ -46,9 +46,10 @@ class StageResult:
         steps: optimiser steps.
         samples: training samples seen, estimated from the mean number of samples per row.
         seconds: training time over all runs of the stage.
-        peak_memory: of this process while it trained, in bytes.
+        peak_memory: resident memory of this process while it trained, in bytes.
         loss: mean of the last five logged losses.
         rejects: number of samples that could not be used.
+        peak_device_memory: memory of its GPU while it trained, in bytes; None without one.
     """
 
     stage: StageName
@@ -59,6 +60,7 @@ class StageResult:
     peak_memory: int
     loss: float
     rejects: int
+    peak_device_memory: int | None = None
 
 
 def stage_folder(recipe: Recipe, name: StageName) -> Path:

@@ -1,13 +1,16 @@
 """A model sharded over several processes trains like one held by a single process."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from several_processes import SECONDS, assert_same_weights, free_port, kill_in_instruction_tuning, losses, run, start
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 
+from aligngpt.training.distributed.fsdp import gradients_later, shard
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.stage import model_folder
@@ -83,6 +86,46 @@ def test_adapters_beside_weights_that_are_shared_out(recipe_of: Callable[..., Re
     # Sums of bfloat16 products depend on the order of summation.
     assert losses(shared, "instruct") == pytest.approx(losses(alone, "instruct"), rel=2e-2), output
     AutoModelForImageTextToText.from_pretrained(model_folder(shared))
+
+
+@pytest.fixture
+def one_process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of gloo with this process alone: everything is gathered and reduced as with several."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+@pytest.mark.parametrize("how", ["full", "gradients"])
+def test_no_whole_gradient_is_held_between_micro_batches(
+    assembled: Callable, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    model, _ = assembled("llama")
+    whole, _ = assembled("llama")
+    whole.load_state_dict(model.state_dict())
+    for one in (model, whole):
+        one.train()
+        one.model.vision_tower.requires_grad_(False)
+    shard(model, how, torch.device("cpu"), in_bfloat16=False)
+    batches = [torch.arange(3, 9).repeat(2, 1), torch.arange(4, 10).repeat(2, 1)]
+    with gradients_later(model):
+        model(input_ids=batches[0], labels=batches[0]).loss.backward()
+    # A gradient that waits to be reduced belongs to the gathered parameter, and the sharded one has none yet.
+    held = {name for name, parameter in model.named_parameters() if isinstance(parameter.grad, DTensor)}
+    model(input_ids=batches[1], labels=batches[1]).loss.backward()
+    for batch in batches:
+        whole(input_ids=batch, labels=batch).loss.backward()
+    gradients = {name: one.grad for name, one in whole.named_parameters() if one.grad is not None}
+    assert held == gradients.keys()
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name])
+
+
+def test_moments_in_8_bits_cannot_be_shared_out(tiny_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(RecipeError, match="do not cover the moments of adamw_torch_8bit"):
+        train(tiny_recipe(pretrain=None, instruct__sharding="full", instruct__optimizer="adamw_torch_8bit"))
 
 
 def test_one_process_has_nothing_to_share_out(

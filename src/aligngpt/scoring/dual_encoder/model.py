@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedModel, VisionTextDualEncoderConfig
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.model.own_code import refuse_own_code
 
 ImagePooling = Literal["class", "mean"]
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -102,11 +103,14 @@ def assemble_dual_encoder(
         projection_dim: width of the shared space.
 
     Raises:
-        DualEncoderError: a tower cannot be loaded, is not a single tower, or has fewer layers than `vision_layers`.
+        DualEncoderError: a tower cannot be loaded, brings code of its own, is not a single tower, or has fewer layers
+            than `vision_layers`.
     """
+    for source in (image_tower, text_tower):
+        refuse_own_code(source, "the tower", DualEncoderError, unless_known=True)
     try:
-        vision = AutoModel.from_pretrained(image_tower, dtype=torch.float32)
-        text = AutoModel.from_pretrained(text_tower, dtype=torch.float32)
+        vision = AutoModel.from_pretrained(image_tower, dtype=torch.float32, trust_remote_code=False)
+        text = AutoModel.from_pretrained(text_tower, dtype=torch.float32, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise DualEncoderError(f"the towers {image_tower} and {text_tower} cannot be loaded: {error}") from error
     for tower, source in ((vision, image_tower), (text, text_tower)):

@@ -44,6 +44,11 @@ def check_sharding(stage: StageRecipe) -> None:
     """
     if stage.sharding != "none" and stage.lora is not None and stage.lora.bits is not None:
         raise RecipeError("weights in 4 bits cannot be sharded; remove lora.bits, or set sharding to none")
+    if stage.sharding != "none" and stage.optimizer == "adamw_torch_8bit":
+        raise RecipeError(
+            f"the checkpoints of sharding {stage.sharding} do not cover the moments of adamw_torch_8bit; set optimizer "
+            f"to {' or '.join(OPTIMIZERS)}, or sharding to none"
+        )
     if stage.sharding != "none" and stage.optimizer not in OPTIMIZERS:
         raise RecipeError(
             f"optimizer {stage.optimizer} needs whole matrices, but sharding {stage.sharding} gives each device only a "
@@ -107,13 +112,18 @@ def sharding_line(model: AlignGPTForConditionalGeneration) -> str:
 
 @contextlib.contextmanager
 def gradients_later(model: nn.Module) -> Iterator[None]:
-    """Defer the gradient reduction over processes: more micro-batches of this step follow."""
+    """Defer the part of the gradient reduction that costs no memory: more micro-batches of this step follow.
+
+    Each micro-batch leaves this process the sum over its group of its own part of the gradients: whole ones, kept in
+    float32 until the last micro-batch, would take four bytes per trained parameter on every device. Only the sum over
+    the replicas of `hybrid`, which is one of such parts, waits for the last micro-batch.
+    """
     assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(False)
+    model.set_requires_all_reduce(False)
     try:
         yield
     finally:
-        model.set_requires_gradient_sync(True)
+        model.set_requires_all_reduce(True)
 
 
 def whole_tensors(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool]) -> dict[str, torch.Tensor]:

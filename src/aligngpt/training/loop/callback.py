@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
+from aligngpt.device import peak_device_memory
 from aligngpt.files import atomic_write
 from aligngpt.progress import Meter, console
 from aligngpt.training.distributed.fsdp import is_sharded
@@ -126,6 +127,8 @@ class StageCallback(TrainerCallback):
         self.remark = f"loss {logs['loss']:.3f} {logs['tokens_per_second']:,.0f} tokens/s"
         if (mfu := logs.get("mfu")) is not None:
             self.remark += f" MFU {mfu:.1%}"
+        if (peak := peak_device_memory(args.device)) is not None:
+            logs["peak_device_gb"] = round(peak / 1e9, 2)
         self._write(state, {name: value for name, value in logs.items() if name != "epoch"})
 
     def _validate(self, state: Any, model: Any, *, in_bfloat16: bool, ends: bool) -> None:

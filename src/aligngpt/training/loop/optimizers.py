@@ -9,8 +9,9 @@ from transformers import Adafactor, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_pt_utils import get_parameter_names
 
+from aligngpt.errors import AlignGPTError
 from aligngpt.training.recipe import Part, StageRecipe
-from aligngpt.training.setup.freezing import part_of
+from aligngpt.training.setup.freezing import check_compiler, part_of
 from aligngpt.training.setup.parameter_summary import learning_rate
 from aligngpt.training.setup.quantization import bitsandbytes_for
 
@@ -82,6 +83,13 @@ def make_optimizer(model: PreTrainedModel, stage: StageRecipe) -> torch.optim.Op
             groups, betas=betas, weight_decay=decay
         )
         return optimizer
+    if stage.optimizer == "adamw_torch_8bit":
+        check_compiler("optimizer adamw_torch_8bit", model.device, "set it to adamw")
+        rounded = stage.weight_precision == "bfloat16"
+        compiled: torch.optim.Optimizer = _torchao_optim().AdamW8bit(
+            groups, betas=betas, weight_decay=decay, bf16_stochastic_round=rounded
+        )
+        return compiled
     if stage.optimizer == "adafactor":
         return Adafactor(groups, scale_parameter=False, relative_step=False, weight_decay=decay)
     if stage.optimizer == "sgd":
@@ -126,6 +134,21 @@ def hidden_matrices(model: PreTrainedModel) -> set[int]:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and module is not head and part_of(f"{name}.weight") in WITH_MATRICES
     }
+
+
+def _torchao_optim() -> Any:
+    """torchao's optimisers, an optional dependency.
+
+    Raises:
+        AlignGPTError: it is not installed.
+    """
+    try:
+        from torchao import optim
+    except ImportError as error:
+        raise AlignGPTError(
+            "optimizer adamw_torch_8bit needs torchao: pip install torchao, or set it to adamw"
+        ) from error
+    return optim
 
 
 def _only(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:

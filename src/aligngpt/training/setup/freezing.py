@@ -20,6 +20,8 @@ PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
 PRETRAINED_FILE = "aligned.safetensors"
 NEW_PARTS: tuple[Part, ...] = ("projector", "level_table", "gate")
 """Parts that belong to neither backbone."""
+LARGE, BLOCK_8BIT = 4096, 256
+"""Parameters of at least `LARGE` weights, in whole blocks, have moments in 8 bits in torchao's optimisers."""
 MIXING_MODES = ("adaptive", "local")
 """Modes of `alignment` that use the gate."""
 
@@ -103,15 +105,35 @@ def _last_blocks(model: AlignGPTForConditionalGeneration, count: int) -> set[int
     return {id(parameter) for block in blocks[used - count : used] for parameter in block.parameters()}
 
 
-def hold_frozen_in(model: AlignGPTForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Convert the frozen parameters to `dtype` once, rather than in every forward pass.
+def hold_frozen_in(model: AlignGPTForConditionalGeneration, dtype: torch.dtype) -> bool:
+    """Convert the frozen parameters to `dtype` once, rather than in every forward pass; returns whether there are any.
 
-    Only for stages that do not save them. Buffers (rotary frequencies) keep their precision.
+    The stage must not save them as they are then. Buffers (rotary frequencies) keep their precision.
     """
+    changed = False
     for parameter in model.parameters():
         # Weights in 4 bits are stored as bytes and must not be converted.
-        if not parameter.requires_grad and parameter.is_floating_point():
+        if not parameter.requires_grad and parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+            changed = True
+    return changed
+
+
+def held_in_bfloat16(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is one of the large trained ones that `weight_precision: bfloat16` is about.
+
+    Smaller ones stay in float32: they take no memory, and the optimiser keeps their moments in the precision of the
+    parameter, which in bfloat16 would be too coarse for a decay rate such as 0.999.
+    """
+    count = parameter.numel()
+    return parameter.requires_grad and part_of(name) not in NEW_PARTS and count >= LARGE and count % BLOCK_8BIT == 0
+
+
+def hold_trained_in_bfloat16(model: AlignGPTForConditionalGeneration) -> None:
+    """Convert the large trained parameters, see `held_in_bfloat16`, to bfloat16, in place."""
+    for name, parameter in model.named_parameters():
+        if held_in_bfloat16(name, parameter):
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def layers_of(model: AlignGPTForConditionalGeneration) -> list[nn.Module]:
@@ -134,11 +156,25 @@ def compile_layers(model: AlignGPTForConditionalGeneration) -> None:
     Raises:
         RecipeError: the device is a CPU and there is no C++ compiler, or the model has no list of layers.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if model.device.type == "cpu" and shutil.which(compiler) is None:
-        raise RecipeError(f"compile needs a C++ compiler, but {compiler} was not found; install it or disable compile")
+    check_compiler("compile", model.device, "disable compile")
     for layer in layers_of(model):
         layer.compile(dynamic=True)
+
+
+def check_compiler(what: str, device: torch.device, otherwise: str) -> None:
+    """Check that torch can compile for a device.
+
+    Args:
+        what: the setting that compiles, for the error message.
+        device: that it compiles for; only a CPU needs a compiler of the system.
+        otherwise: the alternative to installing it, for the error message.
+
+    Raises:
+        RecipeError: the device is a CPU, and there is no C++ compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise RecipeError(f"{what} needs a C++ compiler, but {compiler} was not found; install it or {otherwise}")
 
 
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

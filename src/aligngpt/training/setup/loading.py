@@ -15,6 +15,7 @@ from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.progress import console
 from aligngpt.training.distributed.processes import is_main_process
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
+from aligngpt.training.setup.checkpointing import recomputed_layers
 from aligngpt.training.setup.freezing import PRETRAINED_FILE, load_pretrained_parts
 from aligngpt.training.setup.lora import add_lora
 from aligngpt.training.setup.quantization import quantize_language_model
@@ -36,7 +37,8 @@ def load_model(
     Raises:
         BackboneError: a backbone cannot be loaded.
         AlignGPTError: the previous stage's output is missing or damaged.
-        RecipeError: the attention implementation named by the recipe is not available.
+        RecipeError: the attention implementation named by the recipe is not available, or the language model can only
+            recompute all layers or none.
     """
     settings = recipe.model.model_dump()
     attention = settings.pop("attention")
@@ -46,6 +48,8 @@ def load_model(
     if attention is not None:
         _set_attention(model, attention)
     stage = recipe.stage(name)
+    if stage is not None and int(stage.gradient_checkpointing) > 1:
+        recomputed_layers(model, stage.gradient_checkpointing)  # Refuses what the language model cannot do.
     if weights and stage is not None and stage.pretrained is not None:
         load_pretrained_parts(model, pretrained_file(stage.pretrained))
     elif weights and name == "instruct" and recipe.pretrain is not None:
