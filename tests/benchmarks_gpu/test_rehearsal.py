@@ -19,7 +19,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_rehearsal_runs_every_part(tmp_path: Path) -> None:
     done = run("--rehearse", "--out", str(tmp_path / "gpu.json"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -68,7 +68,7 @@ def test_captions_without_levels_are_scored_first(data: Path, tmp_path: Path, ti
     assert f"--out {levels}" in made.commands[1]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_less_memory_gives_smaller_steps_and_too_little_is_refused(data: Path, tmp_path: Path) -> None:
     """With listed names and no network."""
     names = {"tower": "google/siglip-base-patch16-224", "language": "Qwen/Qwen2.5-1.5B-Instruct", "device": "cuda"}
@@ -124,7 +124,7 @@ def test_over_a_pipe_a_missing_flag_is_named(data: Path, tmp_path: Path) -> None
         make_new_recipe(given(data), piped, out)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_over_a_pipe_a_file_is_replaced_only_with_force(data: Path, tmp_path: Path, tiny: dict[str, str]) -> None:
     out = tmp_path / "r.yaml"
     out.write_text("mine")
@@ -186,7 +186,7 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_on_a_terminal_it_asks_until_the_answer_is_usable(data: Path, tmp_path: Path, tiny: dict[str, str]) -> None:
     terminal = Terminal(tmp_path, data / "captions.json", "--device", "cpu", "--memory", "8")
     terminal.until("file of questions: ")

@@ -76,6 +76,7 @@ def same(one: Path, other: Path) -> None:
             assert np.array_equal(row[name], expected[name]), (row["run"], name)
 
 
+@pytest.mark.slow
 def test_a_study_is_the_same_with_one_worker_and_two_and_after_a_kill(plan_path: Path, tmp_path: Path) -> None:
     plan = load_plan(plan_path)
     alone = run_study(plan, workers=1)

@@ -102,7 +102,7 @@ def test_how_a_stage_computes_may_change_when_it_is_resumed(
         train(tiny_recipe(instruct__weight_decay=0.1))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_stage_that_one_process_began_may_be_shared_out(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -462,7 +462,7 @@ def test_more_or_idle_blocks_of_the_tower_are_refused(tiny_recipe: Callable) -> 
         tiny_recipe(instruct__vision_blocks=1)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["packed", "padded"])
 def test_compiled_layers_train_alike(tiny_recipe: Callable, packing: str) -> None:
     options = {"pretrain": None, "instruct__packing": packing, "instruct__gradient_checkpointing": packing == "padded"}

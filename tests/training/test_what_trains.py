@@ -42,8 +42,8 @@ def test_levels_in_instruction_data_leave_the_gate_to_train(
 @pytest.mark.parametrize(
     ("alignment", "parts"),
     [
-        ("global", ("language_model", "projector", "gate")),
-        ("none", ("language_model", "projector", "gate")),
+        pytest.param("global", ("language_model", "projector", "gate"), marks=pytest.mark.slow),
+        pytest.param("none", ("language_model", "projector", "gate"), marks=pytest.mark.slow),
         ("adaptive", ("vision_tower", "language_model", "projector", "gate")),
     ],
 )

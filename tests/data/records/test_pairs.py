@@ -269,7 +269,7 @@ def growth_of(path: Path, count: int) -> float:
     return float(growth)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("is_array", [True, False])
 def test_memory_does_not_grow_with_the_number_of_pairs(is_array: bool, tmp_path: Path) -> None:
     path = tmp_path / "data"

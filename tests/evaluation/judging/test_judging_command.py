@@ -97,7 +97,7 @@ def test_a_wrong_key_or_address_names_the_options(
         command(*options(server, tmp_path))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_killed_command_resumes_without_a_second_request(server: Server, tmp_path: Path) -> None:
     stuck = {30}
 

@@ -19,7 +19,7 @@ MACHINES = {"sharding": "hybrid", "micro_batch_size": 1}
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("sharding", ["full", "gradients"])
+@pytest.mark.parametrize("sharding", ["full", pytest.param("gradients", marks=pytest.mark.slow)])
 def test_a_model_that_is_shared_out_trains_as_a_whole_one(
     recipe_of: Callable[..., Recipe], tmp_path: Path, sharding: str
 ) -> None:
@@ -39,7 +39,7 @@ def test_a_model_that_is_shared_out_trains_as_a_whole_one(
     AutoModelForImageTextToText.from_pretrained(model_folder(shared))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_model_that_is_shared_out_goes_on_after_a_kill(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     """Resumed on two processes the losses are identical bit for bit; it also resumes on a single process."""
     options = {"pretrain": None, "instruct__max_steps": 20, "instruct__learning_rate": 1e-3}
@@ -58,7 +58,7 @@ def test_a_model_that_is_shared_out_goes_on_after_a_kill(recipe_of: Callable[...
     assert losses(alone, "instruct") == pytest.approx(losses(whole, "instruct"), rel=1e-3)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_two_machines_share_out_the_model_within_each(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     """Simulate two machines with two processes each for torchrun: `hybrid` shards in pairs."""
     options = {f"{stage}__{key}": value for stage in ("pretrain", "instruct") for key, value in MACHINES.items()}
@@ -76,7 +76,7 @@ def test_two_machines_share_out_the_model_within_each(recipe_of: Callable[..., R
     assert_same_weights(shared, alone)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_adapters_beside_weights_that_are_shared_out(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     """Frozen weights in bfloat16 and adapters in float32 are in the same group."""
     options = {"instruct__lora": {"rank": 4}, "instruct__precision": "bfloat16", "pretrain": None}
