@@ -28,6 +28,7 @@ def run_of(arm: str, **changes: object) -> Run:
     return Run(**{"arm_name": arm, "noise": 0.0, "levels": 2, "answers": None, "seed": 0, **changes})
 
 
+@pytest.mark.slow
 def test_every_arm_runs_and_leaves_one_small_file(runner: Runner, study_data: StudyData) -> None:
     for run in runner.plan.runs():
         runner.do(run)

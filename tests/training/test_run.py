@@ -315,7 +315,7 @@ def test_the_precision_is_chosen_once(tiny_recipe: Callable, monkeypatch: pytest
     assert (Path(recipe.output) / "pretrain" / "precision").read_text() == "bfloat16"
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_kill_9_costs_nothing_but_time(tiny_recipe: Callable, tmp_path: Path) -> None:
     changes = {"pretrain__max_steps": 60, "instruct__max_steps": 60, "instruct__questions_per_prefix": 2}
     changes |= {f"{stage}__checkpoint_minutes": 1e-9 for stage in ("pretrain", "instruct")}

@@ -61,7 +61,7 @@ def test_a_stage_that_is_resumed_has_those_it_had(
     assert result is not None and result.rejects == 2
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_two_processes_count_together(recipe_of: Callable[..., Recipe], damaged: Path, tmp_path: Path) -> None:
     options = {"pretrain__max_steps": 4, "instruct": None}
     recipe = recipe_of("two", pretrain__max_reject_share=0.5, **options)
