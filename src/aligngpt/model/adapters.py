@@ -218,9 +218,9 @@ def _processor(folder: Path, source: str) -> AlignGPTProcessor:
     # Adapters trained elsewhere may come without a processor, or with only a tokenizer.
     own = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     with_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    processor: AlignGPTProcessor = AutoProcessor.from_pretrained(folder if own else source)
+    processor: AlignGPTProcessor = AutoProcessor.from_pretrained(folder if own else source, trust_remote_code=False)
     if not own and with_tokenizer:
-        processor.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        processor.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
         if template := one_template(processor.tokenizer.chat_template, f"the tokenizer of {folder}"):
             processor.chat_template = for_images(template, str(folder))
     if own or with_tokenizer:
@@ -238,7 +238,7 @@ def _processor(folder: Path, source: str) -> AlignGPTProcessor:
 def _vocabulary(source: str) -> Mapping[str, int]:
     """The vocabulary of a base; empty if it has no tokenizer."""
     try:
-        return AutoTokenizer.from_pretrained(source).get_vocab()
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False).get_vocab()
     except (OSError, ValueError):
         return {}
 
