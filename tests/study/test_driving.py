@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from aligngpt.errors import AlignGPTError
 from aligngpt.study.claiming import claim_folder
 from aligngpt.study.data import StudyData
-from aligngpt.study.driving import collect, jobs_of, run_study
+from aligngpt.study.driving import collect, run_study
 from aligngpt.study.pairs import StudyError
-from aligngpt.study.plan import Plan, PlanError, load_plan
+from aligngpt.study.plan import PlanError, load_plan
 from aligngpt.study.results import read_rows
 
 pytestmark = pytest.mark.medium
@@ -170,12 +170,6 @@ def test_other_weights_in_the_same_folder_are_another_study(plan_path: Path, tmp
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(StudyError, match=r"other settings \(contents\.language_model 0 .*\.safetensors\)"):
         claim_folder(plan, Path(plan.output))
-
-
-def test_runs_that_share_a_pretraining_are_one_job(plan_of: Callable[..., Plan]) -> None:
-    jobs = jobs_of(plan_of({"arms": ["none", "adaptive", "global", "filter"], "seeds": 2}).runs())
-    names = [[f"{run.arm_name}{run.seed}" for run in job] for job in jobs]
-    assert names == [["none0"], ["adaptive0", "global0"], ["filter0"], ["none1"], ["adaptive1", "global1"], ["filter1"]]
 
 
 def test_results_are_collected_from_what_is_done(plan_path: Path) -> None:

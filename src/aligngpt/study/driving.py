@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from aligngpt.study.clipart_data import prepare_clipart_data
 from aligngpt.study.data import StudyData
 from aligngpt.study.features import keep_features
 from aligngpt.study.files_data import read_files
+from aligngpt.study.order import in_turn
 from aligngpt.study.pairs import StudyError
 from aligngpt.study.plan import Plan, PlanError, Run
 from aligngpt.study.results import merge_files, settings_in, take_over
@@ -121,14 +123,6 @@ def code_version() -> str:
         return f"version {aligngpt.__version__}"
 
 
-def jobs_of(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that share a pre-training, together; in the order in which they first come."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.pretraining_id, []).append(run)
-    return list(groups.values())
-
-
 def _run_all(runner: Runner, todo: Sequence[Run], total: int, workers: int) -> None:
     # Read by the workers as they start, before they import torch.
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -144,9 +138,8 @@ def _run_all(runner: Runner, todo: Sequence[Run], total: int, workers: int) -> N
         ) as pool,
     ):
         try:
-            for future in as_completed([pool.submit(_do, bare, job) for job in jobs_of(todo)]):
-                done = future.result()
-                meter.advance(len(done), done[-1].id)
+            for run in in_turn(partial(_submitted, pool, bare), runner.forget, todo, workers):
+                meter.advance(1, run.id)
         except BrokenProcessPool as error:
             raise StudyError(
                 f"a worker process ended, perhaps because memory ran out; see {logs}/worker-*.log, then run the same "
@@ -174,12 +167,12 @@ def _begin(data: StudyData, logs: Path) -> None:
     torch.set_num_threads(1)
 
 
-def _do(bare: Runner, job: list[Run]) -> list[Run]:
-    runner = replace(bare, data=_data)
-    for run in job:
-        runner.do(run)
-    runner.forget(job[0])
-    return job
+def _submitted(pool: ProcessPoolExecutor, bare: Runner, run: Run) -> Future[None]:
+    return pool.submit(_do, bare, run)
+
+
+def _do(bare: Runner, run: Run) -> None:
+    replace(bare, data=_data).do(run)
 
 
 def questions_of(data: StudyData) -> Questions:

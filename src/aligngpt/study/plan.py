@@ -159,7 +159,7 @@ class Plan(_Section):
         model: `vision_tower` and `language_model` of a recipe's model section, and its other settings; with scenes
             and clip art, backbones that are not named are made.
         pretrain, instruct: settings of the two stages, as in a recipe, without data, image root and levels.
-        cells: the grid.
+        cells: the grid, in the order in which it is done.
         primary: pairs of arms whose difference the study is about.
         commit: commit of the code that the grid is run with; another one is refused. None does not check.
     """
@@ -196,16 +196,13 @@ class Plan(_Section):
         return self.model_copy(update={"cells": (cell,), "output": f"{self.output}-quick"})
 
     def runs(self) -> list["Run"]:
-        """The runs of the grid, each once; those of the first seed come first, so that a part of a grid is balanced."""
-        return sorted(dict.fromkeys(self._all_runs()), key=lambda run: run.seed)
+        """The runs of the grid in the order in which they are done, each once.
 
-    def _all_runs(self) -> Iterator["Run"]:
-        for cell in self.cells:
-            for name in cell.arms:
-                for noise in cell.noise:
-                    for levels in cell.levels if ARMS[name].has_levels else (2,):
-                        for answers in cell.answers:
-                            yield from (Run(name, noise, levels, answers, seed) for seed in range(cell.seeds))
+        One cell comes after the other; in a cell the runs of the first seed come first, so that a part of it is
+        balanced.
+        """
+        runs = (run for cell in self.cells for run in sorted(_runs_of(cell), key=lambda run: run.seed))
+        return list(dict.fromkeys(runs))
 
 
 @dataclass(frozen=True)
@@ -240,6 +237,14 @@ class Run:
     def pretraining_id(self) -> str:
         """A name for the pre-training of this run; runs of the same name share it."""
         return f"{self.arm.pretraining}-noise{round(100 * self.noise)}-levels{self.levels}-seed{self.seed}"
+
+
+def _runs_of(cell: Cell) -> Iterator[Run]:
+    for name in cell.arms:
+        for noise in cell.noise:
+            for levels in cell.levels if ARMS[name].has_levels else (2,):
+                for answers in cell.answers:
+                    yield from (Run(name, noise, levels, answers, seed) for seed in range(cell.seeds))
 
 
 def load_plan(path: Path) -> Plan:
