@@ -18,7 +18,7 @@ from aligngpt.data.records.pairs import Pair, Unusable, open_pairs
 from aligngpt.data.samples.reading import write_records
 from aligngpt.data.sources import byte_ranges as pair_ranges
 from aligngpt.data.sources import hub as pair_datasets
-from aligngpt.data.sources import json_array as pair_json_array
+from aligngpt.data.sources import json_array, json_window
 from aligngpt.data.sources.base import SourceError
 
 GOOD = {"image": "a.png", "caption": "good"}
@@ -221,7 +221,7 @@ def test_a_broken_array_is_refused_with_the_line(content: str, message: str, tmp
 def test_an_array_is_read_the_same_whatever_the_chunks(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pair_json_array, "CHUNK", chunk)
+    monkeypatch.setattr(json_window, "CHUNK", chunk)
     values: list[Any] = [
         12345,
         -1.5e-10,
@@ -235,16 +235,16 @@ def test_an_array_is_read_the_same_whatever_the_chunks(
     ]
     for text in [json.dumps(values), json.dumps(values, indent=3), json.dumps(values[:8], ensure_ascii=False)]:
         path = written(tmp_path / "a.json", "\ufeff\n" + text + " \n")
-        elements = list(pair_json_array.read_array(path))
+        elements = list(json_array.read_array(path))
         assert [element.value for element in elements] == json.loads(text)
         for first in range(len(elements)):
-            found = pair_json_array.read_array_range(path, elements[first].start, elements[-1].stop)
+            found = json_array.read_array_range(path, elements[first].start, elements[-1].stop)
             assert list(found) == elements[first:]
 
 
 def test_an_endless_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_json_array, "MAX_RECORD", 1000)
-    monkeypatch.setattr(pair_json_array, "CHUNK", 100)
+    monkeypatch.setattr(json_window, "MAX_RECORD", 1000)
+    monkeypatch.setattr(json_window, "CHUNK", 100)
     assert "longer than 1000" in source_error(written(tmp_path / "a.json", '["' + "x" * 5000))
 
 

@@ -20,7 +20,7 @@ from aligngpt.data.sources.finding import Archive, find_records
 from aligngpt.data.sources.remote import RemotePath, located
 from aligngpt.data.sources.remote_store import BLOCK, RemoteChangedError, RemoteDeniedError, RemoteError
 from aligngpt.data.sources.stored_images import ArchivePictures
-from aligngpt.data.sources.tar import TarSample
+from aligngpt.data.sources.tar_samples import TarSample
 
 SIDE = 400
 """Side of an image of noise, of about half a megabyte."""

@@ -13,7 +13,7 @@ from aligngpt.data.records.pair import ANSWER_FIELDS, question_field
 from aligngpt.data.records.ratings import RATINGS_SUFFIX
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.fields import CAPTION_COLUMNS, ID_COLUMNS, PICTURE_COLUMNS, ColumnNames, first_of
-from aligngpt.data.sources.parquet import open_parquet
+from aligngpt.data.sources.parquet_rows import open_parquet
 
 RECORD_IDS = (*ID_COLUMNS, "question_id")
 

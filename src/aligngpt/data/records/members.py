@@ -7,7 +7,7 @@ from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.captions import checked_caption
 from aligngpt.data.records.error import RecordError
 from aligngpt.data.sources.fields import CAPTION_COLUMNS, ColumnNames
-from aligngpt.data.sources.tar import TarSample
+from aligngpt.data.sources.tar_samples import TarSample
 
 
 def picture_of_members(members: TarSample) -> Picture:

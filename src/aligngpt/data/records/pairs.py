@@ -18,7 +18,7 @@ from aligngpt.data.sources.csv import DELIMITERS, CsvSource
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.finding import find_records
 from aligngpt.data.sources.remote import RemotePath, located
-from aligngpt.data.sources.tar import TarSample
+from aligngpt.data.sources.tar_samples import TarSample
 
 RECORDS_LOOKED_AT = 100
 """Number of leading records by which `PairSource.remark` judges a file."""

@@ -26,8 +26,10 @@ from aligngpt.data.sources.fields import (
     listed,
 )
 from aligngpt.data.sources.finding import Archive
-from aligngpt.data.sources.parquet import ParquetSource, stored_bytes
-from aligngpt.data.sources.tar import TarSample, TarSource
+from aligngpt.data.sources.parquet import ParquetSource
+from aligngpt.data.sources.parquet_rows import stored_bytes
+from aligngpt.data.sources.tar import TarSource
+from aligngpt.data.sources.tar_samples import TarSample
 
 
 class Found(NamedTuple):

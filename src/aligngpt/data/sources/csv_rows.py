@@ -2,12 +2,12 @@
 
 import csv
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aligngpt.data.sources.byte_ranges import BrokenLine, Line, read_lines, text_of
+from aligngpt.data.sources.byte_ranges import BrokenLine, read_lines, text_of
+from aligngpt.data.sources.lines_ahead import LinesAhead
 
 MAX_LINES = 1000
 """Maximum number of lines in a row. A quote that stays open for longer is a stray one."""
@@ -71,7 +71,7 @@ def read_rows(
     Raises:
         SourceError: the file cannot be read.
     """
-    ahead = _Ahead(read_lines(path, start))
+    ahead = LinesAhead(read_lines(path, start))
     while (first := ahead.line(0)) is not None and (stop is None or first.start < stop):
         if isinstance(text := text_of(first), BrokenLine) and first.is_cut:
             fields: list[str] | BrokenLine = text
@@ -83,39 +83,8 @@ def read_rows(
             yield Row(fields, first.start, last.stop)
 
 
-class _Ahead:
-    """Lines with lookahead."""
-
-    def __init__(self, lines: Iterator[Line]) -> None:
-        self._lines = lines
-        self._seen: deque[Line] = deque()
-
-    def line(self, index: int) -> Line | None:
-        """The line `index` lines ahead; None past the end."""
-        while len(self._seen) <= index:
-            if (line := next(self._lines, None)) is None:
-                return None
-            self._seen.append(line)
-        return self._seen[index]
-
-    def text(self, index: int) -> str:
-        """The text of a line that `line` has returned, with bytes that are not UTF-8 kept as surrogates."""
-        return self._seen[index].content.decode(errors="surrogateescape")
-
-    def take(self, count: int) -> Line:
-        """Consume lines and return the last of them."""
-        for _ in range(count):
-            last = self._seen.popleft()
-        return last
-
-    def broken(self, count: int) -> BrokenLine | None:
-        """The first error in the text of the next lines; None if there is none."""
-        texts = (text_of(line) for line, _ in zip(self._seen, range(count), strict=False))
-        return next((text for text in texts if isinstance(text, BrokenLine)), None)
-
-
 def _row(
-    ahead: _Ahead, width: int | None, is_row: Callable[[str], bool], delimiter: str
+    ahead: LinesAhead, width: int | None, is_row: Callable[[str], bool], delimiter: str
 ) -> tuple[list[str] | BrokenLine, int]:
     """The next row, and its number of lines."""
     asked = 0
@@ -148,7 +117,7 @@ def _without_quote(line: str, is_row: Callable[[str], bool]) -> bool:
     return line.count('"') % 2 == 1 and is_row(line.replace('"', "", 1))
 
 
-def _loosely(ahead: _Ahead, error: csv.Error, delimiter: str) -> list[str] | BrokenLine:
+def _loosely(ahead: LinesAhead, error: csv.Error, delimiter: str) -> list[str] | BrokenLine:
     """The next line as a row, in which words may follow a closing quote; the quote must still be closed."""
     is_open = False
 

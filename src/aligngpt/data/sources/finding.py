@@ -181,7 +181,7 @@ def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSourc
 
 def _names_images(table: Path, names: ColumnNames) -> bool:
     """Whether a Parquet file has a column of images."""
-    from aligngpt.data.sources.parquet import open_parquet
+    from aligngpt.data.sources.parquet_rows import open_parquet
 
     with open_parquet(table) as file:
         return any(name in (names.image, *IMAGE_COLUMNS) for name in file.schema_arrow.names)

@@ -7,8 +7,9 @@ from pathlib import Path
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
 from aligngpt.data.sources.byte_ranges import BOM, BrokenLine, cut, json_of, read_lines, text_start
 from aligngpt.data.sources.json_array import read_array, read_array_range
+from aligngpt.data.sources.json_objects import HEAD
 from aligngpt.data.sources.remote import content_hash
-from aligngpt.data.sources.text_files import HEAD, check_kind, check_lines
+from aligngpt.data.sources.text_files import check_kind, check_lines
 
 LOOK_AT = 100
 """Number of leading records searched for the first JSON object of a file."""

@@ -2,26 +2,16 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
+from aligngpt.data.sources.companions import Companions, companions_in, folders_in, read_text
 from aligngpt.data.sources.fields import CAPTION_COLUMNS, ColumnNames, first_of
-from aligngpt.data.sources.tar import MAX_TEXT, PICTURES, TEXTS
+from aligngpt.data.sources.tar_samples import MAX_TEXT
 
 TEXT = ".txt"
 """The name of the caption column unless a field of the `.json` is named."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    """The files of one folder with the same name up to the last dot."""
-
-    pictures: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    json: str | None = None
 
 
 class PictureFiles(RecordSource):
@@ -56,8 +46,8 @@ class PictureFiles(RecordSource):
     def shards(self) -> Sequence[Shard]:
         found: list[Shard] = []
         first = 0
-        for folder in _folders(self.folder):
-            count = len(_entries(folder))
+        for folder in folders_in(self.folder):
+            count = len(companions_in(folder))
             name = folder.relative_to(self.folder).as_posix()
             for start in range(0, count, self.shard_size):
                 stop = min(start + self.shard_size, count)
@@ -70,19 +60,19 @@ class PictureFiles(RecordSource):
 
     def read(self, shard: Shard) -> Iterator[Record | BrokenRecord]:
         assert shard.path is not None
-        entries = sorted(_entries(shard.path).items())[shard.start : shard.stop]
+        entries = sorted(companions_in(shard.path).items())[shard.start : shard.stop]
         for number, (stem, entry) in enumerate(entries):
             yield self._record(number, shard.path, stem, entry)
 
     def fingerprint(self) -> str:
         """A hash of the names and sizes of all files, and of the content of the texts."""
         digest = hashlib.sha256()
-        for folder in _folders(self.folder):
-            for _, entry in sorted(_entries(folder).items()):
+        for folder in folders_in(self.folder):
+            for _, entry in sorted(companions_in(folder).items()):
                 texts = [*entry.texts, *([] if entry.json is None else [entry.json])]
                 for name in (*entry.pictures, *texts):
                     path = folder / name
-                    content = _text(path) if name in texts else b""
+                    content = read_text(path) if name in texts else b""
                     digest.update(
                         f"{path.relative_to(self.folder).as_posix()}\t{path.stat().st_size}\t".encode(
                             "utf-8", "surrogateescape"
@@ -94,7 +84,7 @@ class PictureFiles(RecordSource):
     def columns(self) -> set[ReadColumns]:
         return {self._columns}
 
-    def _record(self, number: int, folder: Path, stem: str, entry: _Entry) -> Record | BrokenRecord:
+    def _record(self, number: int, folder: Path, stem: str, entry: Companions) -> Record | BrokenRecord:
         path = (folder / stem).relative_to(self.folder).as_posix()
         texts = [*entry.texts, *([] if entry.json is None else [entry.json])]
         if not entry.pictures:
@@ -112,11 +102,11 @@ class PictureFiles(RecordSource):
         value = {"image": picture.relative_to(self.folder).as_posix(), self._columns.caption: caption, "id": path}
         return Record(number, value, str(picture), self._columns)
 
-    def _caption(self, folder: Path, entry: _Entry) -> object:
+    def _caption(self, folder: Path, entry: Companions) -> object:
         """The caption of an image; None if its `.json` has none. Raises ValueError if a file cannot be read."""
         if entry.texts and self.field is None:
             path = folder / entry.texts[0]
-            if (content := _text(path)) is None:
+            if (content := read_text(path)) is None:
                 raise ValueError(f"{path} cannot be read, or is longer than {MAX_TEXT} bytes")
             try:
                 return content.decode("utf-8-sig")
@@ -126,7 +116,7 @@ class PictureFiles(RecordSource):
             raise ValueError(f"{folder / entry.texts[0]} has no .json beside it with the field {self.field}")
         path = folder / entry.json
         try:
-            fields = json.loads(_text(path) or b"")
+            fields = json.loads(read_text(path) or b"")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         if not isinstance(fields, dict):
@@ -139,42 +129,6 @@ def has_picture_files(folder: Path) -> bool:
     """Whether any image at any depth has a text or a `.json` of the same name beside it."""
     return any(
         entry.pictures and (entry.texts or entry.json is not None)
-        for below in _folders(folder)
-        for entry in _entries(below).values()
+        for below in folders_in(folder)
+        for entry in companions_in(below).values()
     )
-
-
-def _folders(folder: Path) -> Iterator[Path]:
-    """Yield a folder and those below it, in the order of their names; links are not followed."""
-    for name, below, _ in os.walk(folder):
-        below[:] = sorted(one for one in below if not one.startswith("."))
-        yield Path(name)
-
-
-def _entries(folder: Path) -> dict[str, _Entry]:
-    """The files of a folder that belong to records, by the name without the suffix."""
-    found: dict[str, _Entry] = {}
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be read: {error.strerror or error}") from error
-    for name in names:
-        stem, _, suffix = name.rpartition(".")
-        if not stem:
-            continue
-        if suffix.lower() in PICTURES:
-            found.setdefault(stem, _Entry()).pictures.append(name)
-        elif suffix.lower() in TEXTS:
-            found.setdefault(stem, _Entry()).texts.append(name)
-        elif suffix.lower() == "json":
-            found.setdefault(stem, _Entry()).json = name
-    # Folders have many other JSON files, such as the results of a command.
-    return {stem: entry for stem, entry in found.items() if entry.pictures or entry.texts}
-
-
-def _text(path: Path) -> bytes | None:
-    """The content of a text file; None if it is too long or cannot be read."""
-    try:
-        return path.read_bytes() if path.stat().st_size <= MAX_TEXT else None
-    except OSError:
-        return None

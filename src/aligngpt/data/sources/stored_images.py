@@ -15,7 +15,7 @@ from aligngpt.data.images.reference import Picture
 from aligngpt.data.sources.base import SourceError, StoredAt
 from aligngpt.data.sources.fields import PICTURE_COLUMNS, first_of
 from aligngpt.data.sources.finding import Archive
-from aligngpt.data.sources.parquet import BATCH_ROWS, open_parquet, stored_bytes
+from aligngpt.data.sources.parquet_rows import BATCH_ROWS, open_parquet, stored_bytes
 from aligngpt.data.sources.remote import RemotePath, located
 from aligngpt.data.sources.remote_store import RemoteError
 from aligngpt.data.sources.tar import TarSource

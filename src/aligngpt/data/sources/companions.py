@@ -1,0 +1,54 @@
+"""Files of the same name beside each other in a folder: an image, its text, its `.json`."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.tar_samples import MAX_TEXT, PICTURES, TEXTS
+
+
+@dataclass(slots=True)
+class Companions:
+    """The files of one folder with the same name up to the last dot."""
+
+    pictures: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    json: str | None = None
+
+
+def folders_in(folder: Path) -> Iterator[Path]:
+    """Yield a folder and those below it, in the order of their names; links are not followed."""
+    for name, below, _ in os.walk(folder):
+        below[:] = sorted(one for one in below if not one.startswith("."))
+        yield Path(name)
+
+
+def companions_in(folder: Path) -> dict[str, Companions]:
+    """The files of a folder that belong to records, by the name without the suffix."""
+    found: dict[str, Companions] = {}
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be read: {error.strerror or error}") from error
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        if not stem:
+            continue
+        if suffix.lower() in PICTURES:
+            found.setdefault(stem, Companions()).pictures.append(name)
+        elif suffix.lower() in TEXTS:
+            found.setdefault(stem, Companions()).texts.append(name)
+        elif suffix.lower() == "json":
+            found.setdefault(stem, Companions()).json = name
+    # Folders have many other JSON files, such as the results of a command.
+    return {stem: entry for stem, entry in found.items() if entry.pictures or entry.texts}
+
+
+def read_text(path: Path) -> bytes | None:
+    """The content of a text file; None if it is too long or cannot be read."""
+    try:
+        return path.read_bytes() if path.stat().st_size <= MAX_TEXT else None
+    except OSError:
+        return None
