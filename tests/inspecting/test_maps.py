@@ -10,7 +10,8 @@ from PIL import Image
 from aligngpt.inspecting.content import Dose, DoseRow
 from aligngpt.inspecting.figures import cosine_heat_map, dose_figure
 from aligngpt.inspecting.maps import draw, picture_of
-from aligngpt.reports.figures import Thumbnail, to_svg
+from aligngpt.reports.figures import to_svg
+from aligngpt.reports.thumbnails import Thumbnail
 
 
 def pixels_of(thumbnail: Thumbnail) -> np.ndarray:

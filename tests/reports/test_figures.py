@@ -14,18 +14,17 @@ from PIL import Image
 
 from aligngpt.reports.figures import (
     INK,
-    THUMBNAIL_PIXELS,
     Line,
     accuracy_curve,
     gate_heat_map,
     level_colours,
     loss_curve,
     score_histogram,
-    thumbnail,
     to_png,
     to_svg,
     wrong_share_bars,
 )
+from aligngpt.reports.thumbnails import THUMBNAIL_PIXELS, thumbnail
 
 
 def opened(address: str) -> Image.Image:

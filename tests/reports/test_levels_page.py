@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aligngpt.reports.figures import Thumbnail, shrunk
 from aligngpt.reports.levels_page import (
     CopiedGroup,
     Copies,
@@ -20,6 +19,7 @@ from aligngpt.reports.levels_page import (
     ShownPair,
     build_levels_page,
 )
+from aligngpt.reports.thumbnails import Thumbnail, shrunk
 
 HOSTILE = "</td><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7*7 }} $x_ & \" ' \x00 \ud83d"
 

@@ -16,7 +16,7 @@ from aligngpt.inspecting.content import MapExample
 from aligngpt.inspecting.measuring import Measured, request_of
 from aligngpt.inspecting.records import Chosen
 from aligngpt.progress import track
-from aligngpt.reports.figures import Thumbnail, shrunk
+from aligngpt.reports.thumbnails import Thumbnail, shrunk
 
 SIDE = 160
 OPACITY = 0.75

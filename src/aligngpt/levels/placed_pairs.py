@@ -15,7 +15,7 @@ from aligngpt.data.sources.base import Shard
 from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.levels.streaming import HashCounter
 from aligngpt.progress import Meter
-from aligngpt.reports.figures import Thumbnail, shrunk
+from aligngpt.reports.thumbnails import Thumbnail, shrunk
 from aligngpt.scoring.score_files import read_part
 
 RECORD_BITS = 32

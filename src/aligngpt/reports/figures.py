@@ -1,15 +1,13 @@
-"""Figures of a report, from plain numbers (as SVG or PNG), and thumbnails of image files.
+"""Figures of a report, from plain numbers, as SVG or PNG.
 
 Figures use neither pyplot nor a display. Axes and text are drawn in a mid-grey that is readable on light and dark
 backgrounds; `to_svg` replaces it with the colour of the surrounding text.
 """
 
-import base64
 import io
 import re
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree
 
@@ -19,9 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
-
-from aligngpt.data.images.opening import ImageError, open_image, resolve_image
 
 # Browsers have glyphs that matplotlib's font lacks. Set once: warning filters are per process, not per thread.
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -35,7 +30,6 @@ LETTERS_UNDER_AXIS = 40
 FEW_PAIRS = 30
 # CSS pixels of the page per point (1/72 inch) of a figure.
 PIXELS_PER_POINT = 1.36
-THUMBNAIL_PIXELS = 160
 
 _LEVELS = LinearSegmentedColormap.from_list("levels", ["#c9503c", "#e29a4f", "#a9b18f", "#4f9d9c", "#3a6fb0"])
 _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#e9eff5", "#8fb4d6", "#3578b5", "#1c4674"])
@@ -314,58 +308,6 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     root.set("role", "img")
     root.set("aria-label", description)
     return ElementTree.tostring(root, encoding="unicode")
-
-
-_PROBLEMS = {
-    "missing": "no such file",
-    "empty": "not an image",
-    "not_an_image": "not an image",
-    "too_large": "too large an image",
-}
-
-
-class Thumbnail(NamedTuple):
-    """A small copy of an image as a `data:` URL and its size in pixels, or the problem with the image."""
-
-    address: str = ""
-    width: int = 0
-    height: int = 0
-    problem: str = ""
-
-
-def thumbnail(path: Path) -> Thumbnail:
-    """Shrink an image file to at most 160 × 160 pixels, as a PNG or a JPEG, whichever is smaller. Never raises."""
-    try:
-        # Reading a pipe or a device would hang or never end.
-        if not path.is_file():
-            return Thumbnail(problem="not a file" if path.exists() else "no such file")
-        return shrunk(open_image(path))
-    except ImageError as error:
-        problem = _PROBLEMS.get(error.reason)
-    # Decoders raise almost any exception on damaged files, and one image must not fail the report.
-    except Exception as error:
-        return Thumbnail(problem=f"unreadable ({type(error).__name__})")
-    return Thumbnail(problem=problem or "unreadable")
-
-
-def thumbnail_in(root: Path, name: str | Path) -> Thumbnail:
-    """The thumbnail of an image inside a folder, given by a path relative to it or an absolute one. Never raises."""
-    try:
-        return thumbnail(resolve_image(str(name), root))
-    except ImageError:
-        return Thumbnail(problem="outside the image folder")
-
-
-def shrunk(image: Image.Image) -> Thumbnail:
-    """A thumbnail of an RGB image, at most 160 × 160 pixels; shrinks the image in place."""
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    encoded = {}
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        encoded[kind] = base64.b64encode(buffer.getvalue()).decode("ascii")
-    kind = min(encoded, key=lambda name: len(encoded[name]))
-    return Thumbnail(f"data:image/{kind};base64,{encoded[kind]}", *image.size)
 
 
 def _render(figure: Figure, kind: str, **options: Any) -> bytes:

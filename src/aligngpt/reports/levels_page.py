@@ -13,8 +13,9 @@ from markupsafe import Markup
 from pydantic.dataclasses import dataclass
 
 from aligngpt.files import atomic_write
-from aligngpt.reports.figures import FEW_PAIRS, Thumbnail, counted_histogram, level_colours, mean_scores, to_svg
+from aligngpt.reports.figures import FEW_PAIRS, counted_histogram, level_colours, mean_scores, to_svg
 from aligngpt.reports.pages import Count, Counts, Number, Numbers, Text, page_config, page_environment, require
+from aligngpt.reports.thumbnails import Thumbnail
 
 MOST_DIGITS = 9
 

@@ -21,7 +21,6 @@ from aligngpt.reports.figures import (
     level_colours,
     loss_curve,
     score_histogram,
-    thumbnail_in,
     to_svg,
     wrong_share_bars,
 )
@@ -36,6 +35,7 @@ from aligngpt.reports.sections import (
     LossCurve,
     TimingRow,
 )
+from aligngpt.reports.thumbnails import thumbnail_in
 
 
 class ReportError(AlignGPTError):

@@ -22,8 +22,15 @@ from aligngpt.files import atomic_write
 from aligngpt.locks import owned_folder
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.progress import console
-from aligngpt.training.distributed.fsdp import check_sharding, shard, sharding_line, whole_tensors
-from aligngpt.training.distributed.processes import is_main_process, launched, main_process_first, processes
+from aligngpt.training.distributed.fsdp import check_sharding, reads_weights, shard, sharding_line, whole_tensors
+from aligngpt.training.distributed.processes import (
+    from_main,
+    is_main_process,
+    launched,
+    main_process_first,
+    processes,
+)
+from aligngpt.training.distributed.weights_from_main import has_other_tensors
 from aligngpt.training.export import export_model
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.feed.feature_cache import features_kept_for
@@ -45,7 +52,7 @@ from aligngpt.training.setup.freezing import (
     is_pretrained,
     save_pretrained_parts,
 )
-from aligngpt.training.setup.loading import check_rows_can_branch, decide_packing, keep_masks, load_model
+from aligngpt.training.setup.loading import check_rows_can_branch, decide_packing, keep_masks, load_model, pack_rows
 from aligngpt.training.setup.parameter_summary import parts_of, parts_table
 from aligngpt.training.setup.warm_start import warm_start
 from aligngpt.training.stage import (
@@ -147,7 +154,11 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     path_of_rejects = folder / "rejects.jsonl" if is_main_process() else None
     with Rejects(path_of_rejects, max_share=stage.max_reject_share) as rejects:
         samples = training_samples(recipe, name, rejects)
-        model, processor = load_model(recipe, name, bits_in=torch.bfloat16 if in_bfloat16 else torch.float32)
+        computes_in = torch.bfloat16 if in_bfloat16 else torch.float32
+        model, processor = load_model(recipe, name, weights=reads_weights(stage), bits_in=computes_in)
+        if has_other_tensors(model):
+            # These could not be sent.
+            model, processor = load_model(recipe, name, bits_in=computes_in)
         freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks, levels_given=name == "pretrain")
         if is_main_process():
             DataFacts.of([Path(source.data) for source in stage.sources], samples).save(folder)
@@ -159,9 +170,11 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             )
         clock = TrainingClock(stage.minutes, stage.min_steps)
         rejected = RejectedSamples(rejects, len(samples) + rejects.count)
-        packed = decide_packing(model, recipe, stage, device, torch.bfloat16 if in_bfloat16 else torch.float32)
-        if not packed:
-            check_rows_can_branch(model, stage)
+        # Both are decided by running the model, which some processes do not have yet.
+        if packed := from_main(lambda: decide_packing(model, recipe, stage, device, computes_in)):
+            pack_rows(model)
+        else:
+            from_main(lambda: check_rows_can_branch(model, stage))
             keep_masks(model, device)
         collator = Collator(processor.tokenizer.pad_token_id, packed=packed)
         validation = validation_of(stage, dataset, collator)
@@ -170,10 +183,11 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             hold_trained_in_bfloat16(model)
         cached = None
         if stage.cache_features:
-            cache = features_kept_for(dataset, model, device, in_bfloat16=in_bfloat16)
+            cache = from_main(lambda: features_kept_for(dataset, model, device, in_bfloat16=in_bfloat16))
             dataset.known_features = cache
             cached = partial(cache.features_of, model, in_bfloat16=in_bfloat16)
-        if stage.warm_start is not None and newest_checkpoint(folder / "checkpoints") is None:
+        # The others take the weights from the main process, as soon as the model is sharded or wrapped.
+        if stage.warm_start is not None and is_main_process() and newest_checkpoint(folder / "checkpoints") is None:
             moved = warm_start(model, dataset, stage.warm_start, seed=recipe.seed, cached=cached)
             with atomic_write(folder / "warm_start.json") as file:
                 json.dump(moved._asdict(), file)

@@ -12,8 +12,10 @@ import pytest
 from judge_server import DROP, Server, said
 from judged_folders import COUNT, FOLDERS, answers, asked_of, content, fair, llava_bench
 
+from aligngpt.data.images.reference import Picture
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.benchmarks.folder import DataError
+from aligngpt.evaluation.benchmarks.frame import Item
 from aligngpt.evaluation.benchmarks.registry import all_benchmarks
 from aligngpt.evaluation.benchmarks.results import BenchmarkResult
 from aligngpt.evaluation.benchmarks.runner import run_benchmarks
@@ -281,3 +283,25 @@ def test_a_review_on_another_scale_is_unread() -> None:
 def test_options_that_are_set_here_are_refused(server: Server) -> None:
     with pytest.raises(JudgingError, match="the option model of requests is set by this command"):
         AnswerJudge(Endpoint(server.url), "m", {"model": "x"})
+
+
+@pytest.mark.parametrize("name", ["llava-bench", "mm-vet"])
+def test_the_interval_is_wider_where_questions_share_pictures(tmp_path: Path, name: str) -> None:
+    benchmark = all_benchmarks()[name]
+    good = [number % 2 == 0 for number in range(40)]
+    if name == "llava-bench":
+        rows = [{"question_id": number, "content": f"8 {8 if one else 4}"} for number, one in enumerate(good)]
+        (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        grades = {f"v1_{number}": {"score": [1.0 if one else 0.5], "model": ["j"]} for number, one in enumerate(good)}
+        (tmp_path / "grades.json").write_text(json.dumps(grades))
+
+    def score(pictures: int) -> Any:
+        shown = [Picture(f"{number % pictures}.png") for number in range(40)]
+        items = [Item(number, "?", picture, ("ocr",), "conv") for number, picture in enumerate(shown)]
+        return benchmark.score(items, ["a"] * 40, "published", tmp_path)
+
+    apart, together = score(40), score(8)
+    assert apart.figure == together.figure == pytest.approx(75)
+    assert together.low < apart.low < 75 < apart.high < together.high
+    assert any("not of another run of the judge" in note for note in apart.notes)

@@ -24,10 +24,13 @@ def test_a_model_that_is_shared_out_trains_as_a_whole_one(
     recipe_of: Callable[..., Recipe], tmp_path: Path, sharding: str
 ) -> None:
     parts = ["language_model", "projector", "gate"]
-    options = {
+    options: dict[str, object] = {
         "full": {"instruct__gradient_checkpointing": True},
         "gradients": {"instruct__train": ["vision_tower", *parts]},
     }[sharding]
+    # Features are kept and the projector is warmed up before the other process has the weights.
+    options |= {"pretrain__warm_start": {"steps": 5, "batch_size": 4, "learning_rate": 0.01}}
+    options |= {"pretrain__cache_features": True}
     shares = {"pretrain__sharding": sharding, "instruct__sharding": sharding}
     alone, shared = recipe_of("alone", **options), recipe_of("shared", **options, **shares)
     train(alone)

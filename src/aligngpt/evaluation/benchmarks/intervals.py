@@ -11,6 +11,7 @@ from aligngpt.reports.statistics import share_interval
 DRAWS = 1000
 WILSON = "Wilson with the effective sample size, clustered by picture"
 BOOTSTRAP = f"percentile bootstrap of pictures, {DRAWS:,} draws"
+OF_QUESTIONS = "the interval is of other questions and pictures, not of another run of the judge"
 
 Weights = NDArray[np.float64]
 

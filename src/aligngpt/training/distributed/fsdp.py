@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.distributed.processes import is_main_process, processes, processes_of_machine
+from aligngpt.training.distributed.weights_from_main import Placed, weights_from_main
 from aligngpt.training.recipe import RecipeError, StageRecipe
 from aligngpt.training.setup.freezing import layers_of, load_tensors
 
@@ -56,11 +57,16 @@ def check_sharding(stage: StageRecipe) -> None:
         )
 
 
+def reads_weights(stage: StageRecipe) -> bool:
+    """Whether this process reads the weights of a stage's model: if it is sharded, the main process alone does."""
+    return stage.sharding == "none" or is_main_process()
+
+
 def shard(model: AlignGPTForConditionalGeneration, how: str, device: torch.device, *, in_bfloat16: bool) -> None:
     """Shard a model over all processes, in place; its parameters must be frozen or not before.
 
     Args:
-        model: the same in every process.
+        model: with its weights in the main process; the others take them from there, and may hold shapes only.
         how: `full`, everything is sharded (as ZeRO-3); `gradients`, parameters are gathered once per step and kept
             until the backward pass ends (as ZeRO-2); `hybrid`, sharded within each machine, replicated across machines.
         device: of this process.
@@ -73,13 +79,15 @@ def shard(model: AlignGPTForConditionalGeneration, how: str, device: torch.devic
     )
     tower = model.model.vision_tower
     whole: set[nn.Parameter] = set()
+    placed: Placed = {}
     if not any(parameter.requires_grad for parameter in tower.parameters()):
-        tower.to(device)
+        weights_from_main(tower, device, placed)
         whole = set(tower.parameters())
     for layer in layers_of(model):
+        weights_from_main(layer, device, placed)
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+    weights_from_main(model, device, placed)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=whole or None)
-    model.to(device)
     # With these, transformers' Trainer leaves device placement and gradient reduction to the model.
     model._is_distributed_loading_by_transformers = True
     model._is_fsdp_managed_module = True

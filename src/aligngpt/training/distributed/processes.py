@@ -1,13 +1,15 @@
 """Several processes training one model: their ranks, the main process, and collective operations."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
+
+Made = TypeVar("Made")
 
 LONGEST_WAIT = timedelta(hours=2)
 """Timeout for waiting on another process, which may be reading a large data set for the first time; torch's default
@@ -66,6 +68,19 @@ def gather(values: list[Any]) -> list[Any]:
     found: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(found, values)
     return [one for part in found for one in part]
+
+
+def from_main(make: Callable[[], Made]) -> Made:
+    """What the main process makes, in every process; every process must call it.
+
+    Args:
+        make: called in the main process only; its result is pickled.
+    """
+    if not _together():
+        return make()
+    found = [make() if is_main_process() else None]
+    torch.distributed.broadcast_object_list(found, src=0, device=PartialState().device)
+    return cast(Made, found[0])
 
 
 def _together() -> bool:

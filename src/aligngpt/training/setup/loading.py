@@ -114,7 +114,7 @@ def decide_packing(
     device: torch.device,
     dtype: torch.dtype,
 ) -> bool:
-    """Decide whether the rows of a stage are packed; if so, set the language model's attention for packed rows.
+    """Whether the rows of a stage are packed; then `pack_rows` prepares the model.
 
     Args:
         model: with its weights on any device.
@@ -137,11 +137,15 @@ def decide_packing(
         if stage.packing == "auto" and is_main_process():
             console.print(f"warning: rows are padded: {what}", soft_wrap=True)
     else:
-        model.set_attn_implementation({"text_config": PACKED_ATTENTION})
         return True
     if stage.packing == "packed":
         raise RecipeError(f"packing is packed, but {what}; set it to auto")
     return False
+
+
+def pack_rows(model: AlignGPTForConditionalGeneration) -> None:
+    """Set the language model's attention for packed rows."""
+    model.set_attn_implementation({"text_config": PACKED_ATTENTION})
 
 
 def keep_masks(model: AlignGPTForConditionalGeneration, device: torch.device) -> None:

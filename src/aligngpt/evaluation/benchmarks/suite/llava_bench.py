@@ -1,13 +1,17 @@
 """LLaVA-Bench (in the wild): free answers, compared with reference answers by a judge model."""
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from aligngpt.evaluation.benchmarks.answers import join_answers, read_answers
 from aligngpt.evaluation.benchmarks.folder import DataError, DataFolder, Row, by_unique, read_json_lines
 from aligngpt.evaluation.benchmarks.frame import Item, Score, scored_by
+from aligngpt.evaluation.benchmarks.intervals import BOOTSTRAP, OF_QUESTIONS, Weights, bootstrap_interval
 from aligngpt.evaluation.judging.prompts import prompt_hash, review_messages
 from aligngpt.evaluation.judging.verdicts import (
     JudgedBenchmark,
@@ -93,7 +97,17 @@ class LlavaBench(JudgedBenchmark):
         overall = relative_score(list(reviews.values()))
         parts |= {"reference answers": overall.reference, "model's answers": overall.model}
         calibration, note = self._calibration(folder, facts, len(items))
-        return Score(overall.ratio, parts=parts | calibration, notes=(*notes, *note), judge=facts)
+        pictures = {str(item.question_id): item.group for item in items}
+        low, high = _interval(list(reviews.values()), [pictures[name] for name in reviews])
+        return Score(
+            overall.ratio,
+            low,
+            high,
+            BOOTSTRAP,
+            parts=parts | calibration,
+            notes=(*notes, OF_QUESTIONS, *note),
+            judge=facts,
+        )
 
     def _calibration(self, folder: Path, facts: dict[str, str], items: int) -> tuple[dict[str, float], list[str]]:
         """The judge's scores of reference answers against themselves: a part, and what to make of it."""
@@ -165,6 +179,20 @@ class LlavaBench(JudgedBenchmark):
             }
             rows.append(row | ({"problem": problem} if problem else {}))
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _interval(
+    reviews: Sequence[ReviewScores], pictures: Sequence[Hashable]
+) -> tuple[float, float] | tuple[None, None]:
+    reference = np.array([one.reference for one in reviews])
+    model = np.array([one.model for one in reviews])
+
+    def figure(drawn: Weights) -> float:
+        points = float(drawn @ reference)
+        # Without points of the reference answers there is no figure, and with such a draw no interval.
+        return 100 * float(drawn @ model) / points if points else math.nan
+
+    return bootstrap_interval(pictures, figure)
 
 
 def _context(row: Row) -> str:

@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from aligngpt.evaluation.benchmarks.folder import EVAL_ZIP, DataError, DataFolder, Row, by_unique
 from aligngpt.evaluation.benchmarks.frame import Item, Score, scored_by
+from aligngpt.evaluation.benchmarks.intervals import OF_QUESTIONS, mean_score
 from aligngpt.evaluation.judging.prompts import Messages, grade_messages, prompt_hash
 from aligngpt.evaluation.judging.verdicts import (
     JudgedBenchmark,
@@ -93,9 +95,11 @@ class MmVet(JudgedBenchmark):
             notes.append(f"no figure below {LEAST_JUDGED:.0%} graded answers")
             return Score(None, notes=tuple(notes), judge=facts)
         figures = mm_vet_scores(scores, capabilities)
-        total = figures.pop("total")
+        del figures["total"]  # `mean_score` is the same, with its interval.
         calibration, note = self._calibration(folder, facts, capabilities)
-        return Score(total, parts=figures | calibration, notes=(*notes, *note), judge=facts)
+        pictures = {_name(item.question_id): item.group for item in items}
+        found = mean_score(list(scores.values()), [pictures[name] for name in scores], figures | calibration)
+        return replace(found, notes=(*notes, OF_QUESTIONS, *note), judge=facts)
 
     def _calibration(
         self, folder: Path, facts: dict[str, str], capabilities: Mapping[str, Sequence[str]]
