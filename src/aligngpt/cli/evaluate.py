@@ -14,8 +14,8 @@ from aligngpt.cli.answer_judge import (
     JudgeUrl,
     judge_of,
 )
-from aligngpt.cli.caption_benchmarks import check_captions_only, rate_captions
 from aligngpt.cli.options import Base, Device, Precision, must_exist
+from aligngpt.cli.rated_benchmarks import check_rated_only, rate
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 
@@ -202,15 +202,15 @@ def _run_benchmarks(
     if model is not None:
         local_or_hub(model, "the model", AlignGPTError, with_owner=True)
 
+    from aligngpt.evaluation.alignment_measures import yes_no
     from aligngpt.evaluation.alignment_measures.caption_sets import CAPTION_SETS
 
-    if set(names) & set(CAPTION_SETS):
+    rated = (tuple(CAPTION_SETS), (yes_no.NAME,))
+    if any(set(names) & set(group) for group in rated):
         others = {"--answers": answers, "--rules": rules, "--picture-mode": picture_mode, **judge}
-        check_captions_only(
-            names, tuple(CAPTION_SETS), [option for option, value in others.items() if value is not None]
-        )
+        check_rated_only(names, rated, [option for option, value in others.items() if value is not None])
         assert model is not None
-        rate_captions(model, names, data, out, limit=limit, base=base, device=device, precision=precision)
+        rate(model, names, data, out, limit=limit, base=base, device=device, precision=precision)
         return
 
     from aligngpt.evaluation.benchmarks.identity import identity_of, remarks_on

@@ -63,7 +63,7 @@ def test_likelihoods_are_those_of_the_engine(assembled: Callable, pictures: list
         assert table.shape == (2, 2, 2)
         direct = engine.likelihood(Request.ask("describe please", pictures[1], level=1), ["two"])[0][0]
         assert table[0, 1, 1] == pytest.approx(direct.log_probability, abs=1e-4)
-        said = yes_probabilities(engine, [("is it red ?", pictures[0])], [None])
+        said = yes_probabilities(engine, [("is it red ?", one.pictures[0])], [None])
         yes, no = engine.likelihood(Request.ask("is it red ?", pictures[0]), ["Yes", "No"])[0]
         both = np.exp([yes.log_probability, no.log_probability])
         assert said[0, 0] == pytest.approx(both[0] / both.sum(), abs=1e-4)

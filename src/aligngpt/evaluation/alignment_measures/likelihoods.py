@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from aligngpt.data.images.reference import Picture
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.alignment_measures.caption_sets import CaptionSet
 from aligngpt.inference.requests import Likelihood, Request
@@ -75,24 +76,35 @@ def caption_likelihoods(
 
 
 def yes_probabilities(
-    engine: Rating, questions: Sequence[tuple[str, Image.Image]], levels: Sequence[Level] = (None,)
+    engine: Rating,
+    questions: Sequence[tuple[str, Picture]],
+    levels: Sequence[Level] = (None,),
+    on_rated: Callable[[int, Numbers], None] = lambda _, __: None,
 ) -> Numbers:
     """The probability of "Yes" among "Yes" and "No", each with the end of the turn.
+
+    Args:
+        engine: the model.
+        questions: each with its picture.
+        levels: levels to force one after another, None for the gate.
+        on_rated: called with the number of each question and its probabilities, `(levels,)`, as soon as it is rated.
 
     Returns:
         `(levels, questions)`, 0…1.
 
     Raises:
+        ImageError: a picture is missing or cannot be decoded.
         EngineError: the model does not have a level.
     """
     found = np.empty((len(levels), len(questions)))
     with Meter("rating yes and no", len(questions), unit="questions") as meter:
         for place, (question, picture) in enumerate(questions):
-            for level, (yes, no) in enumerate(_rate(engine, question, picture, (YES, NO), levels)):
+            for level, (yes, no) in enumerate(_rate(engine, question, picture.open(), (YES, NO), levels)):
                 # The smaller exponent is taken, which does not overflow.
                 gap = yes.log_probability - no.log_probability
                 small = np.exp(-abs(gap))
                 found[level, place] = (1.0 if gap >= 0 else small) / (1.0 + small)
+            on_rated(place, found[:, place])
             meter.advance(1)
     return found
 

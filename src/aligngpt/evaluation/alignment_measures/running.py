@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from aligngpt.evaluation.alignment_measures.caption_sets import CAPTION_SETS, CaptionSet
+from aligngpt.evaluation.alignment_measures.kept import KeptTables
 from aligngpt.evaluation.alignment_measures.likelihoods import (
     DESCRIBE,
     Level,
-    MeasureError,
     Numbers,
     Rating,
     caption_likelihoods,
@@ -58,9 +56,9 @@ def measure_captions(
         with owned_folder(folder, "evaluate"):
             tables = _rated(engine, sets, forced, folder / LIKELIHOODS, model)
             result = {"name": name, "model": model, "prompt": DESCRIBE, "limit": limit, **_figures(sets, tables)}
-            _save(folder / RESULTS, [result])
+            save_results(folder / RESULTS, [result])
         results.append(result)
-    _save(out / RESULTS, results)
+    save_results(out / RESULTS, results)
     with atomic_write(out / TABLE) as file:
         file.write(captions_table(results, markdown=True))
     return results
@@ -74,6 +72,11 @@ def captions_table(results: Sequence[dict[str, Any]], *, markdown: bool = False)
             auc = _shown(result["level_detector"], 1) if level == "gate" else "–"
             shares = [_shown(found[kind], 100) for kind in ("text", "image", "group")]
             rows.append([result["name"], level, f"{result['sets']:,}", *shares, auc])
+    return as_table(rows, markdown=markdown)
+
+
+def as_table(rows: Sequence[Sequence[str]], *, markdown: bool) -> str:
+    """Rows of cells, the first of them the header, in Markdown or in columns."""
     if markdown:
         lines = [f"| {' | '.join(row)} |" for row in rows]
         return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
@@ -88,31 +91,15 @@ def _rated(
     asked = repr([(one.captions, [picture.name for picture in one.pictures]) for one in sets])
     digest = hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()
     state = {"model": model, "captions": digest, "levels": list(levels), "prompt": DESCRIBE}
-    known: dict[int, Numbers] = {}
-    if path.is_file() and (lines := path.read_bytes().split(b"\n")[:-1]):
-        # A last line that a kill left incomplete is dropped.
-        with atomic_write(path, "wb") as file:
-            file.write(b"".join(line + b"\n" for line in lines))
-        before = json.loads(lines[0])
-        if differing := [field for field, value in state.items() if before.get(field) != value]:
-            raise MeasureError(
-                f"{path} has likelihoods with other {' and '.join(differing)}; choose another folder for the results, "
-                "or remove that file"
-            )
-        known = {one["set"]: np.array(one["log_probabilities"]) for one in map(json.loads, lines[1:])}
-    else:
-        with atomic_write(path) as file:
-            file.write(json.dumps(state) + "\n")
-    todo = [place for place in range(len(sets)) if place not in known]
-    with path.open("a", encoding="utf-8", buffering=1) as stream:
-
-        def save(number: int, table: Numbers) -> None:
-            known[todo[number]] = table
-            stream.write(json.dumps({"set": todo[number], "log_probabilities": table.tolist()}) + "\n")
-
-        if todo:
-            caption_likelihoods(engine, [sets[place] for place in todo], levels, on_rated=save)
-    return [known[place] for place in range(len(sets))]
+    kept = KeptTables(path, state)
+    if todo := kept.missing(len(sets)):
+        caption_likelihoods(
+            engine,
+            [sets[place] for place in todo],
+            levels,
+            on_rated=lambda number, table: kept.add(todo[number], table),
+        )
+    return [kept.known[place] for place in range(len(sets))]
 
 
 def _figures(sets: Sequence[CaptionSet], tables: Sequence[Numbers]) -> dict[str, Any]:
@@ -143,7 +130,8 @@ def _figures(sets: Sequence[CaptionSet], tables: Sequence[Numbers]) -> dict[str,
     return facts
 
 
-def _save(path: Path, results: Sequence[dict[str, Any]]) -> None:
+def save_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Write results as JSON."""
     with atomic_write(path) as file:
         json.dump(results, file, indent=2, ensure_ascii=False, allow_nan=False)
 

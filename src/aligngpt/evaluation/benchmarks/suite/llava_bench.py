@@ -181,9 +181,7 @@ class LlavaBench(JudgedBenchmark):
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _interval(
-    reviews: Sequence[ReviewScores], pictures: Sequence[Hashable]
-) -> tuple[float, float] | tuple[None, None]:
+def _interval(reviews: Sequence[ReviewScores], pictures: Sequence[Hashable]) -> tuple[float, float] | tuple[None, None]:
     reference = np.array([one.reference for one in reviews])
     model = np.array([one.model for one in reviews])
 
