@@ -73,6 +73,9 @@ def test_the_quick_study_is_a_part_with_a_folder_of_its_own(plan_of: Callable) -
         ("placebo", 0.6, 1500),
     }
     assert len(quick.runs()) == 12
+    assert plan.scenes is not None and quick.scenes is not None
+    assert quick.scenes.captions < plan.scenes.captions and quick.scenes.seed == plan.scenes.seed
+    assert quick.quick().scenes == quick.scenes, "never more pictures than the plan has"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ QUICK_ARMS = ("none", "adaptive", "placebo")
 QUICK_SEEDS = 4
 QUICK_ANSWERS = 1500
 """Answers in instruction tuning of the quick study, on scenes and clip art."""
+QUICK_SCENES = {"captions": 4000, "encoder": 3000, "test": 600, "shift": 100, "probe": 100}
+"""Pictures of the quick study on scenes, at most."""
 
 
 class PlanError(AlignGPTError):
@@ -193,7 +195,11 @@ class Plan(_Section):
         noise = max(share for cell in self.cells for share in cell.noise)
         answers = QUICK_ANSWERS if self.files is None else None
         cell = Cell(arms=QUICK_ARMS, noise=(noise,), levels=(8,), answers=(answers,), seeds=QUICK_SEEDS)
-        return self.model_copy(update={"cells": (cell,), "output": f"{self.output}-quick"})
+        changes: dict[str, Any] = {"cells": (cell,), "output": f"{self.output}-quick"}
+        if self.scenes is not None:
+            fewer = {name: min(most, getattr(self.scenes, name)) for name, most in QUICK_SCENES.items()}
+            changes["scenes"] = self.scenes.model_copy(update=fewer)
+        return self.model_copy(update=changes)
 
     def runs(self) -> list["Run"]:
         """The runs of the grid in the order in which they are done, each once.
