@@ -1,5 +1,6 @@
 """The application in one process: every field has an effect or is refused, every error has OpenAI's form."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -87,8 +88,6 @@ def test_a_seed_repeats_a_drawn_answer_and_no_seed_does_not(post: Callable, ask:
 def test_what_is_not_supported_is_refused_by_name(
     post: Callable, ask: Callable, change: dict, param: str | None, code: str | None
 ) -> None:
-    import json
-
     body = {**GREEDY, "messages": ask(), **change}
     response = post(body, content=json.dumps(body), headers={"content-type": "application/json"})
     if param is None:
@@ -98,6 +97,62 @@ def test_what_is_not_supported_is_refused_by_name(
         assert response.json()["error"]["param"].startswith("stop")
     else:
         check_error(response, 400, param, code)
+
+
+PART = 'a part is {"type": "text", "text": …} or {"type": "image_url", "image_url": {"url": …}}'
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "said"),
+    [
+        (None, "", "give a text or a list of parts"),
+        ([1], "[0]", PART),
+        ([{"type": "text", "text": "a"}, {"type": "file", "file": {}}], "[1]", PART),
+        ([{"type": ["text"]}], "[0]", PART),
+        ([{"type": "text"}], "[0].text", "this field is missing"),
+        ([{"type": "text", "text": "a", "name": "b"}], "[0].name", "is not supported"),
+        ([{"type": "image_url", "image_url": "data:image/png;base64,AAAA"}], "[0].image_url", "give an object"),
+        ([{"type": "image_url", "image_url": {"url": 5}}], "[0].image_url.url", "valid string"),
+        ("\ud800", "", "half of a surrogate pair"),
+    ],
+)
+def test_a_wrong_part_of_a_message_is_named_in_the_clients_terms(
+    post: Callable, content: Any, place: str, said: str
+) -> None:
+    body = json.dumps({**GREEDY, "messages": [{"role": "user", "content": content}]})
+    error = post(1, content=body, headers={"content-type": "application/json"}).json()["error"]
+    assert error["param"] == f"messages[0].content{place}"
+    assert said in error["message"]
+    assert "pydantic" not in error["message"] and "function-" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("temperature", True, "give a number"),
+        ("temperature", "0.5", "without quotation marks"),
+        ("n", "2", "without quotation marks"),
+        ("seed", False, "give a number"),
+        ("stream", "yes", "valid boolean"),
+        ("logprobs", 1, "valid boolean"),
+        ("stop", 5, "give a text or a list of texts"),
+        ("stop", ["a"] * 5, "at most 4"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(post: Callable, ask: Callable, field: str, value: Any, said: str) -> None:
+    error = post({**GREEDY, "messages": ask(), field: value}).json()["error"]
+    assert error["param"] == field
+    assert said in error["message"]
+
+
+def test_a_whole_number_with_a_decimal_point_is_whole(post: Callable, ask: Callable) -> None:
+    body = {"model": "tiny", "messages": ask(), "max_tokens": 3.0, "temperature": 0}
+    assert post(body).json()["usage"]["completion_tokens"] <= 3
+
+
+@pytest.mark.parametrize("change", [{"model": "é" * 100_000}, {"x" * 100_000: 1}])
+def test_errors_repeat_little_of_what_a_client_wrote(post: Callable, ask: Callable, change: dict[str, Any]) -> None:
+    assert len(post({"model": "tiny", "messages": ask(), **change}).content) < 2_000
 
 
 def test_values_that_ask_for_nothing_are_accepted(post: Callable, ask: Callable) -> None:

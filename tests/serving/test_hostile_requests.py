@@ -122,6 +122,13 @@ def test_a_text_far_beyond_the_context_is_not_tokenized(
         assert "512 tokens, for which at most 32768 characters are read" in error["message"]
 
 
+@pytest.mark.parametrize("stop", ["a" * 1_000_000, ["b", "a" * 1_001]])
+def test_a_stop_text_that_takes_long_to_look_for_is_refused(post: Callable, ask: Callable, stop: Any) -> None:
+    error = error_of(post({**GREEDY, "messages": ask(), "stop": stop}))
+    assert error["param"] == ("stop" if isinstance(stop, str) else "stop[1]")
+    assert "at most 1000 characters" in error["message"]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 100), (2_000, 20)])
 def test_extreme_shapes_are_answered(post: Callable, ask: Callable, size: tuple[int, int]) -> None:
     file = io.BytesIO()

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,19 @@ def address(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     page = build(Answering(engine, 400), tmp_path, "tiny")
     yield launch(page, "127.0.0.1", _free_port())
     page.close(verbose=False)
+
+
+@pytest.fixture
+def unhurried(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 ms a token and no end before the limit, so that an answer is still under way when a slow browser stops it."""
+    step = engine.loop._step
+
+    def slowly() -> None:
+        time.sleep(0.05)
+        step()
+
+    monkeypatch.setattr(engine.loop, "_step", slowly)
+    monkeypatch.setattr(engine.loop, "_end_tokens", set)
 
 
 @pytest.fixture
@@ -87,6 +101,7 @@ def test_an_address_in_place_of_an_upload_is_not_fetched() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unhurried")
 def test_a_visit(browser: Any, address: str, upload: Path) -> None:
     page = browser.new_page(viewport={"width": 1180, "height": 900})
     page.set_default_timeout(WAIT_MS)
@@ -117,6 +132,8 @@ def test_a_visit(browser: Any, address: str, upload: Path) -> None:
     assert page.locator("#compared textarea").input_value()
     assert page.locator("#gate .bar").count() == 7
     page.locator("#matches img").wait_for()
+    label, drawn = page.locator("#matches label").bounding_box(), page.locator("#matches img").bounding_box()
+    assert label["y"] + label["height"] <= drawn["y"] + 1, "the label covers a part of the picture"
 
     page.set_viewport_size({"width": 375, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 375

@@ -18,14 +18,22 @@ from aligngpt import __version__
 from aligngpt.inference.engine import Answer, Finished
 from aligngpt.serving.answers import Writer
 from aligngpt.serving.desk import Desk, Job, Left
-from aligngpt.serving.errors import ApiError, internal_error, json_bytes
+from aligngpt.serving.errors import ApiError, internal_error, json_bytes, shortened
 from aligngpt.serving.gate import Gate
-from aligngpt.serving.protocol import ChatRequest
+from aligngpt.serving.protocol import TAGS, ChatRequest
 
 log = logging.getLogger("aligngpt.serving")
 
 SLACK_SECONDS = 10.0
 """How long a client may take to read the end of a stream after its time is over."""
+
+
+SAID = {
+    "missing": "this field is missing",
+    "model_attributes_type": "give an object, in braces",
+    "model_type": "give an object, in braces",
+}
+"""In place of what pydantic says, which names classes of this program or does not say what to do."""
 
 
 def build_app(
@@ -48,7 +56,10 @@ def build_app(
     def check_name(asked: str) -> None:
         if asked != name:
             raise ApiError(
-                404, f"there is no model {asked!r} here, only {name!r}", param="model", code="model_not_found"
+                404,
+                f"there is no model {shortened(asked)!r} here, only {name!r}",
+                param="model",
+                code="model_not_found",
             )
 
     @app.get("/health")
@@ -198,9 +209,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return ApiError(400, "the body is not JSON", code="invalid_json").response()
-        place = [part for part in first["loc"] if part != "body"]
-        param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-        message = f"{param or 'the body'}: {first['msg']}"
+        place = [part for part in first["loc"][1:] if part not in TAGS]
+        param = "".join(f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" for part in place).lstrip(".")
+        message = f"{param or 'the body'}: {SAID.get(first['type'], first['msg'])}"
         if first["type"] == "extra_forbidden":
             return ApiError(
                 400, f"{param} is not supported; leave it out", param=param, code="unknown_parameter"

@@ -48,6 +48,11 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
+def shortened(text: str) -> str:
+    """What a client wrote, for a message about it, which must not become as long as the request."""
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
 def internal_error() -> ApiError:
     """What a client is told about a fault of the server; the log has the rest."""
     return ApiError(500, "the server could not answer because of an internal error; its log has the reason")

@@ -2,12 +2,25 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from aligngpt.serving.errors import ApiError
 
 MAX_ANSWERS = 8
 MAX_STOPS = 4
+MAX_STOP_LENGTH = 1_000
+"""Characters of a stop text. After each token, all its beginnings are looked for, while all clients wait."""
 MAX_VALUES = 50_000
 """Values in a request, each text, number, list and object counted. Checking more would keep all clients waiting."""
 
@@ -42,7 +55,9 @@ def _utf8(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("the text has half of a surrogate pair, which is no character") from error
+        raise PydanticCustomError(
+            "surrogate", "the text has half of a surrogate pair, which is no character"
+        ) from error
     return text
 
 
@@ -61,7 +76,27 @@ def _check_count(values: dict[str, Any]) -> None:
         waiting.extend(child for child in children if isinstance(child, dict | list))
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("number", "give a number, without quotation marks")
+    return value
+
+
+def _form(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+
+def _kind(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return {"text": "<text>", "image_url": "<image>"}.get(kind) if isinstance(kind, str) else None
+
+
+TAGS = ("<text>", "<list>", "<image>")
+"""Stand in the places that pydantic's errors name, though the client wrote no such field."""
+
 Text = Annotated[str, AfterValidator(_utf8)]
+Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH), AfterValidator(_utf8)]
+Number = BeforeValidator(_number)
 
 
 class _Strict(BaseModel):
@@ -89,11 +124,25 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")],
+    Discriminator(
+        _kind,
+        custom_error_type="part",
+        custom_error_message='a part is {"type": "text", "text": …} or {"type": "image_url", "image_url": {"url": …}}; '
+        "others are not supported",
+    ),
+]
+
+
 class Message(_Strict):
     """A message; images may stand in those of users."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
+    content: Annotated[
+        Annotated[Text, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<list>")],
+        Discriminator(_form, custom_error_type="content", custom_error_message="give a text or a list of parts"),
+    ]
 
     @model_validator(mode="before")
     @classmethod
@@ -106,7 +155,7 @@ class Message(_Strict):
 class StreamOptions(_Strict):
     """Options of a stream."""
 
-    include_usage: bool = False
+    include_usage: StrictBool = False
 
 
 class ChatRequest(_Strict):
@@ -118,22 +167,28 @@ class ChatRequest(_Strict):
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stream: bool | None = None
+    max_completion_tokens: Annotated[int, Number, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Number, Field(ge=1)] | None = None
+    temperature: Annotated[float, Number, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Number, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Number, Field(ge=0, lt=2**31)] | None = None
+    seed: Annotated[int, Number, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Number, Field(ge=1, le=MAX_ANSWERS)] | None = None
+    stop: (
+        Annotated[
+            Annotated[Stop, Tag("<text>")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("<list>")],
+            Discriminator(_form, custom_error_type="stop", custom_error_message="give a text or a list of texts"),
+        ]
+        | None
+    ) = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[int, Number, Field(ge=0, le=20)] | None = None
+    stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
     safety_identifier: str | None = None
-    alignment_level: Annotated[int, Field(ge=1)] | None = None
-    alignment_weights: bool = False
+    alignment_level: Annotated[int, Number, Field(ge=1)] | None = None
+    alignment_weights: StrictBool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -38,6 +38,8 @@ CSS = """
 .gate .level { display: flex; align-items: center; gap: .6em; margin: .25em 0; font-variant-numeric: tabular-nums }
 .gate .level span { flex: 0 0 3.6em } .gate .level span:last-child { text-align: right }
 .gate .track { position: relative; flex: 1; height: 14px; background: var(--background-fill-secondary) }
+/* Below the label, which would cover parts. */
+#matches .image-container { box-sizing: border-box; padding-top: 28px }
 .gate .bar { height: 100%; background: var(--primary-500) }
 .gate .even { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--body-text-color); opacity: .5 }
 """

@@ -63,7 +63,13 @@ class AnswerText:
         """Number of characters at the end that may be the beginning of a stop text."""
         if self.stopped:
             return 0
-        sizes = (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size]))
+        longest = len(self._text)
+        sizes = (
+            size
+            for stop in self._stop
+            for size in range(1, min(len(stop), longest + 1))
+            if self._text.endswith(stop[:size])
+        )
         return max(sizes, default=0)
 
     def _show(self, held: int) -> str:
