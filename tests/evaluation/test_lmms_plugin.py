@@ -201,17 +201,18 @@ def plugin(model: Path) -> Iterator[Any]:
 
     plugin = AlignGPT(str(model), device="cpu", precision="float32", batch_size="2")
     plugin.task_dict = {
-        "local": {"test": ["what ?", "what colour is the shape in the picture ?", "how many ?", "red ?"]}
+        "local": {"test": ["what ?", "what colour is the shape in the picture ?", "how many ?", "red ?"]},
+        "alike": {"test": ["what ?"] * 6},
     }
     yield plugin
     plugin.clean()
 
 
-def asked(document: int, **settings: Any) -> Asked:
+def asked(document: int, task: str = "local", **settings: Any) -> Asked:
     def messages(doc: str) -> list[dict[str, Any]]:
         return [{"role": "user", "content": [{"type": "text", "text": doc}]}]
 
-    return Asked(("x" * (9 - document), messages, settings, document, "local", "test"))
+    return Asked(("x" * (9 - document), messages, settings, document, task, "test"))
 
 
 def test_answers_come_in_the_order_of_the_requests(plugin: Any) -> None:
@@ -226,6 +227,14 @@ def test_repeats_of_a_sampled_document_are_different_draws(plugin: Any) -> None:
     assert len({one.text for one in plugin.generate_until(sampled)}) > 1
     greedy = [asked(1, max_new_tokens=5)] * 2
     assert len({one.text for one in plugin.generate_until(greedy)}) == 1
+
+
+def test_documents_are_sampled_with_different_seeds_whatever_else_is_asked(plugin: Any) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 5, "temperature": 3.0}
+    requests = [asked(document, "alike", **settings) for document in range(6)]
+    drawn = plugin.generate_until(requests)
+    assert len({one.text for one in drawn}) > 1
+    assert [plugin.generate_until([one])[0] for one in requests] == drawn
 
 
 def test_rated_answers_are_losses_for_choices_and_log_probabilities_for_targets(plugin: Any, engine: Engine) -> None:

@@ -54,6 +54,23 @@ def test_align_follows_the_bos_that_the_template_writes(
     assert names.count("<align>") == 1
 
 
+@pytest.mark.parametrize("language", ["llama", "gemma", "llama_tied", "qwen2"])
+def test_a_rendered_conversation_gets_no_second_bos(
+    assembled: Callable, asks: Callable, pictures: list, language: str
+) -> None:
+    """As programs do that render a conversation first and process the text later."""
+    _, processor = assembled(language)
+    expected = chat(processor, asks("what colour", pictures[:1]))["input_ids"][0].tolist()
+    text = processor.apply_chat_template(asks("what colour", pictures[:1]), tokenize=False)
+    assert processor(images=pictures[0], text=text)["input_ids"] == [expected]
+    # Beside a text without one, whose BOS the tokenizer adds.
+    alone = processor(images=pictures[0], text="<image> what colour")["input_ids"]
+    both = processor(images=[[pictures[0]], [pictures[0]]], text=[text, "<image> what colour"])["input_ids"]
+    assert both == [expected, *alone]
+    whole = processor(images=pictures[0], text=text, add_special_tokens=True)["input_ids"][0]
+    assert len(whole) - len(expected) == (language in ("llama", "gemma")), "told to, it adds one"
+
+
 def test_align_comes_first_where_bos_opens_every_message(assembled: Callable, asks: Callable, pictures: list) -> None:
     _, processor = assembled("llama_tied")
     assert processor.tokenizer.bos_token == "<|im_start|>"

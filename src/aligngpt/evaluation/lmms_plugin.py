@@ -3,7 +3,9 @@
 import inspect
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, get_args
 
@@ -79,7 +81,7 @@ class AlignGPT(lmms):
         """
         places: dict[tuple[Any, ...], list[int]] = {}
         for place, request in enumerate(requests):
-            # Task, split, document: repeats of one document are draws with different seeds.
+            # Task, split, document: documents, and repeats of one document, are draws with different seeds.
             _, _, _, document, task, split = request.args
             places.setdefault((task, split, document), []).append(place)
         groups: dict[Sampling, list[list[int]]] = {}
@@ -87,7 +89,7 @@ class AlignGPT(lmms):
             with _named(task, document):
                 sampling = sampling_of(self._settings(requests[same[0]]))
             if sampling.temperature > 0:
-                sampling = Sampling(**{**vars(sampling), "answers": len(same)})
+                sampling = replace(sampling, answers=len(same))
             groups.setdefault(sampling, []).append(same)
         found: dict[int, Answer] = {}
         with Meter("answering", len(requests), unit="questions") as meter:
@@ -180,7 +182,15 @@ class AlignGPT(lmms):
         tasks = ", ".join(sorted({requests[same[0]].args[4] for same in batch}))
         documents = ", ".join(str(requests[same[0]].args[3]) for same in batch)
         with _named(tasks, documents):
-            answers = self.engine.answer(asked, sampling)
+            if sampling.temperature == 0:
+                answers = self.engine.answer(asked, sampling)
+            else:
+                # Drawn with one seed, all documents would get the same random numbers, and their scores one luck.
+                first = [sampling.seed + requests[same[0]].args[3] * sampling.answers for same in batch]
+                own = [replace(sampling, seed=seed) for seed in first]
+                with ThreadPoolExecutor(len(asked)) as pool:
+                    drawn = pool.map(lambda one, its: self.engine.answer([one], its), asked, own)
+                    answers = [answer for of_document in drawn for answer in of_document]
         return [answers[start : start + sampling.answers] for start in range(0, len(answers), sampling.answers)]
 
 

@@ -64,7 +64,21 @@ class AlignGPTProcessor(LlavaProcessor):
             texts = [text] if isinstance(text, str) else list(text)
             _check_image_count(sum(sample.count(self.image_token) for sample in texts), _count_images(images))
             text = [self.place_align(sample) for sample in texts]
+            if "add_special_tokens" not in kwargs | (kwargs.get("text_kwargs") or {}):
+                text, chosen = self._with_one_bos(text)
+                kwargs |= chosen
         return super().__call__(images=images, text=text, **kwargs)
+
+    def _with_one_bos(self, texts: list[str]) -> tuple[list[str], dict[str, bool]]:
+        """The texts, and how to tokenize them, so that a BOS that the chat template wrote is not followed by another.
+
+        As `encode`, and as `apply_chat_template(tokenize=True)`.
+        """
+        bos = self.tokenizer.bos_token
+        if not bos or not any(text.startswith(bos) for text in texts):
+            return texts, {}
+        added = bos if self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id] else ""
+        return [text if text.startswith(bos) else added + text for text in texts], {"add_special_tokens": False}
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders of one image in the text: the same number of tokens whatever its size in pixels."""
