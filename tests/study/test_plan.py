@@ -64,7 +64,8 @@ def test_arms_that_differ_only_in_instruction_tuning_share_their_pretraining(pla
 
 
 def test_the_quick_study_is_a_part_with_a_folder_of_its_own(plan_of: Callable) -> None:
-    plan = plan_of(cells=[{"arms": ["none", "filter"], "noise": [0.0, 0.6], "seeds": 10}])
+    plan = plan_of(cells=[{"arms": ["none", "filter"], "noise": [0.0, 0.6], "seeds": 10}], commit="abc")
+    assert plan.quick().commit is None
     quick = plan.quick()
     assert quick.output == "runs/study-quick"
     assert {(run.arm_name, run.noise, run.answers) for run in quick.runs()} == {

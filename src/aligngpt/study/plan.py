@@ -191,11 +191,14 @@ class Plan(_Section):
         return self
 
     def quick(self) -> "Plan":
-        """A small part of the study, in an output folder of its own: enough to see it work, too little to conclude."""
+        """A small part of the study, in an output folder of its own: enough to see it work, too little to conclude.
+
+        With any version of the code.
+        """
         noise = max(share for cell in self.cells for share in cell.noise)
         answers = QUICK_ANSWERS if self.files is None else None
         cell = Cell(arms=QUICK_ARMS, noise=(noise,), levels=(8,), answers=(answers,), seeds=QUICK_SEEDS)
-        changes: dict[str, Any] = {"cells": (cell,), "output": f"{self.output}-quick"}
+        changes: dict[str, Any] = {"cells": (cell,), "output": f"{self.output}-quick", "commit": None}
         if self.scenes is not None:
             fewer = {name: min(most, getattr(self.scenes, name)) for name, most in QUICK_SCENES.items()}
             changes["scenes"] = self.scenes.model_copy(update=fewer)
