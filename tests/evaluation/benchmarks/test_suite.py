@@ -1,7 +1,7 @@
 """Each benchmark on a small folder of its layout: questions, truth joined by key, figures, uploads."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import benchmark_layouts as layouts
@@ -58,6 +58,36 @@ def test_right_answers_get_the_full_figure_and_wrong_ones_none(name: str, tmp_pa
 def test_a_missing_file_is_named_with_its_source(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"does not exist.*get it from"):
         read(name, tmp_path)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut off": _cut,
+    "empty": lambda path: path.write_text(""),
+    "a web page": lambda path: path.write_text("<!DOCTYPE html><html><body>404</body></html>"),
+    "Git LFS pointer": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+}
+FOR_UPLOADS = ("llava_vqav2_mscoco_test2015.jsonl",)
+
+
+@pytest.mark.parametrize("name", sorted(layouts.LAYOUTS))
+def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
+    """Each file of questions and labels in turn; nothing is scored on what is left of it."""
+    right = layouts.LAYOUTS[name](tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".jsonl", ".tsv", ".txt")]
+    for path in sorted(files):
+        content = path.read_bytes()
+        for damage, make in DAMAGES.items():
+            make(path)
+            with pytest.raises(DataError) as error:
+                uploads(name, tmp_path, right) if path.name in FOR_UPLOADS else read(name, tmp_path)
+            if damage in ("a web page", "Git LFS pointer"):
+                assert f"{path} is a" in str(error.value) and damage in str(error.value)
+            path.write_bytes(content)
+    read(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(layouts.LAYOUTS))

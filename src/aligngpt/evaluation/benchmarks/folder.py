@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from aligngpt.data.images.reference import Picture
+from aligngpt.data.sources.mistaken_files import mistaken_for
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import sha256_of
 
@@ -118,14 +119,17 @@ class DataFolder:
         """The content of a file, whose hash is remembered.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or is a web page or a Git LFS pointer.
         """
         try:
             with path.open("rb") as file:
                 self.hashes[str(path.relative_to(self.root))] = sha256_of(file)
-            return path.read_text(encoding="utf-8-sig")
+            content = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
+        if what := mistaken_for(content[:200].encode()):
+            raise DataError(f"{path} {what}")
+        return content
 
     @staticmethod
     def _some(rows: list[Row], path: Path) -> list[Row]:
