@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from aligngpt.quickstart.backbones import LANGUAGE_MODEL, TEXT_TOWER, VISION_TOWER
+from aligngpt.quickstart.backbones import LANGUAGE_MODEL, TEXT_TOWER, VISION_TOWER, prepare_language_model
 from aligngpt.quickstart.easy_vqa import EASY_VQA, prepare_easy_vqa
 from aligngpt.quickstart.packages import Package
 from aligngpt.quickstart.photographs import SCIKIT_IMAGE
 from aligngpt.quickstart.run_folder import QuickstartError
+from aligngpt.quickstart.scenes.language_model import scenes_language_model
 from aligngpt.quickstart.scenes.openmoji import NAMES, OPENMOJI, SUBGROUPS
 from aligngpt.quickstart.scenes.preparing import Source
 from aligngpt.quickstart.scenes_files import QUICKSTART_SIZES, prepare_scenes_for_quickstart
@@ -72,6 +73,9 @@ class QuickstartData:
         test_questions: number of questions of `test` that a short run answers.
         question: a question that fits every picture, to try the model with.
         material: where its pictures come from, see `Settings`.
+        seconds_of_warm_start: seconds that pre-training takes beside its own minutes.
+        pretrain_share: share of the training time that pre-training gets, 0…1.
+        language_model: the folder of its language model, given the cache of backbones.
         packages: installed packages whose files are the models and data.
         libraries: pip requirement of each module that reads them, by its name.
     """
@@ -88,6 +92,9 @@ class QuickstartData:
     test_questions: int
     question: str
     material: str = ""
+    seconds_of_warm_start: float = 45
+    pretrain_share: float = 0.2
+    language_model: Callable[[Path], Path] = prepare_language_model
     packages: tuple[Package, ...] = BACKBONE_PACKAGES
     libraries: Mapping[str, str] = field(default_factory=lambda: LIBRARIES)
 
@@ -171,12 +178,15 @@ def _scenes(material: Source) -> QuickstartData:
         recipe=recipe_path("quickstart-scenes"),
         image_size=84,  # 36 patches, merged into 9 image tokens
         minutes=15,
-        dual_encoder_seconds=40,
-        seconds_after_training=240,
-        seconds_per_question=0.06,
+        dual_encoder_seconds=50,
+        seconds_after_training=60,
+        seconds_per_question=0.01,
         test_questions=2000,
         question="how many things are in the picture?",
         material=material,
-        packages=(*BACKBONE_PACKAGES, *emoji, SCIKIT_IMAGE),
+        seconds_of_warm_start=200,  # it computes the features of all captions' pictures, which are kept
+        pretrain_share=0.3,
+        language_model=lambda _: scenes_language_model(),
+        packages=(VISION_TOWER, TEXT_TOWER, *emoji, SCIKIT_IMAGE),
         libraries=LIBRARIES if material == "pypi" else LIBRARIES | RASTERISER,
     )

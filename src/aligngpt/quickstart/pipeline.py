@@ -14,7 +14,7 @@ from aligngpt.files import atomic_write
 from aligngpt.levels.making import make_levels
 from aligngpt.locks import owned_folder
 from aligngpt.progress import console
-from aligngpt.quickstart.backbones import prepare_language_model, prepare_text_tower, prepare_vision_tower
+from aligngpt.quickstart.backbones import prepare_text_tower, prepare_vision_tower
 from aligngpt.quickstart.data_sets import QuickstartData, QuickstartFiles, data_set
 from aligngpt.quickstart.measuring import measure_separation, text_only_baselines
 from aligngpt.quickstart.outcome import PRIOR, SHIFT_BASELINES, check_learnt, key_figures, print_outcome
@@ -32,11 +32,6 @@ SHUFFLED_QUESTIONS = 500
 
 VISION_LAYERS = 8
 """Number of layers, of 12, that the dual encoder keeps: this tower's last layers were fine-tuned for saliency."""
-
-PRETRAIN_SHARE = 0.2
-"""Share of the training time for pre-training; the rest is for instruction tuning."""
-
-SECONDS_OF_WARM_START = 45
 
 SLOW = 1.5
 """A machine that takes more than this many times as long is reported as slow."""
@@ -117,7 +112,7 @@ def _prepare(run: Run, data: QuickstartData) -> tuple[QuickstartFiles, dict[str,
         files = data.prepare(run.folder / "data", run.settings.seed)
         prepare_photographs(run.folder / "photographs")
         backbones = {
-            "language_model": prepare_language_model(cache),
+            "language_model": data.language_model(cache),
             "vision_tower": prepare_vision_tower(cache, image_size=data.image_size),
             "text_tower": prepare_text_tower(cache),
         }
@@ -168,7 +163,7 @@ def say_when_slow(run: Run, data: QuickstartData) -> None:
 
 def _train(run: Run, data: QuickstartData, files: QuickstartFiles, backbones: dict[str, Path]) -> None:
     if run.training_minutes is None:
-        left = 60 * run.settings.minutes - run.seconds - SECONDS_OF_WARM_START - data.seconds_after_training
+        left = 60 * run.settings.minutes - run.seconds - data.seconds_of_warm_start - data.seconds_after_training
         if run.settings.minutes >= ALL_QUESTIONS_FROM_MINUTES:
             left -= data.seconds_per_question * len(list(read_records(files.tests["test"])))
         run.training_minutes = max(0.2 * run.settings.minutes, left / 60)
@@ -194,8 +189,8 @@ def _recipe(run: Run, data: QuickstartData, files: QuickstartFiles, backbones: d
     content["instruct"]["data"] = str(files.train_questions)
     content["instruct"]["image_root"] = str(files.folder)
     content["instruct"]["validation"]["data"] = str(files.validation_questions)
-    content["pretrain"]["minutes"] = round(PRETRAIN_SHARE * run.training_minutes, 2)
-    content["instruct"]["minutes"] = round((1 - PRETRAIN_SHARE) * run.training_minutes, 2)
+    content["pretrain"]["minutes"] = round(data.pretrain_share * run.training_minutes, 2)
+    content["instruct"]["minutes"] = round((1 - data.pretrain_share) * run.training_minutes, 2)
     content["output"] = str(run.folder)
     content["seed"] = run.settings.seed
     with atomic_write(run.folder / "recipe.yaml") as file:

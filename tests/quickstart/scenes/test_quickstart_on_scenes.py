@@ -1,6 +1,7 @@
 """The quickstart's steps on tiny scenes with tiny random backbones, and its caption files."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligngpt.data.sources.json import read_records
 from aligngpt.quickstart.data_sets import QuickstartData, QuickstartFiles, data_set
@@ -16,6 +19,7 @@ from aligngpt.quickstart.outcome import NotLearntError
 from aligngpt.quickstart.pipeline import run_steps
 from aligngpt.quickstart.run_folder import Run, Settings
 from aligngpt.quickstart.scenes.files import ScenesFiles
+from aligngpt.quickstart.scenes.language_model import scenes_language_model
 from aligngpt.quickstart.scenes.material import Material
 from aligngpt.quickstart.scenes.noise import NOISES
 from aligngpt.quickstart.scenes.preparing import Sizes
@@ -44,7 +48,6 @@ def tiny_scenes(
 ) -> QuickstartData:
     """The quickstart's scenes with tiny pictures, backbones and stages of four steps."""
     folders = {
-        "language_model": language_folder("llama_tied"),
         "vision_tower": tower_folder("dinov2"),
         "text_tower": text_tower,
     }
@@ -68,7 +71,24 @@ def tiny_scenes(
         files.validation_questions,
         {split: files.questions(split) for split in files.test_splits},
     )
-    return replace(scenes, prepare=lambda folder, seed: found, recipe=tmp_path / "tiny.yaml")
+    return replace(
+        scenes,
+        prepare=lambda folder, seed: found,
+        recipe=tmp_path / "tiny.yaml",
+        language_model=lambda _: language_folder("llama_tied"),
+    )
+
+
+def test_the_language_model_of_scenes_comes_with_the_package() -> None:
+    folder = data_set("scenes").language_model(Path("unused"))
+    assert folder == scenes_language_model()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    text = "a lobster in the middle left and the bottom left, and a jellyfish in the bottom middle"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss
+    assert loss < math.log(len(tokenizer)) / 2, "it has learnt such captions"
 
 
 def test_each_caption_says_whether_it_is_right_vague_or_wrong(prepared: tuple[ScenesFiles, Path, Path]) -> None:
