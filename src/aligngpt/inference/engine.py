@@ -8,8 +8,9 @@ from typing import Literal
 
 from aligngpt.inference.generation.kept import DEFAULT_BYTES
 from aligngpt.inference.generation.likelihood import likelihoods
-from aligngpt.inference.generation.loop import DEFAULT_ROWS, Listener, Loop, Ticket
+from aligngpt.inference.generation.loop import DEFAULT_ROWS, Loop
 from aligngpt.inference.generation.prompts import PromptWriter
+from aligngpt.inference.generation.ticket import Listener, Ticket
 from aligngpt.inference.loading import load_model
 from aligngpt.inference.requests import (
     Answer,

@@ -3,20 +3,21 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from queue import SimpleQueue
 from threading import Condition, Thread, current_thread
 from typing import Any
 
 import torch
 
+from aligngpt.inference.generation.cache import can_be_pooled
 from aligngpt.inference.generation.choosing import Chooser, choose
 from aligngpt.inference.generation.kept import DEFAULT_BYTES, KeptConversation, KeptConversations
 from aligngpt.inference.generation.pictures import Pictures
-from aligngpt.inference.generation.pool import Pool, pool_for
-from aligngpt.inference.generation.prompts import Prompt
+from aligngpt.inference.generation.pool import Beginning, Pool, pool_for
 from aligngpt.inference.generation.text import AnswerText
-from aligngpt.inference.requests import Answer, EngineError, Event, Failed, Finished, Piece, Sampling, TokenChoice
+from aligngpt.inference.generation.ticket import Ticket
+from aligngpt.inference.requests import Answer, EngineError, Event, Failed, Finished, Piece, TokenChoice
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
 THREAD_NAME = "aligngpt engine"
@@ -27,36 +28,13 @@ TOKENS_READ_AT_ONCE = 4096
 TOKENS_READ_BETWEEN_STEPS = 512
 """The same between two steps of answers under way: more would make their streams stutter."""
 
+LONG_PROMPT = 1024
+"""Prompts of more tokens are read in pieces of this size, of `TOKENS_READ_BETWEEN_STEPS` while others wait: a request
+that comes in the meantime does not wait for the whole."""
+
 NOT_A_NUMBER = (
     "the model's output is not a number: its weights are damaged, or its precision is too low; try --precision float32"
 )
-
-Listener = Callable[[Event], None]
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request on its way.
-
-    Attributes:
-        prompt, sampling, keep: what is asked.
-        listener: is called with each event, in the engine's thread; it must return quickly.
-        cancelled: whether nobody wants the rest of the answer.
-        weights: the gate's weights, once the images were read.
-        reused: number of tokens that were kept from an earlier request.
-    """
-
-    prompt: Prompt
-    sampling: Sampling
-    keep: bool
-    listener: Listener
-    cancelled: bool = False
-    weights: tuple[float, ...] | None = None
-    reused: int = 0
-
-    def cancel(self) -> None:
-        """Stop answering; no further event comes."""
-        self.cancelled = True
 
 
 @dataclass(eq=False)
@@ -69,6 +47,14 @@ class _Row:
     text: AnswerText
     tokens: list[int] = field(default_factory=list)
     choices: list[TokenChoice] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A request whose long prompt is read in pieces; `beginning` is None before the first."""
+
+    ticket: Ticket
+    beginning: Beginning | None = None
 
 
 class Loop:
@@ -94,6 +80,8 @@ class Loop:
         self.kept = KeptConversations(kept_bytes)
         self._pool: Pool | None = None
         self._rows: list[_Row] = []
+        self._reading: _Reading | None = None
+        self._joined_last = False
         self._waiting: deque[Ticket] = deque()
         self._jobs: deque[tuple[Callable[[], Any], SimpleQueue[Any]]] = deque()
         self._changed = Condition()
@@ -102,8 +90,8 @@ class Loop:
 
     @property
     def waiting(self) -> int:
-        """Number of requests that have not begun."""
-        return len(self._waiting)
+        """Number of requests that no answer has begun to."""
+        return len(self._waiting) + (self._reading is not None)
 
     @property
     def running(self) -> int:
@@ -160,7 +148,7 @@ class Loop:
         with torch.inference_mode():
             while True:
                 with self._changed:
-                    while not (self._closed or self._waiting or self._jobs or self._rows):
+                    while not (self._closed or self._waiting or self._jobs or self._rows or self._reading):
                         self._changed.wait()
                     if self._closed:
                         break
@@ -182,38 +170,59 @@ class Loop:
         for number in range(len(self._rows) - 1, -1, -1):
             if self._rows[number].ticket.cancelled:
                 self._leave(number)
-        return self._next_group()
+        if self._reading is not None and self._reading.ticket.cancelled:
+            self._reading = None
+        # In turn with the pieces of a long prompt.
+        group = [] if self._reading is not None and self._joined_last else self._next_group()
+        self._joined_last = bool(group)
+        return group
 
     def _advance(self, group: Sequence[Ticket]) -> None:
-        """Read requests, then give every answer that was under way before another token."""
+        """Read requests or a piece of one, then give every answer that was under way before another token."""
         before = bool(self._rows)
         if group:
             self._join(group)
+        elif self._reading is not None:
+            self._read_on(self._reading)
         if before and self._rows:
             self._step()
 
     def _next_group(self) -> list[Ticket]:
-        """The requests to read next, in the order they came."""
+        """The requests to read next, in the order they came; one with a long prompt becomes the one read in pieces."""
         tokens = TOKENS_READ_BETWEEN_STEPS if self._rows else TOKENS_READ_AT_ONCE
         group: list[Ticket] = []
         longest, rows = 0, len(self._rows)
+        if self._reading is not None:
+            rows += self._reading.ticket.sampling.answers
         with self._changed:
             # Also those further back: what nobody wants any more must not stay in memory.
             self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
             while self._waiting:
                 ticket = self._waiting[0]
-                longest = max(longest, len(ticket.prompt.ids))
                 rows += ticket.sampling.answers
                 full = rows > self.limit and rows > ticket.sampling.answers
+                if len(ticket.prompt.ids) > LONG_PROMPT and self._reads_in_pieces:
+                    if full or self._reading is not None:
+                        break
+                    self._reading = _Reading(self._waiting.popleft())
+                    continue
+                longest = max(longest, len(ticket.prompt.ids))
                 if full or (group and longest * (len(group) + 1) > tokens):
                     break
                 group.append(self._waiting.popleft())
         return group
 
-    def _join(self, group: Sequence[Ticket]) -> None:
+    @cached_property
+    def _reads_in_pieces(self) -> bool:
+        return can_be_pooled(self.model.config.get_text_config(decoder=True))
+
+    def _the_pool(self) -> Pool:
         if self._pool is None:
             self._pool = pool_for(self.model)
-        pool = self._pool
+        return self._pool
+
+    def _join(self, group: Sequence[Ticket]) -> None:
+        pool = self._the_pool()
         new = []
         for ticket in group:
             kept = self.kept.find(ticket.prompt) if ticket.keep and pool.can_keep else None
@@ -225,8 +234,38 @@ class Loop:
             self._begin(new, partial(self._read, pool, new))
 
     def _continue(self, pool: Pool, ticket: Ticket, kept: KeptConversation, shared: int) -> torch.Tensor:
+        beginning = self._begin_kept(pool, ticket, kept, shared)
+        pool.read_piece(beginning, len(ticket.prompt.ids))
+        return pool.join(beginning, ticket.sampling.answers)
+
+    def _begin_kept(self, pool: Pool, ticket: Ticket, kept: KeptConversation, shared: int) -> Beginning:
         ticket.weights, ticket.reused = kept.weights, shared
-        return pool.continue_kept(ticket.prompt, kept, shared, ticket.sampling.answers)
+        return pool.begin_kept(ticket.prompt, kept, shared)
+
+    def _read_on(self, reading: _Reading) -> None:
+        """Read the next piece of a long prompt; after the last one its answers begin."""
+        ticket, pool = reading.ticket, self._the_pool()
+        try:
+            if reading.beginning is None:
+                reading.beginning = self._begin_reading(pool, ticket)
+            others = self._rows or self._waiting
+            pool.read_piece(reading.beginning, TOKENS_READ_BETWEEN_STEPS if others else LONG_PROMPT)
+        except Exception as error:
+            # It has a cache of its own: the answers under way are unharmed.
+            self._reading = None
+            self._tell(ticket, Failed(error))
+            return
+        if reading.beginning.is_read:
+            self._reading = None
+            self._begin([ticket], partial(pool.join, reading.beginning, ticket.sampling.answers))
+
+    def _begin_reading(self, pool: Pool, ticket: Ticket) -> Beginning:
+        kept = self.kept.find(ticket.prompt) if ticket.keep else None
+        if kept is not None:
+            return self._begin_kept(pool, ticket, *kept)
+        (seen,) = self.pictures.look([ticket.prompt])
+        ticket.weights = None if seen is None else seen.weights
+        return pool.begin(ticket.prompt, seen)
 
     def _read(self, pool: Pool, tickets: Sequence[Ticket]) -> torch.Tensor:
         seen = self.pictures.look([ticket.prompt for ticket in tickets])
@@ -328,6 +367,9 @@ class Loop:
     def _fail(self, tickets: Sequence[Ticket], error: BaseException) -> None:
         """Give up all answers under way: what they have in common may be damaged. Later requests begin afresh."""
         self._rows, self._pool = [], None
+        if self._reading is not None:
+            tickets = [*tickets, self._reading.ticket]
+            self._reading = None
         for ticket in dict.fromkeys(tickets):
             self._tell(ticket, Failed(error))
             ticket.cancel()

@@ -1,6 +1,7 @@
 """The conversations that are being answered: they are read, join, get one token after another, and leave."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,30 @@ from aligngpt.inference.generation.prompts import Prompt, as_row
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
 
+@dataclass(eq=False)
+class Beginning:
+    """A prompt that is read in pieces before it joins.
+
+    Attributes:
+        prompt: all of it.
+        seen: what the model takes from its images; None if they were read in an earlier request.
+        cache: keys and values of the tokens read so far.
+        read: number of these tokens.
+        logits: of the token after them, `(1, vocabulary)`; None before the first piece.
+    """
+
+    prompt: Prompt
+    seen: Seen | None
+    cache: PooledCache
+    read: int = 0
+    logits: Tensor | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is left to read."""
+        return self.read == len(self.prompt.ids)
+
+
 class Pool(Protocol):
     """Conversations that get their next tokens together; rows are numbered from 0 in the order they joined.
 
@@ -22,7 +47,7 @@ class Pool(Protocol):
     """
 
     can_keep: bool
-    """Whether what was computed for a row can be kept for a later request."""
+    """Whether what was computed for a row can be kept for a later request, and a prompt read in pieces."""
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -36,8 +61,20 @@ class Pool(Protocol):
         """
         ...
 
-    def continue_kept(self, prompt: Prompt, kept: KeptConversation, shared: int, copies: int) -> Tensor:
-        """As `read`, for a prompt whose first `shared` tokens were read in an earlier request; `(1, vocabulary)`."""
+    def begin(self, prompt: Prompt, seen: Seen | None) -> Beginning:
+        """Begin to read a prompt in pieces; no row joins yet."""
+        ...
+
+    def begin_kept(self, prompt: Prompt, kept: KeptConversation, shared: int) -> Beginning:
+        """As `begin`, for a prompt whose first `shared` tokens were read in an earlier request."""
+        ...
+
+    def read_piece(self, beginning: Beginning, tokens: int) -> None:
+        """Read up to so many more tokens of a prompt; the first piece goes to the last image token at least."""
+        ...
+
+    def join(self, beginning: Beginning, copies: int) -> Tensor:
+        """Add a prompt that was read to its end, so many times; logits of its first token `(1, vocabulary)`."""
         ...
 
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -99,19 +136,31 @@ class JointPool:
         self.cache.join(_chosen(cache.states(), rows), [starts[row] for row in rows])
         return logits
 
-    def continue_kept(self, prompt: Prompt, kept: KeptConversation, shared: int, copies: int) -> Tensor:
-        device = self.model.device
+    def begin(self, prompt: Prompt, seen: Seen | None) -> Beginning:
+        return Beginning(prompt, seen, PooledCache())
+
+    def begin_kept(self, prompt: Prompt, kept: KeptConversation, shared: int) -> Beginning:
         cache = PooledCache()
         cache.join(kept.beginning(shared), [0])
-        logits = self.model(
-            input_ids=as_row(prompt.ids[shared:], device),
-            position_ids=torch.arange(shared, len(prompt.ids), device=device).unsqueeze(0),
-            cache=cache,
+        return Beginning(prompt, None, cache, shared)
+
+    def read_piece(self, beginning: Beginning, tokens: int) -> None:
+        device, prompt, start = self.model.device, beginning.prompt, beginning.read
+        stop = min(len(prompt.ids), max(start + tokens, prompt.image_end))
+        beginning.logits = self.model(
+            input_ids=as_row(prompt.ids[start:stop], device),
+            position_ids=torch.arange(start, stop, device=device).unsqueeze(0),
+            mm_encoder_outputs=encoder_outputs([beginning.seen]) if start == 0 else None,
+            cache=beginning.cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        self.cache.join(_chosen(cache.states(), [0] * copies), [0] * copies)
-        return logits
+        beginning.read = stop
+
+    def join(self, beginning: Beginning, copies: int) -> Tensor:
+        assert beginning.is_read and beginning.logits is not None
+        self.cache.join(_chosen(beginning.cache.states(), [0] * copies), [0] * copies)
+        return beginning.logits
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         device = self.model.device
@@ -169,8 +218,17 @@ class SeparatePool:
         self._rows += rows
         return torch.cat(logits)
 
-    def continue_kept(self, prompt: Prompt, kept: KeptConversation, shared: int, copies: int) -> Tensor:
+    def begin(self, prompt: Prompt, seen: Seen | None) -> Beginning:
+        raise NotImplementedError("prompts are read whole")
+
+    def begin_kept(self, prompt: Prompt, kept: KeptConversation, shared: int) -> Beginning:
         raise NotImplementedError("nothing is kept")
+
+    def read_piece(self, beginning: Beginning, tokens: int) -> None:
+        raise NotImplementedError("prompts are read whole")
+
+    def join(self, beginning: Beginning, copies: int) -> Tensor:
+        raise NotImplementedError("prompts are read whole")
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         logits = []
