@@ -12,11 +12,16 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+import signal
 import socket
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+# A script's background job ignores Ctrl-C, and so would the commands that tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tiny random backbones, models and scorers, for whoever needs some.
 pytest_plugins = [
