@@ -179,7 +179,7 @@ def _scenes(material: Source) -> QuickstartData:
         image_size=84,  # 36 patches, merged into 9 image tokens
         minutes=15,
         dual_encoder_seconds=50,
-        seconds_after_training=60,
+        seconds_after_training=85,
         seconds_per_question=0.01,
         test_questions=2000,
         question="how many things are in the picture?",
