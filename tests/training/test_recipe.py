@@ -124,6 +124,12 @@ def test_a_misspelt_key_is_told_what_may_have_been_meant(recipe_file: Path, sett
     assert str(caught.value) == f"{recipe_file}: {expected}"
 
 
+def test_a_micro_batch_has_one_limit(content: dict[str, Any]) -> None:
+    content["instruct"] |= {"micro_batch_size": 1, "micro_batch_tokens": 4096}
+    with pytest.raises(RecipeError, match="micro_batch_size and micro_batch_tokens both limit a forward pass; set one"):
+        make_recipe(content)
+
+
 def test_micro_batches_must_fill_the_batch(content: dict[str, Any]) -> None:
     content["instruct"]["micro_batch_size"] = 3
     with pytest.raises(

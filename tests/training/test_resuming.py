@@ -82,6 +82,7 @@ LOGGED = {"log_steps": 3, "max_steps": 7}
     [
         {"micro_batch_size": 2},
         {"micro_batch_size": 1, "packing": "padded"},
+        {"micro_batch_tokens": 256},
         {"gradient_checkpointing": True},
         {"cache_features": True},
     ],

@@ -203,6 +203,15 @@ def test_the_setting_that_fits_recomputes_the_fewest_layers(
     assert "too few even with" in (one.advice(sizes[True] // 2) or "")
 
 
+def test_activations_are_those_of_the_tokens_in_a_pass(estimate: Callable[..., MemoryEstimate]) -> None:
+    # The longest row has 64 tokens.
+    four = estimate(batch_size=8, micro_batch_size=4).plan()
+    assert estimate(batch_size=8, micro_batch_tokens=256).plan() == four
+    assert estimate(batch_size=8, micro_batch_tokens=512).plan().activations == 2 * four.activations
+    advice = estimate(micro_batch_tokens=256).advice(1000)
+    assert advice is not None and "lower micro_batch_tokens or max_length" in advice
+
+
 def test_recomputed_layers_count_in_the_work(estimate: Callable[..., MemoryEstimate]) -> None:
     assert [estimate(gradient_checkpointing=value).share for value in (False, 2, True)] == [0, 0.5, 1]
 

@@ -52,6 +52,12 @@ class Layout:
         """Number of tokens without padding."""
         return len(self.keys_seen)
 
+    def without_targets(self) -> "Layout":
+        """The layout of the same batch with no token that counts in the loss."""
+        copy = self._with(lambda tensor: tensor)
+        copy.counted = self.counted[:0]
+        return copy
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Layout":
         """A copy whose tensors are on a device."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))

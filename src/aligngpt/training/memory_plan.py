@@ -77,7 +77,11 @@ class MemoryEstimate:
         self._layer = layer_bytes(config, length, trains=trains, in_bfloat16=in_bfloat16)
         self._read = length * int(config.hidden_size) * FLOAT32
         self._head = counted * head_bytes(config.vocab_size, in_bfloat16=in_bfloat16)
-        self._rows = stage.micro_batch_size or stage.batch_size
+        self._rows: float = stage.micro_batch_size or stage.batch_size
+        self._limit = "micro_batch_size"
+        if stage.micro_batch_tokens is not None:
+            # A row that is longer than the limit gets a pass of its own.
+            self._rows, self._limit = max(1, stage.micro_batch_tokens / length), "micro_batch_tokens"
         self._weights, self._training = _held(model, parts, stage, in_bfloat16=in_bfloat16)
         recomputed = recomputed_layers(model, stage.gradient_checkpointing)
         self.share = sum(recomputed) / len(recomputed)
@@ -112,7 +116,7 @@ class MemoryEstimate:
         has = f"this device's {memory / 1e9:.1f} GB"
         if best is None:
             return (
-                f"{has} are too few even with gradient_checkpointing: true; lower micro_batch_size or max_length, or "
+                f"{has} are too few even with gradient_checkpointing: true; lower {self._limit} or max_length, or "
                 "train adapters (lora)"
             )
         setting = str(best).lower() if isinstance(best, bool) else str(best)

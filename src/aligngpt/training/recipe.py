@@ -127,6 +127,9 @@ class StageRecipe(RecipeSection):
             is then encoded once for all of them, and they share one alignment embedding.
         batch_size: rows per optimiser step, over all devices; a row is a sample, or several that share their images.
         micro_batch_size: rows per forward pass and device; `batch_size` when None.
+        micro_batch_tokens: tokens per forward pass and device at most, padding included, in place of
+            `micro_batch_size`: each step is divided into as many passes as its samples need. A longer row gets a pass
+            of its own.
         learning_rate: peak learning rate.
         projector_learning_rate: peak learning rate of projector, level table and gate; `learning_rate` when None.
         learning_rates: peak learning rates of single parts, which override both.
@@ -182,6 +185,7 @@ class StageRecipe(RecipeSection):
     questions_per_prefix: int = Field(1, ge=1)
     batch_size: int = Field(ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
+    micro_batch_tokens: int | None = Field(None, ge=256)
     learning_rate: float = Field(gt=0)
     projector_learning_rate: float | None = Field(None, gt=0)
     learning_rates: dict[Part, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -295,6 +299,8 @@ class StageRecipe(RecipeSection):
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "StageRecipe":
+        if self.micro_batch_size and self.micro_batch_tokens:
+            raise ValueError("micro_batch_size and micro_batch_tokens both limit a forward pass; set one of them")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch_size, found {self.batch_size} and "

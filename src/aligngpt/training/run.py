@@ -13,7 +13,6 @@ import yaml
 from transformers import TrainingArguments
 from transformers.trainer_utils import set_seed
 
-from aligngpt.data.batches.collate import Collator
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.device import peak_device_memory, peak_memory, reset_peak_memory, resolve_device
@@ -32,6 +31,7 @@ from aligngpt.training.distributed.processes import (
 )
 from aligngpt.training.distributed.weights_from_main import has_other_tensors
 from aligngpt.training.export import export_model
+from aligngpt.training.feed.collators import collators_of, rows_per_batch
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.feed.feature_cache import features_kept_for
 from aligngpt.training.feed.source_checks import source_problems, swapped_warning
@@ -176,8 +176,8 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         else:
             from_main(lambda: check_rows_can_branch(model, stage))
             keep_masks(model, device)
-        collator = Collator(processor.tokenizer.pad_token_id, packed=packed)
-        validation = validation_of(stage, dataset, collator)
+        collator, budget = collators_of(stage, processor.tokenizer.pad_token_id, device, packed=packed)
+        validation = validation_of(stage, dataset, collator, budget)
         held_low = in_bfloat16 and hold_frozen_in(model, torch.bfloat16)
         if stage.weight_precision == "bfloat16":
             hold_trained_in_bfloat16(model)
@@ -202,6 +202,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
                 stage,
                 clock,
                 rejected,
+                budget=budget,
                 model=model,
                 args=arguments,
                 train_dataset=dataset,
@@ -268,7 +269,7 @@ def _arguments(
 ) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
-        per_device_train_batch_size=stage.micro_batch_size or stage.batch_size,
+        per_device_train_batch_size=rows_per_batch(stage, processes()),
         num_train_epochs=stage.epochs,
         max_steps=stage.max_steps or -1,
         max_grad_norm=stage.max_grad_norm,
@@ -340,7 +341,12 @@ def _train_from_checkpoint(trainer: StageTrainer, callback: StageCallback, folde
 
 
 def _accumulation(stage: StageRecipe, devices: int) -> int:
-    micro = (stage.micro_batch_size or stage.batch_size) * devices
+    micro = rows_per_batch(stage, devices) * devices
+    if stage.batch_size % micro and stage.micro_batch_tokens is not None:
+        raise RecipeError(
+            f"batch_size {stage.batch_size} is not a multiple of {devices}, the number of devices; change it so that "
+            "each gets as many rows of a step"
+        )
     if stage.batch_size % micro:
         raise RecipeError(
             f"batch_size {stage.batch_size} is not a multiple of {devices} devices times micro_batch_size "

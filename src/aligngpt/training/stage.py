@@ -24,6 +24,7 @@ WITHOUT_EFFECT = {"checkpoint_minutes", "log_steps", "workers", "max_reject_shar
 
 HOW_IT_IS_COMPUTED = {
     "micro_batch_size",
+    "micro_batch_tokens",
     "gradient_checkpointing",
     "packing",
     "sharding",

@@ -104,14 +104,16 @@ CASES = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=["padded", "packed"])
+@pytest.fixture(params=["padded", "packed", "filled up"])
 def made(request: pytest.FixtureRequest, assembled: Callable) -> Callable[..., tuple[Any, dict[str, Any]]]:
     def make(levels: bool, images: Sequence[int], branches: bool) -> tuple[Any, dict[str, Any]]:
         model, processor = assembled("llama")
         model.train().requires_grad_(True)
-        packed = request.param == "packed"
+        packed = request.param != "padded"
+        multiple = 256 if request.param == "filled up" else 1
         model.set_attn_implementation({"text_config": NAME if packed else PADDED})
-        collate = WithLayout(Collator(processor.tokenizer.pad_token_id, packed=packed), model.config)
+        collator = Collator(processor.tokenizer.pad_token_id, packed=packed, multiple=multiple)
+        collate = WithLayout(collator, model.config)
         return model, collate(rows_of(model.config, levels, images, branches=branches))
 
     return make

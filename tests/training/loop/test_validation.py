@@ -2,21 +2,26 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from aligngpt.data.batches.budget import TokenBudget
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import load_samples
 from aligngpt.inference.engine import Engine, Request, Sampling
 from aligngpt.model.modeling import IGNORE_INDEX
+from aligngpt.model.packing.attention import NAME
 from aligngpt.training.loop.validation import Validation, right_answers
 from aligngpt.training.run import train
 from aligngpt.training.stage import model_folder
+
+divide = TokenBudget.divide
 
 
 def test_an_answer_is_right_to_its_last_token() -> None:
@@ -66,6 +71,26 @@ def test_the_loss_is_the_mean_over_all_tokens(assembled: Callable, validation_of
     with torch.no_grad():
         expected = model(**batch).loss.item()
     assert validation.measure(model).loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_passes_limited_by_tokens_measure_the_same(
+    assembled: Callable, validation_of: Callable, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    model, processor = assembled("qwen2")
+    by_rows = validation_of(processor)
+    expected = by_rows.measure(model)
+    collator = Collator(processor.tokenizer.pad_token_id, packed=packed, multiple=16 if packed else 1)
+    if packed:
+        model.set_attn_implementation({"text_config": NAME})
+    passes: list[int] = []
+    budget = TokenBudget(64, collator)
+    monkeypatch.setattr(TokenBudget, "divide", lambda *given: passes.append(len(made := divide(*given))) or made)
+    found = replace(by_rows, collator=collator, batch_size=9, budget=budget).measure(model)
+    assert len(passes) == 3 and max(passes) > 2
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.accuracy == expected.accuracy
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
 
 
 @pytest.mark.medium

@@ -28,10 +28,13 @@ class Collator:
     Args:
         pad_token_id: token id that pads `input_ids`.
         packed: concatenate all rows without padding, for a model whose attention is `aligngpt_packed`.
+        multiple: fill up the end of a packed row to a multiple of so many tokens, with a piece of its own. Kernels
+            compiled for one length then serve many batches.
     """
 
     pad_token_id: int
     packed: bool = False
+    multiple: int = 1
 
     def with_ids(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The batch of `__call__`, plus entries that are not model inputs.
@@ -72,11 +75,21 @@ class Collator:
             ValueError: some examples with images have a level and others have none.
         """
         lines = [_Line.of(row) for row in rows]
-        batch = _packed(lines) if self.packed else self._padded(lines)
+        of_images = _of_images(rows)
+        if self.packed:
+            filling = -sum(len(line.input_ids) for line in lines) % self.multiple
+            if filling:
+                lines.append(_Line.padding(filling, self.pad_token_id))
+                if (levels := of_images.get("alignment_level")) is not None:
+                    # A sample without an image, like any other.
+                    of_images["alignment_level"] = torch.nn.functional.pad(levels, (0, 1), value=1)
+            batch = _packed(lines, padded=filling > 0)
+        else:
+            batch = self._padded(lines)
         if any(example.response is not None for row in rows for example in row):
             # Without the mask, all text before the first counted token would be the instruction.
             batch["instruction_mask"] = self._instruction_mask(lines)
-        return batch | _of_images(rows)
+        return batch | of_images
 
     def _instruction_mask(self, lines: Sequence["_Line"]) -> Tensor:
         if self.packed:
@@ -104,7 +117,7 @@ class Collator:
         return batch
 
 
-def _packed(lines: Sequence["_Line"]) -> dict[str, Any]:
+def _packed(lines: Sequence["_Line"], *, padded: bool) -> dict[str, Any]:
     def joined(values: Iterable[list[int]]) -> Tensor:
         return torch.tensor([list(chain.from_iterable(values))])
 
@@ -122,7 +135,7 @@ def _packed(lines: Sequence["_Line"]) -> dict[str, Any]:
         "labels": joined(line.labels for line in lines),
         "position_ids": joined(line.positions for line in lines),
         "instruction_mask": joined(line.instruction for line in lines),
-        "pieces": Pieces(pieces),
+        "pieces": Pieces(pieces, padded=padded),
     }
 
 
@@ -157,6 +170,12 @@ class _Line:
     branches: list[int]
     positions: list[int]
     instruction: list[int]
+
+    @classmethod
+    def padding(cls, length: int, pad_token_id: int) -> "_Line":
+        return cls(
+            [pad_token_id] * length, [IGNORE_INDEX] * length, [PADDING] * length, list(range(length)), [0] * length
+        )
 
     @classmethod
     def of(cls, row: Row) -> "_Line":

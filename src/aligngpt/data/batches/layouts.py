@@ -86,7 +86,7 @@ def _images(batch: dict[str, Any]) -> int:
 def _keys_seen(batch: dict[str, Any]) -> Tensor:
     """Number of tokens that each token of a batch sees, `(tokens,)`; padding is left out."""
     if (pieces := batch.get("pieces")) is not None:
-        return torch.cat([torch.arange(piece.prefix, piece.seen) for piece in pieces.pieces]) + 1
+        return torch.cat([torch.arange(piece.prefix, piece.seen) for piece in pieces.unpadded]) + 1
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     if mask is None:
         mask = torch.ones_like(ids)

@@ -46,9 +46,10 @@ class Pieces:
 
     Args:
         pieces: cover the row from its first token to its last.
+        padded: the last piece is padding.
 
     Attributes:
-        pieces: as given.
+        pieces, padded: as given.
         samples: number of samples; each piece without a prefix begins a new one.
         sample_of_token: the sample of each token, `(1, length)`.
         queries, keys: running totals, from 0, of each piece's own tokens and of those that it sees, `(pieces + 1,)`,
@@ -61,8 +62,9 @@ class Pieces:
 
     way: Way | None = None
 
-    def __init__(self, pieces: Iterable[Piece]) -> None:
+    def __init__(self, pieces: Iterable[Piece], *, padded: bool = False) -> None:
         self.pieces = tuple(pieces)
+        self.padded = padded
         own = [piece.stop - piece.start for piece in self.pieces]
         seen = [piece.seen for piece in self.pieces]
         starts = [piece.start for piece in self.pieces if not piece.prefix]
@@ -85,6 +87,11 @@ class Pieces:
         if isinstance(pieces, Pieces):
             return pieces
         return cls(Piece(*row) for row in (pieces.tolist() if isinstance(pieces, Tensor) else pieces))
+
+    @property
+    def unpadded(self) -> tuple[Piece, ...]:
+        """The pieces without padding."""
+        return self.pieces[:-1] if self.padded else self.pieces
 
     @property
     def length(self) -> int:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -59,6 +60,21 @@ def add_up(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     shared = values.to(device, torch.float64)
     torch.distributed.all_reduce(shared)
     return shared.cpu()
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers of all processes; waits for the processes, but not for what their GPUs still do."""
+    if not _together():
+        return number
+    shared = torch.tensor(number)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=_on_host(torch.distributed.group.WORLD))
+    return int(shared)
+
+
+@cache
+def _on_host(world: Any) -> Any:
+    """The group of all processes that communicates from CPU to CPU."""
+    return world if torch.distributed.get_backend(world) == "gloo" else torch.distributed.new_group(backend="gloo")
 
 
 def gather(values: list[Any]) -> list[Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aligngpt.data.batches.budget import TokenBudget
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.records.sample import Sample
@@ -158,7 +159,9 @@ def training_data(
     )
 
 
-def validation_of(stage: StageRecipe, training: ConversationDataset, collator: Collator) -> Validation | None:
+def validation_of(
+    stage: StageRecipe, training: ConversationDataset, collator: Collator, budget: TokenBudget | None = None
+) -> Validation | None:
     """The stage's validation data, read like its training data; unusable samples are skipped."""
     if stage.validation is None:
         return None
@@ -190,6 +193,7 @@ def validation_of(stage: StageRecipe, training: ConversationDataset, collator: C
         stage.micro_batch_size or stage.batch_size,
         _names(sources),
         max_reject_share=stage.max_reject_share,
+        budget=budget,
     )
 
 

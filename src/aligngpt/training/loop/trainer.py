@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from aligngpt.data.batches.budget import MICRO_BATCHES, StepCollator, TokenBudget, fill_up
 from aligngpt.data.batches.dataset import ConversationDataset, row_lengths
 from aligngpt.data.batches.layouts import WithLayout
 from aligngpt.data.rejects import Rejected
@@ -31,7 +33,8 @@ from aligngpt.training.distributed.fsdp import (
     load_whole_tensors,
     save_shards,
 )
-from aligngpt.training.distributed.processes import add_up, gather, is_main_process
+from aligngpt.training.distributed.processes import add_up, gather, is_main_process, largest
+from aligngpt.training.feed.collators import rows_per_batch
 from aligngpt.training.feed.feature_cache import FeatureCache
 from aligngpt.training.feed.sampler import BalancedSampler, shares_of
 from aligngpt.training.feed.windowed_shuffle import Blocks
@@ -61,10 +64,19 @@ class StageTrainer(Trainer):
         stage: the stage's settings.
         clock: the stage's training time, which controls the learning rate and the checkpoints.
         rejected: counts the samples found to be unusable.
+        budget: divides each step into micro-batches by tokens; None if they have a number of rows.
         **kwargs: see `transformers.Trainer`.
     """
 
-    def __init__(self, stage: StageRecipe, clock: TrainingClock, rejected: RejectedSamples, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        stage: StageRecipe,
+        clock: TrainingClock,
+        rejected: RejectedSamples,
+        *,
+        budget: TokenBudget | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.stage = stage
         self.clock = clock
         self.rejected = rejected
@@ -76,6 +88,8 @@ class StageTrainer(Trainer):
         self.is_sharded = is_sharded(self.model)
         unwrapped = self.accelerator.unwrap_model(self.model)
         self.data_collator = WithLayout(self.data_collator, unwrapped.config)
+        if budget is not None:
+            self.data_collator = StepCollator(self.data_collator, budget)
         self.metrics = StepMetrics(
             unwrapped.config,
             lambda sums: add_up(sums, self.args.device),
@@ -94,7 +108,27 @@ class StageTrainer(Trainer):
         started = time.monotonic()
         batches = super().get_batch_samples(*args, **kwargs)
         self.metrics.wait(time.monotonic() - started)
+        for batch in batches[0]:
+            if (parts := batch.get(MICRO_BATCHES)) is not None:
+                batch[MICRO_BATCHES] = fill_up(parts, largest(len(parts)))
         return batches
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        return super()._get_num_items_in_batch([one for batch in batch_samples for one in _parts(batch)], device)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in the Trainer; of a step that is one batch of several micro-batches, all of them."""
+        *others, last = _parts(inputs)
+        losses = []
+        for part in others:
+            with gradients_later(model) if self.is_sharded else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        losses.append(super().training_step(model, last, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As in the Trainer."""
+        return sum(super(StageTrainer, self).floating_point_ops(part) for part in _parts(inputs))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -202,7 +236,7 @@ class StageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         assert isinstance(dataset, ConversationDataset)
-        micro_batch = self.stage.micro_batch_size or self.stage.batch_size
+        micro_batch = rows_per_batch(self.stage, self.args.world_size)
         return BalancedSampler(
             row_lengths(dataset),
             micro_batch,
@@ -312,6 +346,12 @@ class StageTrainer(Trainer):
         self._globalstep_last_logged = logged
         if self.is_world_process_zero():
             self.metrics.resume(sums)
+
+
+def _parts(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """The micro-batches of a batch of the data loader."""
+    parts: list[dict[str, Any]] = batch.get(MICRO_BATCHES, [batch])
+    return parts
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from aligngpt.data.batches.budget import TokenBudget
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.batches.examples import Row
@@ -41,9 +42,10 @@ class Validation:
     Attributes:
         dataset: the questions and answers.
         collator: builds batches from rows.
-        batch_size: rows per forward pass.
+        batch_size: rows per forward pass, or rows read at a time if `budget` divides them into passes.
         sources: names of the sources of the samples.
         max_reject_share: fraction of the samples, 0…1, that may turn out to be unusable; they are left out.
+        budget: limits the tokens of a forward pass; None if only its rows are limited.
     """
 
     dataset: ConversationDataset
@@ -51,6 +53,7 @@ class Validation:
     batch_size: int
     sources: tuple[str, ...] = ()
     max_reject_share: float = 0.05
+    budget: TokenBudget | None = None
 
     def measure(self, model: AlignGPTForConditionalGeneration, *, in_bfloat16: bool = False) -> ValidationResult:
         """Evaluate each row once, in the precision of training; the model's mode and gradients do not change.
@@ -72,20 +75,19 @@ class Validation:
                     read = {place: self.dataset.row(place) for place in range(start, stop)}
                     for one in (one for _, rejected in read.values() for one in rejected):
                         rejects.add(one.record, one.id, one.reason, one.detail)
-                    places = [place for place, (row, _) in read.items() if row]
-                    rows = [read[place][0] for place in places]
-                    if not rows:
-                        continue
-                    batch = {name: tensor.to(model.device) for name, tensor in self.collator(rows).items()}
-                    labels = batch["labels"]
-                    output = model(**batch, skip_logits=True)
-                    expected = labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
-                    losses = output.token_losses.split(_counted(rows, labels))
-                    for place, row, of_row in zip(places, rows, losses, strict=True):
-                        for name in self._groups(place, row):
-                            loss[name] += of_row.sum().item()
-                            tokens[name] += len(of_row)
-                    right.append(right_answers(output.token_predictions == expected, labels).cpu())
+                    usable = [(place, row) for place, (row, _) in read.items() if row]
+                    for part in self._passes([row for _, row in usable]):
+                        places, rows = zip(*(usable[one] for one in part), strict=True)
+                        batch = {name: tensor.to(model.device) for name, tensor in self.collator(rows).items()}
+                        labels = batch["labels"]
+                        output = model(**batch, skip_logits=True)
+                        expected = labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
+                        losses = output.token_losses.split(_counted(rows, labels))
+                        for place, row, of_row in zip(places, rows, losses, strict=True):
+                            for name in self._groups(place, row):
+                                loss[name] += of_row.sum().item()
+                                tokens[name] += len(of_row)
+                        right.append(right_answers(output.token_predictions == expected, labels).cpu())
         finally:
             model.train(trains)
         rejects.check(len(self.dataset.samples))
@@ -93,6 +95,12 @@ class Validation:
             raise AlignGPTError("no sample of the validation data can be used; `aligngpt check` says why")
         means = {name: loss[name] / tokens[name] for name in sorted(tokens)}
         return ValidationResult(means.pop(ALL), torch.cat(right).float().mean().item(), means)
+
+    def _passes(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The rows of each forward pass, as places in `rows`."""
+        if self.budget is not None:
+            return self.budget.divide(rows)
+        return [list(range(len(rows)))] if rows else []
 
     def _groups(self, place: int, row: Row) -> list[str]:
         """The names of the groups that the loss of a row belongs to."""
