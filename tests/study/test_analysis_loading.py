@@ -81,6 +81,16 @@ def test_usual_levels_and_shares() -> None:
     assert found.pretraining("adaptive", 0.6) == Condition("levels-scores", 0.6, simulated.LEVELS)
 
 
+@pytest.mark.parametrize("first", [None, 500])
+def test_all_answers_are_more_than_any_number(first: int | None) -> None:
+    many = [row for row in small() if "captions_right" not in row]
+    other = 500 if first is None else None
+    both = [row | {"answers": answers} for answers in (first, other) for row in many]
+    assert check_rows(both, ABOUT).answers is None
+    fewer = [row | {"answers": 200} for row in many] + [row | {"answers": 500} for row in many]
+    assert check_rows(fewer, ABOUT).answers == 500
+
+
 def run_row(many: list[dict[str, Any]]) -> dict[str, Any]:
     return next(row for row in many if row["arm"] == "adaptive")
 

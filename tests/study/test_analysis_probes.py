@@ -1,5 +1,6 @@
 """What levels do to captions, the gate, and the findings that would speak against the method."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from aligngpt.study.analysis.probes import (
     slopes,
 )
 from aligngpt.study.page import write_findings
+from aligngpt.study.pairs import StudyError
 from aligngpt.study.plan import Run
 
 ABOUT = simulated.questions()
@@ -45,7 +47,8 @@ def steep() -> Results:
 def flat() -> Analysis:
     """Levels that mean nothing, where a model without levels tells captions apart well."""
     truth = simulated.Truth({("adaptive", 0.6): -0.1}, slope=0.0, picture_gain=2.0)
-    return analyse_results(study(truth))
+    about = simulated.questions(captions=240)
+    return analyse_results(check_rows(simulated.rows(about, truth, noises=(0.6,), random=3), about))
 
 
 def outcomes(analysis: Analysis) -> dict[str, str]:
@@ -145,7 +148,87 @@ def test_too_few_seeds_are_no_finding_against_the_levels() -> None:
     both = next(one for one in analysis.primary if one.second.arm == "placebo")
     points = both.accuracy.estimate
     assert points.low < analysis.bounds.accuracy < points.high
-    assert outcomes(analysis)["a"] == "not found"
+    assert outcomes(analysis) == {"a": "cannot be told", "b": "cannot be told", "c": "cannot be told"}
+
+
+def test_too_few_seeds_are_no_finding_against_levels_that_work() -> None:
+    """A small true effect of the levels, hidden by the noise of a few captions."""
+    many = simulated.rows(small := simulated.questions(captions=4), simulated.Truth(slope=0.08), seeds=3)
+    analysis = analyse_results(check_rows(many, small))
+    slope = next(one for one in analysis.dose if one.condition.arm == "levels-scores").right_slope
+    assert slope.low < 0 < slope.high
+    assert "found" not in outcomes(analysis).values()
+
+
+def test_levels_that_mislead_are_not_levels_without_effect() -> None:
+    analysis = analyse_results(study(simulated.Truth(slope=-1.0)))
+    last = analysis.falsifiers[-1]
+    assert (last.name, last.outcome) == ("c", "not found") and "less likely" in last.why
+
+
+def test_areas_are_of_the_seeds_that_both_have(steep: Results) -> None:
+    runs = {condition: dict(by_seed) for condition, by_seed in steep.pretrainings.items()}
+    for condition, by_seed in runs.items():
+        if condition.arm == "plain":
+            del by_seed[0]
+    (found,) = (one for one in analyse_results(replace(steep, pretrainings=runs)).falsifiers if one.name == "b")
+    numbers = [float(text.replace("−", "-")) for text in re.findall(r"[−+]?\d\.\d{3}", found.why)]
+    assert numbers[0] - numbers[1] == pytest.approx(numbers[2], abs=1.1e-3) and "5 seeds" in found.why
+
+
+def test_what_was_predicted_is_told() -> None:
+    """Levels that work, the more the noisier; the same for the other ways to mix them; filter as good."""
+    effects = {("adaptive", 0.6): 0.2, ("global", 0.6): 0.2, ("mean", 0.6): 0.3, ("filter", 0.6): 0.21}
+    arms = ("none", "adaptive", "global", "mean", "filter")
+    truth = simulated.Truth(effects, run_noise=0.002)
+    many = simulated.rows(ABOUT, truth, arms=arms, seeds=8)
+    more = simulated.Truth({("adaptive", 0.6): 0.5})
+    few = simulated.rows(ABOUT, more, arms=("none", "adaptive"), noises=(0.6,), random=1)
+    few = [row | {"answers": 500} for row in few if "captions_right" not in row]
+    found = {one.number: one for one in analyse_results(check_rows([*many, *few], ABOUT)).predictions}
+    assert {number: one.outcome for number, one in found.items()} == {
+        "1": "in part",  # At 0 % of bad captions these levels gain as much.
+        "2a": "as predicted",
+        "2b": "as predicted",
+        "3": "as predicted",
+        "4": "not as predicted",
+        "5": "as predicted",
+    }
+    assert "+0.033 nats" in found["2a"].why and "+0.3" in found["2b"].why and "3 of 3 steps" in found["3"].why
+    assert "`adaptive` − `mean` is −0.08" in found["4"].why and "`adaptive` − `filter` is −0.0" in found["5"].why
+
+
+def test_what_was_predicted_may_not_come_out() -> None:
+    effects = {("adaptive", 0.6): -0.2, ("global", 0.6): 0.2, ("filter", 0.6): -0.5}
+    arms = ("none", "adaptive", "global", "filter")
+    many = simulated.rows(ABOUT, simulated.Truth(effects, slope=-1.0), arms=arms)
+    found = {one.number: one.outcome for one in analyse_results(check_rows(many, ABOUT)).predictions}
+    assert found == dict.fromkeys(("1", "2a", "3", "4", "5"), "not as predicted")
+
+
+def test_of_predictions_only_those_that_were_run_are_told(steep: Results) -> None:
+    assert [one.number for one in analyse_results(steep).predictions] == ["1", "3"]
+
+
+def test_one_seed_shows_no_prediction() -> None:
+    many = simulated.rows(ABOUT, simulated.Truth(), arms=("none", "adaptive", "global", "filter"), seeds=1)
+    found = analyse_results(check_rows(many, ABOUT)).predictions
+    assert {one.outcome for one in found} == {"cannot be told"} and "(1 seed)" in found[0].why
+
+
+def test_a_run_that_stopped_is_named(steep: Results) -> None:
+    many = simulated.rows(ABOUT, simulated.Truth(), seeds=3)
+    gone = next(row for row in many if row["arm"] == "adaptive" and row["noise"] == 0.6 and row["seed"] == 1)
+    facts = ("run", "arm", "noise", "levels", "answers", "seed", "code")
+    many[many.index(gone)] = {name: gone[name] for name in facts} | {"failed": "the loss is nan after step 7"}
+    planned = [Run("adaptive", 0.6, simulated.LEVELS, None, seed) for seed in range(3)]
+    analysis = analyse_results(check_rows(many, ABOUT), pairs=[("adaptive", "none")], planned=planned)
+    assert analysis.missing == [
+        "`adaptive` at 60% of bad captions, 4 levels, all answers, seed 1: left out, because the loss is nan after "
+        "step 7."
+    ]
+    with pytest.raises(StudyError, match="every run stopped because its loss was not a number"):
+        check_rows([one for one in many if "failed" in one], ABOUT)
 
 
 def test_one_seed_concludes_nothing() -> None:

@@ -16,12 +16,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.study.claiming import claim_folder
+from aligngpt.study.claiming import check_file, claim_folder
 from aligngpt.study.data import StudyData
 from aligngpt.study.driving import collect, run_study
 from aligngpt.study.pairs import StudyError
 from aligngpt.study.plan import PlanError, load_plan
-from aligngpt.study.results import read_rows
+from aligngpt.study.results import read_rows, settings_in, write_row
 
 pytestmark = pytest.mark.medium
 
@@ -170,6 +170,24 @@ def test_other_weights_in_the_same_folder_are_another_study(plan_path: Path, tmp
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(StudyError, match=r"other settings \(contents\.language_model 0 .*\.safetensors\)"):
         claim_folder(plan, Path(plan.output))
+
+
+def test_results_are_not_collected_for_another_plan(plan_path: Path, tmp_path: Path) -> None:
+    plan = load_plan(plan_path)
+    folder = Path(plan.output)
+    claim_folder(plan, folder)
+    write_row(folder / "results" / f"{plan.runs()[0].id}.parquet", {"run": "one"})
+    merged = collect(plan, folder)
+    check_file(plan.model_copy(update={"cells": plan.cells[:1]}), merged)
+    check_file(plan, folder / "results")
+    other = plan.model_copy(update={"pretrain": plan.pretrain | {"learning_rate": 0.02}})
+    with pytest.raises(StudyError, match=r"other settings \(pretrain\.learning_rate\); its runs are not those"):
+        collect(other, folder)
+    assert settings_in(merged)["pretrain"]["learning_rate"] == plan.pretrain["learning_rate"]
+    with pytest.raises(StudyError, match=r"other settings than those of the plan \(pretrain\.learning_rate\); give"):
+        check_file(other, merged)
+    with pytest.raises(StudyError, match=r"is not a results\.parquet"):
+        check_file(plan, plan_path)
 
 
 def test_results_are_collected_from_what_is_done(plan_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_numbers_of_the_page_are_those_of_the_analysis(written: Path, analysis: 
 
 def test_every_table_has_rows_of_one_width(written: Path) -> None:
     blocks = re.findall(r"(?:^\|.*\|$\n?)+", generated(written), flags=re.MULTILINE)
-    assert len(blocks) == 8
+    assert len(blocks) == 11
     for block in blocks:
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1 and len(block.splitlines()) > 2

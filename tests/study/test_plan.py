@@ -84,6 +84,9 @@ def test_the_quick_study_is_a_part_with_a_folder_of_its_own(plan_of: Callable) -
     [
         ({"cells": [{"arms": ["adaptve"]}]}, "there is no arm adaptve"),
         ({"cells": [{"arms": ["none"], "noise": [1.5]}]}, r"cells\.0\.noise"),
+        ({"cells": [{"arms": ["none"], "noise": [0.0, 0.004]}]}, "noise must be in whole percents, .* found 0.004"),
+        ({"pretrain": {"max_steps": 250}}, "max_steps: arms would read unequal amounts of data; give epochs"),
+        ({"pretrain": {"epochs": 1, "minutes": 2}}, "minutes: arms would read unequal"),
         ({"scenes": None}, "name scenes, clipart or files"),
         ({"seeds": 3}, "seeds"),
         (

@@ -1,6 +1,7 @@
 """One run after another: arms differ where they should and nowhere else, and a run that was done is not done again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from aligngpt.study import running
+from aligngpt.study.analysis.loading import load_results
 from aligngpt.study.arms import ARMS
 from aligngpt.study.data import StudyData
+from aligngpt.study.driving import questions_of
 from aligngpt.study.plan import Plan, Run
-from aligngpt.study.results import read_rows
+from aligngpt.study.results import merge_files, read_rows
 from aligngpt.study.running import Runner
 
 pytestmark = pytest.mark.medium
@@ -69,6 +72,25 @@ def test_a_run_that_is_done_is_left_alone(runner: Runner) -> None:
     before = {path: path.stat().st_mtime_ns for path in (runner.folder / "results").iterdir()}
     runner.do(run_of("none"))
     assert {path: path.stat().st_mtime_ns for path in (runner.folder / "results").iterdir()} == before
+
+
+def test_a_run_that_learns_nothing_is_left_out_and_the_next_is_done(
+    plan_of: Callable[..., Plan], study_data: StudyData, tmp_path: Path
+) -> None:
+    wild = {"learning_rate": 1e30, "batch_size": 4, "max_grad_norm": 1e30, "precision": "float32", "max_steps": 4}
+    runner = Runner(plan_of({"arms": ["none"]}, instruct=wild), study_data, tmp_path / "study", "code")
+    runner.do(run_of("none"))
+    assert runner.is_done(run_of("none"))
+    replace(runner, plan=plan_of({"arms": ["none"]})).do(run_of("none", seed=1))
+    rows = {row["seed"]: row for row in read_rows(runner.folder / "results") if row["arm"] == "none"}
+    assert "after step" in rows[0]["failed"] and rows[0].get("test_right") is None
+    assert rows[1].get("failed") is None and len(rows[1]["test_right"]) == 24
+    assert not (runner.folder / "work" / run_of("none").id).exists()
+    merge_files(sorted((runner.folder / "results").iterdir()), tmp_path / "all.parquet", {})
+    questions_of(study_data).save(tmp_path / "all.parquet")
+    results = load_results(tmp_path / "all.parquet")
+    assert [list(by_seed) for by_seed in results.failed.values()] == [[0]]
+    assert [list(by_seed) for by_seed in results.runs.values()] == [[1]]
 
 
 def test_the_fresh_table_is_another_and_all_else_is_not(runner: Runner) -> None:

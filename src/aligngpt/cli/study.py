@@ -95,10 +95,13 @@ def report(
 
     from aligngpt.study.analysis.analysing import analyse
     from aligngpt.study.analysis.contrasts import PRIMARY
+    from aligngpt.study.claiming import check_file
     from aligngpt.study.driving import collect
     from aligngpt.study.page import write_findings
 
     folder = Path(read.output)
+    if results is not None:
+        check_file(read, results)
     analysis = analyse(
         collect(read, folder) if results is None else results,
         pairs=read.primary or PRIMARY,

@@ -1,7 +1,8 @@
 """The arms of a study: what is done with the scores of the caption data, and what with the level embeddings.
 
-Every arm sees the same pictures, trains from the same initialisation in the same order of data, and reads as many
-tokens; the only difference between two arms is what this file says.
+Every arm has the same captioned pictures, trains from the same initialisation and reads as many pairs, in the same
+random order unless the order or the choice of pairs is what makes the arm; the only difference between two arms is what
+this file says.
 """
 
 from dataclasses import dataclass

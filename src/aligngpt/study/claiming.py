@@ -8,8 +8,10 @@ from typing import Any
 from aligngpt.files import atomic_write, sha256_of
 from aligngpt.study.pairs import StudyError
 from aligngpt.study.plan import Plan
+from aligngpt.study.results import settings_in
 
 SETTINGS_FILE = "settings.json"
+CONTENTS = "contents"
 MAY_CHANGE = {"output", "cells", "primary", "commit"}
 """Keys of a plan that do not change what a run gives: a grid may grow."""
 
@@ -20,20 +22,49 @@ def claim_folder(plan: Plan, folder: Path) -> None:
     Raises:
         StudyError: the folder has results or data of other settings, or a file that the plan names is missing.
     """
+    if check_settings(plan, folder):
+        return
+    with atomic_write(folder / SETTINGS_FILE) as file:
+        json.dump(settings_of(plan), file, indent=2)
+
+
+def check_settings(plan: Plan, folder: Path) -> bool:
+    """Compare the settings of a plan with those in a folder; returns whether there are any.
+
+    Raises:
+        StudyError: see `claim_folder`.
+    """
     settings = settings_of(plan)
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        with atomic_write(path) as file:
-            json.dump(settings, file, indent=2)
-        return
+        return False
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StudyError(f"{path} cannot be read ({error}); choose another output, or remove {folder}") from error
     if changed := differences(found, settings):
         raise StudyError(
-            f"{folder} holds a study with other settings ({', '.join(changed[:5])}); its runs could not be compared "
-            "with new ones. Choose another output, or remove that folder"
+            f"{folder} holds a study with other settings ({', '.join(changed[:5])}); its runs are not those of this "
+            "plan and could not be compared with them. Restore the plan, choose another output, or remove that folder"
+        )
+    return True
+
+
+def check_file(plan: Plan, path: Path) -> None:
+    """Compare the settings of a plan with those in a file of all results; a folder of results has none.
+
+    The files that the plan names are not looked at: the analysis does not need them.
+
+    Raises:
+        StudyError: the results were made with other settings, or the file is not one of results.
+    """
+    if path.is_dir():
+        return
+    found = {key: value for key, value in settings_in(path).items() if key != CONTENTS}
+    if changed := differences(found, _named_in(plan)):
+        raise StudyError(
+            f"{path} holds results of a study with other settings than those of the plan ({', '.join(changed[:5])}); "
+            "give the plan that they were made with"
         )
 
 
@@ -43,12 +74,17 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     Raises:
         StudyError: a file that the plan names is missing.
     """
-    return plan.model_dump(mode="json", exclude=MAY_CHANGE) | {"contents": dict(_contents(plan))}
+    return _named_in(plan) | {CONTENTS: dict(_contents(plan))}
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The places at which the settings of two studies differ, such as `pretrain.learning_rate`."""
     return sorted(_differences(one, other))
+
+
+def _named_in(plan: Plan) -> dict[str, Any]:
+    settings: dict[str, Any] = plan.model_dump(mode="json", exclude=MAY_CHANGE)
+    return settings
 
 
 def _contents(plan: Plan) -> Iterator[tuple[str, str]]:

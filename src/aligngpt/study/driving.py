@@ -18,7 +18,7 @@ from aligngpt.data.sources.json import read_records
 from aligngpt.locks import owned_folder
 from aligngpt.progress import Meter, console
 from aligngpt.study.analysis.questions import ProbeCaptions, Questions, Split
-from aligngpt.study.claiming import claim_folder, differences, settings_of
+from aligngpt.study.claiming import check_settings, claim_folder, differences, settings_of
 from aligngpt.study.clipart_data import prepare_clipart_data
 from aligngpt.study.data import StudyData
 from aligngpt.study.features import keep_features
@@ -99,7 +99,12 @@ def prepare_data(plan: Plan, folder: Path) -> StudyData:
 
 
 def collect(plan: Plan, folder: Path) -> Path:
-    """Write the results of all runs of the plan that are done, and of their pre-trainings, into one file."""
+    """Write the results of all runs of the plan that are done, and of their pre-trainings, into one file.
+
+    Raises:
+        StudyError: no run is done, or the runs were done with other settings than those of the plan.
+    """
+    check_settings(plan, folder)
     names = dict.fromkeys(name for run in plan.runs() for name in (run.pretraining_id, run.id))
     files = [path for name in names if (path := folder / "results" / f"{name}.parquet").is_file()]
     if not files:

@@ -108,6 +108,7 @@ def _body(analysis: Analysis, images: dict[str, str]) -> str:
         ],
         "tables": tables_of(analysis),
         "cost": _cost(analysis),
+        "code": _code(results.codes),
     }
     return environment.get_template("findings.md.jinja").render(context).strip()
 
@@ -116,6 +117,9 @@ def tables_of(analysis: Analysis) -> dict[str, str]:
     """All tables of the page, by name."""
     makers = (
         tables.primary,
+        tables.calibration,
+        tables.predictions,
+        tables.pretrainings,
         tables.parts,
         tables.secondary,
         tables.reached,
@@ -125,6 +129,12 @@ def tables_of(analysis: Analysis) -> dict[str, str]:
         tables.falsifiers,
     )
     return {make.__name__: make(analysis) for make in makers}
+
+
+def _code(codes: tuple[str, ...]) -> str:
+    """The versions of the code that made the results."""
+    named = [code if code.startswith("version ") else f"commit {code[:12]}{code[40:]}" for code in codes]
+    return f"The code is that of {' and '.join(named)}."
 
 
 def _cost(analysis: Analysis) -> str:

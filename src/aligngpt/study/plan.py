@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.study.arms import ARMS, Arm
@@ -143,6 +143,14 @@ class Cell(_Section):
     answers: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field((None,), min_length=1)
     seeds: int = Field(10, ge=1)
 
+    @field_validator("noise")
+    @classmethod
+    def _whole_percents(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        # The names of runs have percents.
+        if odd := [share for share in shares if abs(100 * share - round(100 * share)) > 1e-6]:
+            raise ValueError(f"noise must be in whole percents, such as 0.05; found {odd[0]:g}")
+        return shares
+
     @model_validator(mode="after")
     def _known_arms(self) -> "Cell":
         if unknown := [name for name in self.arms if name not in ARMS]:
@@ -176,6 +184,17 @@ class Plan(_Section):
     cells: tuple[Cell, ...] = Field(min_length=1)
     primary: tuple[tuple[str, str], ...] = ()
     commit: str | None = None
+
+    @field_validator("pretrain")
+    @classmethod
+    def _whole_epochs(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        # Arms read the data more than once, in two parts, or at another speed.
+        if set_ := [name for name in ("max_steps", "minutes", "min_steps") if settings.get(name) is not None]:
+            raise ValueError(
+                f"{set_[0]}: arms would read unequal amounts of data; give epochs instead, and fewer captions "
+                "if that is too much"
+            )
+        return settings
 
     @model_validator(mode="after")
     def _one_kind_of_data(self) -> "Plan":

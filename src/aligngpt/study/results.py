@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from aligngpt.files import atomic_write
 from aligngpt.study.pairs import StudyError
 
+FAILED = "failed"
+"""The column of a run that has no results, which says why."""
 SETTINGS_KEY = b"aligngpt.study"
 
 Value = str | int | float | bool | None | np.ndarray | Sequence[Any]

@@ -25,8 +25,9 @@ from aligngpt.study.data import StudyData
 from aligngpt.study.measuring import Measure, mean_weights
 from aligngpt.study.pairs import PLAIN_END_SHARE, PretrainingData, write_pretraining
 from aligngpt.study.plan import Plan, Run
-from aligngpt.study.results import write_row
+from aligngpt.study.results import FAILED, write_row
 from aligngpt.study.warming import write_warm_start, write_warmed
+from aligngpt.training.loop.trainer import TrainingStopped
 from aligngpt.training.recipe import make_recipe
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import PRETRAINED_FILE, load_pretrained_parts
@@ -61,9 +62,21 @@ class Runner:
         return self.result_path(run.id).is_file()
 
     def do(self, run: Run) -> None:
-        """Do a run, and its pre-training if no earlier run did it; nothing if its result exists."""
+        """Do a run, and its pre-training if no earlier run did it; nothing if its result exists.
+
+        The result of a run whose loss is no longer a number says so: it would be the same the next time.
+        """
         if self.is_done(run):
             return
+        try:
+            self._do(run)
+        except TrainingStopped as error:
+            print(f"{run.id} is left out: {error.reason}")
+            for name in (run.id, run.pretraining_id):
+                rmtree(self.folder / "work" / name, ignore_errors=True)
+            write_row(self.result_path(run.id), self._facts(run) | {FAILED: error.reason})
+
+    def _do(self, run: Run) -> None:
         pretrained = self._pretrain(run)
         started = time.monotonic(), time.process_time()
         folder = self.folder / "work" / run.id
@@ -275,13 +288,13 @@ class Runner:
         if with_levels:
             levels = [run.levels] if run.arm.levels == "constant" else range(1, run.levels + 1)
             return {
-                f"captions_{name}": np.stack([measure.captions(path, level) for level in levels]).astype(np.float16)
+                f"captions_{name}": np.stack([measure.captions(path, level) for level in levels]).astype(np.float32)
                 for name, path in files.items()
             }
         row: dict[str, Any] = {}
         for name, path in files.items():
-            row[f"captions_{name}"] = measure.captions(path)[None].astype(np.float16)
-            row[f"captions_{name}_blank"] = measure.captions(path, blank=True)[None].astype(np.float16)
+            row[f"captions_{name}"] = measure.captions(path)[None].astype(np.float32)
+            row[f"captions_{name}_blank"] = measure.captions(path, blank=True)[None].astype(np.float32)
         return row
 
     def _pretrained_model(

@@ -22,6 +22,7 @@ from aligngpt.study.analysis.gaps import gaps
 from aligngpt.study.analysis.gates import Gate, gates
 from aligngpt.study.analysis.loading import Condition, Results, load_results
 from aligngpt.study.analysis.outcomes import ACCURACY, BRIER, LOG_PROBABILITY, Outcome, calibration_error
+from aligngpt.study.analysis.predictions import Prediction, predictions
 from aligngpt.study.analysis.probes import (
     Detector,
     DoseResponse,
@@ -72,6 +73,7 @@ class Analysis:
         levels: what each condition reaches.
         dose, detectors, encoder: what the levels do to captions.
         gates: the gate's weights.
+        predictions: what was expected, and what came out.
         falsifiers: the findings that would speak against the method.
         cost: processor seconds.
         missing: what is missing, in sentences.
@@ -92,6 +94,7 @@ class Analysis:
     detectors: list[Detector]
     encoder: EncoderDetector | None
     gates: list[Gate]
+    predictions: list[Prediction]
     falsifiers: list[Falsifier]
     cost: Cost
     missing: list[str]
@@ -154,6 +157,7 @@ def analyse_results(
         found,
         encoder_detector(results),
         gates(results),
+        predictions(results, dose, bounds),
         falsifiers(results, dose, found, bounds),
         _cost(results),
         gaps(results, absent, planned),

@@ -2,7 +2,7 @@
 
 from aligngpt.study.analysis.analysing import Analysis
 from aligngpt.study.analysis.contrasts import Contrast, Verdict
-from aligngpt.study.analysis.words import interval, number
+from aligngpt.study.analysis.words import interval, listed, number
 
 _ORDER: tuple[Verdict, ...] = ("helps", "harms", "makes no difference that matters", "cannot be told")
 
@@ -42,8 +42,8 @@ def _pair(analysis: Analysis, one: str, other: str) -> str:
             places += [f"{analysis.results.place(noise)} (no common seed)" for noise in absent]
         if places:
             words = "cannot be told to help or not" if verdict == "cannot be told" else verdict
-            clauses.append(f"{words} {_listed(places)}")
-    return f"`{one}` compared with `{other}` {_listed(clauses or ['was not planned or not run'])}"
+            clauses.append(f"{words} {listed(places)}")
+    return f"`{one}` compared with `{other}` {listed(clauses or ['was not planned or not run'])}"
 
 
 def _place(analysis: Analysis, one: Contrast) -> str:
@@ -56,7 +56,3 @@ def _place(analysis: Analysis, one: Contrast) -> str:
     if points.is_known:
         of_second += f", {interval((points.low, points.high), factor=100, decimals=2, signed=True)}"
     return f"{analysis.results.place(one.first.noise)} ({of_first}; {of_second})"
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

@@ -40,7 +40,8 @@ class Difference:
         adjusted_p: Holm's p-value among the primary contrasts; NaN for a contrast that is not primary.
         equivalence_p: of the two one-sided tests; NaN if they were not asked for.
         resampled: ends of the bootstrap interval over seeds and pictures; infinite if it was not computed.
-        seeds_needed: number of seeds that find a difference of the bound's size, at the deviation found here.
+        seeds_needed: number of seeds that find a difference of the bound's size, at the deviation found here, by a
+            single test without Holm's correction.
     """
 
     estimate: Estimate
@@ -128,8 +129,8 @@ def primary_contrasts(
 ) -> tuple[list[Contrast], list[tuple[str, str, float]]]:
     """Every pair of arms at every share of bad captions, with the usual number of levels and of answers.
 
-    Holm's correction is over these contrasts, separately for the first and the second outcome; contrasts whose spread
-    cannot be estimated are part of the family.
+    Holm's correction is over these contrasts, separately for the first and the second outcome; contrasts that are
+    missing, or whose spread cannot be estimated, are part of the family.
 
     Args:
         results: of the study.
@@ -152,8 +153,10 @@ def primary_contrasts(
                 absent.append((one, other, noise))
             else:
                 found.append(_with_tests(results, both, bounds, draws))
-    of_first = holm([one.log_probability.estimate.p for one in found])
-    of_second = holm([one.accuracy.estimate.p for one in found])
+    # What is still to be run belongs to the family too.
+    others = [1.0] * len(absent)
+    of_first = holm([one.log_probability.estimate.p for one in found] + others)[: len(found)]
+    of_second = holm([one.accuracy.estimate.p for one in found] + others)[: len(found)]
     adjusted = [
         replace(
             one,

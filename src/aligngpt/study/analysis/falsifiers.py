@@ -3,13 +3,20 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from aligngpt.study.analysis.contrasts import Bounds, contrast
 from aligngpt.study.analysis.loading import Results
 from aligngpt.study.analysis.probes import LEVEL_DIFFERENCE, PICTURE_GAIN, Detector, DoseResponse
 from aligngpt.study.analysis.student import Estimate, estimate
-from aligngpt.study.analysis.words import mean_and_interval
+from aligngpt.study.analysis.words import mean_and_interval, seeds_in_words
 
 Outcome = Literal["found", "not found", "cannot be told"]
+
+AREA = 0.02
+"""The smallest difference of two areas under ROC curves that matters."""
+SLOPE = 0.02
+"""The smallest change of the log-probability of captions that matters, in nats per level."""
 
 
 class Falsifier(NamedTuple):
@@ -53,20 +60,21 @@ def _placebo(results: Results, noise: float, bounds: Bounds) -> Falsifier:
     points, nats = both.accuracy.estimate, both.log_probability.estimate
     why = (
         f"{place.capitalize()} the difference is {_in_words(points, 100, 2)} points and "
-        f"{_in_words(nats, 1, 3)} nats ({len(both.seeds)} seeds)."
+        f"{_in_words(nats, 1, 3)} nats ({seeds_in_words(len(both.seeds))})."
     )
     if not (points.is_known and nats.is_known):
         return Falsifier("a", rule, "cannot be told", why)
-    found = points.high < bounds.accuracy and nats.high < bounds.nats
-    return Falsifier("a", rule, "found" if found else "not found", why)
+    if points.high < bounds.accuracy and nats.high < bounds.nats:
+        return Falsifier("a", rule, "found", why)
+    return Falsifier("a", rule, "not found" if points.low > 0 or nats.low > 0 else "cannot be told", why)
 
 
 def _detector(results: Results, noise: float, detectors: Sequence[Detector]) -> Falsifier:
     place = results.place(noise)
     rule = (
         f"The levels do not tell right captions from wrong ones better than a model without levels does: the area "
-        f"under the ROC curve of {LEVEL_DIFFERENCE} is not above that of {PICTURE_GAIN} of `none`; the 95 % interval "
-        f"of the difference is not wholly above 0."
+        f"under the ROC curve of {LEVEL_DIFFERENCE} is not above that of {PICTURE_GAIN} of `none`: the upper end of "
+        f"the 95 % interval of the difference is below {AREA:g}."
     )
     ours = _of(detectors, results.pretraining("adaptive", noise), LEVEL_DIFFERENCE)
     theirs = _of(detectors, results.pretraining("none", noise), PICTURE_GAIN)
@@ -74,21 +82,23 @@ def _detector(results: Results, noise: float, detectors: Sequence[Detector]) -> 
     if not ours or not theirs or not seeds:
         missing = f"No seed has both pre-trainings, measured, {place}."
         return Falsifier("b", rule, "cannot be told", missing)
-    difference = estimate([ours.by_seed[seed] - theirs.by_seed[seed] for seed in seeds])
+    areas = np.array([[one.by_seed[seed] for seed in seeds] for one in (ours, theirs)])
+    difference = estimate(areas[0] - areas[1])
     why = (
-        f"{place.capitalize()} the areas are {ours.auc.value:.3f} and {theirs.auc.value:.3f}; "
-        f"the difference is {_in_words(difference, 1, 3)} ({len(seeds)} seeds)."
+        f"{place.capitalize()} the areas are {areas[0].mean():.3f} and {areas[1].mean():.3f}; "
+        f"the difference is {_in_words(difference, 1, 3)} ({seeds_in_words(len(seeds))})."
     )
     if not difference.is_known:
         return Falsifier("b", rule, "cannot be told", why)
-    return Falsifier("b", rule, "not found" if difference.low > 0 else "found", why)
+    outcome: Outcome = "not found" if difference.low > 0 else "found" if difference.high < AREA else "cannot be told"
+    return Falsifier("b", rule, outcome, why)
 
 
 def _flat(results: Results, noise: float, dose: Sequence[DoseResponse]) -> Falsifier:
     place = results.place(noise)
     rule = (
-        "A higher level does not make a right caption more likely: the 95 % interval of the slope of its "
-        "log-probability over the forced level contains 0, or lies below it."
+        "The likelihood of right captions does not change with the forced level: the 95 % interval of the slope of "
+        f"their log-probability over the level is within ±{SLOPE:g} nats per level."
     )
     condition = results.pretraining("adaptive", noise)
     one = next((one for one in dose if one.condition == condition), None)
@@ -97,12 +107,15 @@ def _flat(results: Results, noise: float, dose: Sequence[DoseResponse]) -> Falsi
         return Falsifier("c", rule, "cannot be told", missing)
     slope = one.right_slope
     why = (
-        f"{place.capitalize()} the slope is {_in_words(slope, 1, 3)} nats per level ({slope.seeds} seeds); "
+        f"{place.capitalize()} the slope is {_in_words(slope, 1, 3)} nats per level ({seeds_in_words(slope.seeds)}); "
         f"Spearman's rank correlation of level and log-probability is {one.rank_correlation.value:.2f}."
     )
     if not slope.is_known:
         return Falsifier("c", rule, "cannot be told", why)
-    return Falsifier("c", rule, "not found" if slope.low > 0 else "found", why)
+    if slope.high < 0:
+        why += " A higher level makes right captions less likely."
+    flat, changes = slope.low > -SLOPE and slope.high < SLOPE, slope.low > 0 or slope.high < 0
+    return Falsifier("c", rule, "found" if flat else "not found" if changes else "cannot be told", why)
 
 
 def _of(detectors: Sequence[Detector], condition: object, score: str) -> Detector | None:

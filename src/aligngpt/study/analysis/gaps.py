@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 
 from aligngpt.study.analysis.loading import Condition, Results
+from aligngpt.study.arms import ARMS
 from aligngpt.study.plan import Run
 
 
 def describe(results: Results, condition: Condition) -> str:
     """A condition in words, for a reader."""
     answers = "all answers" if condition.answers is None else f"{condition.answers:,} answers"
-    return f"`{condition.arm}` {results.place(condition.noise)}, {condition.levels} levels, {answers}"
+    levels = f"{condition.levels} levels, " if ARMS[condition.arm].has_levels else ""
+    return f"`{condition.arm}` {results.place(condition.noise)}, {levels}{answers}"
 
 
 def gaps(results: Results, absent: Iterable[tuple[str, str, float]], planned: Sequence[Run]) -> list[str]:
@@ -24,6 +26,11 @@ def gaps(results: Results, absent: Iterable[tuple[str, str, float]], planned: Se
     found = [
         f"No seed has both `{one}` and `{other}` {results.place(noise)}; this primary contrast is missing."
         for one, other, noise in absent
+    ]
+    found += [
+        f"{describe(results, condition)}, seed {seed}: left out, because {reason}."
+        for condition, by_seed in results.failed.items()
+        for seed, reason in sorted(by_seed.items())
     ]
     if planned:
         found += _unfinished(results, planned)
@@ -46,7 +53,7 @@ def _unfinished(results: Results, planned: Sequence[Run]) -> list[str]:
         wanted.setdefault(condition, set()).add(run.seed)
     sentences = []
     for condition, seeds in wanted.items():
-        missing = seeds - results.runs.get(condition, {}).keys()
+        missing = seeds - results.runs.get(condition, {}).keys() - results.failed.get(condition, {}).keys()
         if missing:
             done = len(seeds) - len(missing)
             names = ", ".join(map(str, sorted(missing)))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from aligngpt.study.analysis.questions import Questions
 from aligngpt.study.arms import ARMS
 from aligngpt.study.pairs import StudyError
-from aligngpt.study.results import read_rows
+from aligngpt.study.results import FAILED, read_rows
 
 Floats = NDArray[np.float64]
 MEASURED = ("log_probability", "right", "confidence", "first_right")
@@ -86,12 +86,14 @@ class Results:
         questions: what is known about the questions.
         runs, pretrainings: by condition, then by seed.
         codes: the versions of the code that made them.
+        failed: why a run has no result, by condition, then by seed.
     """
 
     questions: Questions
     runs: dict[Condition, dict[int, RunResult]]
     pretrainings: dict[Condition, dict[int, PretrainingResult]]
     codes: tuple[str, ...] = ()
+    failed: dict[Condition, dict[int, str]] = field(default_factory=dict)
 
     @cached_property
     def noises(self) -> list[float]:
@@ -101,18 +103,24 @@ class Results:
     @cached_property
     def levels(self) -> int:
         """The number of levels N that most runs with levels have; the larger one of two."""
-        return _most(condition.levels for condition in self._each_run() if ARMS[condition.arm].has_levels) or 2
+        found = _most(condition.levels for condition in self._each_run() if ARMS[condition.arm].has_levels)
+        return 2 if found is None else int(found)
 
     @cached_property
     def answers(self) -> int | None:
         """The number of answers that most runs are tuned on; None for all."""
-        found = _most(-1 if condition.answers is None else condition.answers for condition in self._each_run())
-        return None if found == -1 else found
+        # Of two numbers of answers that as many runs have, the larger; all answers are more than any number.
+        found = _most(math.inf if condition.answers is None else condition.answers for condition in self._each_run())
+        return None if found is None or found == math.inf else int(found)
 
     @cached_property
     def has_shares(self) -> bool:
         """Whether the share of bad captions was chosen; of data of one's own it is not known, and written as 0."""
         return self.noises != [0.0]
+
+    def levels_of(self, condition: Condition) -> str:
+        """The number of levels for a table; a dash for an arm without."""
+        return str(condition.levels) if ARMS[condition.arm].has_levels else "–"
 
     def share(self, noise: float) -> str:
         """A share of bad captions for a table; a dash if it was not chosen."""
@@ -149,24 +157,29 @@ def check_rows(rows: Iterable[Mapping[str, Any]], questions: Questions) -> Resul
     runs: dict[Condition, dict[int, RunResult]] = {}
     pretrainings: dict[Condition, dict[int, PretrainingResult]] = {}
     codes: set[str] = set()
+    failed: dict[Condition, dict[int, str]] = {}
     for row in rows:
         name = str(row.get("run") or row.get("arm"))
         condition, seed = _condition(row, name)
         codes.add(str(row.get("code") or "unknown"))
-        if any(row.get(f"{split}_{value}") is not None for split in questions.splits for value in MEASURED):
+        if row.get(FAILED):
+            _add(failed, condition, seed, str(row[FAILED]), name)
+        elif any(row.get(f"{split}_{value}") is not None for split in questions.splits for value in MEASURED):
             if condition.arm not in ARMS:
                 raise StudyError(f"run {name}: there is no arm {condition.arm}; there are {', '.join(ARMS)}")
-            _add(runs, condition, seed, _run(row, name, questions))
+            _add(runs, condition, seed, _run(row, name, questions), name)
         elif condition.arm in {arm.pretraining for arm in ARMS.values()}:
             # A pre-training's row has the name of the run that it was made for.
             name = f"{condition.arm}-noise{round(100 * condition.noise)}-levels{condition.levels}-seed{seed}"
-            _add(pretrainings, condition, seed, _pretraining(row, name, condition, questions))
+            _add(pretrainings, condition, seed, _pretraining(row, name, condition, questions), name)
         else:
             tests = ", ".join(questions.splits)
             raise StudyError(f"{name} has no answers to the tests {tests}; the questions' file is of another study")
+    if not runs and failed:
+        raise StudyError("every run stopped because its loss was not a number; lower the learning rates of the plan")
     if not runs:
         raise StudyError("no run is done yet, only pre-trainings; run the study to its end first")
-    return Results(questions, dict(sorted(runs.items(), key=_order)), pretrainings, tuple(sorted(codes)))
+    return Results(questions, dict(sorted(runs.items(), key=_order)), pretrainings, tuple(sorted(codes)), failed)
 
 
 def _order(item: tuple[Condition, Any]) -> tuple[int, float, int, float]:
@@ -186,10 +199,10 @@ def _condition(row: Mapping[str, Any], name: str) -> tuple[Condition, int]:
         raise StudyError(f"run {name}: arm, noise, levels or seed is missing or not a number ({error})") from error
 
 
-def _add(found: dict[Condition, dict[int, Any]], condition: Condition, seed: int, result: Any) -> None:
+def _add(found: dict[Condition, dict[int, Any]], condition: Condition, seed: int, result: Any, name: str) -> None:
     of_seed = found.setdefault(condition, {})
     if seed in of_seed:
-        raise StudyError(f"{result.name} is in the results twice; remove one of the two files")
+        raise StudyError(f"{name} is in the results twice; remove one of the two files")
     of_seed[seed] = result
 
 
@@ -253,6 +266,6 @@ def _seconds(row: Mapping[str, Any]) -> float:
     return math.nan if value is None else float(value)
 
 
-def _most(values: Iterable[int]) -> int | None:
+def _most(values: Iterable[float]) -> float | None:
     counts = Counter(values)
     return max(counts, key=lambda value: (counts[value], value)) if counts else None

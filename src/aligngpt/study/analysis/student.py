@@ -100,6 +100,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def seeds_needed(deviation: float, difference: float) -> int | None:
     """The number of seeds with which a paired t test (two-sided, 5 %) finds a true difference with power 80 %.
 
+    Of a single test: with a correction for several, more are needed.
+
     The power is that of the noncentral t distribution (Cohen, "Statistical Power Analysis", 1988).
 
     Args:

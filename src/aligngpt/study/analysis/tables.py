@@ -4,7 +4,8 @@ from aligngpt.study.analysis.analysing import Analysis
 from aligngpt.study.analysis.contrasts import Difference
 from aligngpt.study.analysis.loading import Condition
 from aligngpt.study.analysis.student import Estimate
-from aligngpt.study.analysis.words import interval, mean_and_interval, number, p_value, table
+from aligngpt.study.analysis.words import UNKNOWN, interval, mean_and_interval, number, p_value, table
+from aligngpt.study.arms import ARMS
 
 
 def primary(analysis: Analysis) -> str:
@@ -20,8 +21,38 @@ def primary(analysis: Analysis) -> str:
     return table(header, rows)
 
 
+def calibration(analysis: Analysis) -> str:
+    """Brier score and calibration error of the primary contrasts."""
+    rows = [
+        [
+            f"`{one.first.arm}` − `{one.second.arm}`",
+            analysis.results.share(one.first.noise),
+            str(len(one.seeds)),
+            _signed(one.brier, 1, 4),
+            _signed(one.calibration, 1, 4),
+        ]
+        for one in analysis.primary
+    ]
+    return table(["arms", "bad captions", "seeds", "Brier score", "calibration error"], rows)
+
+
+def predictions(analysis: Analysis) -> str:
+    """What was expected, and what came out."""
+    rows = [[one.number, one.rule, f"**{one.outcome}**", one.why] for one in analysis.predictions]
+    return table(["", "prediction", "outcome", "numbers"], rows)
+
+
+def pretrainings(analysis: Analysis) -> str:
+    """Which arms begin with which pre-training."""
+    arms: dict[str, list[str]] = {}
+    for name in dict.fromkeys(condition.arm for condition in analysis.results.runs):
+        arms.setdefault(ARMS[name].pretraining, []).append(f"`{name}`")
+    return table(["pre-training", "of the arms"], [[f"`{name}`", ", ".join(of)] for name, of in arms.items()])
+
+
 def parts(analysis: Analysis) -> str:
-    """Primary contrasts by kind of question and on the other tests."""
+    """Primary contrasts at the highest share of bad captions, by kind of question and on the other tests."""
+    highest = analysis.results.noises[-1]
     rows = [
         [
             f"`{one.contrast.first.arm}` − `{one.contrast.second.arm}`",
@@ -32,6 +63,7 @@ def parts(analysis: Analysis) -> str:
             _signed(one.accuracy, 100, 2),
         ]
         for one in analysis.parts
+        if one.contrast.first.noise == highest
     ]
     return table(["arms", "bad captions", "questions", "number", "log-probability (nats)", "accuracy (points)"], rows)
 
@@ -43,9 +75,9 @@ def secondary(analysis: Analysis) -> str:
             *_condition(analysis, one.first),
             str(len(one.seeds)),
             _signed(one.log_probability.estimate, 1, 3),
-            p_value(one.log_probability.estimate.p),
+            _p(one.log_probability.estimate),
             _signed(one.accuracy.estimate, 100, 2),
-            p_value(one.accuracy.estimate.p),
+            _p(one.accuracy.estimate),
             _signed(one.brier, 1, 4),
             _signed(one.calibration, 1, 4),
         ]
@@ -133,15 +165,20 @@ def _tested(found: Difference, factor: float, decimals: int) -> list[str]:
         _signed(found.estimate, factor, decimals),
         number(found.estimate.deviation, decimals, factor=factor),
         interval(found.resampled, factor=factor, decimals=decimals, signed=True),
-        p_value(found.adjusted_p),
-        p_value(found.equivalence_p),
+        p_value(found.adjusted_p) if found.estimate.is_known else UNKNOWN,
+        p_value(found.equivalence_p) if found.estimate.is_known else UNKNOWN,
         "–" if found.seeds_needed is None else str(found.seeds_needed),
     ]
 
 
+def _p(found: Estimate) -> str:
+    return p_value(found.p) if found.is_known else UNKNOWN
+
+
 def _condition(analysis: Analysis, condition: Condition) -> list[str]:
     answers = "all" if condition.answers is None else f"{condition.answers:,}"
-    return [f"`{condition.arm}`", analysis.results.share(condition.noise), str(condition.levels), answers]
+    results = analysis.results
+    return [f"`{condition.arm}`", results.share(condition.noise), results.levels_of(condition), answers]
 
 
 def _signed(found: Estimate, factor: float, decimals: int) -> str:

@@ -31,6 +31,16 @@ def interval(ends: tuple[float, float], *, decimals: int, factor: float = 1, sig
     return " to ".join(number(end, decimals, factor=factor, signed=signed) for end in ends)
 
 
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def seeds_in_words(number: int) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{number} seed{'' if number == 1 else 's'}"
+
+
 def p_value(value: float) -> str:
     """A p-value of three decimals; a dash if it was not computed."""
     if math.isnan(value):

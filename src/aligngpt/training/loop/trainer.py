@@ -54,6 +54,18 @@ STOPPED_FILE = "stopped.json"
 LOGS_WITHOUT_GRADIENT = 3
 
 
+class TrainingStopped(AlignGPTError):
+    """A loss was NaN or infinite, or nothing was learned.
+
+    Attributes:
+        reason: what was found, and after which step.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
+
+
 class StageTrainer(Trainer):
     """The Trainer of one stage.
 
@@ -154,7 +166,7 @@ class StageTrainer(Trainer):
         On a GPU, the losses are those of the step before, see `LossWatch`.
 
         Raises:
-            AlignGPTError: a loss was NaN or infinite; in all processes. The samples are then named in `stopped.json`.
+            TrainingStopped: a loss was NaN or infinite; in all processes. The samples are then named in `stopped.json`.
             TooManyRejects: in all processes.
         """
         self._losses.end_step(self.state.global_step - 1)
@@ -171,7 +183,7 @@ class StageTrainer(Trainer):
         """Look at the losses that `agree` has not looked at yet, before anything is made of them.
 
         Raises:
-            AlignGPTError: a loss was NaN or infinite, as for `agree`; every process must call it.
+            TrainingStopped: a loss was NaN or infinite, as for `agree`; every process must call it.
         """
         for losses in self._losses.rest():
             if add_up(torch.tensor([len(losses.bad)], dtype=torch.float64), self.args.device).item():
@@ -193,7 +205,7 @@ class StageTrainer(Trainer):
         """As in the Trainer, with the metrics since the last call.
 
         Raises:
-            AlignGPTError: all gradients were zero several times in a row, or a loss was NaN or infinite.
+            TrainingStopped: all gradients were zero several times in a row, or a loss was NaN or infinite.
         """
         if "loss" in logs:
             self.check_losses()
@@ -211,9 +223,10 @@ class StageTrainer(Trainer):
         if is_main_process():
             with atomic_write(path) as file:
                 json.dump({"step": step, "what": what, "samples": ids}, file, indent=2)
-        raise AlignGPTError(
-            f"{what} after step {step}; the samples are listed in {path}. Lower the learning rate or check the data, "
-            "then run the same command again"
+        raise TrainingStopped(
+            f"{what} after step {step}",
+            f"the samples are listed in {path}. Lower the learning rate or check the data, then run the same command "
+            "again",
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
