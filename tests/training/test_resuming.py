@@ -1,5 +1,6 @@
 """A resumed stage ends like one that was never stopped; settings that only change how it computes may change."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,21 @@ def test_how_a_stage_computes_may_change_when_it_is_resumed(
         train(tiny_recipe(instruct__weight_decay=0.1))
 
 
+def test_a_stage_is_not_resumed_with_other_samples(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, data: Path
+) -> None:
+    """An image that was missing is there when the run is resumed: the order of all samples would be another."""
+    (data / "5.png").rename(data / "away.png")
+    recipe = tiny_recipe(instruct=None, pretrain__checkpoint_minutes=EVERY_STEP, pretrain__max_reject_share=0.2)
+    stopped(recipe, monkeypatch, 3, "pretrain")
+    (data / "away.png").rename(data / "5.png")
+    with pytest.raises(AlignGPTError, match=r"the data gives other samples than when .*checkpoint-2 was written"):
+        train(recipe)
+    shutil.rmtree(Path(recipe.output) / "pretrain" / "checkpoints")
+    (result,) = train(recipe)
+    assert (result.steps, result.rejects) == (4, 0)
+
+
 @pytest.mark.slow
 def test_a_stage_that_one_process_began_may_be_shared_out(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -121,8 +137,6 @@ def test_a_stage_that_one_process_began_may_be_shared_out(
 def test_other_weights_of_a_backbone_are_another_run(
     tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import shutil
-
     first = tiny_recipe()
     moved = str(tmp_path / "language")
     shutil.copytree(first.model.language_model, moved)

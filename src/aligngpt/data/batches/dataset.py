@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+import xxhash
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -224,6 +226,15 @@ def _content(picture: Picture) -> Path | bytes:
         return picture.content
     assert picture.path is not None
     return picture.path
+
+
+def rows_digest(dataset: ConversationDataset) -> str:
+    """A digest of what the order of training depends on: the samples of each row, and their lengths."""
+    columns = columns_of(dataset.samples)
+    digest = xxhash.xxh3_128()
+    for values in (dataset.rows.members, dataset.rows.starts, columns.characters, columns.images, columns.sources):
+        digest.update(np.ascontiguousarray(values, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def row_lengths(dataset: ConversationDataset) -> list[int]:

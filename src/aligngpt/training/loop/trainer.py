@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from aligngpt.data.batches.budget import MICRO_BATCHES, StepCollator, TokenBudget, fill_up
-from aligngpt.data.batches.dataset import ConversationDataset, row_lengths
+from aligngpt.data.batches.dataset import ConversationDataset, row_lengths, rows_digest
 from aligngpt.data.batches.layouts import WithLayout
 from aligngpt.data.rejects import Rejected
 from aligngpt.data.samples.columns import columns_of
@@ -325,11 +325,13 @@ class StageTrainer(Trainer):
         """Save the partial sums of the next metrics line, so that a resumed run writes the same line."""
         loss = add_up(self._tr_loss.double().reshape(1).cpu(), self.args.device) / self.args.world_size
         clock = self.clock
+        assert isinstance(self.train_dataset, ConversationDataset)
         figures = {
             "loss": loss.item(),
             "logged": self._globalstep_last_logged,
             "sums": self.metrics.state(),
             "round": [clock.round, clock.began_step, clock.began_seconds],
+            "rows": rows_digest(self.train_dataset),
         }
         if self.is_world_process_zero():
             self.rejected.save(checkpoint)
@@ -340,7 +342,7 @@ class StageTrainer(Trainer):
         """Restore the sums that `_save_figures` saved; called when training begins.
 
         Raises:
-            AlignGPTError: the checkpoint's file is damaged.
+            AlignGPTError: the checkpoint's file is damaged, or the data gives other samples than when it was written.
         """
         path = checkpoint / FIGURES_FILE
         if not path.is_file():
@@ -349,10 +351,19 @@ class StageTrainer(Trainer):
             figures = json.loads(path.read_text(encoding="utf-8"))
             loss, logged, sums = float(figures["loss"]), int(figures["logged"]), [float(one) for one in figures["sums"]]
             number, step, seconds = figures["round"]
+            rows = figures.get("rows")
         except (ValueError, TypeError, KeyError) as error:
             raise AlignGPTError(
                 f"{path} is damaged ({error}); remove {checkpoint.parent} to restart the stage"
             ) from error
+        assert isinstance(self.train_dataset, ConversationDataset)
+        if rows is not None and rows != rows_digest(self.train_dataset):
+            # Its next samples would be others: some would be read twice and some never.
+            raise AlignGPTError(
+                f"the data gives other samples than when {checkpoint} was written, although its files are the same: "
+                "images that were missing may be there now, which changes the order of all samples. Remove "
+                f"{checkpoint.parent} to restart the stage with the samples as they are"
+            )
         self.clock.round, self.clock.began_step, self.clock.began_seconds = int(number), int(step), float(seconds)
         # The logged loss is averaged over processes, so each gets the mean; the sums are added up, so one gets them.
         self._tr_loss += loss
