@@ -1,7 +1,10 @@
 """What the lines of a chat do."""
 
+import io
 import json
+import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from aligngpt import cli
 from aligngpt.chatting import chat as module
 from aligngpt.chatting.chat import COMMANDS, Chat, ChatError
 from aligngpt.chatting.heat import drawn
-from aligngpt.chatting.lines import Stopped
+from aligngpt.chatting.lines import Stopped, lines_of_stdin
 from aligngpt.chatting.paths import paths_in
 from aligngpt.data.records.sample import parse_record
 from aligngpt.errors import AlignGPTError
@@ -94,6 +99,9 @@ def test_a_quotation_mark_without_a_partner_is_named() -> None:
         ("/alignment", "ask a question first"),
         ("/save x", "nothing to save yet"),
         ("/reset now", "/reset takes nothing after it, found 'now'"),
+        ("a\udcff ?", "not asked: the question has bytes that are not UTF-8"),
+        ("/a\udcff", "there is no command /a"),
+        ("/image a\udcff.png", "a\\udcff.png"),
     ],
 )
 def test_a_wrong_line_is_a_sentence_and_the_chat_goes_on(chat: Chat, capsys: Output, line: str, said: str) -> None:
@@ -159,6 +167,22 @@ def test_a_retry_that_fails_keeps_the_old_answer(chat: Chat, monkeypatch: pytest
     assert chat.conversation.turns == [before]
 
 
+def test_a_retry_without_an_answer_says_that_the_old_one_stays(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    held(chat, QUESTION)
+    (before,) = chat.conversation.turns
+    capsys.readouterr()
+    monkeypatch.setattr(chat.engine, "events", lambda *_: iter(()))
+    assert held(chat, "/retry")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the model answered with nothing; the earlier answer stays in the conversation" in said
+    assert "not kept" not in said and chat.conversation.turns == [before]
+    assert held(chat, "how many ?")
+    assert "with nothing; the question is not kept" in " ".join(capsys.readouterr().err.split())
+    assert chat.conversation.turns == [before]
+
+
 def test_a_sampled_retry_takes_another_seed(engine: Engine) -> None:
     chat = Chat(engine, Sampling(max_new_tokens=12, temperature=5.0))
     held(chat, QUESTION)
@@ -188,6 +212,44 @@ def test_saving_replaces_only_files_of_the_chat(chat: Chat, tmp_path: Path) -> N
     assert held(chat, f"/save {tmp_path}/c.json", QUESTION, f"/save {tmp_path}/c.json")
     assert len(json.loads((tmp_path / "c.json").read_text())[0]["conversations"]) == 4
     assert not held(chat, f"/save {tmp_path}/c.docx")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my chat", "takes one file name, found my chat; quote"),
+        ('""', 'takes one file name, found ""'),
+        (".", "takes one file name"),
+        ("..", "is a folder"),
+        ("sub/..", "is a folder"),
+        ("sub", "is a folder"),
+        ("~", "is a folder"),
+    ],
+)
+def test_a_conversation_is_saved_under_one_name_or_not(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output, name: str, said: str
+) -> None:
+    (tmp_path / "here/sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "here"))
+    assert not held(chat, QUESTION, f"/save {name}")
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert held(chat, '/save "my chat"')
+    assert sorted(path.name for path in tmp_path.rglob("my chat.*")) == ["my chat.json", "my chat.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="needs names that are not UTF-8")
+def test_an_image_whose_name_is_not_utf8_is_shown_but_not_saved(
+    chat: Chat, picture: Path, tmp_path: Path, capsys: Output
+) -> None:
+    odd = tmp_path / "a\udcff.png"
+    odd.write_bytes(picture.read_bytes())
+    assert held(chat, f"/image {odd}", QUESTION, "/alignment")
+    assert "a\\udcff.png: the parts that match" in capsys.readouterr().out
+    assert not held(chat, f"/save {tmp_path}/c.txt")
+    assert "not UTF-8" in capsys.readouterr().err and not (tmp_path / "c.txt").exists()
 
 
 def test_a_full_context_says_what_to_do(chat: Chat, capsys: Output) -> None:
@@ -227,3 +289,15 @@ def test_a_model_without_alignment_says_so(assembled: Callable, picture: Path, c
         assert "alignment: none" in capsys.readouterr().out
         with pytest.raises(ChatError, match="no levels"):
             chat.do("/level 2")
+
+
+def test_a_line_of_a_pipe_that_is_not_utf8_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\ntw\xffo\nthree\n"), encoding="utf-8"))
+    lines = lines_of_stdin(COMMANDS)
+    assert [lines.next() for _ in range(4)] == ["one", "tw\udcffo", "three", None]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_temperature_that_is_no_number_is_refused_before_anything_is_loaded(value: str) -> None:
+    ended = CliRunner().invoke(cli.app, ["chat", "no/model", "--temperature", value])
+    assert ended.exit_code == 2 and "temperature" in ended.output

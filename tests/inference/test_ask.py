@@ -42,6 +42,11 @@ def test_the_answer_is_the_engine_s(folder: Path, picture: Path, pictures: list[
     assert said == answer.text != ""
 
 
+def test_a_question_that_is_not_utf8_is_refused(no_model: None, folder: Path, picture: Path) -> None:
+    with pytest.raises(AskError, match="not UTF-8"):
+        list(ask(folder, picture, "what is th\udce9 ?"))
+
+
 def test_the_alignment_comes_after_the_answer(folder: Path, picture: Path, pictures: list[Image.Image]) -> None:
     plain = "".join(ask(folder, picture, QUESTION, max_new_tokens=8, device="cpu"))
     *pieces, last = ask(folder, picture, QUESTION, show_alignment=True, max_new_tokens=8, device="cpu")

@@ -151,6 +151,12 @@ def test_sampling_repeats_under_a_seed_and_draws_from_nobody_else(engine: Engine
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 1e-5])
+def test_a_temperature_too_small_to_divide_by_is_greedy(engine: Engine, requests: list, temperature: float) -> None:
+    small = Sampling(max_new_tokens=8, temperature=temperature)
+    assert engine.answer(requests, small) == engine.answer(requests, Sampling(max_new_tokens=8))
+
+
 def test_a_small_top_p_is_greedy(engine: Engine, requests: list) -> None:
     nearly = Sampling(max_new_tokens=8, temperature=1.5, top_p=1e-6)
     assert engine.answer(requests, nearly) == engine.answer(requests, SHORT)

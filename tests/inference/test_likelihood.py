@@ -72,6 +72,12 @@ def test_tokens_of_an_answer_are_those_of_training(assembled: Callable, pictures
     assert before == engine.prompts.write(Request(messages, (pictures[0],)), 1).ids
 
 
+def test_of_no_answers_nothing_is_told(assembled: Callable) -> None:
+    engine = Engine(*assembled())
+    assert engine.likelihood(Request.ask("what ?"), []) == [[]]
+    assert engine.likelihood(Request.ask("what ?"), [], levels=[1, None, 2]) == [[], [], []]
+
+
 def test_an_answer_that_cannot_be_rated_is_refused(assembled: Callable) -> None:
     model, processor = assembled()
     processor.chat_template = "{{ raise_exception('only one turn') }}"

@@ -9,7 +9,8 @@ from PIL import Image
 
 from aligngpt.inference.engine import Answer, Engine, Event, Failed, Finished, Piece, Request, Sampling, Ticket
 from aligngpt.inference.generation import loop
-from aligngpt.inference.generation.pool import Beginning, JointPool
+from aligngpt.inference.generation.conversations import Beginning
+from aligngpt.inference.generation.pool import JointPool
 
 LONG = "what colour is the big red circle on the left of this picture please " * 6
 GREEDY = Sampling(12)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from aligngpt.inference.engine import Engine, Event, Failed, Finished, Piece, Request, Sampling, Ticket
 from aligngpt.inference.generation.fast_step import FastStep
-from aligngpt.inference.generation.pool import JointPool, SeparatePool, pool_for
+from aligngpt.inference.generation.pool import JointPool, pool_for
+from aligngpt.inference.generation.separate import SeparatePool
 
 WORDS = [
     "what",

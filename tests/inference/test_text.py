@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
+from aligngpt.inference.generation import loop
 from aligngpt.inference.generation.text import AnswerText
 
 
@@ -88,3 +89,16 @@ def test_the_engine_stops_at_a_stop_text(assembled: Callable, pictures: list[Any
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match=r"must (be|not be)"):
         Sampling(**wrong)
+
+
+def test_a_stop_text_in_what_was_held_back_at_the_last_token_ends_the_answer(
+    assembled: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(*assembled("qwen2"))
+    tokenizer = engine.processor.tokenizer
+    said = tokenizer.encode("red é")[:-1]
+    assert tokenizer.decode(said) == "red \ufffd"
+    left = iter(said)
+    monkeypatch.setattr(loop, "choose", lambda logits, choosers: ([next(left)], [None]))
+    (answer,) = engine.answer([Request.ask("what ?")], Sampling(len(said), stop=("\ufffd",)))
+    assert (answer.text, answer.finish_reason) == ("red", "stop")

@@ -72,3 +72,21 @@ def test_answers_of_a_batch_follow_their_own_instructions(
     together = engine.alignment_weights(requests)
     for request, found in zip(requests, together, strict=True):
         assert engine.alignment_weights([request])[0] == (found and pytest.approx(found, abs=1e-5))
+
+
+def test_a_greeting_is_read_together_with_the_first_question(
+    assembled: Callable, asks: Callable, pictures: list[Image.Image]
+) -> None:
+    engine = Engine(*assembled("qwen2"))
+    for parameter in engine.model.model.alignment.gate.parameters():
+        parameter.requires_grad_(False).normal_(std=0.4)
+    greeting = {"role": "assistant", "content": [{"type": "text", "text": "please describe"}]}
+    turns = [[greeting, *asks(first, 1, *rest)] for first, *rest in ((FIRST,), (FIRST, ANSWER, SECOND), (SECOND,))]
+    first, later, other = engine.alignment_weights([Request(one, (pictures[0],)) for one in turns])
+    assert first == pytest.approx(later, abs=1e-6)
+    assert first != pytest.approx(other, abs=1e-4)
+    processor = engine.processor
+    ids, _ = processor.encode(processor.expand(processor.apply_chat_template(turns[1], tokenize=False)))
+    (mask,) = processor.instruction_mask([turns[1]], [[1] * len(ids)])
+    read = processor.tokenizer.decode([token for token, one in zip(ids, mask, strict=True) if one])
+    assert "please describe" in read and FIRST in read and ANSWER not in read

@@ -1,6 +1,7 @@
 """The application in one process: every field has an effect or is refused, every error has OpenAI's form."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ pytest.importorskip("httpx", reason="needs the extra test")
 
 from aligngpt.serving.conversation import Limits
 from aligngpt.serving.media import MediaPolicy
+from aligngpt.serving.protocol import ChatRequest
 from aligngpt.serving.running import Options
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_completion_tokens": 6}
@@ -162,6 +164,27 @@ def test_values_that_ask_for_nothing_are_accepted(post: Callable, ask: Callable)
     assert post(body).status_code == 200
 
 
+@pytest.mark.parametrize("field", [name for name, field in ChatRequest.model_fields.items() if not field.is_required()])
+def test_null_is_as_if_a_field_were_left_out(post: Callable, ask: Callable, field: str) -> None:
+    assert post({**GREEDY, "messages": ask(), field: None}).status_code == 200
+
+
+def test_null_within_the_options_of_a_stream_asks_for_nothing(post: Callable, ask: Callable) -> None:
+    response = post({**GREEDY, "messages": ask(), "stream": True, "stream_options": {"include_usage": None}})
+    assert response.status_code == 200 and "usage" not in response.text
+
+
+def test_a_conversation_that_begins_with_an_answer_is_answered(post: Callable, ask: Callable, picture_url: str) -> None:
+    greeting = {"role": "assistant", "content": "please describe"}
+    weights = []
+    for opening in ([greeting], [greeting, greeting], []):
+        body = {**GREEDY, "messages": [*opening, *ask(picture_url)], "alignment_weights": True}
+        response = post(body)
+        assert response.status_code == 200, response.text
+        weights.append(response.json()["alignment_weights"])
+    assert all(weights)
+
+
 def test_a_conversation_beyond_the_context_is_refused(post: Callable, ask: Callable) -> None:
     asked = {**GREEDY, "messages": ask(text="red " * 600)}
     message = check_error(post(asked), 400, "messages", "context_length_exceeded")
@@ -229,7 +252,10 @@ def test_a_key_is_needed_where_one_is_set(post: Callable, ask: Callable) -> None
 def test_without_a_key_a_web_page_cannot_reach_the_server_under_its_own_name(post: Callable, ask: Callable) -> None:
     body = {**GREEDY, "messages": ask()}
     check_error(post(body, base_url="http://evil.example:8000"), 403, None, "host_not_allowed")
-    assert post(body, base_url="http://localhost:8000").status_code == 200
+    for own in ("localhost:8000", "127.0.0.1", "127.0.0.2:8000", "[::1]", "[::1]:8000"):
+        assert post(body, headers={"host": own}).status_code == 200, own
+    for other in ("", "127.0.0.1.evil.example", "[::1]evil.example", "[::1", "::1", "10.0.0.1", "127.0.0.1:80:80"):
+        check_error(post(body, headers={"host": other}), 403, None, "host_not_allowed")
 
 
 def test_a_fault_of_the_server_tells_the_client_nothing(
@@ -261,3 +287,59 @@ def test_metrics_count_what_happened(engine: Any, ask: Callable, run_server: Cal
     assert 'aligngpt_requests_total{outcome="200"} 1.0' in text
     assert 'aligngpt_requests_total{outcome="404"} 1.0' in text
     assert "aligngpt_running_answers 0.0" in text
+
+
+def outcomes(server: Any) -> dict[str, float]:
+    """How many requests ended how, so far."""
+    (family,) = server.desk.metrics.requests.collect()
+    return {one.labels["outcome"]: one.value for one in family.samples if one.name.endswith("_total")}
+
+
+def test_metrics_count_what_never_reaches_the_model(
+    engine: Any, ask: Callable, run_server: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+
+    good = {**GREEDY, "messages": ask()}
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a fault")
+
+    with run_server(engine, Options(port=0, max_body=10_000)) as (address, server):
+
+        def send(body: Any = good, **how: Any) -> int:
+            return httpx.post(f"{address}/v1/chat/completions", **({"json": body} | how)).status_code
+
+        assert send({**good, "temperature": 9}) == 400
+        assert send({**good, "tools": [{}]}) == 400
+        assert send(None, content=b"{") == 415
+        assert send(headers={"host": "evil.example"}) == 403
+        assert send({**good, "user": "x" * 20_000}) == 413
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.prompts, "write", fail)
+            assert send() == 500
+        assert httpx.get(f"{address}/v1/models").status_code == 200
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json={**good, "stream": True}) as stream:
+            stream.read()
+        assert outcomes(server) == {"400": 2, "415": 1, "403": 1, "413": 1, "500": 1, "200": 1}
+
+
+def test_a_stream_is_counted_by_how_it_ended(engine: Any, ask: Callable, run_server: Callable) -> None:
+    import httpx
+
+    engine.model.generation_config.eos_token_id, ends = None, engine.model.generation_config.eos_token_id
+    long = {**GREEDY, "max_completion_tokens": 400, "messages": ask(), "stream": True}
+    try:
+        with run_server(engine, Options(port=0, seconds=0.3)) as (address, server):
+            with httpx.stream("POST", f"{address}/v1/chat/completions", json=long) as stream:
+                assert '"code":"timeout"' in stream.read().decode()
+            assert outcomes(server) == {"504": 1}
+        with run_server(engine, Options(port=0)) as (address, server):
+            with httpx.stream("POST", f"{address}/v1/chat/completions", json=long) as stream:
+                next(stream.iter_bytes())
+            end = time.monotonic() + 20
+            while not outcomes(server) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert outcomes(server) == {"left": 1}
+    finally:
+        engine.model.generation_config.eos_token_id = ends

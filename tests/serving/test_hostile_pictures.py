@@ -5,6 +5,7 @@ import gzip
 import io
 import random
 import struct
+import time
 import tracemalloc
 import zlib
 from typing import Any
@@ -117,6 +118,17 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
 
 def test_what_follows_a_jpeg_is_not_counted_as_scans() -> None:
     assert decode(encoded(noise(), "JPEG") + b"\xff\xda\0\0" * 1_000, "JPEG").size == (40, 30)
+
+
+def test_a_run_of_fill_bytes_is_read_once() -> None:
+    content = b"\xff\xd8" + b"\xff" * 60_000 + b"\0"
+    start = time.process_time()
+    assert media._scans(content) == 0
+    assert time.process_time() - start < 2
+    jpeg = encoded(noise(), "JPEG", progressive=True)
+    # Fill bytes before a marker are allowed.
+    filled = jpeg.replace(b"\xff\xda", b"\xff" * 5 + b"\xda")
+    assert media._scans(filled) == media._scans(jpeg) > 1
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -16,6 +16,7 @@ pytest.importorskip("httpx", reason="needs the extra test")
 
 from aligngpt.inference.generation.prompts import PromptWriter
 from aligngpt.serving import app as application
+from aligngpt.serving import desk
 from aligngpt.serving.conversation import Limits, prepare
 from aligngpt.serving.gate import BODIES, Gate
 from aligngpt.serving.protocol import MAX_VALUES, ChatRequest
@@ -211,3 +212,33 @@ def test_a_client_that_does_not_read_its_stream_is_left(
     while engine.loop.running and time.monotonic() < end:
         time.sleep(0.01)
     assert engine.loop.running == 0
+
+
+def test_what_a_request_waited_is_taken_from_the_time_of_its_stream(
+    engine: Any, ask: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[float] = []
+
+    class Stream(application._Stream):
+        def __init__(self, chunks: Any, place: Any, seconds: float) -> None:
+            allowed.append(seconds)
+            super().__init__(chunks, place, seconds)
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(application, "_Stream", Stream)
+    monkeypatch.setattr(desk, "prepare", slowly)
+    app = make_server(engine, "tiny", Options(seconds=60), None).config.app
+    body = {**GREEDY, "stream": True, "messages": ask()}
+
+    async def run() -> None:
+        import httpx
+
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+
+    asyncio.run(run())
+    assert 30 < allowed[0] <= 60 + application.SLACK_SECONDS - 0.5

@@ -18,7 +18,9 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 import httpx
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from aligngpt import cli
 from aligngpt.serving.media import MediaPolicy, picture_from_url
 from aligngpt.serving.running import KEY_VARIABLE, Options, ServingError, fingerprint, is_loopback, read_key, serve
 
@@ -104,3 +106,18 @@ def test_the_command_prints_its_address_and_stops_cleanly(
             assert "Warning" not in rest
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("option", ["--grace", "--max-seconds"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_time_that_is_no_number_is_refused_before_anything_is_loaded(option: str, value: str) -> None:
+    ended = CliRunner().invoke(cli.app, ["serve", "no/model", option, value])
+    assert ended.exit_code == 2 and option.strip("-") in ended.output
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_options_are_numbers_of_seconds(value: float) -> None:
+    with pytest.raises(ServingError, match="number of seconds above 0"):
+        Options(seconds=value)
+    with pytest.raises(ServingError, match="number of seconds from 0 up"):
+        Options(grace=value)

@@ -170,11 +170,11 @@ def test_archives_mix_with_files_and_are_held_out(
     mixed = recipe("mixed", sources, validation={"share": 0.3, "minutes": 1e-9}, max_steps=3, epochs=1.0)
     (result,) = train(mixed)
     assert result.rejects == 0
-    looks = recipe("looks", archives["json"], validation={"data": archives["tar"], "samples": 5}).instruct
+    looks = recipe("looks", archives["json"], validation={"data": archives["tar"], "samples": 5})
     training = module.training_data(
         training_samples(mixed, "instruct", Rejects(None)), mixed, "instruct", *assembled("qwen2")
     )
-    validation = validation_of(looks, training, lambda rows: {})
+    validation = validation_of(looks, "instruct", training, lambda rows: {})
     assert validation is not None and len(validation.dataset) == 5
     assert validation.dataset[4][0].pixel_values is not None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from rich.text import Text
 
-from aligngpt.chatting.conversation import Conversation, Shown
+from aligngpt.chatting.conversation import Conversation, Shown, printable
 from aligngpt.chatting.heat import drawn
 from aligngpt.chatting.lines import Lines, Stopped
 from aligngpt.chatting.paths import dropped, paths_in
@@ -19,7 +19,7 @@ from aligngpt.data.images.opening import open_image
 from aligngpt.endings import said_in_one_line
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import near_paths
-from aligngpt.inference.ask import describe_alignment
+from aligngpt.inference.ask import NOT_UNICODE, describe_alignment, is_unicode
 from aligngpt.inference.engine import Engine, Finished, Piece, Sampling
 from aligngpt.inference.generation.prompts import ContextLengthError
 from aligngpt.inference.similarity_map import similarity_map
@@ -127,7 +127,7 @@ class Chat:
         self._missing_images = False
         self.conversation.next_shown += found
         for one in found:
-            note(f"{one.path.name} ({one.image.width} × {one.image.height}) goes with the next question")
+            note(f"{one.name} ({one.image.width} × {one.image.height}) goes with the next question")
 
     def _found_in(self, text: str) -> list[Path]:
         self._missing_images = True
@@ -138,12 +138,24 @@ class Chat:
             # Nobody reads the message about the image before asking on.
             raise ChatError(f"not asked, because its image could not be opened: {question}")
         self._missing_images = False
+        if not is_unicode(question):
+            raise ChatError(f"not asked: {NOT_UNICODE}")
         answer = self._answer(question, self.sampling)
         if answer:
             self.conversation.add(question, answer)
 
-    def _answer(self, question: str, sampling: Sampling) -> str:
+    def _answer(
+        self,
+        question: str,
+        sampling: Sampling,
+        *,
+        if_none: str = "the question is not kept in the conversation",
+    ) -> str:
         """Print the answer while it is generated, and return it without white space around it; empty if there is none.
+
+        Args:
+            question, sampling: what is asked.
+            if_none: what then becomes of the question.
 
         Raises:
             AlignGPTError: the model cannot answer.
@@ -162,7 +174,7 @@ class Chat:
                         finished = event.answer
         except Stopped:
             print(flush=True)
-            note("stopped" + ("; what was said stays in the conversation" if said.strip() else ""))
+            note(f"stopped; {'what was said stays in the conversation' if said.strip() else if_none}")
             return said.strip()
         except ContextLengthError as error:
             raise ChatError(f"{error}: /undo or /reset, or start with a smaller --max-new-tokens") from error
@@ -172,7 +184,7 @@ class Chat:
             raise
         print(flush=True)
         if not said.strip():
-            note("the model answered with nothing; the question is not kept in the conversation")
+            note(f"the model answered with nothing; {if_none}")
         elif finished is not None and not finished.stopped:
             note(f"cut off after {finished.tokens} tokens; --max-new-tokens sets the limit")
         return said.strip()
@@ -187,11 +199,11 @@ class Chat:
             raise ChatError("there is no question to ask again yet")
         answer = ""
         try:
-            if self.sampling.temperature:
+            if not self.sampling.is_greedy:
                 self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
             elif last.level == conversation.level:
                 note("the same question at the same level has the same answer; /level K or --temperature changes it")
-            answer = self._answer(last.question, self.sampling)
+            answer = self._answer(last.question, self.sampling, if_none="the earlier answer stays in the conversation")
         finally:
             if answer:
                 conversation.add(last.question, answer)
@@ -235,13 +247,16 @@ class Chat:
         if self.engine.model.model.alignment is None:
             return
         for number, one in enumerate(self.conversation.shown()):
-            print(f"{one.path.name}: the parts that match the text")
+            print(f"{one.name}: the parts that match the text")
             print(drawn(similarity_map(self.engine, request, number)), flush=True)
 
     def _save(self, text: str) -> None:
         if not text.strip():
             raise ChatError("/save needs a file name, as in /save chat")
-        for path in save(self.conversation, paths_in(text)[0], own=self._saved):
+        paths = paths_in(text)
+        if len(paths) != 1 or not paths[0].name:
+            raise ChatError(f"/save takes one file name, found {text.strip()}; quote a name with spaces")
+        for path in save(self.conversation, paths[0], own=self._saved):
             note(f"saved: {path}")
 
     def _alone(self, name: str, text: str, command: Callable[[], None]) -> None:
@@ -262,11 +277,11 @@ def _opened(path: Path) -> Image.Image:
 
 def note(text: str) -> None:
     """Say something beside the answers, on stderr; not with `--quiet`."""
-    console.print(Text(text, style="dim"), soft_wrap=True)
+    console.print(Text(printable(text), style="dim"), soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Say what went wrong, on stderr, also with `--quiet`."""
     quiet, console.quiet = console.quiet, False
-    console.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), printable(text)), soft_wrap=True)
     console.quiet = quiet

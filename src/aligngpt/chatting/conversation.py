@@ -21,6 +21,11 @@ class Shown:
     path: Path
     image: Image.Image
 
+    @property
+    def name(self) -> str:
+        """The file's name, to be printed."""
+        return printable(self.path.name)
+
 
 @dataclass(frozen=True, eq=False)
 class Turn:
@@ -84,6 +89,11 @@ class Conversation:
     def shown(self) -> list[Shown]:
         """The images of all turns, in the order in which they were shown."""
         return [one for turn in self.turns for one in turn.shown]
+
+
+def printable(text: str) -> str:
+    """A text in which bytes that were not UTF-8, as in names of files, are written as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _request(turns: list[Turn], question: str, shown: tuple[Shown, ...], level: int | None) -> Request:

@@ -1,6 +1,7 @@
 """Reads the lines of a chat, from a terminal with history and completion, or from a pipe; and what Ctrl-C does."""
 
 import importlib.util
+import io
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -59,6 +60,9 @@ class _Plain:
 
     def __init__(self) -> None:
         self.terminal = sys.stdin.isatty()
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # A line that is not UTF-8 is for the chat to refuse; it must not end the lines. Names of files may be such.
+            sys.stdin.reconfigure(errors="surrogateescape")
         if self.terminal and importlib.util.find_spec("readline"):
             import readline  # noqa: F401 (line editing and history for `input`)
 

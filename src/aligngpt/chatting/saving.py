@@ -33,11 +33,14 @@ def save(conversation: Conversation, path: Path, *, own: set[Path]) -> list[Path
         The written files.
 
     Raises:
-        SaveError: there is nothing to save, the ending is another one, a file exists already, or it cannot be written.
+        SaveError: there is nothing to save, the path is a folder, the ending is another one, a file exists already, or
+            it cannot be written.
     """
     if not conversation.turns:
         raise SaveError("there is nothing to save yet; ask a question first")
     path = Path(os.path.abspath(path.expanduser()))
+    if path.is_dir():
+        raise SaveError(f"{path} is a folder; name a file in it")
     ending = path.suffix.lower()
     if ending not in ("", ".json", *TEXT_ENDINGS):
         raise SaveError(f"{path} cannot be written: give it the ending .json, .txt or .md, or none for .json and .txt")
@@ -54,6 +57,10 @@ def save(conversation: Conversation, path: Path, *, own: set[Path]) -> list[Path
                 file.write(text)
         except OSError as error:
             raise SaveError(f"{target} cannot be written: {error.strerror or error}") from error
+        except UnicodeEncodeError as error:
+            raise SaveError(
+                f"{target} cannot be written: the path of an image is not UTF-8; rename the image"
+            ) from error
         own.add(target)
     return targets
 

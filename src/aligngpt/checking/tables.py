@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from aligngpt.data.sources.csv import CsvSource
-from aligngpt.data.sources.fields import ColumnNames
+from aligngpt.data.sources.fields import NUMBERS, ColumnNames
 from aligngpt.data.sources.finding import TABLE_SUFFIXES, TABLES, find_records
-from aligngpt.data.sources.values import NUMBERS
 
 
 def columns_ignored(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import Base, Device, Precision
 
 
@@ -18,7 +19,10 @@ def chat(
     level: Annotated[int | None, typer.Option(min=1, help="Use alignment level 1…N instead of the gate's mix.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")] = 256,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Sample answers at this temperature; 0 takes the most likely tokens.")
+        float,
+        typer.Option(
+            min=0, callback=finite, help="Sample answers at this temperature; 0 takes the most likely tokens."
+        ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Random seed, for a temperature above 0.")] = 0,
     device: Device = "auto",

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import Base, Device, Precision
 from aligngpt.errors import AlignGPTError
 
@@ -30,7 +31,9 @@ def serve(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Answers generated at once.")] = 32,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; further ones get status 429.")] = 64,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Time for one request, in seconds.")] = 300.0,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="Time for one request, in seconds.")
+    ] = 300.0,
     max_answer_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of an answer if the request sets no limit, at most.")
     ] = 1024,
@@ -42,7 +45,9 @@ def serve(
     keep_turns: Annotated[
         bool, typer.Option(help="Keep conversations in memory, so that their next turn is answered sooner.")
     ] = True,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds for open requests when the server is stopped.")] = 20.0,
+    grace: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Seconds for open requests when the server is stopped.")
+    ] = 20.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute on the CPU.", show_default="the usable CPUs")
     ] = None,

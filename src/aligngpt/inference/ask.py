@@ -21,6 +21,9 @@ WEB_ADDRESS = re.compile("(https?|ftp):/")
 """With one slash only, since `Path` collapses the two of a web address."""
 
 
+NOT_UNICODE = "the question has bytes that are not UTF-8; set the terminal, or the file it comes from, to UTF-8"
+
+
 class AskError(AlignGPTError):
     """A question that cannot be asked."""
 
@@ -51,10 +54,13 @@ def ask(
         precision: see `Engine.load`.
 
     Raises:
-        AlignGPTError: the image or the model is unusable, the question is blank, or there is no such level.
+        AlignGPTError: the image or the model is unusable, the question is blank or no Unicode, or there is no such
+            level.
     """
     if not question.strip():
         raise AskError("the question is empty; say what you want to know about the image")
+    if not is_unicode(question):
+        raise AskError(NOT_UNICODE)
     if WEB_ADDRESS.match(str(image)):
         raise AskError(f"{image.name} is on the web; download the image and give its path")
     picture = open_image(image)
@@ -72,6 +78,15 @@ def ask(
         console.print("the model answered with nothing")
     if show_alignment:
         yield ("" if empty else "\n") + describe_alignment(engine, request)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be tokenized: Python reads bytes that are not UTF-8 as surrogates, which are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def describe_alignment(engine: "Engine", request: "Request") -> str:

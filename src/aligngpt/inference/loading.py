@@ -15,6 +15,7 @@ from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.model.whole_weights import load_whole
 
 NOT_QUANTISED = ("vision_tower", "multi_modal_projector", "alignment", "lm_head")
 """Parts that keep their precision: they are small, and their rounding would show in every token."""
@@ -43,7 +44,8 @@ def load_model(
         error: exception class to raise in place of `EngineError`.
 
     Raises:
-        EngineError: the model cannot be loaded or is not an AlignGPT model, or two options exclude each other.
+        EngineError: the model cannot be loaded, lacks weights or is not an AlignGPT model, or two options exclude each
+            other.
         AdapterError: an adapter folder or its base cannot be used.
         DeviceError: the device or precision is not available.
     """
@@ -67,7 +69,9 @@ def load_model(
         placing["device_map"] = device_map or {"": target}
     try:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        model = AlignGPTForConditionalGeneration.from_pretrained(source, dtype=precision or "auto", **placing)
+        model: AlignGPTForConditionalGeneration = load_whole(
+            AlignGPTForConditionalGeneration, source, "the model", error, dtype=precision or "auto", **placing
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as why:
         raise error(
             f"the model {source} cannot be loaded: {str(why).rstrip('.')}. One of its files is missing "

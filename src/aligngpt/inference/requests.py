@@ -9,6 +9,9 @@ from aligngpt.errors import AlignGPTError
 
 FinishReason = Literal["stop", "length"]
 
+GREEDY_BELOW = 1e-3
+"""Smaller temperatures are greedy: the logits divided by them would overflow."""
+
 
 class EngineError(AlignGPTError):
     """A model cannot be loaded, or cannot answer a request."""
@@ -43,7 +46,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: maximum number of generated tokens.
-        temperature: sampling temperature; 0 for greedy decoding.
+        temperature: sampling temperature; 0, or anything below `GREEDY_BELOW`, for greedy decoding.
         top_p: sample from the most likely tokens with this total probability.
         top_k: sample from this many most likely tokens; 0 for all.
         seed: random seed of this request; the same seed gives the same answer, whatever else is being answered.
@@ -75,6 +78,11 @@ class Sampling:
         for problem, found in problems.items():
             if found:
                 raise EngineError(f"{problem}, in {self}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken each time, whatever the seed."""
+        return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True)

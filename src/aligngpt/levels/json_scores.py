@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from aligngpt.data.sources.byte_ranges import json_of, read_lines, text_start
 from aligngpt.data.sources.json_array import read_array
+from aligngpt.data.sources.json_keys import RepeatedKeys
 from aligngpt.levels.columns import did_you_mean, lowest_rating
 from aligngpt.levels.score_tables import SIMILARITY, ScoreBatch, ScoreTable, default_id_column, levels_not_scores
 from aligngpt.scoring.places import same_place
@@ -88,6 +89,8 @@ class JsonScores(ScoreTable):
         while some := list(islice(records, RECORDS_AT_ONCE)):
             rows = []
             for number, value in some:
+                if isinstance(value, RepeatedKeys):
+                    raise ScoresError(f"record {number} of {self.path} has a duplicate key; keep one of its values")
                 record = value if isinstance(value, dict) else {}
                 any_id = any_id or record.get(str(self.id_column)) is not None
                 found = record.get(self.column)

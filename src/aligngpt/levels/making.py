@@ -21,6 +21,7 @@ from aligngpt.levels.json_scores import JsonScores, starts_as
 from aligngpt.levels.remarks import remarks_on
 from aligngpt.levels.score_tables import DEFAULT_COLUMN, CsvScores, ParquetScores, ScoreBatch, ScoreTable
 from aligngpt.levels.scored_pairs import ScoredPairs
+from aligngpt.levels.scored_source import scored_columns
 from aligngpt.levels.writing import (
     JSON_SUFFIXES,
     TABLE_SUFFIX,
@@ -131,7 +132,9 @@ def make_levels(
         if uids is not None:
             writers.append(stack.enter_context(uids_writer(uids, kept)))
         if out is not None and records is not None:
-            writers.append(stack.enter_context(records_writer(out, records)))
+            scored = _scored_pairs(table)
+            names = None if scored is None else scored_columns(scored)
+            writers.append(stack.enter_context(records_writer(out, records, names)))
         elif out is not None:
             writers.append(stack.enter_context(table_writer(out, table.schema)))
         for batch in _metered("writing levels", table, with_columns=out is not None and records is None):
@@ -255,10 +258,11 @@ def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None)
         raise ScoresError(f"the scores are a table without JSON records for {out}; write {out.stem}.parquet instead")
     if source is None:
         raise ScoresError(f"give the JSON file that was scored with --source, or write {out.stem}.parquet")
-    if not _has_records(source):
+    names = scored_columns(scored)
+    if not _has_records(source, names):
         raise ScoresError(
-            f"{source} is not a JSON file, and not a table with the usual columns, so there are no records to write; "
-            f"write {out.stem}.parquet"
+            f"{source} is not a JSON file, and not a table with the columns that were scored, so there are no records "
+            f"to write; write {out.stem}.parquet"
         )
     _check_scored(scored, source)
     return source
@@ -269,12 +273,12 @@ def _scored_pairs(table: ScoreTable) -> ScoredPairs | None:
     return base if isinstance(base, ScoredPairs) else None
 
 
-def _has_records(source: Path) -> bool:
+def _has_records(source: Path, names: ColumnNames) -> bool:
     """Whether a source has records that can be written as JSON."""
-    if is_plain_json(source):
+    if is_plain_json(source) and not names.given:
         return starts_as(source) in ("[", "{")
     try:
-        return find_records(source, shard_size=1, names=ColumnNames()).kind in ("json", "csv", "files")
+        return find_records(source, shard_size=1, names=names).kind in ("json", "csv", "files")
     except SourceError:
         return False
 
@@ -288,7 +292,7 @@ def _check_scored(table: ScoredPairs, source: Path) -> None:
     if is_plain_json(source):
         found = content_hash(source)
     else:
-        found = find_records(source, shard_size=1, names=ColumnNames()).fingerprint()
+        found = find_records(source, shard_size=1, names=scored_columns(table)).fingerprint()
     if table.manifest.source["fingerprint"] != found:
         raise ScoresError(
             f"{table.folder} has the scores of a different file than {source}, or the file has changed; score it again"

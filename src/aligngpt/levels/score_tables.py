@@ -122,6 +122,8 @@ class ParquetScores(ScoreTable):
                 self._rows += opened.metadata.num_rows
             check_column(column, schema.names, file)
             check_id_column(id_column, schema.names, file)
+            if schema.names.count(column) > 1:
+                raise ScoresError(f"{file} has {schema.names.count(column)} columns {column}; rename all but one")
             _check_type(schema.field(column), file)
             if file == self.files[0]:
                 self._schema = schema.remove_metadata()

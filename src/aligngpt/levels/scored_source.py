@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aligngpt.data.records.pairs import PairSource, open_pairs
+from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.remote import located
 from aligngpt.levels.scored_pairs import ScoredPairs
 from aligngpt.scoring.first_pairs import FirstPairs
@@ -60,6 +61,24 @@ def scored_source(
             f"{source} has other shards than when {table.folder} was scored; give the same file or folder"
         )
     return pairs
+
+
+def scored_columns(table: ScoredPairs) -> ColumnNames:
+    """The columns that were scored, if the source is a table; no names for LLaVA records, which have fixed fields.
+
+    Raises:
+        ScoresError: the scores do not say which columns they are of.
+    """
+    if table.manifest.source["kind"] not in ("csv", "files"):
+        return ColumnNames()
+    if (then := table.manifest.reading) is None:
+        raise ScoresError(
+            f"{table.folder} has scores of an earlier version of aligngpt, which did not record the columns that were "
+            "scored; score the source again"
+        )
+    # Such a source is one table, so each of them is one name.
+    caption, image, id = (then.get(name) for name in ("caption_column", "image_column", "id_column"))
+    return ColumnNames(caption, image, id)
 
 
 def _column_then(name: str | None) -> str | None:

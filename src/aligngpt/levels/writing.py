@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.values import is_plain_json, read_values
 from aligngpt.files import atomic_write
 from aligngpt.levels.json_scores import read_json
@@ -44,10 +45,12 @@ class LevelWriter(ABC):
 class _Records(LevelWriter):
     """Writes the JSON records that have a score, with the fields `similarity` (the level minus one) and `score`."""
 
-    def __init__(self, file: IO[str], source: Path, *, is_array: bool) -> None:
+    def __init__(self, file: IO[str], source: Path, names: ColumnNames, *, is_array: bool) -> None:
         self._file = file
         self._source = source
-        self._records = enumerate(read_json(source)) if is_plain_json(source) else read_values(source)
+        # Whole records if they were scored as such, else the columns that were scored.
+        whole = not names.given and is_plain_json(source)
+        self._records = enumerate(read_json(source)) if whole else read_values(source, names)
         self._is_array = is_array
         self._any = False
 
@@ -138,8 +141,13 @@ class _BinaryUids(LevelWriter):
 
 
 @contextmanager
-def records_writer(out: Path, source: Path) -> Iterator[LevelWriter]:
-    """Write the records of a JSON file atomically: as a JSON array if `out` ends in `.json`, else as JSON lines.
+def records_writer(out: Path, source: Path, names: ColumnNames | None = None) -> Iterator[LevelWriter]:
+    """Write the records of a source atomically: as a JSON array if `out` ends in `.json`, else as JSON lines.
+
+    Args:
+        out: the file to write.
+        source: see `read_values`.
+        names: the columns that were scored; None for JSON records, which are written with all their fields.
 
     Raises:
         ScoresError: a record that has a score is missing, or cannot be written as JSON.
@@ -148,7 +156,7 @@ def records_writer(out: Path, source: Path) -> Iterator[LevelWriter]:
     is_array = out.suffix == ".json"
     with atomic_write(out) as file:
         file.write("[\n" if is_array else "")
-        records = _Records(file, source, is_array=is_array)
+        records = _Records(file, source, names or ColumnNames(), is_array=is_array)
         yield records
         records.close()
 

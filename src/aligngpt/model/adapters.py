@@ -30,6 +30,7 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.templates import for_images, one_template
+from aligngpt.model.whole_weights import load_whole
 
 OWN_PARTS = ("model.multi_modal_projector", "model.alignment")
 """Modules that an adapter folder always stores in full, if the model has them."""
@@ -137,7 +138,9 @@ def load_adapter(
             f"the base {source} of the adapter {folder} is a {config.model_type!r} model, expected an AlignGPT model"
         )
     try:
-        whole = AlignGPTForConditionalGeneration.from_pretrained(source, dtype="auto")
+        whole: AlignGPTForConditionalGeneration = load_whole(
+            AlignGPTForConditionalGeneration, source, "the base", AdapterError, dtype="auto"
+        )
         processor = _processor(folder, source)
         stored = _stored(folder)
         _check_base(folder, source, whole)

@@ -134,8 +134,8 @@ class AlignGPTProcessor(LlavaProcessor):
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As `ProcessorMixin.apply_chat_template`; tokenized conversations with responses get an `instruction_mask`.
 
-        The mask `(batch, length)` marks the tokens before the first response, which the gate read when the
-        conversation began.
+        The mask `(batch, length)` marks the tokens that the gate read when the conversation began, see
+        `instruction_mask`.
         """
         rendered: Any = super().apply_chat_template(conversation, chat_template, **kwargs)
         if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
@@ -152,6 +152,9 @@ class AlignGPTProcessor(LlavaProcessor):
     ) -> Any:
         """The mask of tokens that the gate may read in each conversation: those before the first response.
 
+        A conversation that begins with one has nothing before it: there, a greeting is read together with what is
+        asked, up to the next response.
+
         Args:
             conversations: in chat format; those with a response are rendered again.
             attention_mask: `(batch, length)`, from tokenizing the conversations.
@@ -162,7 +165,7 @@ class AlignGPTProcessor(LlavaProcessor):
         """
         mask = deepcopy(attention_mask)
         for row, turns in enumerate(conversations):
-            first = next((i for i, message in enumerate(turns) if message["role"] == "assistant"), len(turns))
+            first = next((i for i in range(1, len(turns)) if turns[i]["role"] == "assistant"), len(turns))
             if first == len(turns):
                 continue
             opening = super().apply_chat_template(

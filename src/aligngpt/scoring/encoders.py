@@ -21,6 +21,7 @@ from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 from aligngpt.model.own_code import refuse_own_code
+from aligngpt.model.whole_weights import load_whole
 from aligngpt.scoring.dual_encoder.model import LOADING_ERRORS
 from aligngpt.scoring.patches import inputs_of_patches, pixels_of, takes_patches
 from aligngpt.scoring.tokenizer_content import tokenizer_content
@@ -78,14 +79,15 @@ class PairScorer:
             dtype: `float32`, `bfloat16`, or `auto` for bfloat16 if it is faster on the device.
 
         Raises:
-            ScorerError: a part of the model cannot be loaded or is code of its own, or the model cannot score pairs.
+            ScorerError: a part of the model cannot be loaded, lacks weights or is code of its own, or the model cannot
+                score pairs.
             DeviceError: the device or precision is not available.
         """
         precision = resolve_dtype(dtype, resolve_device(device))
         local_or_hub(source, "the model", ScorerError)
         refuse_own_code(source, "the model", ScorerError, unless_known=True)
         try:
-            model = AutoModel.from_pretrained(source, dtype=precision, trust_remote_code=False)
+            model = load_whole(AutoModel, source, "the model", ScorerError, dtype=precision, trust_remote_code=False)
         except LOADING_ERRORS as error:
             raise ScorerError(f"the model {source} cannot be loaded: {error}") from error
         # Check this before loading the tokenizer: an image-only model has none.

@@ -74,7 +74,7 @@ class Writer:
     @property
     def counts(self) -> bool:
         """Whether the stream ends with the number of tokens."""
-        return self.body.stream_options is not None and self.body.stream_options.include_usage
+        return self.body.stream_options is not None and bool(self.body.stream_options.include_usage)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

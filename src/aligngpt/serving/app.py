@@ -20,6 +20,7 @@ from aligngpt.serving.answers import Writer
 from aligngpt.serving.desk import Desk, Job, Left
 from aligngpt.serving.errors import ApiError, internal_error, json_bytes, shortened
 from aligngpt.serving.gate import Gate
+from aligngpt.serving.metrics import CHAT_PATH, LEFT, Outcomes, set_outcome
 from aligngpt.serving.protocol import TAGS, ChatRequest
 
 log = logging.getLogger("aligngpt.serving")
@@ -50,6 +51,8 @@ def build_app(
     # The pages with documentation would load scripts from other hosts.
     app = FastAPI(title="aligngpt serve", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, key=key, max_body=max_body, body_seconds=body_seconds)
+    # What is added last is outermost.
+    app.add_middleware(Outcomes, metrics=desk.metrics)
     _add_error_handlers(app)
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "aligngpt"}
 
@@ -79,20 +82,16 @@ def build_app(
         check_name(asked)
         return model
 
-    @app.post("/v1/chat/completions")
+    @app.post(CHAT_PATH)
     async def chat(request: Request, body: ChatRequest) -> Response:
         started = time.perf_counter()
         try:
             check_name(body.model)
             writer = Writer(body, desk.engine.processor.tokenizer, fingerprint)
-            response = await _answered(desk, writer, request, started)
-        except ApiError as error:
-            desk.metrics.requests.labels(str(error.status)).inc()
-            raise
+            return await _answered(desk, writer, request, started)
         except Left:
-            desk.metrics.requests.labels("left").inc()
+            set_outcome(request, LEFT)
             return Response(status_code=499)
-        return response
 
     return app
 
@@ -106,8 +105,9 @@ async def _answered(desk: Desk, writer: Writer, request: Request, started: float
         first = await job.next()
         desk.metrics.first_seconds.observe(time.perf_counter() - started)
         if writer.body.stream:
-            chunks = _chunks(desk, writer, job, first, count, started)
-            return _Stream(chunks, stack.pop_all(), desk.seconds + SLACK_SECONDS)
+            chunks = _chunks(desk, writer, request, job, first, count, started)
+            left = max(0.0, desk.seconds - (time.perf_counter() - started))
+            return _Stream(chunks, stack.pop_all(), left + SLACK_SECONDS)
         found: dict[int, Answer] = {}
         event = first
         while True:
@@ -121,7 +121,9 @@ async def _answered(desk: Desk, writer: Writer, request: Request, started: float
         return Response(json_bytes(writer.completion(answers)), media_type="application/json")
 
 
-async def _chunks(desk: Desk, writer: Writer, job: Job, event: Any, count: int, started: float) -> AsyncIterator[bytes]:
+async def _chunks(
+    desk: Desk, writer: Writer, request: Request, job: Job, event: Any, count: int, started: float
+) -> AsyncIterator[bytes]:
     """The server-sent events of a stream. An error after its beginning is an event too, and ends it."""
     found: dict[int, Answer] = {}
     try:
@@ -142,10 +144,10 @@ async def _chunks(desk: Desk, writer: Writer, job: Job, event: Any, count: int, 
         _count(desk, answers, started)
         yield b"data: [DONE]\n\n"
     except ApiError as error:
-        desk.metrics.requests.labels(str(error.status)).inc()
+        set_outcome(request, str(error.status))
         yield _event(error.body)
     except (Left, GeneratorExit, asyncio.CancelledError) as error:
-        desk.metrics.requests.labels("left").inc()
+        set_outcome(request, LEFT)
         if not isinstance(error, Left):
             raise
 
@@ -155,7 +157,6 @@ def _event(value: Any) -> bytes:
 
 
 def _count(desk: Desk, answers: Sequence[Answer], started: float) -> None:
-    desk.metrics.requests.labels("200").inc()
     desk.metrics.seconds.observe(time.perf_counter() - started)
     desk.metrics.answered(answers)
 

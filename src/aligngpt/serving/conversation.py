@@ -17,9 +17,6 @@ from aligngpt.serving.protocol import ChatRequest, ImagePart, Message
 
 log = logging.getLogger("aligngpt.serving")
 
-GREEDY_BELOW = 1e-3
-"""Smaller temperatures would overflow when the logits are divided by them."""
-
 CHARACTERS_PER_TOKEN = 64
 """More than any text has on average, so a longer text than this allows need not be tokenized, which takes long."""
 
@@ -144,9 +141,8 @@ def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dic
 
 def _sampling(body: ChatRequest) -> Sampling:
     """OpenAI's defaults: temperature 1, top_p 1, and other random numbers each time."""
-    temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(
-        temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+        temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=body.top_k or 0,
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,

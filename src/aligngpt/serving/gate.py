@@ -2,6 +2,8 @@
 
 import asyncio
 import hmac
+import ipaddress
+import re
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
@@ -9,10 +11,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aligngpt.serving.errors import ApiError
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 OPEN_PATHS = ("/health",)
+HOST = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?")
+"""A `Host` header: IPv6 in brackets or anything else, and a port."""
+
 BODIES = 16
 """Bodies of the largest size that are held in memory at once."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_in(header: str) -> str:
+    """The host of a `Host` header, without its port and without the brackets of IPv6; empty if there is none."""
+    found = HOST.fullmatch(header)
+    return "" if found is None else found[1] or found[2] or ""
 
 
 @dataclass
@@ -72,12 +92,11 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if self.key is None:
-            host = headers.get("host", "")
-            if host.rsplit(":", 1)[0] not in LOOPBACK and host not in LOOPBACK:
+            if not is_loopback(_host_in(headers.get("host", ""))):
                 raise ApiError(
                     403,
-                    "without an API key the server answers only to localhost and 127.0.0.1; start it with a key to use "
-                    "another name",
+                    "without an API key the server answers only to localhost and loopback addresses such as 127.0.0.1; "
+                    "start it with a key to use another name",
                     code="host_not_allowed",
                 )
         elif scope["path"] not in OPEN_PATHS:

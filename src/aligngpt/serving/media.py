@@ -30,7 +30,8 @@ MAX_SCANS = 100
 """A progressive JPEG has about ten scans. Each costs as much as the whole image, so thousands would take minutes."""
 
 _DATA = re.compile(r"data:([a-z0-9.+/-]*);base64,", re.IGNORECASE)
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+# One FF before the marker is enough: with `\xff+`, a run of them would be read again from each.
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class Message(_Strict):
 class StreamOptions(_Strict):
     """Options of a stream."""
 
-    include_usage: StrictBool = False
+    include_usage: StrictBool | None = None
 
 
 class ChatRequest(_Strict):
@@ -188,7 +188,7 @@ class ChatRequest(_Strict):
     user: str | None = None
     safety_identifier: str | None = None
     alignment_level: Annotated[int, Number, Field(ge=1)] | None = None
-    alignment_weights: StrictBool = False
+    alignment_weights: StrictBool | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """Runs the server: checks its address and key, loads the model, and stops in order."""
 
 import asyncio
-import ipaddress
 import json
+import math
 import os
 import socket
 import warnings
@@ -25,6 +25,7 @@ from aligngpt.progress import console
 from aligngpt.serving.app import build_app
 from aligngpt.serving.conversation import Limits
 from aligngpt.serving.desk import Desk
+from aligngpt.serving.gate import is_loopback
 from aligngpt.serving.metrics import Metrics
 
 KEY_VARIABLE = "ALIGNGPT_API_KEY"
@@ -49,6 +50,9 @@ class Options:
         grace: seconds for open requests when the server stops.
         max_body: bytes of a request's body, at most.
         limits: what one request may ask.
+
+    Raises:
+        ServingError: `seconds` or `grace` is no number of seconds.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +65,12 @@ class Options:
     grace: float = 20.0
     max_body: int = 32 * MEBIBYTE
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ServingError(f"the time for one request must be a number of seconds above 0, not {self.seconds}")
+        if not (math.isfinite(self.grace) and self.grace >= 0):
+            raise ServingError(f"the time for open requests must be a number of seconds from 0 up, not {self.grace}")
 
 
 class Server(uvicorn.Server):
@@ -160,16 +170,6 @@ def read_key(file: Path | None) -> str | None:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ServingError(f"{where} has no usable API key; it must be one word of printable ASCII characters")
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def fingerprint(model: AlignGPTForConditionalGeneration) -> str:

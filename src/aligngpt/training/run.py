@@ -177,7 +177,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             from_main(lambda: check_rows_can_branch(model, stage))
             keep_masks(model, device)
         collator, budget = collators_of(stage, processor.tokenizer.pad_token_id, device, packed=packed)
-        validation = validation_of(stage, dataset, collator, budget)
+        validation = validation_of(recipe, name, dataset, collator, budget)
         held_low = in_bfloat16 and hold_frozen_in(model, torch.bfloat16)
         if stage.weight_precision == "bfloat16":
             hold_trained_in_bfloat16(model)

@@ -576,7 +576,7 @@ def test_links_in_a_tar_file_are_no_pictures(tmp_path: Path) -> None:
         text = tarfile.TarInfo("0.txt")
         text.size = 3
         tar.addfile(text, io.BytesIO(b"one"))
-    assert captions(everything(tmp_path)) == ["no_picture"]
+    assert captions(everything(tmp_path)) == ["link"]
 
 
 def test_fields_of_the_json_in_a_tar_file_can_be_named(tmp_path: Path) -> None:

@@ -345,3 +345,22 @@ def test_a_check_lists_what_training_would_reject(tmp_path: Path, records: list,
     with Rejects(None, max_share=1.0) as rejects:
         assert len(prepare_samples(path, rejects=rejects)) == 7
     assert check_files([tmp_path / "none.tar"])[0].error is not None
+
+
+def test_members_of_one_name_are_different_images(tmp_path: Path, pictures: list[bytes]) -> None:
+    """As in `cat a.tar b.tar`, where both begin with `000000.png`."""
+    whole = b""
+    for text, picture in (("one", pictures[0]), ("two", pictures[1])):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as tar:
+            for name, content in (("000000.png", picture), ("000000.txt", text.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        whole += stream.getvalue()
+    (tmp_path / "both.tar").write_bytes(whole)
+    samples = prepare_samples(tmp_path / "both.tar", rejects=Rejects(None))
+    assert [one.caption for one in samples] == ["one", "two"] and len({one.images for one in samples}) == 1
+    assert rows_of(samples, 8) == [(0,), (1,)]
+    found = [samples.picture(place, 0) for place in range(2)]
+    assert [None if one is None else one.read() for one in found] == pictures[:2]

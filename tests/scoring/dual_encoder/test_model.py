@@ -11,10 +11,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_models import VISION
 from torch import Tensor
 from transformers import AutoModel, BertModel, Dinov2Model
 
+from aligngpt.errors import AlignGPTError
+from aligngpt.model.whole_weights import load_whole
 from aligngpt.scoring.dual_encoder.model import DualEncoder, DualEncoderConfig, DualEncoderError, assemble_dual_encoder
 from aligngpt.scoring.encoders import PairScorer, load_image_processor, load_tokenizer
 
@@ -219,3 +222,23 @@ def test_other_vision_transformers_are_cut_and_come_back_too(
     model.save_pretrained(tmp_path / "dual")
     back = AutoModel.from_pretrained(tmp_path / "dual")
     assert torch.equal(back.pooled_image(pixels), model.pooled_image(pixels))
+
+
+def without(folder: Path, to: Path, start: str) -> Path:
+    """A copy of a model folder without the tensors whose names begin so."""
+    copy = Path(shutil.copytree(folder, to))
+    (weights,) = copy.glob("*.safetensors")
+    kept = {name: one for name, one in load_file(weights).items() if not name.startswith(start)}
+    save_file(kept, weights, {"format": "pt"})
+    return copy
+
+
+def test_of_a_towers_weights_only_the_pooler_may_be_missing(
+    image_tower: Path, text_tower: Path, tmp_path: Path
+) -> None:
+    bare = without(text_tower, tmp_path / "bare", "pooler.")
+    assemble_dual_encoder(image_tower, bare)
+    with pytest.raises(DualEncoderError, match=r"the tower .*broken has no weights for encoder\.layer\.0"):
+        assemble_dual_encoder(image_tower, without(text_tower, tmp_path / "broken", "encoder.layer.0"))
+    with pytest.raises(AlignGPTError, match=r"no weights for pooler\.dense\.bias, pooler\.dense\.weight"):
+        load_whole(AutoModel, bare, "the tower", AlignGPTError)

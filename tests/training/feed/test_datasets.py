@@ -93,7 +93,7 @@ def test_the_fingerprint_is_of_all_sources_and_of_what_is_held_out(
 def test_a_share_is_held_out_and_looked_at(tiny_recipe: Callable) -> None:
     recipe = tiny_recipe(instruct__validation={"share": 0.4, "minutes": 1e-9})
     dataset = dataset_of(recipe, Rejects(None))
-    validation = validation_of(recipe.instruct, dataset, Collator(0))
+    validation = validation_of(recipe, "instruct", dataset, Collator(0))
     assert validation is not None
     kept, others = ({sample.record for sample in one.samples} for one in (dataset, validation.dataset))
     assert kept | others == set(range(25)) and not kept & others and kept and others
@@ -117,7 +117,8 @@ def test_losses_by_level_and_source_are_those_of_their_samples(
         if packed:
             decide_packing(model, recipe, stage, torch.device("cpu"), torch.float32)
         dataset = training_data(training_samples(recipe, name, Rejects(None)), recipe, name, model, processor)
-        validation = validation_of(stage, dataset, Collator(processor.tokenizer.pad_token_id, packed=packed))
+        collator = Collator(processor.tokenizer.pad_token_id, packed=packed)
+        validation = validation_of(recipe, name, dataset, collator)
         return validation.measure(model)
 
     others = sources[1]
@@ -127,7 +128,7 @@ def test_losses_by_level_and_source_are_those_of_their_samples(
     assert first.losses == {}
     records = [record | {"similarity": place} for place, record in enumerate(records)]
     Path(others["data"]).write_text(json.dumps(records))
-    with pytest.raises(RecipeError, match=r"others.json have an alignment level .* some of .*questions.json have none"):
+    with pytest.raises(TooManyRejects, match=r"24 records of pretrain\.validation\.data have an image but no level"):
         measured(sources, "pretrain")
     # If no levels are learnt they are not checked, and some samples may have none.
     assert measured(sources).losses.keys() == {"questions", "others"}

@@ -17,6 +17,7 @@ from aligngpt.data.sources.base import BrokenRecord, Record, RecordSource, Shard
 from aligngpt.data.sources.csv import DELIMITERS, CsvSource
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.finding import find_records
+from aligngpt.data.sources.json_keys import REPEATED_KEY, RepeatedKeys
 from aligngpt.data.sources.remote import RemotePath, located
 from aligngpt.data.sources.tar_samples import TarSample
 
@@ -182,6 +183,8 @@ class RowPairs(PairSource):
         if not isinstance(record.value, Mapping):
             found = f"expected a JSON object, found {type(record.value).__name__}"
             return Unusable(record.number, None, "not_an_object", found)
+        if isinstance(record.value, RepeatedKeys):
+            return Unusable(record.number, own_id(record.value), "repeated_key", REPEATED_KEY)
         return pair_of_row(record, number, record.root or self.root)
 
 

@@ -11,7 +11,7 @@ from aligngpt.data.records.pictures import pictures_of
 from aligngpt.data.records.places import moved_to_front, parts_of, placed
 from aligngpt.data.records.tags import IMAGE_PLACEHOLDER
 from aligngpt.data.records.turns import Said
-from aligngpt.data.sources.json_keys import RepeatedKeys
+from aligngpt.data.sources.json_keys import REPEATED_KEY, RepeatedKeys
 
 __all__ = ["RecordError", "Role", "Sample", "Turn", "notes_on", "own_id", "parse_record", "to_record"]
 
@@ -113,7 +113,7 @@ def parse_record(record: object, index: int = 0) -> Sample:
     if not isinstance(record, Mapping):
         raise RecordError("not_an_object", f"expected a JSON object, found {type(record).__name__}")
     if isinstance(record, RepeatedKeys):
-        raise RecordError("repeated_key", "the record has a duplicate key; keep one of its values")
+        raise RecordError("repeated_key", REPEATED_KEY)
     check_fields(record)
     system, said, _ = _in_turn(record)
     if len(said) < 2:

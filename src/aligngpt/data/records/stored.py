@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from aligngpt.data.images.keys import image_key
 from aligngpt.data.images.opening import ImageError
 from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.captions import checked_caption
@@ -26,6 +27,7 @@ from aligngpt.data.sources.fields import (
     listed,
 )
 from aligngpt.data.sources.finding import Archive
+from aligngpt.data.sources.given_level import set_level
 from aligngpt.data.sources.parquet import ParquetSource
 from aligngpt.data.sources.parquet_rows import stored_bytes
 from aligngpt.data.sources.tar import TarSource
@@ -103,10 +105,13 @@ def _of_members(members: TarSample, record: int, file: int, shard: str) -> Found
         raise RecordError("image_count", f"its .json names {len(named)} images, but there is one with this key")
     assert picture.length is not None
     stored = StoredAt(file, -1, picture.offset, picture.length)
-    # The name includes the tar file's, so that the same name in another file is a different image.
-    found = _found(fields, id, record, f"{shard}/{picture.name.rpartition(' in ')[0]}")
+    # The key includes the tar file's name, so that the same name in another file is a different image, and the offset,
+    # which differs for members of one name, as in concatenated tar files.
+    name = f"{shard}/{picture.name.rpartition(' in ')[0]}"
+    key = image_key([name, str(picture.offset)])
+    found = _found(fields, id, record, name)
     others = {name: value for name, value in values.items() if name not in ("level", *RECORD_IDS)}
-    return found._replace(stored=stored, picture=picture, fields={**others, **found.fields})
+    return found._replace(stored=stored, key=key, picture=picture, fields={**others, **found.fields})
 
 
 def _spoken(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -178,22 +183,12 @@ def _found(fields: Mapping[str, Any], id: object, record: int, image: str | list
     given = {name: value for name, value in fields.items() if value is not None or name in ASKING}
     level = given.pop("level", None)
     if level is not None:
-        _set_level(given, level)
+        try:
+            set_level(given, level)
+        except ValueError as error:
+            raise RecordError("level", str(error)) from error
     # `parse_record` checks paths, which a display name need not be, so it gets a placeholder instead.
     names = {} if image is None else {"image": image if isinstance(image, list) else "picture"}
     read = given | {"id": id} | names
     sample = parse_record(read, record)
     return Found(replace(sample, images=(image,)) if isinstance(image, str) else sample, fields=read)
-
-
-def _set_level(fields: dict[str, Any], level: object) -> None:
-    """Store a level 1…N as `similarity`, which counts from 0; tables with missing levels may hold it as a float."""
-    whole = not isinstance(level, bool) and isinstance(level, int | float) and level == level and level % 1 == 0
-    if not whole or level < 1:  # type: ignore[operator]
-        raise RecordError("level", f"`level` must be a level 1…N, found {level!r}")
-    given = fields.get("similarity")
-    if isinstance(given, float):
-        fields.setdefault("score", given)
-    elif given is not None and given != level - 1:  # type: ignore[operator]
-        raise RecordError("level", f"`level` is {level} (from 1) and `similarity` {given!r} (from 0); keep one of them")
-    fields["similarity"] = int(level) - 1  # type: ignore[call-overload]

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from aligngpt.data.images.keys import plain_name
 from aligngpt.data.records.sample import Sample
 
 
@@ -63,7 +64,7 @@ def columns_of(samples: Sequence[Sample]) -> Columns:
         characters=column(sum(len(turn.text) for turn in sample.turns) for sample in samples),
         images=column(len(sample.images) for sample in samples),
         interleaved=column(int(sample.interleaved) for sample in samples),
-        keys=column(known.setdefault(sample.images, len(known)) for sample in samples),
+        keys=column(known.setdefault(tuple(map(plain_name, sample.images)), len(known)) for sample in samples),
         sources=np.zeros(len(samples), dtype=np.int64),
         blocks=np.full(len(samples), -1),
         block_bytes=np.zeros(len(samples), dtype=np.int64),

@@ -1,11 +1,10 @@
 """Conversion between samples and rows of an Arrow table, with numeric columns for vectorised access."""
 
-import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from aligngpt.data.images.keys import image_key
 from aligngpt.data.records.sample import Role, Sample, Turn
 from aligngpt.data.sources.base import StoredAt
 
@@ -40,12 +39,6 @@ SAMPLE_COLUMNS = range(10)
 NOWHERE = StoredAt(-1, -1, 0, 0)
 
 _ROLES: tuple[Role, Role] = ("user", "assistant")
-
-
-def image_key(images: Sequence[str]) -> int:
-    """A signed 64-bit hash of the image names."""
-    text = "\0".join(images).encode(errors="surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
 def row_of(sample: Sample, stored: StoredAt | None = None, key: int | None = None) -> dict[str, Any]:

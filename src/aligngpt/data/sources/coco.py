@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 from aligngpt.data.sources.base import BrokenRecord, Record, Shard, SourceError
 from aligngpt.data.sources.converted import ConvertedSource
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.json import JsonSource
+from aligngpt.data.sources.json_keys import RepeatedKeys, decoded
 from aligngpt.data.sources.text_files import one_object_keys
 
 FIELDS = ("id", "image_id", "caption", "file_name")
@@ -55,9 +57,11 @@ def coco_to_lines(path: Path, out: Path) -> None:
         SourceError: see `CocoSource`.
     """
     try:
-        whole = json.loads(path.read_bytes())
+        whole = decoded(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is one JSON object that cannot be read: {error}") from error
+    if not isinstance(whole, dict) or isinstance(whole, RepeatedKeys):
+        raise SourceError(f"{path} must be one JSON object, with each key once; keep one of the values")
     images, annotations = whole.get("images"), whole.get("annotations")
     if not _is_table(images, "file_name") or not _is_table(annotations, "image_id"):
         raise SourceError(
@@ -69,7 +73,16 @@ def coco_to_lines(path: Path, out: Path) -> None:
             f"{path} is a COCO file without captions: its annotations have the fields {', '.join(annotations[0])}; "
             "use its captions file (captions_….json)"
         )
-    names = {one.get("id"): one.get("file_name") for one in images}
+    _check_each(path, "images", images, "id")
+    _check_each(path, "annotations", annotations, "image_id")
+    names: dict[object, object] = {}
+    for one in images:
+        name = names.setdefault(one.get("id"), one["file_name"])
+        if name != one["file_name"]:
+            raise SourceError(
+                f"{path} has the id {one.get('id')} twice in `images`, as {name} and {one['file_name']}; give each "
+                "image an id of its own"
+            )
     with out.open("w", encoding="utf-8") as file:
         for number, one in enumerate(annotations):
             row = {"id": one.get("id", number), "image_id": one.get("image_id"), "caption": one.get("caption")}
@@ -77,5 +90,20 @@ def coco_to_lines(path: Path, out: Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def _is_table(found: object, field: str) -> bool:
+def _check_each(path: Path, table: str, rows: list[dict[str, object]], id: str) -> None:
+    """Check that each row of a table has each key once, and a number or a text as the id of its image.
+
+    Raises:
+        SourceError: a row does not.
+    """
+    for number, row in enumerate(rows):
+        if isinstance(row, RepeatedKeys):
+            raise SourceError(f"{path}: row {number} of `{table}` has a duplicate key; keep one of its values")
+        if isinstance(row.get(id), list | dict):
+            raise SourceError(
+                f"{path}: `{id}` of row {number} of `{table}` must be a number or a text, found {row[id]!r:.80}"
+            )
+
+
+def _is_table(found: object, field: str) -> TypeGuard[list[dict[str, object]]]:
     return isinstance(found, list) and all(isinstance(one, dict) and field in one for one in found)

@@ -13,7 +13,7 @@ from aligngpt.cache import CacheError, cache_entry, entry_path
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
 from aligngpt.data.sources.remote import content_hash
 
-FORMAT = 1
+FORMAT = 2
 """Format version of a cache entry; changing it rebuilds all entries."""
 
 BROKEN_FILE = "broken.json"

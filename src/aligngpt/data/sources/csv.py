@@ -6,7 +6,7 @@ from pathlib import Path
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
 from aligngpt.data.sources.byte_ranges import BrokenLine, cut, text_start
 from aligngpt.data.sources.csv_rows import Row, names_picture, read_rows
-from aligngpt.data.sources.fields import IMAGE_COLUMNS, ColumnNames, first_of
+from aligngpt.data.sources.fields import IMAGE_COLUMNS, NUMBERS, ColumnNames, check_once, first_of
 from aligngpt.data.sources.remote import content_hash
 from aligngpt.data.sources.text_files import check_encoding
 
@@ -41,6 +41,8 @@ class CsvSource(RecordSource):
         self.header = header
         check_encoding(path, self._body, above=1)
         self._columns = None if _asks(header, names) else names.found_in(header, str(path))
+        # The fields of a question are not known before it is read.
+        check_once((name for name in header if name) if self._columns is None else self._read(), header, str(path))
         self._shards: tuple[Shard, ...] = ()
 
     def shards(self) -> Sequence[Shard]:
@@ -64,6 +66,10 @@ class CsvSource(RecordSource):
             else:
                 values = dict(zip(self.header, row.fields, strict=True))
                 yield Record(number, values, place, self._columns)
+
+    def _read(self) -> tuple[str, ...]:
+        """The columns that are read of a table of captions."""
+        return (*(() if self._columns is None else self._columns.all()), *NUMBERS)
 
     def _rows(self, start: int, stop: int | None) -> Iterator[Row]:
         image = first_of(IMAGE_COLUMNS, self.header) if self._columns is None else self._columns.image

@@ -1,6 +1,6 @@
 """The fields of rows that are read, under names given by the user or under the default names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aligngpt.data.sources.base import ReadColumns, SourceError
@@ -9,6 +9,8 @@ from aligngpt.data.sources.base import ReadColumns, SourceError
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "title")
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "path", "jpg", "png", "webp")
 ID_COLUMNS = ("id", "uid", "key")
+NUMBERS = ("level", "similarity", "score")
+"""Fields that hold numbers; in CSV files, everything is text."""
 PICTURE_COLUMNS = ("image", "images", *(name for name in IMAGE_COLUMNS if name != "image"))
 """The image columns of records that may also have several images."""
 
@@ -39,6 +41,17 @@ class ColumnNames:
         if self.id is not None or any(name in there for name in ID_COLUMNS):
             id = _find("id", self.id, ID_COLUMNS, there, where)
         return ReadColumns(caption, image, id)
+
+
+def check_once(names: Iterable[str], there: Sequence[str], where: str) -> None:
+    """Check that no column that is read has the name of another, of which only the last would be read.
+
+    Raises:
+        SourceError: one has.
+    """
+    for name in names:
+        if there.count(name) > 1:
+            raise SourceError(f"{where} has {there.count(name)} columns {name}; rename all but the one to read")
 
 
 def _find(what: str, named: str | None, usual: tuple[str, ...], there: list[str], where: str) -> str:

@@ -104,7 +104,7 @@ def read_records(path: Path) -> Iterator[tuple[int, object]]:
             lines.
     """
     try:
-        if _is_array(path):
+        if is_array(path):
             yield from ((index, element.value) for index, element in enumerate(read_array(path)))
         else:
             yield from _read_lines(path)
@@ -112,7 +112,13 @@ def read_records(path: Path) -> Iterator[tuple[int, object]]:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _is_array(path: Path) -> bool:
+def is_array(path: Path) -> bool:
+    """Whether a file of JSON records is one array.
+
+    Raises:
+        SourceError: it is empty, or of another kind.
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         head = file.read(HEAD).removeprefix(BOM)
         check_kind(path, head)

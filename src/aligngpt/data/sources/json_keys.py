@@ -14,5 +14,17 @@ def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found if len(found) == len(pairs) else RepeatedKeys(found)
 
 
+REPEATED_KEY = "the record has a duplicate key; keep one of its values"
+
 DECODER = json.JSONDecoder(object_pairs_hook=object_of)
 """Decodes JSON and returns a `RepeatedKeys` for an object with duplicate keys."""
+
+
+def decoded(content: bytes) -> object:
+    """The value of a JSON file, which may begin with a byte order mark; see `DECODER`.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(content, object_pairs_hook=object_of)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow
 
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError, StoredAt
-from aligngpt.data.sources.fields import ColumnNames
+from aligngpt.data.sources.fields import ColumnNames, check_once
 from aligngpt.data.sources.fingerprints import files_fingerprint
 from aligngpt.data.sources.parquet_rows import open_parquet, read_records
 
@@ -61,6 +61,7 @@ class ParquetSource(RecordSource):
             name = path.relative_to(self.folder).as_posix()
             with open_parquet(path) as file:
                 columns = wanted(file.schema_arrow, str(path))
+                check_once(columns, file.schema_arrow.names, str(path))
                 in_file = 0
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
@@ -82,7 +83,9 @@ class ParquetSource(RecordSource):
         for path in self.files:
             name = path.relative_to(self.folder).as_posix()
             with open_parquet(path) as file:
-                self._columns.add(self.names.found_in(file.schema_arrow.names, str(path)))
+                found = self.names.found_in(file.schema_arrow.names, str(path))
+                check_once(found.all(), file.schema_arrow.names, str(path))
+                self._columns.add(found)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             begin = 0
             for group, rows in enumerate(groups):

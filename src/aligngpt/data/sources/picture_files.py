@@ -1,13 +1,13 @@
 """Folders in which each image has its caption beside it, in a file of the same name: `a.jpg` and `a.txt`."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
 from aligngpt.data.sources.companions import Companions, companions_in, folders_in, read_text
 from aligngpt.data.sources.fields import CAPTION_COLUMNS, ColumnNames, first_of
+from aligngpt.data.sources.json_keys import REPEATED_KEY, RepeatedKeys, decoded
 from aligngpt.data.sources.tar_samples import MAX_TEXT
 
 TEXT = ".txt"
@@ -95,6 +95,9 @@ class PictureFiles(RecordSource):
         picture = folder / entry.pictures[0]
         if not texts:
             return BrokenRecord(number, "no_caption", f"{picture} has no .txt or .json of the same name beside it")
+        if self.field is None and (differing := _differing(folder, entry.texts)):
+            found = " and ".join(differing)
+            return BrokenRecord(number, "text_count", f"{picture} has {found}, which differ; expected one caption")
         try:
             caption = self._caption(folder, entry)
         except ValueError as error:
@@ -116,13 +119,23 @@ class PictureFiles(RecordSource):
             raise ValueError(f"{folder / entry.texts[0]} has no .json beside it with the field {self.field}")
         path = folder / entry.json
         try:
-            fields = json.loads(read_text(path) or b"")
+            fields = decoded(read_text(path) or b"")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{path}: expected a JSON object, found {type(fields).__name__}")
+        if isinstance(fields, RepeatedKeys):
+            raise ValueError(f"{path}: {REPEATED_KEY}")
         name = self.field or first_of(CAPTION_COLUMNS, fields)
         return None if name is None else fields.get(name)
+
+
+def _differing(folder: Path, texts: Sequence[str]) -> list[str]:
+    """The names of the texts of an image if their contents are not the same."""
+    if len(texts) < 2:
+        return []
+    contents = {(read_text(folder / name) or b"").strip() for name in texts}
+    return list(texts) if len(contents) > 1 else []
 
 
 def has_picture_files(folder: Path) -> bool:

@@ -20,12 +20,14 @@ class Member:
         offset: first byte of its content.
         size: size of its content in bytes.
         file: the tar file, open while its members are read.
+        is_link: whether it is a link to something that is not an earlier member, and so has no content.
     """
 
     name: str
     offset: int
     size: int
     file: BinaryIO
+    is_link: bool = False
 
     def read(self) -> bytes:
         """Its content."""
@@ -40,10 +42,15 @@ class BrokenTar:
     reason: str
 
 
-def read_members(path: Path) -> Iterator[Member | BrokenTar]:
-    """Yield the regular files in an uncompressed tar file, in order; if it is broken, a final `BrokenTar`.
+def read_members(path: Path, stop: int | None = None) -> Iterator[Member | BrokenTar]:
+    """Yield the files and links in an uncompressed tar file, in order; if it is broken, a final `BrokenTar`.
 
-    Concatenated tar files are read one after the other.
+    A hard link to an earlier member has that member's content, under its own name. Concatenated tar files are read one
+    after the other.
+
+    Args:
+        path: the file.
+        stop: do not read headers from this byte on.
 
     Raises:
         SourceError: the file cannot be opened.
@@ -55,6 +62,7 @@ def read_members(path: Path) -> Iterator[Member | BrokenTar]:
     with file:
         size = file.seek(0, 2)
         start: int | None = 0
+        earlier = _Earlier(path)
         while start is not None:
             file.seek(start)
             try:
@@ -62,11 +70,18 @@ def read_members(path: Path) -> Iterator[Member | BrokenTar]:
                     while (member := tar.next()) is not None:
                         # tarfile would keep every member it has seen.
                         tar.members.clear()  # type: ignore[attr-defined]
+                        if stop is not None and member.offset >= stop:
+                            return
+                        if member.islnk() or member.issym():
+                            yield earlier.linked(member, file)
+                            continue
                         if not 0 <= member.size <= size - member.offset_data:
                             yield BrokenTar(f"{path} is cut short in {member.name!r}, at byte {member.offset}")
                             return
                         if member.isreg() and not member.issparse():
-                            yield Member(member.name, member.offset_data, member.size, file)
+                            found = Member(member.name, member.offset_data, member.size, file)
+                            earlier.add(found)
+                            yield found
                     # tarfile stops as silently at a broken header as at the end.
                     end = tar.offset
                     file.seek(end)
@@ -83,6 +98,43 @@ def read_members(path: Path) -> Iterator[Member | BrokenTar]:
             except (tarfile.TarError, OSError, ValueError, EOFError) as error:
                 yield BrokenTar(f"{path} is not a complete, uncompressed tar file, at byte {file.tell()}: {error}")
                 return
+
+
+class _Earlier:
+    """The members before a link, by name. They are kept, and the headers before the first link read again, only if
+    there is one.
+
+    Args:
+        path: the tar file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._places: dict[str, tuple[int, int]] | None = None
+
+    def add(self, member: Member) -> None:
+        """Note a member that was read."""
+        if self._places is not None and not member.is_link:
+            self._places[_plain(member.name)] = (member.offset, member.size)
+
+    def linked(self, link: tarfile.TarInfo, file: BinaryIO) -> Member:
+        """The member that a link stands for; one with `is_link` if it is not a hard link to an earlier member."""
+        if not link.islnk():
+            return Member(link.name, link.offset_data, 0, file, is_link=True)
+        if self._places is None:
+            self._places = {}
+            for member in read_members(self._path, stop=link.offset):
+                if isinstance(member, Member):
+                    self.add(member)
+        if (place := self._places.get(_plain(link.linkname))) is None:
+            return Member(link.name, link.offset_data, 0, file, is_link=True)
+        found = Member(link.name, *place, file)
+        self.add(found)
+        return found
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
 
 
 def _not_zero(file: BinaryIO, at: int) -> int | None:

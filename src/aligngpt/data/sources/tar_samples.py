@@ -22,13 +22,26 @@ _NAME = re.compile(r"(?P<key>(?:.*/)?[^/.]+)(?:\.(?P<extension>[^/]+))?", re.DOT
 
 @dataclass(slots=True)
 class TarSample:
-    """The members with one key; `others` are the names of all members if none of them is an image or a text."""
+    """The members with one key.
+
+    Attributes:
+        key: their name without the extension.
+        pictures: the images.
+        text: the content of the first text.
+        texts: the names of the texts with different contents; if there are several, none of them is the caption.
+        json: the content of the `.json`.
+        others: the names of all members if none of them is an image or a text.
+        links: the names of images and texts that are links and cannot be followed; if there are any, the others are
+            left out.
+    """
 
     key: str
     pictures: list[Picture] = field(default_factory=list)
     text: bytes | None = None
+    texts: list[str] = field(default_factory=list)
     json: bytes | None = None
     others: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
     @property
     def has_text(self) -> bool:
@@ -54,7 +67,9 @@ def tar_samples(path: Path) -> Iterator[TarSample | BrokenTar]:
             return
         if (parts := _NAME.fullmatch(member.name.removeprefix("./"))) is None:
             continue
-        if parts["key"] != key:
+        # In concatenated tar files, two samples of one name may follow each other.
+        is_again = any(entry.name == member.name for entry in entries) and _sample(key, entries).is_whole
+        if parts["key"] != key or is_again:
             yield from _samples(key, entries)
             key, entries = parts["key"], []
         entries.append(_entry(member, parts["extension"] or "", path))
@@ -71,6 +86,7 @@ class _Entry:
         is_plain: whether everything after the first dot is a known extension.
         content: an image, the bytes of a `text` or `json` of up to `MAX_TEXT` bytes, or None for anything else.
         kind: `picture`, `text`, `json` or empty.
+        is_link: whether it is a link that cannot be followed.
     """
 
     name: str
@@ -78,12 +94,15 @@ class _Entry:
     is_plain: bool
     kind: str
     content: Picture | bytes | None
+    is_link: bool = False
 
 
 def _entry(member: Member, extension: str, path: Path) -> _Entry:
     stem, _, last = member.name.removeprefix("./").rpartition(".")
     kind = _kind(last.lower()) if extension else ""
     content: Picture | bytes | None = None
+    if member.is_link:
+        return _Entry(member.name, stem, bool(_kind(extension.lower())), kind, None, is_link=True)
     if kind == "picture":
         content = Picture(f"{member.name} in {path}", path=path, offset=member.offset, length=member.size)
     elif kind:
@@ -99,6 +118,9 @@ def _kind(extension: str) -> str:
 
 def _samples(key: str, entries: Sequence[_Entry]) -> Iterator[TarSample]:
     """Yield the samples of adjacent members with the same name up to the first dot."""
+    if linked := _linked(key, entries):
+        yield from (TarSample(stem, links=names) for stem, names in linked.items())
+        entries = [entry for entry in entries if entry.stem not in linked and not (entry.kind and entry.is_link)]
     plain = _sample(key, [entry for entry in entries if entry.is_plain])
     by_stem: dict[str, list[_Entry]] = {}
     for entry in entries:
@@ -124,13 +146,29 @@ def _samples(key: str, entries: Sequence[_Entry]) -> Iterator[TarSample]:
     yield from pairs
 
 
+def _linked(key: str, entries: Sequence[_Entry]) -> dict[str, list[str]]:
+    """The links that leave a sample incomplete, by its name; a complete sample may have links as further members."""
+    links = [entry for entry in entries if entry.kind and entry.is_link]
+    is_whole = bool(links) and _sample(key, [entry for entry in entries if entry.is_plain]).is_whole
+    found: dict[str, list[str]] = {}
+    for entry in links:
+        if entry.is_plain or not is_whole:
+            found.setdefault(entry.stem, []).append(entry.name)
+    return found
+
+
 def _sample(key: str, entries: Sequence[_Entry]) -> TarSample:
     sample = TarSample(key)
+    texts: set[bytes] = set()
     for entry in entries:
         if isinstance(entry.content, Picture):
             sample.pictures.append(entry.content)
-        elif entry.kind == "text" and sample.text is None:
-            sample.text = entry.content
+        elif entry.kind == "text" and entry.content is not None:
+            if sample.text is None:
+                sample.text = entry.content
+            if (text := entry.content.strip()) not in texts:
+                texts.add(text)
+                sample.texts.append(entry.name)
         elif entry.kind == "json" and sample.json is None:
             sample.json = entry.content
     return sample

@@ -9,35 +9,38 @@ from aligngpt.data.sources.base import BrokenRecord, Record
 from aligngpt.data.sources.byte_ranges import BrokenLine
 from aligngpt.data.sources.coco import is_coco
 from aligngpt.data.sources.compressed import can_decompress
-from aligngpt.data.sources.fields import ColumnNames, is_given
+from aligngpt.data.sources.fields import CAPTION_COLUMNS, NUMBERS, ColumnNames, is_given
 from aligngpt.data.sources.finding import TABLE_SUFFIXES, find_records
-from aligngpt.data.sources.json import read_records
+from aligngpt.data.sources.given_level import set_level
+from aligngpt.data.sources.json import first_object, is_array, read_records
+from aligngpt.data.sources.json_keys import REPEATED_KEY, RepeatedKeys
 from aligngpt.data.sources.remote import as_read, located
 
 SHARD = 10_000
 
-NUMBERS = ("level", "similarity", "score")
-"""Fields that hold numbers; in CSV files, everything is text."""
+_NO_ROW = ("image", "images", "conversations", "messages", "texts", "question", "question_id", "answer", "answers")
+"""Fields of a JSON record that are read instead of the file name and the caption of a row."""
 
 
-def read_values(path: Path) -> Iterator[tuple[int, object]]:
+def read_values(path: Path, names: ColumnNames | None = None) -> Iterator[tuple[int, object]]:
     """Yield the records of a source, numbered from 0, with one in memory at a time.
 
-    Rows of tables (CSV, TSV, COCO, folders of images) become records with `image`, `caption` and `id`, and with
-    `level`, `similarity` and `score` as numbers.
+    Rows of tables (CSV, TSV, COCO, folders of images, JSON records with `file_name` and a caption) become records with
+    `image`, `caption` and `id`, and with `level`, `similarity` and `score` as numbers.
 
     Args:
         path: a JSON array, JSON lines, CSV or TSV file, compressed or not; COCO captions; or a folder of images with
             their captions.
+        names: the columns to read; with any of them, JSON records are rows of a table too.
 
     Raises:
         SourceError: it cannot be read, or is none of these; see `read_records` and `find_records`.
     """
-    path = as_read(path)
-    if is_plain_json(path):
+    path, names = as_read(path), names or ColumnNames()
+    if is_plain_json(path) and not names.given and not _is_table(path):
         yield from read_records(path)
         return
-    source = find_records(path, shard_size=SHARD, names=ColumnNames())
+    source = find_records(path, shard_size=SHARD, names=names)
     for shard in source.shards():
         for record in source.read(shard):
             index = shard.first + record.number
@@ -60,12 +63,25 @@ def is_plain_json(path: Path) -> bool:
     return not can_decompress(head) and not (b"{" in head and is_coco(path))
 
 
+def _is_table(path: Path) -> bool:
+    """Whether the first object of a JSON file is a row: a file name and a caption, and nothing else that is read."""
+    try:
+        first = first_object(path, is_array=is_array(path))
+    except OSError:
+        return False
+    if first is None or "file_name" not in first or any(name in first for name in _NO_ROW):
+        return False
+    return any(name in first for name in CAPTION_COLUMNS)
+
+
 def _as_record(row: Record) -> object:
     value, columns = row.value, row.columns
     if not isinstance(value, Mapping):
         return value
+    if isinstance(value, RepeatedKeys):
+        return BrokenLine(f"{row.place}: {REPEATED_KEY}", "repeated_key")
     if columns is None:
-        return _with_numbers({name: cell for name, cell in value.items() if cell != ""})
+        return _with_numbers({name: cell for name, cell in value.items() if cell != ""}, row.place)
     # A record without an image would be text only, and a table of pairs has no such rows.
     for column, kind in ((columns.image, "no_picture"), (columns.caption, "empty_text")):
         if not is_given(value.get(column)):
@@ -73,17 +89,22 @@ def _as_record(row: Record) -> object:
             return BrokenLine(f"{row.place}: `{column}` is empty", kind, str(own) if is_given(own) else None)
     names = {"image": columns.image, "caption": columns.caption, "id": columns.id}
     record = {name: value[column] for name, column in names.items() if column is not None and is_given(value[column])}
-    return _with_numbers(record | {name: value[name] for name in NUMBERS if is_given(value.get(name))})
+    numbers = {name: value[name] for name in NUMBERS if is_given(value.get(name))}
+    return _with_numbers(record | numbers, row.place)
 
 
-def _with_numbers(record: dict[str, Any]) -> dict[str, Any]:
+def _with_numbers(record: dict[str, Any], place: str) -> dict[str, Any] | BrokenLine:
     for name in NUMBERS:
         if isinstance(cell := record.get(name), str):
             with suppress(ValueError):
                 number = float(cell)
-                record[name] = int(number) if name != "score" and number.is_integer() else number
-    # `level` counts from 1, and `similarity`, which records have, from 0.
-    level = record.get("level")
-    if isinstance(level, int) and level >= 1 and "similarity" not in record:
-        record["similarity"] = record.pop("level") - 1
+                # Tables with missing levels hold the others as 2.0; beside a `level`, a decimal number is a score.
+                is_level = name == "level" or (name == "similarity" and ("level" not in record or "." not in cell))
+                record[name] = int(number) if is_level and number.is_integer() else number
+    if (level := record.pop("level", None)) is not None:
+        try:
+            set_level(record, level)
+        except ValueError as error:
+            own = record.get("id")
+            return BrokenLine(f"{place}: {error}", "level", None if own is None else str(own))
     return record

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from aligngpt.inference.generation.rotation import changes_rotation
+
 SPARE_TOKENS = 64
 """Room for new tokens that a buffer is enlarged by at least."""
 
@@ -56,11 +58,13 @@ class PooledLayer(CacheLayerMixin):
             return
         rows = held[0] if rows <= held[0] else max(rows, 2 * held[0])
         length = held[2] if length <= held[2] else max(length + SPARE_TOKENS, length * 3 // 2)
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = _buffer(old, rows, length)
-            new[: self.rows, :, : self.length] = old[: self.rows, :, : self.length]
-            setattr(self, name, new)
+        # Both before either takes its place: without memory for the second, nothing has changed.
+        self.keys, self.values = (self._enlarged(old, rows, length) for old in (self.keys, self.values))
+
+    def _enlarged(self, old: Tensor, rows: int, length: int) -> Tensor:
+        new = _buffer(old, rows, length)
+        new[: self.rows, :, : self.length] = old[: self.rows, :, : self.length]
+        return new
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -82,11 +86,13 @@ class PooledCache(Cache):
 
     Attributes:
         starts: where each row's conversation begins, one entry per row; before it is padding.
+        is_damaged: whether `join` failed on the way, so that layers may disagree and no row can go on.
     """
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=PooledLayer)
         self.starts: list[int] = []
+        self.is_damaged = False
 
     @property
     def length(self) -> int:
@@ -107,6 +113,8 @@ class PooledCache(Cache):
     def join(self, states: Sequence[LayerState], starts: Sequence[int]) -> None:
         """Add rows, padded or shortened on the left to end where all others do.
 
+        If there is no memory for them, the rows that are here are unharmed, unless `is_damaged` says otherwise.
+
         Args:
             states: keys and values per layer; all with the same number of tokens.
             starts: where the conversation of each new row begins in them.
@@ -115,12 +123,19 @@ class PooledCache(Cache):
         if not self.starts:
             self._clear()
         longest = max(new - min(starts), self.length - min(self.starts) if self.starts else 0)
-        self._move_end(longest)
-        shift = longest - new
-        self.layers += [PooledLayer() for _ in range(len(self.layers), len(states))]
-        for layer, state in zip(self.layers, states, strict=True):
-            if state is not None:
-                _write_rows(layer, state, longest)
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.reserve(layer.rows + len(starts), max(longest, layer.length))
+        try:
+            self._move_end(longest)
+            shift = longest - new
+            self.layers += [PooledLayer() for _ in range(len(self.layers), len(states))]
+            for layer, state in zip(self.layers, states, strict=True):
+                if state is not None:
+                    _write_rows(layer, state, longest)
+        except BaseException:
+            self.is_damaged = True
+            raise
         self.starts += [start + shift for start in starts]
 
     def leave(self, row: int) -> None:
@@ -193,6 +208,9 @@ def _write_rows(layer: PooledLayer, state: tuple[Tensor, Tensor], end: int) -> N
 def can_be_pooled(config: Any) -> bool:
     """Whether conversations of a language model can share a cache.
 
-    Recurrent and other states than keys and values cannot be padded on the left and joined.
+    Recurrent and other states than keys and values cannot be padded on the left and joined. Nor can keys whose rotation
+    follows from the longest conversation of a step rather than from their own (see `changes_rotation`).
     """
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
+    return not changes_rotation(config) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers
+    )

@@ -22,7 +22,7 @@ class Chooser:
 
     @property
     def is_greedy(self) -> bool:
-        return self.sampling.temperature == 0
+        return self.sampling.is_greedy
 
     def draw(self, logits: Tensor) -> int:
         """A token drawn from logits `(vocabulary,)`, on the CPU in float32."""

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from aligngpt.inference.generation.cache import PooledCache, can_be_pooled
 from aligngpt.inference.generation.loop import Loop
-from aligngpt.inference.generation.pictures import Seen
-from aligngpt.inference.generation.pool import encoder_outputs
+from aligngpt.inference.generation.pictures import Seen, encoder_outputs
 from aligngpt.inference.generation.prompts import Prompt, PromptWriter, as_row
+from aligngpt.inference.generation.rotation import changes_rotation, forget_lengths
 from aligngpt.inference.requests import Likelihood, Request
 
 
@@ -25,6 +25,8 @@ def likelihoods(
     parts = [writer.answer_ids(request, answer) for answer in answers]
     longest = max((len(answer) for _, answer in parts), default=1)
     prompts = [writer.write(Request(request.messages, request.images, level), longest) for level in levels]
+    if not parts:
+        return [[] for _ in prompts]
     found = []
     for prompt in prompts:
         found.append(loop.run(lambda prompt=prompt: _of_prompt(loop, prompt, parts)))  # type: ignore[misc]
@@ -79,6 +81,8 @@ def _together(loop: Loop, prompt: Prompt, seen: Seen | None, answers: Sequence[l
 
 
 def _one(loop: Loop, seen: Seen | None, before: list[int], answer: list[int]) -> Likelihood:
+    if changes_rotation(loop.model.config.get_text_config(decoder=True)):
+        forget_lengths(loop.model)
     logits = loop.model(
         input_ids=as_row(before + answer, loop.model.device),
         mm_encoder_outputs=encoder_outputs([seen]),

@@ -12,9 +12,10 @@ import torch
 
 from aligngpt.inference.generation.cache import can_be_pooled
 from aligngpt.inference.generation.choosing import Chooser, choose
+from aligngpt.inference.generation.conversations import Beginning, Pool
 from aligngpt.inference.generation.kept import DEFAULT_BYTES, KeptConversation, KeptConversations
 from aligngpt.inference.generation.pictures import Pictures
-from aligngpt.inference.generation.pool import Beginning, Pool, pool_for
+from aligngpt.inference.generation.pool import pool_for
 from aligngpt.inference.generation.text import AnswerText
 from aligngpt.inference.generation.ticket import Ticket
 from aligngpt.inference.requests import Answer, EngineError, Event, Failed, Finished, Piece, TokenChoice
@@ -279,7 +280,7 @@ class Loop:
         try:
             logits = read()
         except Exception as error:
-            if len(self._pool) != len(self._rows):
+            if self._pool.is_damaged or len(self._pool) != len(self._rows):
                 raise
             # Nothing joined: the answers under way are unharmed.
             for ticket in tickets:
@@ -318,7 +319,7 @@ class Loop:
             text = row.text.add(token)
             self._tell(row.ticket, Piece(row.index, text, () if choice is None else (choice,)))
             if row.text.stopped or len(row.tokens) == row.ticket.sampling.max_new_tokens:
-                self._finish(first + place, stopped=row.text.stopped)
+                self._finish(first + place, stopped=False)
 
     def _finish(self, number: int, *, stopped: bool) -> None:
         row = self._rows[number]
@@ -328,7 +329,8 @@ class Loop:
         answer = Answer(
             text=row.text.text,
             tokens=len(row.tokens),
-            stopped=stopped,
+            # A stop text may end in what was held back.
+            stopped=stopped or row.text.stopped,
             alignment_weights=ticket.weights,
             prompt_tokens=len(ticket.prompt.ids),
             reused_tokens=ticket.reused,
@@ -339,12 +341,16 @@ class Loop:
         self._tell(ticket, Finished(row.index, answer))
 
     def _keep(self, number: int) -> None:
-        """Keep what was computed for a row that a later turn may continue."""
+        """Keep what was computed for a row that a later turn may continue, if there is memory for it."""
         row = self._rows[number]
         ticket = row.ticket
         if not (ticket.keep and self._pool is not None and self._pool.can_keep) or row.index:
             return
-        states = self._pool.copied(number)
+        try:
+            states = self._pool.copied(number)
+        except torch.OutOfMemoryError:
+            # The later turn is read from its beginning.
+            return
         length = next(state[0].shape[2] for state in states if state is not None)
         # The last token was chosen but not read.
         ids = (*ticket.prompt.ids, *row.tokens)[:length]

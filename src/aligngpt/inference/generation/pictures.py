@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from aligngpt.inference.generation.prompts import Prompt, as_row
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -75,3 +76,15 @@ class Pictures:
         )
         weights = None if aligned.weights is None else tuple(aligned.weights[0].float().tolist())
         return Seen(features, aligned.embedding, weights)
+
+
+def encoder_outputs(seen: Sequence[Seen | None]) -> dict[str, BaseModelOutputWithPooling] | None:
+    """What `forward` takes in place of pixels: image features and alignment embeddings in the order of their tokens."""
+    found = [one for one in seen if one is not None]
+    if not found:
+        return None
+    outputs = {"image": BaseModelOutputWithPooling(pooler_output=[image for one in found for image in one.features])}
+    embeddings = [one.embedding for one in found if one.embedding is not None]
+    if embeddings:
+        outputs["align"] = BaseModelOutputWithPooling(pooler_output=embeddings)
+    return outputs

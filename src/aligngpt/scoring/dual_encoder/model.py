@@ -17,6 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.own_code import refuse_own_code
+from aligngpt.model.whole_weights import load_whole
 
 ImagePooling = Literal["class", "mean"]
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -103,14 +104,25 @@ def assemble_dual_encoder(
         projection_dim: width of the shared space.
 
     Raises:
-        DualEncoderError: a tower cannot be loaded, brings code of its own, is not a single tower, or has fewer layers
-            than `vision_layers`.
+        DualEncoderError: a tower cannot be loaded, lacks weights, brings code of its own, is not a single tower, or has
+            fewer layers than `vision_layers`.
     """
     for source in (image_tower, text_tower):
         refuse_own_code(source, "the tower", DualEncoderError, unless_known=True)
     try:
-        vision = AutoModel.from_pretrained(image_tower, dtype=torch.float32, trust_remote_code=False)
-        text = AutoModel.from_pretrained(text_tower, dtype=torch.float32, trust_remote_code=False)
+        # The towers' own poolers are not used.
+        vision, text = (
+            load_whole(
+                AutoModel,
+                source,
+                "the tower",
+                DualEncoderError,
+                may_lack=("pooler.",),
+                dtype=torch.float32,
+                trust_remote_code=False,
+            )
+            for source in (image_tower, text_tower)
+        )
     except LOADING_ERRORS as error:
         raise DualEncoderError(f"the towers {image_tower} and {text_tower} cannot be loaded: {error}") from error
     for tower, source in ((vision, image_tower), (text, text_tower)):

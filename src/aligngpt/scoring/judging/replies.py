@@ -1,5 +1,6 @@
 """The saved replies of judges: a file of JSON lines that is appended to, so that no question is paid for twice."""
 
+import errno
 import hashlib
 import json
 import os
@@ -27,8 +28,8 @@ def key_of(request: dict[str, Any], image_hash: str) -> str:
 class SavedReplies:
     """A file of replies; a context manager. Several processes may append to the same file.
 
-    Each line is one write of `{"key", "reply"}`. A line that a kill left incomplete is ignored, and its question asked
-    again.
+    Each line is one write of `{"key", "reply"}`, or several where the disk takes only a part. A line that a kill or a
+    full disk left incomplete is ignored, and its question asked again.
 
     Args:
         path: the file; its folder must exist.
@@ -78,7 +79,13 @@ class SavedReplies:
             OSError: the disk is full.
         """
         line = json.dumps({"key": key, "reply": reply}) + "\n"
-        if self._needs_break:
-            line, self._needs_break = "\n" + line, False
-        os.write(self._file, line.encode())
+        content = ("\n" + line if self._needs_break else line).encode()
+        # Until all of it is written, the next line must not continue this one.
+        self._needs_break = True
+        while content:
+            # A disk that fills up takes only a part.
+            if not (written := os.write(self._file, content)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            content = content[written:]
+        self._needs_break = False
         self._known[key] = reply

@@ -33,25 +33,7 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
             `group_by_length` is set for images in Parquet row groups.
     """
     stage = _stage(recipe, name)
-    try:
-        samples = open_sources(
-            stage.sources,
-            rejects,
-            require_level=needs_level(recipe, name),
-            with_levels=name == "pretrain",
-            min_ratings=stage.min_ratings,
-        )
-    except TooManyRejects as error:
-        if 2 * rejects.by_reason["no_level"] <= rejects.count:
-            raise
-        # The general message would send the reader to the image root.
-        place = f"; {rejects.path} lists them" if rejects.path is not None else ""
-        raise TooManyRejects(
-            f"{rejects.by_reason['no_level']} records of {name}.data have an image but no level (field `similarity`)"
-            f"{place}. Score all records with `aligngpt score`, add levels with `aligngpt levels --source … --out …`, "
-            f"and name that file in {name}.data"
-        ) from error
-    _check_levels(samples, recipe, name)
+    samples = _with_levels_as_needed(recipe, name, stage.sources, rejects, f"{name}.data", stage.min_ratings)
     if stage.group_by_length and (columns_of(samples).blocks >= 0).any():
         raise RecipeError(
             f"{name}.group_by_length would read a whole Parquet row group for each row; leave it out, or "
@@ -67,7 +49,6 @@ def open_sources(
     rejects: Rejects,
     *,
     require_level: bool = False,
-    with_levels: bool = False,
     check_images: bool = True,
     min_ratings: Mapping[str, float] | None = None,
 ) -> Sequence[Sample]:
@@ -78,7 +59,6 @@ def open_sources(
 
     Raises:
         SourceError, TooManyRejects, CacheError: see `prepare_samples`; the share of rejects is over all sources.
-        RecipeError: levels are used (`with_levels`), but only some of the sources have them.
     """
     # Sources that are not prepared yet are prepared by one process, while the others wait.
     with main_process_first(cpu=resolve_device().type == "cpu"):
@@ -97,24 +77,39 @@ def open_sources(
         ]
     if len(found) == 1:
         return found[0]
-    mixture = Mixture(found)
+    mixture = Mixture(found, _roots(sources))
     rejects.check(len(mixture) + rejects.count)
-    if with_levels:
-        _check_all_have_levels(mixture, sources)
     return mixture
 
 
-def _check_all_have_levels(mixture: Mixture, sources: Sequence[SourceRecipe]) -> None:
-    """Check that all samples with images have levels, or none: a batch cannot mix the two."""
-    columns = mixture.columns
-    shown = columns.images > 0
-    first = [np.flatnonzero(shown & has_level) for has_level in (columns.levels > 0, columns.levels == 0)]
-    if all(len(places) for places in first):
-        one, other = (sources[columns.sources[places[0]]].data for places in first)
-        raise RecipeError(
-            f"samples of {one} have an alignment level (field `similarity`), but some of {other} have none; add levels "
-            "to all samples with an image, or to none"
-        )
+def _with_levels_as_needed(
+    recipe: Recipe,
+    name: StageName,
+    sources: Sequence[SourceRecipe],
+    rejects: Rejects,
+    field: str,
+    min_ratings: Mapping[str, float] | None = None,
+) -> Sequence[Sample]:
+    """The samples of sources that the recipe names in `field`; each with an image has a level if the stage needs it.
+
+    Raises:
+        SourceError, TooManyRejects, CacheError: see `open_sources`.
+        RecipeError: a level is above the model's number of levels.
+    """
+    try:
+        samples = open_sources(sources, rejects, require_level=needs_level(recipe, name), min_ratings=min_ratings)
+    except TooManyRejects as error:
+        if 2 * rejects.by_reason["no_level"] <= rejects.count:
+            raise
+        # The general message would send the reader to the image root.
+        place = f"; {rejects.path} lists them" if rejects.path is not None else ""
+        raise TooManyRejects(
+            f"{rejects.by_reason['no_level']} records of {field} have an image but no level (field `similarity`)"
+            f"{place}. Score all records with `aligngpt score`, add levels with `aligngpt levels --source … --out …`, "
+            f"and name that file in {field}"
+        ) from error
+    _check_levels(samples, recipe, name, field)
+    return samples
 
 
 def training_part(samples: Sequence[Sample], share: float) -> Chosen:
@@ -155,14 +150,24 @@ def training_data(
         questions_per_prefix=stage.questions_per_prefix,
         pad_images=stage.pad_images,
         # A given level would bypass the gate when it trains, so the stage decides, not the records.
-        with_levels=name == "pretrain",
+        with_levels=needs_level(recipe, name),
     )
 
 
 def validation_of(
-    stage: StageRecipe, training: ConversationDataset, collator: Collator, budget: TokenBudget | None = None
+    recipe: Recipe,
+    name: StageName,
+    training: ConversationDataset,
+    collator: Collator,
+    budget: TokenBudget | None = None,
 ) -> Validation | None:
-    """The stage's validation data, read like its training data; unusable samples are skipped."""
+    """The stage's validation data, read like its training data; unusable samples are skipped.
+
+    Raises:
+        SourceError, TooManyRejects, CacheError: see `open_sources`.
+        RecipeError: a level is above the model's number of levels.
+    """
+    stage = _stage(recipe, name)
     if stage.validation is None:
         return None
     rejects = Rejects(None, max_share=stage.max_reject_share)
@@ -174,7 +179,7 @@ def validation_of(
         samples = _evenly(training.samples.others(), most)
     else:
         sources = stage.validation.sources(_validation_root(stage))
-        samples = open_sources(sources, rejects, with_levels=training.with_levels)
+        samples = _with_levels_as_needed(recipe, name, sources, rejects, f"{name}.validation.data")
         first = Chosen(samples, np.arange(min(most, len(samples))))
         samples = first if isinstance(stage.validation.data, str) else _evenly(samples, most)
     dataset = ConversationDataset(
@@ -227,12 +232,12 @@ def _names(sources: Sequence[SourceRecipe]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_levels(samples: Sequence[Sample], recipe: Recipe, name: StageName) -> None:
+def _check_levels(samples: Sequence[Sample], recipe: Recipe, name: StageName, field: str) -> None:
     levels = columns_of(samples).levels
     if needs_level(recipe, name) and levels.max() > recipe.model.num_levels:
         top = samples[int(levels.argmax())]
         raise RecipeError(
-            f"record {top.record} (id {top.id}) has level {top.level}, but model.num_levels is "
+            f"record {top.record} (id {top.id}) of {field} has level {top.level}, but model.num_levels is "
             f"{recipe.model.num_levels}; set it to the number of levels the data was made with"
         )
 

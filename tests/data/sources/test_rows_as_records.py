@@ -1,0 +1,64 @@
+"""Rows of tables become records for training: their levels, and JSON rows that name an image in `file_name`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aligngpt.data.records.sample import Sample
+from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples.reading import read_samples
+
+
+def samples_of(path: Path, rejects: Rejects | None = None) -> list[Sample]:
+    return [sample for sample, _ in read_samples(path, rejects or Rejects(None, max_share=0.0))]
+
+
+@pytest.mark.parametrize(
+    ("level", "similarity", "expected"),
+    [
+        ("3", "", (3, None)),
+        ("3.0", "", (3, None)),
+        ("3", "0.31", (3, 0.31)),
+        ("3", "1.0", (3, 1.0)),
+        ("3", "2", (3, None)),
+        ("", "2", (3, None)),
+        ("", "2.0", (3, None)),
+        ("", "0.31", (None, 0.31)),
+    ],
+)
+def test_level_and_similarity_of_a_csv_row(
+    level: str, similarity: str, expected: tuple[int | None, float | None], tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text(f"image,caption,level,similarity\n0.png,a cat,{level},{similarity}\n")
+    (sample,) = samples_of(tmp_path / "a.csv")
+    assert (sample.level, sample.score) == expected
+
+
+@pytest.mark.parametrize(("level", "similarity"), [("3", "5"), ("0", ""), ("high", ""), ("2.5", ""), ("nan", "")])
+def test_a_level_that_is_none_or_another_is_a_reject(level: str, similarity: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"id,image,caption,level,similarity\nx7,0.png,a cat,{level},{similarity}\n")
+    with Rejects(tmp_path / "rejects.jsonl", max_share=1.0) as rejects:
+        assert not samples_of(tmp_path / "a.csv", rejects)
+    reject = json.loads((tmp_path / "rejects.jsonl").read_text())
+    assert (reject["reason"], reject["id"]) == ("level", "x7") and "row 0 of a.csv: `level`" in reject["detail"]
+
+
+@pytest.mark.parametrize("is_array", [False, True])
+def test_file_names_are_read_whether_the_file_or_its_folder_is_named(is_array: bool, tmp_path: Path) -> None:
+    rows = [{"file_name": f"{n}.png", "text": f"caption {n}", "similarity": n} for n in range(2)]
+    text = json.dumps(rows) if is_array else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metadata.jsonl").write_text(text)
+    of_file, of_folder = samples_of(tmp_path / "metadata.jsonl"), samples_of(tmp_path)
+    assert of_file == of_folder
+    assert [(one.images, one.caption, one.level) for one in of_file] == [
+        (("0.png",), "caption 0", 1),
+        (("1.png",), "caption 1", 2),
+    ]
+
+
+def test_a_file_name_beside_what_is_read_changes_nothing(tmp_path: Path) -> None:
+    record = {"image": "0.png", "file_name": "zero", "caption": "a cat", "text": "another"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    (sample,) = samples_of(tmp_path / "a.jsonl")
+    assert (sample.images, sample.caption) == (("0.png",), "a cat")
