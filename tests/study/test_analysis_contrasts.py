@@ -112,7 +112,10 @@ def test_a_missing_arm_is_named_and_cannot_be_told(planted: Results) -> None:
     analysis = analyse_results(without(planted, "placebo", 0.6, set(range(8))))
     assert analysis.absent == [("adaptive", "placebo", 0.6)]
     assert "No seed has both `adaptive` and `placebo` at 60% of bad captions" in analysis.missing[0]
-    assert "at 60% of bad captions (no common seed)" in answer(analysis)
+    assert (
+        "`adaptive` cannot be told to help or not at 0% of bad captions and has no seed in common with it at 60% of bad"
+        in (answer(analysis))
+    )
     # What is missing is one of the tests that are corrected for.
     smallest = min(analysis.primary, key=lambda one: one.log_probability.estimate.p).log_probability
     assert len(analysis.primary) == 3 and smallest.adjusted_p == pytest.approx(4 * smallest.estimate.p)
@@ -121,11 +124,11 @@ def test_a_missing_arm_is_named_and_cannot_be_told(planted: Results) -> None:
 
 def test_a_pair_is_only_expected_where_it_is_planned(planted: Results) -> None:
     fewer = without(planted, "placebo", 0.0, set(range(8)))
-    assert "at 0% of bad captions (no common seed)" in answer(analyse_results(fewer))
+    assert "has no seed in common with it at 0% of bad captions" in answer(analyse_results(fewer))
     plan = [Run(arm, noise, 2, None, 0) for arm in ("adaptive", "none") for noise in (0.0, 0.6)]
     plan.append(Run("placebo", 0.6, 4, None, 0))
     analysis = analyse_results(fewer, planned=plan)
-    assert not analysis.absent and len(analysis.primary) == 3 and "no common seed" not in answer(analysis)
+    assert not analysis.absent and len(analysis.primary) == 3 and "no seed in common" not in answer(analysis)
 
 
 def test_an_arm_without_any_run_is_a_missing_contrast(planted: Results) -> None:

@@ -39,4 +39,4 @@ def test_runs_of_two_arms_become_a_page(plan_of: Callable[..., Plan], study_data
     assert {one.condition.arm: one.kinds for one in analysis.gates} == {"adaptive": ("colour", "presence")}
     assert analysis.cost.runs == 6 and analysis.cost.total > 0
     page = write_findings(analysis, tmp_path / "page").read_text(encoding="utf-8")
-    assert "`adaptive` compared with `none`" in page and "every run of the plan is done" in page
+    assert "Compared with `none`, `adaptive` " in page and "every run of the plan is done" in page

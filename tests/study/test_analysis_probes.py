@@ -9,7 +9,7 @@ import pytest
 import simulated_study as simulated
 
 from aligngpt.study.analysis.analysing import Analysis, analyse_results
-from aligngpt.study.analysis.answer import answer
+from aligngpt.study.analysis.answer import answer, numbers
 from aligngpt.study.analysis.loading import Condition, Results, check_rows
 from aligngpt.study.analysis.probes import (
     LEVEL_DIFFERENCE,
@@ -261,7 +261,10 @@ def test_of_data_of_ones_own_no_share_of_bad_captions_is_told(tmp_path: Path) ->
     many = simulated.rows(ABOUT, simulated.Truth({("adaptive", 0.0): 0.1}), noises=(0.0,), seeds=3)
     del many[-1]
     analysis = analyse_results(check_rows(many, ABOUT))
-    assert answer(analysis).startswith("`adaptive` compared with `none` helps on the captions as they are (+0.")
+    assert answer(analysis).startswith(
+        "Compared with `none` and `placebo`, `adaptive` helps on the captions as they are."
+    )
+    assert numbers(analysis).startswith("On the captions as they are, `adaptive` − `none` is +0.")
     page = write_findings(analysis, tmp_path).read_text(encoding="utf-8")
     assert "0% of bad" not in page and "| 0% |" not in page
 

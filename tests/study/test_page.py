@@ -34,9 +34,9 @@ def generated(page: Path) -> str:
 
 def test_the_first_sentence_is_the_answer(written: Path) -> None:
     first = generated(written).splitlines()[0]
-    assert first.startswith("`adaptive` compared with `none` helps at 60% of bad captions (+0.")
+    assert first.startswith("Compared with `none` and `placebo`, `adaptive` helps at 60% of bad captions and cannot be")
+    assert ". At 60% of bad captions, `adaptive` − `none` is +0." in first
     assert "cannot be told to help or not at 0% of bad captions" in first
-    assert "`adaptive` compared with `placebo` helps at 60%" in first
 
 
 def test_numbers_of_the_page_are_those_of_the_analysis(written: Path, analysis: Analysis) -> None:
@@ -101,7 +101,7 @@ def test_a_page_without_its_markers_is_refused_and_kept(analysis: Analysis, tmp_
 
 def test_a_quick_study_says_that_it_is_too_small(analysis: Analysis, tmp_path: Path) -> None:
     text = generated(write_findings(replace(analysis, quick=True), tmp_path))
-    assert text.startswith("This study is too small to conclude anything; in it, `adaptive`")
+    assert text.startswith("This study is too small to conclude anything; in it, compared with `none`")
     assert "**Too small to conclude.**" in text
 
 

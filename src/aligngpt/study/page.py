@@ -10,7 +10,7 @@ from aligngpt.files import atomic_write
 from aligngpt.reports.figures import INK, to_svg
 from aligngpt.study.analysis import figures, tables
 from aligngpt.study.analysis.analysing import Analysis
-from aligngpt.study.analysis.answer import answer
+from aligngpt.study.analysis.answer import answer, numbers
 from aligngpt.study.analysis.words import number
 from aligngpt.study.pairs import StudyError
 
@@ -95,7 +95,7 @@ def _body(analysis: Analysis, images: dict[str, str]) -> str:
     test = results.questions.first
     context: dict[str, Any] = {
         "analysis": analysis,
-        "answer": answer(analysis),
+        "answer": f"{answer(analysis)} {numbers(analysis)}".strip(),
         "test": test,
         "questions": len(results.questions.splits[test].kind),
         "nats": f"{analysis.bounds.nats:g}",
