@@ -250,6 +250,7 @@ def test_missing_runs_of_a_plan_are_named(steep: Results) -> None:
         "`adaptive` at 60% of bad captions, 4 levels, all answers: 6 of 8 seeds; missing: 6, 7.",
         "`oracle` at 60% of bad captions, 4 levels, all answers: 0 of 1 seeds; missing: 0.",
     ]
+    assert answer(analyse_results(steep, planned=planned)).startswith("So far, with 7 of 10 runs done, compared with")
 
 
 def test_results_of_several_versions_of_the_code_are_told(steep: Results) -> None:

@@ -11,7 +11,7 @@ import simulated_study as simulated
 from aligngpt.study.analysis.analysing import Analysis, analyse
 from aligngpt.study.analysis.student import Estimate
 from aligngpt.study.analysis.words import interval, mean_and_interval, number, p_value, table
-from aligngpt.study.page import BEGIN, END, write_findings
+from aligngpt.study.page import ANSWER_BEGIN, ANSWER_END, BEGIN, END, write_findings
 from aligngpt.study.pairs import StudyError
 
 ABOUT = simulated.questions()
@@ -71,6 +71,19 @@ def test_every_figure_is_there_and_is_readable_alone(written: Path) -> None:
         text = (written.parent / address).read_text(encoding="utf-8")
         assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
         assert "currentColor" not in text
+
+
+def test_the_answer_stands_where_the_page_wants_it(analysis: Analysis, tmp_path: Path) -> None:
+    page = tmp_path / "findings.md"
+    page.write_text(f"# Levels\n\n{ANSWER_BEGIN}\nstale\n{ANSWER_END}\n\nThe text.\n\n{BEGIN}\nstale\n{END}\n")
+    for _ in range(2):
+        text = write_findings(analysis, tmp_path).read_text(encoding="utf-8")
+        assert text.startswith(f"# Levels\n\n{ANSWER_BEGIN}\nCompared with `none`") and "stale" not in text
+        assert text.count("Compared with `none`") == 1 and "The text." in text
+        assert generated(page).startswith("## Primary contrasts")
+    page.write_text(f"{ANSWER_END}\n{ANSWER_BEGIN}\n{BEGIN}\n{END}\n")
+    with pytest.raises(StudyError, match=r"answer: end --> once, in this order, or neither"):
+        write_findings(analysis, tmp_path)
 
 
 def test_written_twice_it_is_the_same_to_the_byte(written: Path, analysis: Analysis, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from aligngpt.study.pairs import StudyError
 
 BEGIN = "<!-- results: begin -->"
 END = "<!-- results: end -->"
+ANSWER_BEGIN = "<!-- answer: begin -->"
+ANSWER_END = "<!-- answer: end -->"
 PAGE = "findings.md"
 IMAGES = "images"
 
@@ -23,7 +25,8 @@ IMAGES = "images"
 def write_findings(analysis: Analysis, out_folder: Path, page: str = PAGE) -> Path:
     """Write the page and its figures; the same analysis gives the same bytes.
 
-    Only what is between the two markers of the page is replaced. A page that does not exist is made.
+    Only what is between the two markers of the page is replaced, and between those of the answer, if it has them: the
+    answer then stands there instead of at the beginning of the results. A page that does not exist is made.
 
     Args:
         analysis: the findings.
@@ -34,7 +37,8 @@ def write_findings(analysis: Analysis, out_folder: Path, page: str = PAGE) -> Pa
         The path of the page.
 
     Raises:
-        StudyError: the page exists and does not have each marker once, in this order.
+        StudyError: the page exists and does not have each marker once, in this order; those of the answer may be
+            missing.
     """
     path = out_folder / page
     before, after = _around(path)
@@ -47,8 +51,14 @@ def write_findings(analysis: Analysis, out_folder: Path, page: str = PAGE) -> Pa
             # A picture of its own has no surrounding text whose colour it could take; grey is readable on any ground.
             out.write(to_svg(figure, name, description).replace("currentColor", INK) + "\n")
         addresses[name] = f"{IMAGES}/{file.name}"
+    found, body = f"{answer(analysis)} {numbers(analysis)}".strip(), _body(analysis, addresses)
+    if ANSWER_BEGIN in before:
+        first, rest = before.split(ANSWER_BEGIN)
+        before = f"{first}{ANSWER_BEGIN}\n{found}\n{ANSWER_END}{rest.split(ANSWER_END)[1]}"
+    else:
+        body = f"{found}\n\n{body}"
     with atomic_write(path) as out:
-        out.write(f"{before}{BEGIN}\n{_body(analysis, addresses)}\n{END}{after}")
+        out.write(f"{before}{BEGIN}\n{body}\n{END}{after}")
     return path
 
 
@@ -63,6 +73,9 @@ def _around(path: Path) -> tuple[str, str]:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise StudyError(f"{path} must have the lines {BEGIN} and {END} once, in this order, around the findings")
     before, rest = text.split(BEGIN)
+    marks = [before.count(mark) for mark in (ANSWER_BEGIN, ANSWER_END)]
+    if marks not in ([0, 0], [1, 1]) or before.find(ANSWER_BEGIN) > before.find(ANSWER_END):
+        raise StudyError(f"{path} must have the lines {ANSWER_BEGIN} and {ANSWER_END} once, in this order, or neither")
     return before, rest.split(END)[1]
 
 
@@ -95,7 +108,6 @@ def _body(analysis: Analysis, images: dict[str, str]) -> str:
     test = results.questions.first
     context: dict[str, Any] = {
         "analysis": analysis,
-        "answer": f"{answer(analysis)} {numbers(analysis)}".strip(),
         "test": test,
         "questions": len(results.questions.splits[test].kind),
         "nats": f"{analysis.bounds.nats:g}",

@@ -78,7 +78,9 @@ class Analysis:
         cost: processor seconds.
         missing: what is missing, in sentences.
         quick: whether the study is too small to conclude anything.
-        planned: whether `missing` compares with a plan; else with the condition that has the most seeds.
+        planned: number of runs of the plan, with which `missing` compares; 0 if it is not known, and conditions are
+            compared with the one that has the most seeds.
+        undone: number of these that are not done.
     """
 
     results: Results
@@ -99,7 +101,8 @@ class Analysis:
     cost: Cost
     missing: list[str]
     quick: bool = False
-    planned: bool = False
+    planned: int = 0
+    undone: int = 0
 
 
 def analyse(
@@ -162,8 +165,14 @@ def analyse_results(
         _cost(results),
         gaps(results, absent, planned),
         quick,
-        bool(planned),
+        len(planned),
+        sum(not _is_done(results, run) for run in planned),
     )
+
+
+def _is_done(results: Results, run: Run) -> bool:
+    condition = Condition(run.arm_name, round(run.noise, 6), run.levels, run.answers)
+    return run.seed in results.runs.get(condition, {}) or run.seed in results.failed.get(condition, {})
 
 
 def _reached(results: Results, condition: Condition) -> Level:

@@ -37,6 +37,9 @@ def answer(analysis: Analysis) -> str:
         others.setdefault((one, _clauses(analysis, one, other)), []).append(f"`{other}`")
     parts += [f"compared with {listed(names)}, `{one}` {clauses}" for (one, clauses), names in others.items()]
     sentence = "; ".join(parts) + "."
+    if analysis.undone:
+        done = analysis.planned - analysis.undone
+        sentence = f"so far, with {done:,} of {analysis.planned:,} runs done, {sentence}"
     if analysis.quick:
         return f"This study is too small to conclude anything; in it, {sentence}"
     return sentence[0].upper() + sentence[1:]
