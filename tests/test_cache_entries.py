@@ -1,14 +1,19 @@
 """What the cache holds, and what trimming removes."""
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
+import aligngpt
 from aligngpt.cache import CacheError
-from aligngpt.cache_entries import CacheEntry, Limit, cache_entries, parse_limit, remove_entries, size_text
+from aligngpt.cache_entries import KINDS, CacheEntry, Limit, cache_entries, parse_limit, remove_entries, size_text
 from aligngpt.leftovers import temporary_beside
+from aligngpt.quickstart.scenes.iconify import NAMES, TRAIN_SETS, UNSEEN_SET
+from aligngpt.quickstart.scenes.npm_packages import entry_of
+from aligngpt.training.feed import feature_cache
 
 DAY = 86400.0
 
@@ -89,3 +94,51 @@ def test_an_entry_that_has_gone_meanwhile_is_no_error(cache: Path) -> None:
 def test_units() -> None:
     assert parse_limit("2TB") == Limit(size=2e12)
     assert [size_text(size) for size in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.5 KB", "2.5 GB"]
+
+
+def test_converted_files_and_unpacked_packages_are_entries(cache: Path) -> None:
+    def put(path: Path) -> Path:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"0" * 10)
+        return path
+
+    ours = {
+        put(cache / "converted" / ("c" * 64) / "data.jsonl").parent,
+        put(cache / "npm" / f"emoji-datasource-15.1.2-{'a1' * 6}" / "img" / "1.png").parents[1],
+        put(cache / "debian" / "openclipart" / "usr" / "share" / "1.svg").parents[2],
+    }
+    (cache / "debian" / "openclipart" / "usr" / "share" / "2.svg").symlink_to("1.svg")
+    found = [entry for entry in cache_entries() if entry.kind in ("converted", "npm", "debian")]
+    assert {entry.path for entry in found} == ours and [entry.size for entry in found] == [10, 10, 10]
+    assert remove_entries(cache_entries()) == []
+    assert cache_entries() == [] and not any(path.is_file() for path in cache.rglob("*"))
+
+
+def test_the_folders_of_others_are_not_entries(cache: Path, tmp_path: Path) -> None:
+    before = cache_entries()
+    for name in ("npm/_cacache", "npm/node_modules/x", "npm/left-pad-1.0.0", "debian/openclipart/pool", "debian/dists"):
+        (cache / name).mkdir(parents=True)
+    (cache / "npm" / f"file-1.0.0-{'a' * 12}").touch()
+    (cache / "npm" / f"link-1.0.0-{'a' * 12}").symlink_to(tmp_path)
+    (cache / "converted").symlink_to(tmp_path)
+    (cache / "converted" / "mine.json").touch()
+    temporary_beside(cache / "npm" / f"emoji-1.0.0-{'b' * 12}").mkdir()
+    assert cache_entries() == before
+
+
+def test_every_kind_that_is_made_is_a_kind_that_is_listed() -> None:
+    source = Path(aligngpt.__file__).parent
+    kinds = {
+        kind
+        for path in source.rglob("*.py")
+        for kind in re.findall(r'(?:entry_path|cache_folder)\("(\w+)"', path.read_text(encoding="utf-8"))
+    }
+    # The name of the last is a constant.
+    assert kinds | {feature_cache.NAME} == set(KINDS)
+
+
+def test_the_emoji_of_the_scenes_are_entries(cache: Path) -> None:
+    folders = {entry_of(package) for package in (*TRAIN_SETS, UNSEEN_SET, NAMES)}
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert {entry.path for entry in cache_entries() if entry.kind == "npm"} == folders

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,3 +127,17 @@ def test_the_command_ends_with_3_only_if_something_needed_is_broken(
     assert ended.exit_code == code
     found = json.loads(ended.output)
     assert found["working"] == (code == 0) and found["findings"][1]["state"] == state
+
+
+def test_the_cost_of_every_extra_of_the_project_is_named() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(extras) - set(DEVELOPMENT) == set(COSTS)
+
+
+@pytest.mark.parametrize(("available", "state"), [(4.5e9, "note"), (5e9, "ok")])
+def test_less_memory_than_the_quickstart_needs_is_noted(
+    monkeypatch: pytest.MonkeyPatch, available: float, state: str
+) -> None:
+    monkeypatch.setattr(doctor, "available_memory", lambda: int(available))
+    found = doctor.memory()
+    assert found.state == state and ("the quickstart needs 5.0 GB" in found.advice) == (state == "note")

@@ -11,8 +11,11 @@ from pathlib import Path
 from aligngpt.cache import CacheError, cache_folder
 from aligngpt.leftovers import remove, temporary_beside
 
-KINDS = ("samples", "features")
+KINDS = ("samples", "features", "converted", "npm", "debian")
 """The kinds of entries; anything else in the cache folder does not belong to it and is never touched."""
+
+_PACKED = {"npm": re.compile(r"[a-z0-9][a-z0-9._-]*-[0-9][\w.+-]*-[0-9a-f]{12}"), "debian": re.compile("openclipart")}
+"""Names of the folders of unpacked packages, by kind; other entries are named by their key."""
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -79,11 +82,11 @@ def cache_entries() -> list[CacheEntry]:
     """All entries of the cache; temporary files of running commands are not among them."""
     found = []
     for kind in KINDS:
-        for path in _paths(cache_folder(kind), 3):
+        for path in _packages(kind) if kind in _PACKED else _paths(cache_folder(kind), 3):
             # Another process may remove an entry in the meantime.
             with suppress(OSError):
                 # Looking at a folder counts as reading it, so only files say when an entry was used.
-                files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+                files = [path] if path.is_file() else [one for one in path.rglob("*") if _is_own_file(one)]
                 states = [one.stat() for one in files] or [path.stat()]
                 used = max(max(state.st_atime, state.st_mtime) for state in states)
                 found.append(CacheEntry(kind, path, sum(state.st_size for state in states), used))
@@ -113,6 +116,25 @@ def size_text(size: float) -> str:
     """A number of bytes in decimal units, as in `1.5 GB`."""
     unit = next((name for name in reversed(UNITS) if size >= UNITS[name]), "B")
     return f"{size:.0f} B" if unit == "B" else f"{size / UNITS[unit]:.1f} {unit}"
+
+
+def _is_own_file(path: Path) -> bool:
+    """Whether it is a file and no link to one, which would be counted twice."""
+    return path.is_file() and not path.is_symlink()
+
+
+def _packages(kind: str) -> Iterator[Path]:
+    """The folders of unpacked packages of a kind."""
+    try:
+        inside = sorted(cache_folder(kind).iterdir())
+    except OSError:
+        return
+    for path in inside:
+        if path.is_symlink() or not path.is_dir() or not _PACKED[kind].fullmatch(path.name):
+            continue
+        # What `dpkg-deb` unpacks lies below `usr`; another folder of the same name is not ours.
+        if kind != "debian" or [one.name for one in path.iterdir()] == ["usr"]:
+            yield path
 
 
 def _paths(folder: Path, depth: int) -> Iterator[Path]:

@@ -38,11 +38,16 @@ COSTS = {
     "timm": "vision towers of timm cannot be loaded",
     "torchao": "no 8-bit optimiser for weights in bfloat16",
     "bits": "no 4-bit weights and no 8-bit optimiser in training",
+    "chat": "aligngpt chat has no editing, history or completion",
+    "remote": "data at addresses such as s3:// cannot be read",
+    "serve": "aligngpt serve cannot start",
+    "web": "aligngpt web cannot start",
+    "lmms": "the model cannot be run in lmms-eval",
 }
 """What does not work without an extra."""
 
-DEVELOPMENT = ("dev", "lint", "test")
-LITTLE_MEMORY, LITTLE_DISK = 4 * 10**9, 5 * 10**9
+DEVELOPMENT = ("dev", "docs", "lint", "test")
+LITTLE_MEMORY, LITTLE_DISK = 5 * 10**9, 5 * 10**9
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 YES = ("1", "on", "true", "yes")
 
@@ -183,7 +188,7 @@ def memory() -> Finding:
     if available is None:
         return Finding("main memory", "not reported by this system")
     if available < LITTLE_MEMORY:
-        advice = "the quickstart needs 5 GB; close other programs or use a larger machine"
+        advice = f"the quickstart needs {size_text(LITTLE_MEMORY)}; close other programs or use a larger machine"
         return Finding("main memory", f"{size_text(available)} available", "note", advice)
     return Finding("main memory", f"{size_text(available)} available")
 

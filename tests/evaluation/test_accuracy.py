@@ -336,6 +336,44 @@ def test_a_model_that_was_trained_again_is_another_one(
         evaluate(questions, model=tmp_path / "mine")
 
 
+@pytest.mark.parametrize(
+    "file", ["config.json", "processor_config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja"]
+)
+def test_a_model_with_other_settings_is_another_one(
+    write_questions: Questions, evaluate: Evaluate, model_folder: Path, watching: list, tmp_path: Path, file: str
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(model_folder, mine)
+    questions = write_questions(4)
+    evaluate(questions, model=mine)
+    (mine / "README.md").write_text("A model card changes no answer.")
+    evaluate(questions, model=mine)
+    before = (mine / file).read_text(encoding="utf-8")
+    (mine / file).write_text(before.replace("{", "{ ", 1), encoding="utf-8")
+    with pytest.raises(EvaluationError, match="a different evaluation"):
+        evaluate(questions, model=mine)
+    (mine / file).write_text(before, encoding="utf-8")
+    evaluate(questions, model=mine)
+
+
+def test_an_adapter_with_another_base_is_another_model(
+    write_questions: Questions, evaluate: Evaluate, model_folder: Path, watching: list, tmp_path: Path
+) -> None:
+    adapter, base, whole = tmp_path / "adapter", tmp_path / "base", Engine.load
+    shutil.copytree(model_folder, base)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    # Which weights answer does not matter here, only whether the evaluation in the folder is known to be another one.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "load", lambda *_, **__: whole(base, device="cpu"))
+        questions = write_questions(4)
+        evaluate(questions, model=adapter)
+        evaluate(questions, model=adapter)
+        os.utime(base / "model.safetensors", (1, 1))
+        with pytest.raises(EvaluationError, match="a different evaluation"):
+            evaluate(questions, model=adapter)
+
+
 def test_unreadable_pictures_are_rejects(
     write_questions: Questions, evaluate: Evaluate, predictions: Callable, watching: list, tmp_path: Path
 ) -> None:

@@ -18,6 +18,20 @@ from aligngpt.evaluation.matching import matches, normalise
         ("ÉTÉ", "été"),
         ("a", "A"),
         ("the", "The."),
+        ("猫。", "猫"),
+        ("“cat”", "cat"),
+        ("cat…", "cat"),
+        ("¡Sí!", "sí"),
+        ("**yes**", "yes"),
+        ("(red)", "red"),
+        ("e\u0301te\u0301", "été"),
+        ("STRASSE", "straße"),
+        ("ΟΔΟΣ", "οδος"),
+        ('the "red"', "red"),
+        ("(-5)", "-5."),
+        ("'.5'", ".5"),
+        ("- 5", "5"),
+        ("...5", "5"),
     ],
 )
 def test_case_articles_and_outer_punctuation_do_not_matter(answer: str, expected: str) -> None:
@@ -37,6 +51,13 @@ def test_case_articles_and_outer_punctuation_do_not_matter(answer: str, expected
         ("1.5", "15"),
         ("don't", "dont"),
         ("light blue", "lightblue"),
+        (".5", "5"),
+        ("-5", "5"),
+        ("-.5", ".5"),
+        ("", "?"),
+        ("!", "?"),
+        ("50%", "50"),
+        ("C#", "C"),
     ],
 )
 def test_other_words_are_wrong(answer: str, expected: str) -> None:
@@ -53,5 +74,5 @@ def test_any_of_several_accepted_answers_is_right() -> None:
 
 
 def test_a_normal_form_stays_as_it_is() -> None:
-    for answer in ("The Red  Circle.", "an", "", "  ", '"a" b', "what , then"):
+    for answer in ("The Red  Circle.", "an", "", "  ", '"a" b', "what , then", 'the "red"', "a . the", "?!", "-.5."):
         assert normalise(normalise(answer)) == normalise(answer)

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from aligngpt.checking.files import Reading, check_files
 from aligngpt.checking.result import FileCheck
+from aligngpt.data.sources.remote import located
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 from aligngpt.model.own_code import refuse_own_code
@@ -72,8 +73,10 @@ def check_for_recipe(
     _, processor = load_model(recipe, name, weights=False)
     template = NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None
     in_levels = name == "pretrain" and recipe.model.alignment != "none"
+    # The results name each file as it is opened, which for an address differs from what was given.
+    paths = [located(path) for path in paths]
     # Files with the same image root are checked together: they often use the same images.
-    roots = {Path(source.data): source.image_root for source in stage.sources}
+    roots = {located(source.data): source.image_root for source in stage.sources}
     by_root: dict[Path | None, list[Path]] = {}
     for path in paths:
         named = roots.get(path, stage.image_root)

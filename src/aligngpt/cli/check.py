@@ -50,6 +50,10 @@ def check(
         raise typer.BadParameter("give --model or --recipe, not both")
     if stage is not None and recipe is None:
         raise typer.BadParameter("--stage requires --recipe")
+    if out is not None and out != STANDARD_OUTPUT:
+        from aligngpt.checking.output import check_output
+
+        check_output(out, [*data, *([recipe] if recipe is not None else [])])
     read = None
     if recipe is not None:
         from aligngpt.training.recipe import load_recipe

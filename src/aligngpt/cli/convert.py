@@ -49,7 +49,9 @@ def convert(
         bool,
         typer.Option("--to-original", help="Convert one of our models to the format of the original code instead."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Random seed for weights that SOURCE does not have.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed for weights that SOURCE does not have.", show_default="0")
+    ] = None,
     out: Out = None,
 ) -> None:
     """Convert a published AlignGPT or LLaVA model to a model folder that every other command reads."""
@@ -58,6 +60,15 @@ def convert(
         raise typer.BadParameter(
             "--to-original requires --vision-tower, the name that the original code is to load the tower by"
         )
+    if original:
+        for option, value in (
+            ("--language-model", language_model),
+            ("--tokenizer", tokenizer),
+            ("--chat-template", chat_template),
+            ("--seed", seed),
+        ):
+            if value is not None:
+                raise typer.BadParameter(f"{option} is not for --to-original, which takes it from SOURCE; omit it")
     must_exist(source, "the model")
 
     from aligngpt.model.foreign.conversion import convert, to_original
@@ -73,7 +84,7 @@ def convert(
         language_model=language_model,
         tokenizer=tokenizer,
         chat_template=chat_template,
-        seed=seed,
+        seed=0 if seed is None else seed,
     )
     print(f"{done.layout}: {done.parameters:,} parameters: {folder}")
     print(f"chat template: {done.chat_template}")

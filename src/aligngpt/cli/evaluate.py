@@ -1,5 +1,6 @@
 """`aligngpt evaluate`: the accuracy on a file of questions, or the figures of benchmarks."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ from aligngpt.cli.options import Base, Device, Precision, must_exist
 from aligngpt.cli.rated_benchmarks import check_rated_only, rate
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
+
+BATCH_SIZE = 32
 
 
 def evaluate(
@@ -75,7 +78,9 @@ def evaluate(
             help="Pair each question with the image of another question: a baseline of what the text alone gives.",
         ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions answered at once.", show_default=str(BATCH_SIZE))
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed for --limit and --shuffle-images.", show_default="0")
     ] = None,
@@ -137,13 +142,20 @@ def evaluate(
     if seed is not None and limit is None and not shuffle_images:
         raise typer.BadParameter("--seed does nothing without --limit or --shuffle-images; omit it, or add one of them")
 
-    must_exist(questions, "the questions")
+    must_exist(questions, "the questions", or_address=True)
     local_or_hub(model, "the model", AlignGPTError, with_owner=True)
 
+    from aligngpt.data.sources.remote import located
     from aligngpt.evaluation.accuracy import evaluate_file
     from aligngpt.evaluation.matching import JUDGING
     from aligngpt.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE, read_predictions, wrong_answers
     from aligngpt.evaluation.run_evaluations import run_of
+    from aligngpt.scoring.places import same_place
+
+    # Both names are of files that an evaluation keeps in its folder.
+    for name in (PREDICTIONS_FILE, RESULTS_FILE):
+        if (out / name).exists() and same_place(out / name, located(questions)):
+            raise AlignGPTError(f"{out / name}, which would be written, has the questions; give another --out")
 
     result = evaluate_file(
         model,
@@ -153,7 +165,7 @@ def evaluate(
         image_root=image_root,
         limit=limit,
         shuffle_images=shuffle_images,
-        batch_size=batch_size,
+        batch_size=batch_size or BATCH_SIZE,
         seed=0 if seed is None else seed,
         device=device,
         precision=precision,
@@ -164,7 +176,7 @@ def evaluate(
         print(wrong)
     print(f"predictions: {out / PREDICTIONS_FILE}\nresults: {out / RESULTS_FILE}")
     if (run := run_of(out)) is not None:
-        print(f"next: aligngpt report {run}")
+        print(f"next: {shlex.join(['aligngpt', 'report', str(run)])}")
 
 
 def _run_benchmarks(
@@ -177,7 +189,7 @@ def _run_benchmarks(
     rules: str | None,
     picture_mode: Literal["published", "pad"] | None,
     limit: int | None,
-    batch_size: int,
+    batch_size: int | None,
     base: str | None,
     device: str,
     precision: str,
@@ -194,6 +206,9 @@ def _run_benchmarks(
             ("--picture-mode", picture_mode is not None),
             ("--limit", limit is not None),
             ("--base", base is not None),
+            ("--batch-size", batch_size is not None),
+            ("--device", device != "auto"),
+            ("--precision", precision != "auto"),
         ):
             if given:
                 raise typer.BadParameter(f"{option} is about asking a model, but --answers asks none; omit it")
@@ -207,7 +222,8 @@ def _run_benchmarks(
 
     rated = (tuple(CAPTION_SETS), (yes_no.NAME,))
     if any(set(names) & set(group) for group in rated):
-        others = {"--answers": answers, "--rules": rules, "--picture-mode": picture_mode, **judge}
+        others: dict[str, Any] = {"--answers": answers, "--rules": rules, "--picture-mode": picture_mode}
+        others |= {"--batch-size": batch_size, **judge}
         check_rated_only(names, rated, [option for option, value in others.items() if value is not None])
         assert model is not None
         rate(model, names, data, out, limit=limit, base=base, device=device, precision=precision)
@@ -238,7 +254,7 @@ def _run_benchmarks(
                 rules=rules or "published",
                 model=identity_of(engine, model),
                 picture_mode=picture_mode or "published",
-                batch_size=batch_size,
+                batch_size=batch_size or BATCH_SIZE,
                 limit=limit,
                 remarks=remarks_on(engine),
                 judge=asked,

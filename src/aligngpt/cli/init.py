@@ -44,12 +44,13 @@ def init(
 
     Asks for what is not given, if the input is a terminal. Downloads nothing.
     """
-    from aligngpt.starting.output import check_can_write
+    from aligngpt.starting.output import check_can_write, check_run
 
+    check_run(run)
     check_can_write(out, force=force)
     for path in (*(data or ()), captions, questions):
         if path is not None:
-            must_exist(path, "the data")
+            must_exist(path, "the data", or_address=True)
 
     from aligngpt.starting.asking import Asker
     from aligngpt.starting.making import Given, make_new_recipe

@@ -42,7 +42,7 @@ def inspect(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT and its .json if they exist.")] = False,
 ) -> None:
     """Write a page about what alignment does in a model: gate, forced levels, similarity maps, level embeddings."""
-    must_exist(data, "the data")
+    must_exist(data, "the data", or_address=True)
     local_or_hub(model, "the model", AlignGPTError, with_owner=True)
 
     from aligngpt.inspecting.inspecting import inspect_model

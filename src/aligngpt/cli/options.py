@@ -1,6 +1,8 @@
 """What several verbs share: options, and checks of arguments before anything that takes long to import."""
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +33,7 @@ WRITTEN = ("out", "target", "uids", "report", "replies")
 """Parameters of verbs that name a file or folder to write."""
 
 _PATTERN = re.compile(r"[*?\[{]")
+_FILE_ADDRESS = re.compile(r"^(file|local):/{1,3}", re.IGNORECASE)
 
 
 @dataclass
@@ -45,32 +48,60 @@ class Shown:
 
 
 class Verb(TyperCommand):
-    """A verb, which begins only if what it writes has a place on this machine.
+    """A verb, which begins only if what it writes has a place on this machine and is not one of the files it reads.
 
     Raises:
-        AlignGPTError: a parameter in `WRITTEN` is an address.
+        AlignGPTError: a parameter in `WRITTEN` is an address, or a file that another parameter names.
     """
 
     def invoke(self, ctx: Any) -> Any:
         """Check the parameters, then call the verb's function."""
         for name in WRITTEN:
             given = ctx.params.get(name)
-            if given is not None and (trouble := written_locally(given)) is not None:
+            if given is None:
+                continue
+            if (trouble := written_locally(given)) is not None:
                 raise AlignGPTError(trouble)
+            if Path(given).is_file() and any(one.samefile(given) for one in _read_by(ctx)):
+                raise AlignGPTError(f"{given}, which would be written, is a file that is read; name another to write")
         return super().invoke(ctx)
 
 
-def must_exist(path: Path, what: str, *, advice: str = "") -> None:
+def _read_by(ctx: Any) -> Iterator[Path]:
+    """The existing files and folders that the parameters name, except those that are written."""
+    for name, given in ctx.params.items():
+        for one in given if isinstance(given, list | tuple) else [given]:
+            if name in WRITTEN or not isinstance(one, str | Path):
+                continue
+            # `Path.exists` fails for a text that is too long for a name.
+            if os.path.exists(path := _FILE_ADDRESS.sub("/", str(one))):
+                yield Path(path)
+
+
+def must_exist(path: Path, what: str, *, advice: str = "", or_address: bool = False) -> None:
     """Refuse a path that does not exist; patterns such as `*.parquet` are left to their readers.
 
     Args:
         path: a file or folder given as an argument.
         what: what it stands for, for the message, as in `the questions`.
         advice: end of the message, what to do.
+        or_address: whether it may also be an address, such as `s3://bucket/questions.json`, see `located`.
 
     Raises:
-        AlignGPTError: there is nothing at `path`. Suggests similar names.
+        AlignGPTError: there is nothing at `path`, or it is an address and may not be one. Suggests similar names.
     """
+    if written_locally(path) is not None:
+        if not or_address:
+            raise AlignGPTError(
+                f"{what} cannot be read from an address; download it, and give its path on this machine"
+            )
+        from aligngpt.data.sources.remote import RemotePath, located
+
+        path = located(path)
+        if isinstance(path, RemotePath):
+            if not (_PATTERN.search(path.name) or path.exists()):
+                raise AlignGPTError(f"{what} {path} cannot be read: there is nothing at this address")
+            return
     if path.exists() or _PATTERN.search(path.name):
         return
     near = near_paths(path)

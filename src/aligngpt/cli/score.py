@@ -201,5 +201,7 @@ def _next_command(source: str, out: Path) -> str:
     if path.suffix in (".json", ".jsonl"):
         options = ["--source", source, "--out", str(written_beside(source, f"{path.stem}-levels{path.suffix}"))]
     else:
-        options = ["--out", str(out.with_name(f"{out.name}-levels.parquet"))]
+        # `.` and `..` have no name of their own.
+        place = out if out.name not in ("", "..") else out.resolve()
+        options = ["--out", str(place.parent / f"{place.name or 'scores'}-levels.parquet")]
     return shlex.join(["aligngpt", "levels", str(out), *options])

@@ -1,12 +1,16 @@
 """`aligngpt study`: many small runs that show whether levels help, and what came out."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from aligngpt.cli.options import Verb, must_exist
+
+if TYPE_CHECKING:
+    from aligngpt.study.plan import Plan
 
 Quick = Annotated[
     bool,
@@ -42,7 +46,9 @@ def run(
         Path | None,
         typer.Option("--done", help="The results.parquet of a part of the same study; its runs are not done again."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs; with --done, those that are still to do.")
+    ] = False,
 ) -> None:
     """Do every run of a plan that is not done yet.
 
@@ -56,15 +62,31 @@ def run(
     read = load_plan(plan)
     read = read.quick() if quick else read
     if dry_run:
-        runs = read.runs()
-        print("\n".join(one.id for one in runs))
-        print(f"{len(runs)} runs after {len({one.pretraining_id for one in runs})} pre-trainings")
+        runs, pretrainings = read.runs(), {one.pretraining_id for one in read.runs()}
+        if done is not None:
+            there = _done_runs(read, done)
+            runs = [one for one in runs if one.id not in there]
+            pretrainings = {one.pretraining_id for one in runs} - there
+        print("".join(f"{one.id}\n" for one in runs), end="")
+        print(f"{len(runs)} runs after {len(pretrainings)} pre-trainings")
         return
 
     from aligngpt.study.driving import run_study
 
     print(f"results: {run_study(read, workers=workers, done=done)}")
-    print(f"next: aligngpt study report {plan}{' --quick' if quick else ''}")
+    print(f"next: {shlex.join(['aligngpt', 'study', 'report', str(plan), *(['--quick'] if quick else [])])}")
+
+
+def _done_runs(plan: "Plan", done: Path) -> set[str]:
+    """The names of the runs and pre-trainings with results in a file of all results, or in the study's own folder."""
+    import pyarrow.parquet as pq
+
+    from aligngpt.study.claiming import check_file
+
+    check_file(plan, done)
+    names = pq.read_table(done, columns=["run"])["run"].to_pylist()
+    results = Path(plan.output) / "results"
+    return {*map(str, names), *(str(one.relative_to(results).with_suffix("")) for one in results.rglob("*.parquet"))}
 
 
 @app.command(cls=Verb)

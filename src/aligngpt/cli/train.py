@@ -1,5 +1,6 @@
 """`aligngpt train`: the two stages of a recipe."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,13 +57,15 @@ def train(
         return
     for result in results:
         print(f"{result.stage}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
-    model = model_folder(read)
+    model = shlex.quote(str(model_folder(read)))
     if results[-1].stage == "instruct":
+        out = shlex.quote(str(Path(read.output) / "evaluation" / "test"))
         print(
             f"model: {model}\n"
             f'ask: aligngpt ask {model} IMAGE "QUESTION" --show-alignment\n'
-            f"measure: aligngpt evaluate {model} QUESTIONS.json --out {Path(read.output) / 'evaluation' / 'test'}\n"
-            f"then: aligngpt report {read.output}"
+            f"measure: aligngpt evaluate {model} QUESTIONS.json --out {out}\n"
+            f"then: aligngpt report {shlex.quote(read.output)}"
         )
     elif read.instruct is not None:
-        print(f"next: aligngpt train {Path(read.output) / RECIPE_FILE} --stage instruct")
+        recipe_of_run = shlex.quote(str(Path(read.output) / RECIPE_FILE))
+        print(f"next: aligngpt train {recipe_of_run} --stage instruct")

@@ -1,6 +1,5 @@
 """Accuracy on a file of questions with answers: resumable, each answer saved as soon as it is generated."""
 
-import hashlib
 import json
 import random
 import time
@@ -14,6 +13,7 @@ from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources.remote import located
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
+from aligngpt.evaluation.fingerprint import fingerprint_of
 from aligngpt.evaluation.matching import matches, right_answers
 from aligngpt.evaluation.questions import Questions, read_questions
 from aligngpt.evaluation.results import (
@@ -89,7 +89,7 @@ def evaluate_file(
         started = time.monotonic()
         try:
             shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
-            fingerprint = _fingerprint(model, base, questions, asked_of, samples, shown)
+            fingerprint = fingerprint_of(model, base, questions, asked_of, samples, shown)
             precision = _decide_precision(out, fingerprint, precision, device)
             done = read_predictions(out / PREDICTIONS_FILE)
             open_questions = [sample for sample in samples if sample.record not in done]
@@ -249,31 +249,7 @@ def _decide_precision(out: Path, fingerprint: str, asked: str, device: str) -> s
     held, _, begun = path.read_text(encoding="utf-8").partition(" ")
     if held != fingerprint or asked not in ("auto", begun):
         raise EvaluationError(
-            f"{out} contains a different evaluation: its model, questions, image root, draw or precision differs; "
-            "choose another folder with --out, or remove this one"
+            f"{out} contains a different evaluation: its model, questions, image root, draw or precision differs, or "
+            "an earlier version of aligngpt wrote it; choose another folder with --out, or remove this one"
         )
     return begun
-
-
-def _fingerprint(
-    model: str | Path,
-    base: str | Path | None,
-    questions: Path,
-    source: Questions,
-    samples: Sequence[Sample],
-    shown: Sequence[tuple[str, ...]],
-) -> str:
-    """SHA-256 of all settings that affect the answers, except the precision."""
-    loaded = [[str(source), *_weights_state(Path(source))] for source in (model, base) if source is not None]
-    # The content of an archive's images is part of it; that of image files is not, only their names.
-    state = [] if source.state is None else [source.state]
-    place = [str(questions.resolve()), str(source.root.resolve()), *state]
-    digest = hashlib.sha256(json.dumps([*loaded, *place]).encode())
-    for sample, images in zip(samples, shown, strict=True):
-        digest.update(repr((sample.record, sample.turns, images, *sample.accepted)).encode())
-    return digest.hexdigest()
-
-
-def _weights_state(model: Path) -> list[tuple[str, int, int]]:
-    """Sizes and modification times of a local model's weights: enough to notice that it was trained again."""
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(model.glob("*.safetensors"))]

@@ -39,6 +39,10 @@ OWN_PARTS = ("model.multi_modal_projector", "model.alignment")
 _PREFIX = "base_model.model."
 _BASE = "aligngpt_base"
 """Key in the metadata of the adapter file: fingerprint of the frozen weights that the adapters were trained on."""
+_TOWER = "aligngpt_vision_tower"
+"""The same of the vision tower, if the adapter does not store it. Adapters of earlier versions lack the key."""
+_LANGUAGE_MODEL = ("model.language_model.", HEAD.partition(".")[0])
+_VISION_TOWER = "model.vision_tower."
 
 
 class AdapterError(AlignGPTError):
@@ -80,13 +84,16 @@ def save_adapter(
         name: tensor for name, tensor in base.state_dict().items() if name.startswith(tuple(f"{one}." for one in whole))
     }
     tensors |= trained
+    metadata = {"format": "pt", _BASE: _fingerprint(base, _LANGUAGE_MODEL)}
+    if _VISION_TOWER.rstrip(".") not in whole:
+        metadata[_TOWER] = _fingerprint(base, _VISION_TOWER)
     save_file(
         {
             f"{_PREFIX}{name.replace('.default.', '.') if '.lora_' in name else name}": tensor.contiguous()
             for name, tensor in tensors.items()
         },
         folder / SAFETENSORS_WEIGHTS_NAME,
-        metadata={"format": "pt", _BASE: _fingerprint(base)},
+        metadata=metadata,
     )
     config = LoraConfig(
         base_model_name_or_path=str(base_folder.absolute()),
@@ -117,7 +124,7 @@ def load_adapter(
         AdapterError: the folder is damaged, its base is missing or is not the one it was trained on, or its tokenizer
             has tokens without a row in the embedding table.
     """
-    source = str(base) if base is not None else _named_base(folder)
+    source = str(base) if base is not None else named_base(folder)
     elsewhere = "If it is stored elsewhere, name it with --base FOLDER"
     local_or_hub(source, "the base", AdapterError, whose=f"of the adapter {folder}", advice=elsewhere)
     refuse_own_code(source, "the base", AdapterError)
@@ -189,7 +196,7 @@ def merge_adapter(folder: Path, out: Path, *, base: str | Path | None = None) ->
         raise AdapterError(
             f"{folder} is not an adapter folder (with {CONFIG_NAME}); give the output of a stage with lora.merge: false"
         )
-    source = Path(base if base is not None else _named_base(folder))
+    source = Path(base if base is not None else named_base(folder))
     if out.resolve() in (folder.resolve(), source.resolve()):
         raise AdapterError(f"{out} is the adapter or its base; choose another folder for the merged model")
     model, processor = load_adapter(folder, base=base)
@@ -201,7 +208,12 @@ def merge_adapter(folder: Path, out: Path, *, base: str | Path | None = None) ->
     return model.num_parameters()
 
 
-def _named_base(folder: Path) -> str:
+def named_base(folder: Path) -> str:
+    """The base that an adapter folder names: a folder or a hub name.
+
+    Raises:
+        AdapterError: it names none, or its configuration cannot be read.
+    """
     path = folder / CONFIG_NAME
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -259,22 +271,24 @@ def _check_base(folder: Path, source: str, base: AlignGPTForConditionalGeneratio
     if not file.is_file():
         return
     with safe_open(file, framework="pt") as opened:
-        known = (opened.metadata() or {}).get(_BASE)
-    if known is not None and known != _fingerprint(base):
-        raise AdapterError(
-            f"the adapter {folder} was trained on another base than {source}: the weights of the language model differ "
-            "in shape or value; name the right one with --base FOLDER"
-        )
+        metadata = opened.metadata() or {}
+    for key, part, words in ((_BASE, _LANGUAGE_MODEL, "language model"), (_TOWER, _VISION_TOWER, "vision tower")):
+        known = metadata.get(key)
+        if known is not None and known != _fingerprint(base, part):
+            raise AdapterError(
+                f"the adapter {folder} was trained on another base than {source}: the weights of the {words} differ in "
+                "shape or value; name the right one with --base FOLDER"
+            )
 
 
-def _fingerprint(base: AlignGPTForConditionalGeneration) -> str:
-    """Hash of a base's language model, which adapters leave unchanged: names, shapes, and a sample of each weight.
+def _fingerprint(base: AlignGPTForConditionalGeneration, part: str | tuple[str, ...]) -> str:
+    """Hash of a part of a base that adapters leave unchanged: names, shapes, and a sample of each weight.
 
     Values are compared in bfloat16, so a copy of the base in that precision counts as the same base.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(base.named_parameters()):
-        if name.startswith(("model.language_model.", HEAD.partition(".")[0])):
+        if name.startswith(part):
             flat = tensor.detach().reshape(-1)
             some = flat[:: max(1, len(flat) // 256)].cpu().bfloat16().view(torch.int16).tolist()
             digest.update(repr((name, tuple(tensor.shape), some)).encode())

@@ -82,10 +82,7 @@ def find_backbone(name: str, part: Part, like: str | None = None) -> Backbone:
     if name in others:
         raise StartError(f"{name} is not a {part}; give one, such as {next(iter(known))}")
     if like is not None:
-        if like not in known:
-            meant = near_name(like, known)
-            said = f"did you mean {meant}?" if meant else f"give one of {', '.join(known)}"
-            raise StartError(f"--{flag}-like {like!r} is not a listed {part}; {said}")
+        check_like(like, part)
         return Backbone(name, None, like)
     meant = near_name(name, known)
     raise UnknownSizes(
@@ -93,6 +90,27 @@ def find_backbone(name: str, part: Part, like: str | None = None) -> Backbone:
         + (f"; did you mean {meant}?" if meant else "")
         + f" If the name is right, name a listed {part} of its size or larger with --{flag}-like: {', '.join(known)}"
     )
+
+
+def check_like(like: str | None, part: Part) -> None:
+    """Check the name of a listed backbone whose sizes are to be used.
+
+    Raises:
+        StartError: it is not listed. Suggests a similar name.
+    """
+    known = _listed(part)
+    if like is None or like in known:
+        return
+    meant = near_name(like, known)
+    said = f"did you mean {meant}?" if meant else f"give one of {', '.join(known)}"
+    raise StartError(f"--{part.replace(' ', '-')}-like {like!r} is not a listed {part}; {said}")
+
+
+def like_unused(found: Backbone, part: Part, like: str | None) -> list[str]:
+    """A note if a listed backbone was named and the sizes of the backbone itself are known."""
+    if like is None or found.like == like:
+        return []
+    return [f"--{part.replace(' ', '-')}-like {like} is not used, because the sizes of {found.name} are known here"]
 
 
 def _listed(part: Part) -> Mapping[str, Known]:

@@ -1,7 +1,9 @@
 """What `aligngpt init` has to know about a file of data: its kind, size, images, levels and longest texts."""
 
 import heapq
-from collections.abc import Iterator
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,7 +27,7 @@ FIRST = 100
 """Number of leading samples with an image by which captions and questions are told apart, as in training."""
 
 LONGEST = 20
-"""Number of the longest samples whose tokens are counted."""
+"""Number of the longest samples with each number of images whose tokens are counted."""
 
 NAMES_TRIED, FOLDERS_TRIED = 20, 50
 """Images and subfolders that are tried to find the image root."""
@@ -41,7 +43,7 @@ class DataLook(NamedTuple):
         is_archive: whether it is Parquet or tar files, whose images may be inside.
         image_root: folder that its image paths are relative to; None for an archive that holds its images.
         check: the results of `aligngpt check`.
-        longest: its longest samples in characters, the longest first.
+        longest: of the samples with each number of images, the longest in characters; the longest of all first.
     """
 
     path: Path
@@ -88,8 +90,9 @@ def look_at(path: Path, image_root: Path | None = None) -> DataLook:
             unusable that training would stop.
         SourceError: the image root is not a folder.
     """
+    path = located(path)
     if not str(path).strip(".") or not is_there(path):
-        near = [] if isinstance(located(path), RemotePath) else near_paths(path)
+        near = [] if isinstance(path, RemotePath) else near_paths(path)
         said = f"did you mean {' or '.join(near)}?" if near else "give a file of captions or questions"
         raise StartError(f"the data {path} does not exist; {said}")
     archive = archive_at(path)
@@ -106,10 +109,10 @@ def look_at(path: Path, image_root: Path | None = None) -> DataLook:
     if check.error is not None or check.rejected > allowed * check.records:
         raise StartError(
             f"{check.rejected:,} of the {check.records:,} records of {path} cannot be used, more than the "
-            f"{allowed:.0%} that training accepts; `aligngpt check {path}` lists them"
+            f"{allowed:.0%} that training accepts; `{_check_command(path, image_root)}` lists them"
         )
     first = list(islice((sample for sample in samples_of(path) if sample.images), FIRST))
-    longest = heapq.nlargest(LONGEST, samples_of(path), key=_length)
+    longest = longest_samples(samples_of(path))
     return DataLook(
         path=path,
         kind="questions" if _are_questions(first) else "captions",
@@ -117,7 +120,7 @@ def look_at(path: Path, image_root: Path | None = None) -> DataLook:
         is_archive=archive is not None,
         image_root=None if archive is not None and image_root is None else root_of_data(path, root),
         check=check,
-        longest=tuple(longest),
+        longest=longest,
     )
 
 
@@ -130,6 +133,29 @@ def samples_of(path: Path) -> Iterator[Sample]:
     for one in archive_samples(archive, check_images=False):
         if not isinstance(one, Unread):
             yield one.sample
+
+
+def longest_samples(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """The longest samples in characters with each number of images, the longest of all first.
+
+    An image takes a fixed number of tokens, up to several hundred, which depends on the vision tower: samples with
+    different numbers of images cannot be compared by their characters.
+    """
+    kept: dict[int, list[tuple[int, int, Sample]]] = defaultdict(list)
+    for place, sample in enumerate(samples):
+        # The place keeps two samples of the same length from being compared themselves.
+        one, same = (_length(sample), -place, sample), kept[len(sample.images)]
+        if len(same) < LONGEST:
+            heapq.heappush(same, one)
+        else:
+            heapq.heappushpop(same, one)
+    everything = sorted((one for same in kept.values() for one in same), reverse=True)
+    return tuple(sample for _, _, sample in everything)
+
+
+def _check_command(path: Path, image_root: Path | None) -> str:
+    root = [] if image_root is None else ["--image-root", str(image_root)]
+    return shlex.join(["aligngpt", "check", str(path), *root])
 
 
 def _are_questions(samples: list[Sample]) -> bool:

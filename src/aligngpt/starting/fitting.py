@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from torch import nn
 
 from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.records.sample import Sample, to_record
@@ -37,6 +38,10 @@ LONGEST_ALLOWED = 2048
 
 FEW, MANY = 20_000, 100_000
 """Number of samples below which there are three epochs and small batches, and from which batches are the paper's."""
+
+SMALL_LANGUAGE_MODEL, SMALL_VISION_TOWER = "HuggingFaceTB/SmolLM2-135M-Instruct", "openai/clip-vit-base-patch32"
+SMALL = {SMALL_LANGUAGE_MODEL: 135_000_000, SMALL_VISION_TOWER: 88_000_000}
+"""The smallest listed backbones, and their numbers of parameters."""
 
 WARM_START_BYTES = 512 * 2**20
 """Memory for the image features of the warm start."""
@@ -113,13 +118,14 @@ class _Fitting:
     def fitted(self) -> Fitted:
         first = self._first_settings()
         model, processor = load_model(self._recipe(first), "pretrain", weights=False)
+        self.sizes = _parameters(model.model.language_model), _parameters(model.model.vision_tower)
         features = _feature_bytes(model)
         settings, cut = self._with_lengths(first, model, processor, features)
         pretrain, memory_1, _ = self._stage_that_fits(settings, "pretrain")
         settings = replace(settings, pretrain=pretrain)
         instruct, memory_2, planned = self._stage_that_fits(settings, "instruct")
         settings = replace(settings, instruct=instruct)
-        parameters = sum(one.numel() for one in model.parameters())
+        parameters = _parameters(model)
         trained = sum(row.trained for row in planned.parts)
         images = self.wanted.captions.check.images + self.wanted.questions.check.images
         cached = images * features if settings.pretrain.cache_features else 0
@@ -175,6 +181,11 @@ class _Fitting:
         """The settings with the lengths of the longest samples; also writes these for the estimates."""
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST_ALLOWED
         most = min(LONGEST_ALLOWED, int(positions))
+        if model.config.image_seq_length >= most:
+            raise StartError(
+                f"an image takes {model.config.image_seq_length:,} tokens with {settings.vision_tower}, and "
+                f"{settings.language_model} has room for {most:,}; choose another vision tower or language model"
+            )
         cut: dict[StageName, int] = {}
         lengths: dict[StageName, int] = {}
         named: list[tuple[StageName, DataLook, str | None]] = [
@@ -222,9 +233,20 @@ class _Fitting:
         raise StartError(
             f"{settings.language_model} with {settings.vision_tower} needs at least {least / GIGABYTE:.1f} GB in "
             f"{name}, but {self.limit / GIGABYTE:.1f} GB of the {self.wanted.machine.memory / GIGABYTE:.1f} GB can "
-            "be planned with; choose a smaller language model, such as HuggingFaceTB/SmolLM2-135M-Instruct, or a "
-            "device with more memory"
+            f"be planned with; {self._advice(settings)}"
         )
+
+    def _advice(self, settings: Settings) -> str:
+        """What to choose if nothing fits: a smaller model only if there is one in the list."""
+        smaller = [
+            f"a smaller {part}, such as {name},"
+            for part, name, size in (
+                ("language model", SMALL_LANGUAGE_MODEL, self.sizes[0]),
+                ("vision tower", SMALL_VISION_TOWER, self.sizes[1]),
+            )
+            if name not in (settings.language_model, settings.vision_tower) and size > SMALL[name]
+        ]
+        return f"choose {' or '.join([*smaller, 'a device with more memory'])}"
 
     def _ways(self, name: StageName) -> list[tuple[bool, int | None]]:
         if name == "pretrain":
@@ -263,6 +285,10 @@ def _tokens(samples: Sequence[Sample], processor: AlignGPTProcessor, template: s
             continue
         found[place] = len(ids)
     return found
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(one.numel() for one in module.parameters())
 
 
 def _feature_bytes(model: AlignGPTForConditionalGeneration) -> int:

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from aligngpt.data.sources.remote import written_beside
 from aligngpt.files import atomic_write
 from aligngpt.progress import console
 from aligngpt.starting.asking import Asker
-from aligngpt.starting.backbones import Backbone, Part, UnknownSizes, find_backbone
+from aligngpt.starting.backbones import Backbone, Part, UnknownSizes, check_like, find_backbone, like_unused
 from aligngpt.starting.data_look import DataLook, Kind, look_at
 from aligngpt.starting.fitting import USABLE, Fitted, Wanted, fit
 from aligngpt.starting.machine import GIGABYTE, Device, Machine, this_machine
-from aligngpt.starting.output import StartError, check_can_write
+from aligngpt.starting.output import StartError, check_can_write, check_run
 from aligngpt.starting.settings import recipe_text
 from aligngpt.training.recipe import make_recipe
 
@@ -88,7 +89,13 @@ def make_new_recipe(given: Given, asker: Asker, out: Path, *, force: bool = Fals
         SourceError: data cannot be read.
     """
     check_can_write(out, force=force)
+    check_run(given.run)
+    check_like(given.tower_like, "vision tower")
+    check_like(given.language_like, "language model")
     captions, questions = _data(given, asker)
+    for look in (captions, questions):
+        if out.exists() and look.path.exists() and look.path.samefile(out):
+            raise StartError(f"{out} is the file of {look.kind}; name another file for the recipe with --out")
     machine = _machine(given, asker)
     tower_name, language_name = suggested(machine)
     tower = _backbone("vision tower", given.tower, given.tower_like, tower_name, asker)
@@ -100,7 +107,11 @@ def make_new_recipe(given: Given, asker: Asker, out: Path, *, force: bool = Fals
     fitted = fit(
         Wanted(captions, questions, data, tower, language, machine, given.run, levels or DEFAULT_LEVELS),
     )
-    notes = _notes(captions, tower, language, machine, fitted, given.run)
+    notes = [
+        *like_unused(tower, "vision tower", given.tower_like),
+        *like_unused(language, "language model", given.language_like),
+        *_notes(captions, tower, language, machine, fitted, given.run),
+    ]
     fitted = replace(fitted, settings=replace(fitted.settings, about=_about(machine, fitted)))
     text = recipe_text(fitted.settings)
     # Validated once more as written, with the names that it will be trained with.
@@ -245,7 +256,7 @@ def _level_commands(captions: DataLook, machine: Machine, run: str) -> tuple[str
     if captions.is_archive:
         return str(path), [score, f"aligngpt levels {scores} --levels {DEFAULT_LEVELS} --out levels.parquet"]
     suffix = path.suffix if path.suffix in (".json", ".jsonl") else ".jsonl"
-    out = path.with_name(f"{path.name.partition('.')[0]}-levels{suffix}")
+    out = written_beside(path, f"{path.name.partition('.')[0]}-levels{suffix}")
     files = f"--source {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
     return str(out), [score, f"aligngpt levels {scores} --levels {DEFAULT_LEVELS} {files}"]
 

@@ -3,10 +3,23 @@
 from pathlib import Path
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.hub_names import written_locally
 
 
 class StartError(AlignGPTError):
     """An answer or a flag of `aligngpt init` cannot be used; the message says what to give instead."""
+
+
+def check_run(run: str) -> None:
+    """Check before anything is asked that the folder of the run has a name.
+
+    Raises:
+        StartError: it is empty, or an address.
+    """
+    if not run.strip():
+        raise StartError("the folder of the run has no name; give one with --run, such as runs/mine, or omit --run")
+    if (trouble := written_locally(run)) is not None:
+        raise StartError(trouble)
 
 
 def check_can_write(out: Path, *, force: bool) -> None:

@@ -88,6 +88,25 @@ def test_the_web_is_read_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("allowed", ["0", "1"])
+@pytest.mark.parametrize(
+    "address", ["https://secret@host/a.json", "http://me:secret@host", "https://host/a#sig=secret"]
+)
+def test_a_token_in_a_web_address_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, allowed: str, address: str
+) -> None:
+    monkeypatch.setenv("ALIGNGPT_ALLOW_HTTP", allowed)
+    with pytest.raises(RemoteError) as caught:
+        located(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_name_that_is_no_token_is_part_of_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNGPT_ALLOW_HTTP", "1")
+    for address in ("ssh://me@host/a.json", "https://host/@me/a.json"):
+        assert str(located(address)) == address
+
+
 def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
     with pytest.raises(RemoteError, match="a name and a password") as caught:
         located("s3://key:secret@bucket/a.tar")

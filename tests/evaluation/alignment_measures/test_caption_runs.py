@@ -75,6 +75,18 @@ def test_a_stopped_run_rates_only_the_rest(tmp_path: Path) -> None:
         measure_captions(engine, ["winoground"], root, out, model="m", levels=2, limit=3)
 
 
+def test_results_of_the_same_model_on_other_captions_stay(tmp_path: Path) -> None:
+    root, out, digits = winoground(tmp_path), tmp_path / "o", "(0123456789abcdef, float32)"
+    measure_captions(Seeing(), ["winoground"], root, out, model=f"runs/m {digits}", levels=2)
+    saved = json.loads((out / "results.json").read_text())
+    saved[0]["name"] = "whatsup"
+    (out / "results.json").write_text(json.dumps(saved))
+    # Named by another path, it is the same model.
+    measure_captions(Seeing(0), ["winoground"], root, out, model=f"./runs/m {digits}", levels=2)
+    assert [one["name"] for one in json.loads((out / "results.json").read_text())] == ["whatsup", "winoground"]
+    assert "| whatsup |" in (out / "table.md").read_text()
+
+
 def test_a_model_without_levels_has_no_detector(tmp_path: Path) -> None:
     (result,) = measure_captions(Seeing(), ["winoground"], winoground(tmp_path), tmp_path / "o", model="m", levels=0)
     assert list(result["choices"]) == ["gate"] and result["level_detector"] is None and not result["dose_response"]

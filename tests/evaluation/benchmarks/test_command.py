@@ -1,15 +1,17 @@
 """`aligngpt evaluate --benchmarks`: a real engine on a small layout, answers without a model, wrong combinations."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import benchmark_layouts as layouts
 import pytest
 from typer.testing import CliRunner
 
 from aligngpt.cli import app
-from aligngpt.evaluation.benchmarks.identity import identity_of
+from aligngpt.evaluation.benchmarks.identity import identity_of, without_name
 from aligngpt.inference.engine import Engine
 
 
@@ -52,6 +54,36 @@ def test_other_weights_have_another_identity(assembled: Callable) -> None:
     with Engine(*assembled()) as first, Engine(*assembled()) as same, Engine(*assembled()) as other:
         other.model.get_input_embeddings().weight.data[3, 3] += 1
         assert identity_of(first, "m") == identity_of(same, "m") != identity_of(other, "m")
+
+
+def test_other_settings_have_another_identity_and_a_copy_has_the_same(assembled: Callable, tmp_path: Path) -> None:
+    for part in assembled():
+        part.save_pretrained(tmp_path / "m")
+    shutil.copytree(tmp_path / "m", tmp_path / "copy")
+
+    def identity(folder: str = "copy", **changes: dict[str, Any]) -> str:
+        with Engine.load(tmp_path / folder, device="cpu", dtype="float32") as engine:
+            for name, value in changes.get("pictures", {}).items():
+                setattr(engine.processor.image_processor, name, value)
+            for name, value in changes.get("generation", {}).items():
+                setattr(engine.model.generation_config, name, value)
+            if "words" in changes:
+                engine.processor.tokenizer.add_tokens(list(changes["words"]))
+            # Padding is set by each call and no setting of the model.
+            engine.processor.tokenizer(["a", "a red circle"], padding=True)
+            return identity_of(engine, "m")
+
+    first = identity("m")
+    assert first == identity() and without_name(first) == without_name(first.replace("m (", "./runs/m (", 1))
+    for changes in (
+        {"pictures": {"image_mean": [0.9, 0.9, 0.9]}},
+        {"pictures": {"do_pad": False}},
+        {"generation": {"eos_token_id": 7}},
+        {"generation": {"suppress_tokens": [1]}},
+        {"words": {"<box>": 1}},
+    ):
+        assert identity(**changes) != first
+    assert without_name("any name (of mine)") == "any name (of mine)"
 
 
 def test_answers_are_scored_without_a_model(tmp_path: Path) -> None:

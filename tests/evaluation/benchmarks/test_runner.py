@@ -115,6 +115,34 @@ def test_answers_of_another_model_or_picture_mode_are_not_reused(changes: dict, 
         run("gqa", tmp_path, Knowing("gqa", tmp_path, right), **changes)
 
 
+def test_a_model_named_by_another_path_keeps_its_answers(tmp_path: Path) -> None:
+    right, digits = layouts.gqa(tmp_path), "(0123456789abcdef, bfloat16)"
+    run("gqa", tmp_path, Knowing("gqa", tmp_path, right), model=f"runs/m {digits}")
+    again = Knowing("gqa", tmp_path, right)
+    assert run("gqa", tmp_path, again, model=f"./runs/m {digits}").figure == 100 and not again.asked
+    for other in ("runs/m (fedcba9876543210, bfloat16)", "runs/m (0123456789abcdef, float32)"):
+        with pytest.raises(AskingError, match="answers with another model"):
+            run("gqa", tmp_path, again, model=other)
+
+
+def test_results_of_the_same_model_on_other_benchmarks_stay_in_the_table(tmp_path: Path) -> None:
+    def results(name: str, model: str) -> tuple[list[tuple[str, str]], str]:
+        right = layouts.LAYOUTS[name](tmp_path)
+        (tmp_path / "out" / name / "predictions.jsonl").unlink(missing_ok=True)
+        run(name, tmp_path, Knowing(name, tmp_path, right), model=model)
+        saved = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))
+        return [(one["name"], one["model"]) for one in saved], (tmp_path / "out/table.md").read_text(encoding="utf-8")
+
+    results("gqa", "m")
+    names, table = results("pope", "m")
+    assert names == [("gqa", "m"), ("pope", "m")] and "| GQA, " in table and "| POPE, " in table
+    assert results("gqa", "m")[0] == [("pope", "m"), ("gqa", "m")]
+    names, table = results("pope", "other")
+    assert names == [("pope", "other")] and "| GQA, " not in table
+    (tmp_path / "out/results.json").write_text('[{"name": "winoground", "model": "other"}]', encoding="utf-8")
+    assert results("gqa", "other")[0] == [("gqa", "other")]
+
+
 def test_missing_pictures_are_counted_before_anything_is_asked(tmp_path: Path) -> None:
     right = layouts.pope(tmp_path)
     (tmp_path / "pope/val2014/2.jpg").unlink()

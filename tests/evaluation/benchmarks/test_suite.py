@@ -168,6 +168,16 @@ def test_science_qa_figure_is_of_questions_with_a_picture(tmp_path: Path) -> Non
     assert [record(item)["prompt"].startswith("<image>\n") for item in read("scienceqa", tmp_path)] == [False, True]
 
 
+def test_science_qa_without_a_drawn_picture_has_no_figure_but_a_note(tmp_path: Path) -> None:
+    layouts.scienceqa(tmp_path)
+    benchmark = all_benchmarks()["scienceqa"]
+    text_only = [item for item in read("scienceqa", tmp_path) if item.picture is None]
+    found = benchmark.score(text_only, ["A"] * len(text_only), "published", tmp_path)
+    assert (found.figure, found.low, found.high) == (None, None, None)
+    assert found.notes[0] == "none of the questions has a picture, so there is no figure"
+    assert list(found.parts) == ["all questions"]
+
+
 def test_science_qa_refuses_another_split(tmp_path: Path) -> None:
     layouts.scienceqa(tmp_path)
     edit(tmp_path / "scienceqa/pid_splits.json", '"7"', '"9"')

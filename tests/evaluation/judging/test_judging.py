@@ -270,9 +270,17 @@ def test_a_context_of_several_sentences_has_a_line_for_each(judging: Judging, se
         ("nan", None),
         ("about 0.5", None),
         ("", None),
+        (" .5 \r\nAs the prediction", 0.5),
+        ("0.5 |", 0.5),
+        ("1. The prediction is wrong", None),
+        ("1 out of 10", None),
+        ("1/10", None),
+        ("0_1", None),
+        ("1e-1", None),
+        ("-0.0", None),
     ],
 )
-def test_a_grade_is_the_first_word(reply: str, grade: float | None) -> None:
+def test_a_grade_is_alone_in_the_first_line(reply: str, grade: float | None) -> None:
     assert read_grade(reply) == grade
 
 

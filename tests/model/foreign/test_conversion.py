@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -410,6 +411,22 @@ def test_there_and_back_and_there_again_gives_the_same_model(
     assert before.get_vocab() == after.get_vocab()
     convert(tmp_path / "back", tmp_path / "again")
     assert_answers_alike(tmp_path / "again", model, processor, pictures)
+
+
+def test_what_the_gate_reads_goes_there_and_back_and_is_said(
+    assembled: Callable, tmp_path: Path, tower_folder: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for pooling in ("instruction", "all"):
+        for part in assembled(text_pooling=pooling):
+            part.save_pretrained(tmp_path / pooling)
+        back = tmp_path / f"{pooling} back"
+        to_original(tmp_path / pooling, back, vision_tower=str(tower_folder("clip")))
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("the original code averages all text" in said) == (pooling == "instruction")
+        convert(back, tmp_path / f"{pooling} again")
+        assert AutoConfig.from_pretrained(tmp_path / f"{pooling} again").text_pooling == pooling
+    with pytest.raises(LayoutError, match="its text_pooling is 'none'; expected instruction or all"):
+        convert(reconfigured(back, text_pooling="none"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("files", [["adapter_config.json"], ["non_lora_trainables.bin", "adapter_model.safetensors"]])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AddedToken,
@@ -189,6 +190,50 @@ def test_its_own_image_processor_decides_about_pictures(llava: Callable, convert
     rewrite(folder / "preprocessor_config.json", {"crop_size": {"height": 64, "width": 64}})
     with pytest.raises(LayoutError, match="reads images of 64 px but the vision tower reads 32 px"):
         converted(folder)
+
+
+def test_pixels_are_scaled_as_its_image_processor_does(llava: Callable, converted: Callable, tmp_path: Path) -> None:
+    folder = llava()
+    stated = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": True, "crop_size": {"height": 32, "width": 32}}
+    stated |= {"rescale_factor": 1 / 127.5, "do_normalize": False}
+    rewrite(folder / "preprocessor_config.json", stated)
+    converted(folder)
+    found = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
+    white = found(Image.new("RGB", (32, 32), "white"), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(white, torch.full_like(white, 2.0))
+    rewrite(folder / "preprocessor_config.json", {"do_rescale": False})
+    converted(folder)
+    found = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
+    assert found(Image.new("RGB", (32, 32), "white"), return_tensors="pt")["pixel_values"].unique().tolist() == [255]
+
+
+SQUARE = {"height": 32, "width": 32}
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ({"do_center_crop": False, "size": SQUARE}, "neither pads images nor cuts out"),
+        ({"do_center_crop": False, "do_pad": False, "size": SQUARE}, "neither pads images nor cuts out"),
+        ({"do_center_crop": True, "do_pad": False, "size": SQUARE}, "stretches images to a square"),
+        ({"size": {"shortest_edge": 40}, "crop_size": SQUARE}, "resizes images to 40 px and cuts out 32 px"),
+        ({"do_resize": False, "crop_size": SQUARE}, "leaves images in their own size"),
+        ({"do_center_crop": False, "do_pad": True, "size": {"height": 64, "width": 64}}, "reads images of 64 px"),
+        ({"do_center_crop": False, "do_pad": True, "size": SQUARE, "crop_size": 48}, None),
+        ({"size": {"shortest_edge": 32}, "crop_size": SQUARE}, None),
+    ],
+)
+def test_another_view_of_images_is_refused(
+    llava: Callable, converted: Callable, tmp_path: Path, stated: dict[str, Any], says: str | None
+) -> None:
+    folder = llava()
+    rewrite(folder / "preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} | stated)
+    if says is None:
+        assert converted(folder).parameters
+        return
+    with pytest.raises(LayoutError, match=says):
+        converted(folder)
+    assert not (tmp_path / "out").exists()
 
 
 def test_generation_settings_go_with_the_model(llava: Callable, converted: Callable, tmp_path: Path) -> None:

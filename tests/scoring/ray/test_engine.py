@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from listed_pairs import ListedPairs, draw_pictures, random_captions
+from PIL import Image
 
 from aligngpt.data.records.pairs import Pair, Unusable
 from aligngpt.data.rejects import TooManyRejects
@@ -28,7 +29,7 @@ from aligngpt.scoring.picture_workers import WorkerError
 from aligngpt.scoring.ray import engine as ray_engine
 from aligngpt.scoring.ray.cluster import MARKER, OBJECT_STORE, RayEngineError, connected, room_for
 from aligngpt.scoring.ray.engine import RETRIES, score_on_ray
-from aligngpt.scoring.score_files import PartSummary, ScoresError
+from aligngpt.scoring.score_files import PartSummary, ScoresError, part_path
 
 COUNT, SHARD_SIZE, SHARDS = 23, 5, 5
 DONE = ScoreSummary(scored=COUNT - 2, rejected=2, reasons={"missing": 1, "turns": 1}, finished=True)
@@ -306,6 +307,36 @@ def test_a_shard_that_was_written_by_an_actor_that_died_is_done(
     assert run(source) == DONE
     assert source.reads() == dict.fromkeys(range(SHARDS), 1)
     assert inline.made == 3
+
+
+@pytest.mark.parametrize("deaths", [1, RETRIES + 1])
+def test_an_old_part_never_counts_as_what_a_dead_actor_was_to_write(
+    inline: InlineRay,
+    source: DeadlyPairs,
+    run: Callable,
+    one_machine: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deaths: int,
+) -> None:
+    run(source)
+    Image.new("RGB", (40, 36), "red").save(tmp_path / "11.png")
+    died: list[int] = []
+
+    def score(actor: ray_engine._Actor, shard: Shard, *options: Any) -> PartSummary:
+        if shard.index == 2 and len(died) < deaths:
+            died.append(shard.index)
+            raise InlineRay.RayError("The actor died.")
+        return scores(actor, shard, *options)
+
+    scores = ray_engine._Actor.score
+    monkeypatch.setattr(ray_engine._Actor, "score", score)
+    if deaths > RETRIES:
+        with pytest.raises(RayEngineError, match="1 shards were given up"):
+            run(source)
+        assert not part_path(tmp_path / "out", 2).exists() and part_path(tmp_path / "out", 1).exists()
+    assert run(source) == DONE
+    assert content(tmp_path / "out") == one_machine()
 
 
 def test_a_shard_is_given_up_with_its_fourth_actor(

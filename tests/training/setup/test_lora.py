@@ -218,6 +218,41 @@ def rewritten(adapter: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
     save_file(tensors, file, metadata=metadata)
 
 
+def test_a_base_with_another_vision_tower_is_refused(adapter: Path, tmp_path: Path) -> None:
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "vision_tower" in name and tensors[name].ndim > 1)
+    save_file(tensors | {name: tensors[name] + 1}, file, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"another base than .*: the weights of the vision tower differ"):
+        load_adapter(adapter)
+    # An adapter of an earlier version says nothing about its tower.
+    stored = load_file(adapter / "adapter_model.safetensors")
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as opened:
+        metadata = opened.metadata()
+    del metadata["aligngpt_vision_tower"]
+    save_file(stored, adapter / "adapter_model.safetensors", metadata=metadata)
+    load_adapter(adapter)
+
+
+def test_a_tower_that_is_stored_with_the_adapter_replaces_that_of_the_base(assembled: Callable, tmp_path: Path) -> None:
+    model, processor = assembled()
+    (tmp_path / "adapter").mkdir()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "base")
+    layer = "model.language_model.layers.0.self_attn.q_proj"
+    name, tensor = next(one for one in model.named_parameters() if one[0].startswith("model.vision_tower."))
+    trained = {f"{layer}.lora_A.default.weight": torch.ones(2, 32), f"{layer}.lora_B.default.weight": torch.ones(32, 2)}
+    trained[name] = tensor.detach() + 1
+    save_adapter(
+        tmp_path / "adapter", model, processor, trained, base_folder=tmp_path / "base", rank=2, alpha=4, dropout=0.0
+    )
+    file = tmp_path / "base" / "model.safetensors"
+    saved = load_file(file)
+    save_file(saved | {name: saved[name] + 9}, file, metadata={"format": "pt"})
+    found, _ = load_adapter(tmp_path / "adapter")
+    assert torch.equal(found.state_dict()[name], trained[name])
+
+
 def test_tokens_without_a_row_are_refused(adapter: Path, tmp_path: Path) -> None:
     words = AutoTokenizer.from_pretrained(adapter)
     rows = len(words)

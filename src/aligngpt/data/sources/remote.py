@@ -28,6 +28,8 @@ ALLOW_HTTP = "ALIGNGPT_ALLOW_HTTP"
 # `Path` turns `//` into `/`.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,3}(?P<rest>[^/].*)?", re.DOTALL)
 _USER = re.compile(r"[^/]*:[^/]*@")
+# A name alone may be a token; other stores have names that are none (ssh://me@host).
+_WEB_USER = re.compile(r"[^/]*@")
 _HTTP = ("http", "https")
 
 
@@ -53,15 +55,21 @@ def located(path: str | Path) -> Path:
             "instead, because addresses are shown and saved"
         )
     if scheme in _HTTP:
+        if _WEB_USER.match(rest):
+            raise RemoteError(
+                f"an address that begins with {scheme}:// contains a name or a token before @, which would be shown "
+                "and saved; use the store's own address (such as s3://), or download the file"
+            )
+        shown = f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
         if os.environ.get(ALLOW_HTTP) != "1":
             raise RemoteError(
-                f"{scheme}://{rest.partition('?')[0]} is an address on the web, which is only read if you allow it: "
+                f"{shown} is an address on the web, which is only read if you allow it: "
                 f"set {ALLOW_HTTP}=1, or download the file"
             )
-        if "?" in rest:
+        if len(shown) < len(f"{scheme}://{rest}"):
             raise RemoteError(
-                f"{scheme}://{rest.partition('?')[0]} is followed by a query, which may be a signature and would be "
-                "shown and saved; use the store's own address (such as s3://), or download the file"
+                f"{shown} is followed by a query or a fragment (? or #), which may be a signature and would be shown "
+                "and saved; use the store's own address (such as s3://), or download the file"
             )
     return RemotePath(f"{scheme}:", rest)
 

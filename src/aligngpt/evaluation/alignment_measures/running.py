@@ -17,6 +17,7 @@ from aligngpt.evaluation.alignment_measures.likelihoods import (
     caption_likelihoods,
 )
 from aligngpt.evaluation.alignment_measures.measures import choices, dose_response, level_detector
+from aligngpt.evaluation.benchmarks.identity import without_name
 from aligngpt.files import atomic_write
 from aligngpt.locks import owned_folder
 from aligngpt.reports.statistics import Interval
@@ -30,7 +31,7 @@ def measure_captions(
     """How often a model finds the right caption more likely than wrong ones, by the gate and at each level.
 
     Writes a folder for each benchmark with the likelihoods and `results.json`, and `results.json` and `table.md` with
-    all results. The same call resumes.
+    all results, those of the same model on other captions from before among them. The same call resumes.
 
     Args:
         engine: the model.
@@ -58,10 +59,21 @@ def measure_captions(
             result = {"name": name, "model": model, "prompt": DESCRIBE, "limit": limit, **_figures(sets, tables)}
             save_results(folder / RESULTS, [result])
         results.append(result)
-    save_results(out / RESULTS, results)
+    everything = [*_of_others(out / RESULTS, model, names), *results]
+    save_results(out / RESULTS, everything)
     with atomic_write(out / TABLE) as file:
-        file.write(captions_table(results, markdown=True))
+        file.write(captions_table(everything, markdown=True))
     return results
+
+
+def _of_others(path: Path, model: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The saved results of the same model on other captions; none if the file is missing or has something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        ours = [one for one in found if one["name"] in CAPTION_SETS and one["name"] not in names]
+        return [one for one in ours if without_name(one["model"]) == without_name(model)]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def captions_table(results: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
@@ -90,7 +102,7 @@ def _rated(
     """The table of each set, `(levels, pictures, captions)`: those in the file, and new ones, saved as they come."""
     asked = repr([(one.captions, [picture.name for picture in one.pictures]) for one in sets])
     digest = hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()
-    state = {"model": model, "captions": digest, "levels": list(levels), "prompt": DESCRIBE}
+    state = {"model": without_name(model), "captions": digest, "levels": list(levels), "prompt": DESCRIBE}
     kept = KeptTables(path, state)
     if todo := kept.missing(len(sets)):
         caption_likelihoods(

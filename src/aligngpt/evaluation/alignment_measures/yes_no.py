@@ -15,6 +15,7 @@ from aligngpt.evaluation.alignment_measures.measures import calibration, yes_by_
 from aligngpt.evaluation.alignment_measures.running import LIKELIHOODS, RESULTS, TABLE, as_table, save_results
 from aligngpt.evaluation.benchmarks.folder import DataFolder
 from aligngpt.evaluation.benchmarks.frame import Item
+from aligngpt.evaluation.benchmarks.identity import without_name
 from aligngpt.evaluation.benchmarks.suite.pope import Pope
 from aligngpt.files import atomic_write
 from aligngpt.locks import owned_folder
@@ -76,7 +77,7 @@ def _rated(engine: Rating, items: Sequence[Item], levels: Sequence[Level], path:
     """The probability of yes, `(levels, questions)`: those in the file, and new ones."""
     asked = repr([(item.question_id, item.prompt, item.group) for item in items])
     digest = hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()
-    kept = KeptTables(path, {"model": model, "questions": digest, "levels": list(levels)})
+    kept = KeptTables(path, {"model": without_name(model), "questions": digest, "levels": list(levels)})
     if todo := kept.missing(len(items)):
         questions = [(items[place].prompt, _picture_of(items[place])) for place in todo]
         yes_probabilities(engine, questions, levels, on_rated=lambda number, one: kept.add(todo[number], one))

@@ -11,6 +11,7 @@ from PIL import Image
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.benchmarks.answers import join_answers, read_answers
 from aligngpt.evaluation.benchmarks.frame import Benchmark, Item, Key, PictureMode
+from aligngpt.evaluation.benchmarks.identity import without_name
 from aligngpt.files import atomic_write
 from aligngpt.inference.requests import Answer, Request, Sampling
 from aligngpt.progress import Meter
@@ -139,7 +140,10 @@ def _claim(
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = {}
-        if differing := [name for name, value in state.items() if before.get(name) != value]:
+        # The model by its digits: it may be named by another path.
+        known = before | {"model": without_name(str(before.get("model")))}
+        asked_now = state | {"model": without_name(model)}
+        if differing := [name for name, value in asked_now.items() if known.get(name) != value]:
             raise AskingError(
                 f"{predictions} has answers with another {' and '.join(differing).replace('_', ' ')}; choose another "
                 "folder for the results, or remove that file"

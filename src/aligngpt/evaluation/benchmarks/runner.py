@@ -13,7 +13,7 @@ from aligngpt.evaluation.benchmarks.folder import DataFolder
 from aligngpt.evaluation.benchmarks.frame import PUBLISHED, Benchmark, Item, Key, PictureMode
 from aligngpt.evaluation.benchmarks.published import comparison_markdown
 from aligngpt.evaluation.benchmarks.registry import find_benchmarks
-from aligngpt.evaluation.benchmarks.results import BenchmarkResult, save_results
+from aligngpt.evaluation.benchmarks.results import BenchmarkResult, results_of_others, save_results
 from aligngpt.evaluation.judging.asking import AnswerJudge, judge_answers
 from aligngpt.evaluation.judging.verdicts import JudgedBenchmark
 from aligngpt.files import atomic_write, sha256_of
@@ -46,7 +46,8 @@ def run_benchmarks(
     """Run benchmarks one after another; the same call resumes, and asks nothing that is answered already.
 
     Writes a folder for each benchmark with `predictions.jsonl`, `results.json` and files for evaluation servers, and
-    `results.json` and `table.md` with all results. Without a model, answers in `out` from before are scored again.
+    `results.json` and `table.md` with all results, those of the same model on other benchmarks from before among them.
+    Without a model, answers in `out` from before are scored again.
 
     Args:
         engine: the model; None to score answers that exist.
@@ -99,9 +100,10 @@ def run_benchmarks(
             result = _score(benchmark, items, texts, source, folder, path, rules, model, asked, limit, remarks)
             save_results(folder / RESULTS_FILE, [result])
         results.append(result)
-    save_results(out / RESULTS_FILE, results)
+    everything = [*results_of_others(out / RESULTS_FILE, model, [one.name for one in results]), *results]
+    save_results(out / RESULTS_FILE, everything)
     with atomic_write(out / TABLE_FILE) as file:
-        file.write(comparison_markdown(results))
+        file.write(comparison_markdown(everything))
     return results
 
 

@@ -1,6 +1,7 @@
 """Benchmarks scored by a judge model: reading its replies, and the figures computed from them."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,6 +10,10 @@ MOST_POINTS = 10
 """Highest score of LLaVA-Bench's prompt; a higher one is on another scale."""
 LEAST_JUDGED = 0.95
 """Share of answers that must have a readable judgement before a figure is given."""
+
+
+# The prompt ends in a row of a table, which some judges close.
+_GRADE = re.compile(r"\|?\s*([0-9]*\.?[0-9]+|[0-9]+\.)\s*\|?\s*")
 
 
 class ReviewScores(NamedTuple):
@@ -49,16 +54,14 @@ def read_review(reply: str) -> ReviewScores | None:
 
 
 def read_grade(reply: str) -> float | None:
-    """The grade at the beginning of a reply; None if its first word is not a number in 0…1.
+    """The grade in the first line of a reply; None if that line is not a number in 0…1 and nothing else.
 
-    MM-Vet's program reads the same word, of a reply cut after three tokens, and gives 0 after five unreadable replies.
+    MM-Vet's program reads the first word of a reply cut after three tokens, and gives 0 after five unreadable replies.
+    Of a whole reply the first word says too little: "1. The prediction is wrong", "1 out of 10".
     """
-    words = reply.split(maxsplit=1)
-    try:
-        grade = float(words[0]) if words else math.nan
-    except ValueError:
-        return None
-    return grade if 0 <= grade <= 1 else None
+    line = reply.strip().partition("\n")[0]
+    found = _GRADE.fullmatch(line)
+    return grade if found and 0 <= (grade := float(found[1])) <= 1 else None
 
 
 def relative_score(reviews: Sequence[ReviewScores]) -> Relative:

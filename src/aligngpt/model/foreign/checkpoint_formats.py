@@ -3,12 +3,12 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from transformers import CONFIG_MAPPING
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.configuration import AlignGPTConfig, TextPooling
 from aligngpt.model.vision_towers import VisionTower
 
 TABLE = "model.alignment.levels"
@@ -222,6 +222,8 @@ class OriginalLayout(Layout):
             "use_mm_proj": True,
             "image_aspect_ratio": "pad" if pads else "square",
             "torch_dtype": str(config.dtype).removeprefix("torch."),
+            # Of no meaning to the original code, whose gate always averages all text; read again by `our_fields`.
+            **({} if config.text_pooling == "all" else {"text_pooling": config.text_pooling}),
         }
 
     def our_fields(self) -> dict[str, Any]:
@@ -229,8 +231,14 @@ class OriginalLayout(Layout):
             raise LayoutError(f"its projector is {projector!r}; only mlp2x_gelu can be converted")
         if self.theirs.get("mm_use_im_start_end"):
             raise LayoutError("it marks images with start and end tokens (mm_use_im_start_end), which is not supported")
-        # The original averages over all text, so its weights give its results only with this setting.
-        return {"vision_feature_layer": self.theirs.get("mm_vision_select_layer", -2), "text_pooling": "all"}
+        # The original averages over all text, so its weights give its results only with `all`. Only a model that came
+        # from ours states another.
+        if (pooling := self.theirs.get("text_pooling", "all")) not in get_args(TextPooling):
+            raise LayoutError(f"its text_pooling is {pooling!r}; expected {' or '.join(get_args(TextPooling))}")
+        return {
+            "vision_feature_layer": self.theirs.get("mm_vision_select_layer", -2),
+            "text_pooling": pooling,
+        }
 
 
 class LlavaLayout(Layout):

@@ -34,6 +34,7 @@ from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcesso
 from aligngpt.model.templates import VICUNA, for_images, one_template, stored_template
 from aligngpt.model.vision_towers import VisionTower, load_vision_tower
 from aligngpt.model.vocabulary import load_tokenizer, new_rows
+from aligngpt.progress import console
 
 __all__ = ["STAGE_ONE_FILE", "Conversion", "convert", "convert_weights", "our_shapes", "to_original"]
 
@@ -166,8 +167,9 @@ def convert_weights(
 def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     """Write one of our models in the original code's layout, as safetensors: the exact inverse of `convert`.
 
-    The rows of `<image>` and `<align>` are omitted if they are the last two of the vocabulary, and then so are these
-    two tokens in the tokenizer.
+    If the gate of the model reads the instruction only, its answers in the original code differ, because that gate
+    averages all text; this is printed, and `convert` finds the setting again. The rows of `<image>` and `<align>` are
+    omitted if they are the last two of the vocabulary, and then so are these two tokens in the tokenizer.
 
     Args:
         source: one of our model folders.
@@ -192,6 +194,12 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     rows = read_shapes(files)[EMBEDDINGS][0]
     vocabulary = rows - 2 if sorted(config.placeholder_ids) == [rows - 2, rows - 1] else rows
     theirs = OriginalLayout.their_config(config, vocabulary, vision_tower, pads)
+    if config.text_pooling != "all":
+        note = (
+            f"note: the gate of this model reads the text by text_pooling: {config.text_pooling}; the original code "
+            "averages all text, so its gate weights and answers there differ"
+        )
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     parameters = 0
 
     def shards() -> Iterator[Mapping[str, Tensor]]:

@@ -33,6 +33,8 @@ _TOWER_SETTINGS = (
     *("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("hidden_act", "layer_norm_eps", "num_channels"),
 )
+_OF_PIXELS = ("image_mean", "image_std", "resample", "rescale_factor", "do_rescale", "do_normalize", "do_pad")
+"""Settings of an image processor that are taken over."""
 _ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -74,17 +76,20 @@ def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[st
         A note if the source does not state whether images are padded.
 
     Raises:
-        LayoutError: its image size differs from that of the vision tower.
+        LayoutError: its image size differs from that of the vision tower, or it shows other parts of images than a
+            central square, or a square padded around them.
     """
     if not isinstance(layout, LlavaLayout):
         return ()
     stored = _image_settings(source)
     ours = tower.image_processor
-    for name in ("image_mean", "image_std", "resample", "do_pad"):
+    for name in _OF_PIXELS:
         if stored.get(name) is not None:
             setattr(ours, name, stored[name])
-    sides = stored.get("crop_size") or stored.get("size") or {}
-    side = sides if isinstance(sides, int) else sides.get("height") or sides.get("shortest_edge")
+    if reason := _other_view(stored):
+        raise LayoutError(f"{source} cannot be converted: its image processor {reason}, which is not supported")
+    cuts = stored.get("do_center_crop") is not False
+    side = (cuts and _side(stored.get("crop_size"))) or _side(stored.get("size"))
     read = dict(ours.crop_size)["height"]
     if side and side != read:
         raise LayoutError(
@@ -94,6 +99,29 @@ def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[st
     if stored.get("do_pad") is None:
         return ("images are padded to a square, as in LLaVA-1.5; its image processor does not state whether to pad",)
     return ()
+
+
+def _other_view(stored: Mapping[str, Any]) -> str | None:
+    """How an image processor frames images, if not by their central square or padded to a square; else None."""
+    if stored.get("do_resize") is False:
+        return "leaves images in their own size (do_resize: false)"
+    size, pads = stored.get("size"), stored.get("do_pad")
+    if stored.get("do_center_crop") is False:
+        # What is padded first is a square, which is neither stretched nor cut.
+        return None if pads else "neither pads images nor cuts out their central square (do_center_crop: false)"
+    if pads is False and isinstance(size, dict) and size.get("height"):
+        return f"stretches images to a square (size: {size})"
+    resized, crop = _side(size), _side(stored.get("crop_size"))
+    if resized and crop and resized != crop:
+        return f"resizes images to {resized} px and cuts out {crop} px (size, crop_size)"
+    return None
+
+
+def _side(size: Any) -> int | None:
+    """The side of a size as image processors save it: a number, a square, or the shortest edge; None without one."""
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return size if isinstance(size, int) else None
 
 
 def check_settings(

@@ -319,7 +319,7 @@ class _Pool:
 def _score(
     pool: _Pool, source: PairSource, out: Path, manifest: Manifest, max_share: float
 ) -> tuple[dict[int, PartSummary], int]:
-    """Score the shards that have no part yet.
+    """Score the shards that have no part yet, or whose part is not kept (see `kept_parts`).
 
     Returns:
         The outcome of each shard, by shard number, and how many of them were scored now.
@@ -339,7 +339,10 @@ def _score(
                 while pool.size < min(pool.room.actors, len(todo) + pool.scoring):
                     pool.add()
                 while todo and pool.idle:
-                    pool.give(todo.popleft())
+                    shard = todo.popleft()
+                    # If its actor dies, the part of an earlier run must not count as the new one.
+                    part_path(out, shard.index).unlink(missing_ok=True)
+                    pool.give(shard)
                 before = total.records
                 for shard, result, reason in pool.wait():
                     # The actor may have died after writing the part but before reporting it.

@@ -80,6 +80,9 @@ class ScienceQa(Benchmark):
             notes = (
                 f"{unread:,} answers have no letter {SCIENCE_QA_LETTERS[0]}–E that can be read and count as wrong",
             )
+        if not with_picture:
+            none = "none of the questions has a picture, so there is no figure"
+            return Score(None, parts=parts, notes=(none, *notes))
         return mean_score(
             [values[place] for place in with_picture], [items[place].group for place in with_picture], parts, notes
         )
