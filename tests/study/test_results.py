@@ -38,6 +38,19 @@ def test_a_run_done_here_keeps_its_file(merged: Path, tmp_path: Path) -> None:
     assert read_rows(here / "a.parquet")[0]["right"].tolist() == [False]
 
 
+def test_results_in_half_and_in_single_precision_are_merged(tmp_path: Path) -> None:
+    """What earlier versions kept in half precision is merged with what later ones keep in single precision."""
+    values = np.array([-40.25, -0.5])
+    write_row(tmp_path / "old.parquet", {"run": "old", "captions": values.astype(np.float16), "answers": values})
+    write_row(tmp_path / "new.parquet", {"run": "new", "captions": values.astype(np.float32) + 1})
+    write_row(tmp_path / "half.parquet", {"run": "half", "right": values.astype(np.float16)})
+    merge_files([tmp_path / f"{name}.parquet" for name in ("old", "new", "half")], tmp_path / "all.parquet", {})
+    rows = {row["run"]: row for row in read_rows(tmp_path / "all.parquet")}
+    assert rows["old"]["captions"].tolist() == values.tolist() and rows["half"]["captions"] is None
+    assert rows["new"]["captions"].tolist() == (values + 1).tolist()
+    assert rows["half"]["right"].dtype == np.float16
+
+
 def test_the_settings_are_kept(merged: Path, tmp_path: Path) -> None:
     assert settings_in(merged) == {"seed": 1}
     pq.write_table(pa.table({"run": ["a"]}), tmp_path / "other.parquet")

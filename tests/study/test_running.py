@@ -93,6 +93,28 @@ def test_a_run_that_learns_nothing_is_left_out_and_the_next_is_done(
     assert [list(by_seed) for by_seed in results.runs.values()] == [[1]]
 
 
+def test_a_pretraining_that_comes_to_nothing_is_not_tried_by_every_run(
+    plan_of: Callable[..., Plan], study_data: StudyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wild = {"learning_rate": 1e30, "batch_size": 4, "max_grad_norm": 1e30, "precision": "float32", "epochs": 2}
+    runner = Runner(plan_of({"arms": ["none"]}, pretrain=wild), study_data, tmp_path / "study", "code")
+    for run in (run_of("adaptive"), run_of("global")):
+        runner.do(run)
+        monkeypatch.setattr(Runner, "_train_pretraining", lambda *_: pytest.fail("is tried again"))
+    rows = read_rows(runner.folder / "results")
+    assert [row["arm"] for row in rows] == ["adaptive", "global"]
+    assert len({row["failed"] for row in rows}) == 1 and rows[0]["failed"].startswith("in pre-training the loss is")
+
+
+def test_a_pretraining_outlives_a_run_that_comes_to_nothing(
+    plan_of: Callable[..., Plan], study_data: StudyData, tmp_path: Path
+) -> None:
+    wild = {"learning_rate": 1e30, "batch_size": 4, "max_grad_norm": 1e30, "precision": "float32", "max_steps": 4}
+    runner = Runner(plan_of({"arms": ["none"]}, instruct=wild), study_data, tmp_path / "study", "code")
+    runner.do(run_of("adaptive"))
+    assert (runner.folder / "work" / run_of("global").pretraining_id / "aligned.safetensors").is_file()
+
+
 def test_the_fresh_table_is_another_and_all_else_is_not(runner: Runner) -> None:
     run = run_of("fresh-table")
     pretrained = runner._pretrain(run)

@@ -1,17 +1,22 @@
 """Dry runs: predictions match what the run then does, and only small files are read."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
 from aligngpt.training.dry_run import StagePlan, plan
+from aligngpt.training.flops import ModelFlops
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import freeze_all_but
+from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.parameter_summary import parts_of
 
 TinyRecipe = Callable[..., Recipe]
@@ -171,3 +176,74 @@ def test_the_operations_of_a_step_are_said(tiny_recipe: TinyRecipe) -> None:
     for stage in (one, two):
         assert "floating-point operations (layers " in stage.text()
         assert "tokens per second at 40% of a card's peak in bfloat16: H200 " in stage.text()
+
+
+def operations(text: str, begin: str) -> float:
+    found = re.search(rf"{begin}: (\S+) floating-point operations", text)
+    assert found is not None
+    return float(found[1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"instruct__lora": {"rank": 2}},
+        {"instruct__train": ["projector"]},
+        {"instruct__train": ["projector", "vision_tower"], "instruct__vision_blocks": 1},
+    ],
+)
+def test_the_work_is_that_of_the_steps(tiny_recipe: TinyRecipe, changes: dict[str, Any]) -> None:
+    recipe = tiny_recipe(**changes)
+    [one] = plan(recipe, ("instruct",))
+    assert one.work == pytest.approx(4 * operations(one.text(), "a step"), rel=0.005)
+    assert operations(one.text(), "work") == pytest.approx(one.work, rel=0.05)
+
+
+def test_adapters_count_once_and_a_frozen_head_has_no_gradient(tiny_recipe: TinyRecipe) -> None:
+    recipe = tiny_recipe(instruct__lora={"rank": 2})
+    [one] = plan(recipe, ("instruct",))
+    model, _ = load_model(recipe, "instruct", weights=False)
+    freeze_all_but(model, recipe.instruct.train, levels_given=False)
+    assert any("lora_" in name for name, _ in model.named_parameters())
+    flops, data = ModelFlops.of(model), one.data
+    head = model.lm_head.weight
+    assert not head.requires_grad and flops.head == 4 * head.numel()
+    row = flops.of_batch(torch.arange(1, round(data.tokens) + 1), round(data.counted), encoded=1, projected=1)
+    expected = row.layers + row.attention + row.head + data.images * (row.tower + row.projector)
+    assert operations(one.text(), "a step") == pytest.approx(4 * expected, rel=0.01)
+    assert one.work == pytest.approx(4 * 4 * expected)
+
+
+def test_recomputing_all_layers_adds_their_forward_pass(tiny_recipe: TinyRecipe) -> None:
+    def of(value: bool) -> StagePlan:
+        return plan(tiny_recipe(instruct__gradient_checkpointing=value), ("instruct",))[0]
+
+    none, every = of(False), of(True)
+    model, _ = load_model(tiny_recipe(), "instruct", weights=False)
+    flops = ModelFlops.of(model.requires_grad_(False))
+    keys = torch.arange(1, round(none.data.tokens) + 1)
+    forward = flops.of_batch(keys, 0, encoded=0, projected=0)
+    assert every.work - none.work == pytest.approx(4 * 4 * (forward.layers + forward.attention))
+
+
+def test_an_image_that_does_not_fit_is_a_problem(tiny_recipe: TinyRecipe) -> None:
+    # An image takes 16 tokens.
+    packed = {"instruct__micro_batch_tokens": 256, "instruct__packing": "packed"}
+    for one in plan(tiny_recipe(pretrain__max_length=16, instruct__max_length=16, **packed)):
+        assert len(one.problems) == 1 and "an image takes 16 tokens, but a sample may have only 16" in one.problems[0]
+        assert one.steps == 4 and one.work is None and not one.speed
+        assert one.memory.activations > 0
+        text = one.text()
+        assert f"data: {one.data.rows} samples in {one.data.rows} rows; none of those looked at" in text
+        assert "leaves no room for an answer within 16; increase max_length" in text
+
+
+def test_samples_that_do_not_fit_do_not_shorten_the_average(tiny_recipe: TinyRecipe, data: Path) -> None:
+    records = [{"question": "is it red ?", "answer": "no"}, {"question": "red " * 200, "answer": "no"}]
+    averages = []
+    for number, kept in enumerate((records[:1], records)):
+        (data / f"{number}.json").write_text(json.dumps(kept))
+        [one] = plan(tiny_recipe(instruct__data=str(data / f"{number}.json"), instruct__max_length=64), ("instruct",))
+        averages.append((one.data.rows, one.data.tokens, one.data.counted))
+    assert averages[0][0] == 1 and averages[1] == (2, *averages[0][1:])

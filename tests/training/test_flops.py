@@ -168,12 +168,6 @@ def test_the_metrics_have_the_speed_and_its_share_of_the_peak(
     assert figures["mfu"] == pytest.approx(step / 0.001 / 1e12, abs=1e-4) and figures["mfu"] > 0
 
 
-def test_before_a_run_an_adapter_counts_as_it_will_then(assembled: Callable) -> None:
-    plain, _ = prepared(assembled, "llama", "full")
-    planned = ModelFlops.of(plain, adapter_rank=4)
-    assert planned == ModelFlops.of(prepared(assembled, "llama", "lora")[0])
-
-
 def test_before_a_run_the_parts_add_up(assembled: Callable) -> None:
     flops = ModelFlops.of(prepared(assembled, "llama", "full")[0])
     first, second = flops_lines(flops, 4, tokens=44, counted=6, images=1, device=torch.device("cpu"))

@@ -124,6 +124,18 @@ def test_a_misspelt_key_is_told_what_may_have_been_meant(recipe_file: Path, sett
     assert str(caught.value) == f"{recipe_file}: {expected}"
 
 
+def test_the_finished_model_has_the_format_it_was_trained_with(content: dict[str, Any]) -> None:
+    content["model"] |= {"chat_template": "chatml", "pad_images": True}
+    content["instruct"] |= {"chat_template": "chatml", "pad_images": True}
+    make_recipe(content)
+    for name, other in (("chat_template", "vicuna"), ("pad_images", False)):
+        changed = content | {"instruct": content["instruct"] | {name: other}}
+        with pytest.raises(
+            RecipeError, match=rf"instruct\.{name} is {other} and model\.{name} .*; set model\.{name} instead"
+        ):
+            make_recipe(changed)
+
+
 def test_a_micro_batch_has_one_limit(content: dict[str, Any]) -> None:
     content["instruct"] |= {"micro_batch_size": 1, "micro_batch_tokens": 4096}
     with pytest.raises(RecipeError, match="micro_batch_size and micro_batch_tokens both limit a forward pass; set one"):

@@ -181,6 +181,35 @@ def test_warm_start_comes_before_the_first_step_and_only_then(
     assert not torch.equal(*(one["model.multi_modal_projector.linear_2.weight"] for one in (ours, theirs)))
 
 
+def test_a_stage_of_one_step_trains_too(tiny_recipe: Callable) -> None:
+    """With a warm-up, the learning rate of the only step would be zero."""
+    recipe = tiny_recipe(pretrain__batch_size=50, pretrain__max_steps=None, pretrain__epochs=1.0)
+    before = start_of(recipe)
+    (result,) = train(recipe, ["pretrain"])
+    assert (result.steps, result.samples) == (1, 12)
+    assert metrics(Path(recipe.output) / "pretrain")[0]["learning_rate"] == 0.01
+    left = load_file(Path(recipe.output) / "pretrain" / "aligned.safetensors")
+    assert changed_parts(before, left) == {"projector", "level_table"}
+
+
+@pytest.mark.parametrize(("epochs", "steps", "seen"), [(2.0, 4, 24), (1.5, 3, 18)])
+def test_samples_of_short_steps_are_counted(tiny_recipe: Callable, epochs: float, steps: int, seen: int) -> None:
+    """The second step of each epoch has four of twelve samples; within an epoch all steps count alike."""
+    lengths = {"pretrain__batch_size": 8, "pretrain__max_steps": None, "pretrain__epochs": epochs}
+    (result,) = train(tiny_recipe(**lengths), ["pretrain"])
+    assert (result.steps, result.samples) == (steps, seen)
+
+
+def test_a_changed_template_file_is_another_run(tiny_recipe: Callable, tmp_path: Path) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages[0].content }}")
+    recipe = tiny_recipe(model__chat_template=str(template))
+    first = identity.fingerprint_of(recipe, "instruct", recipe.instruct)
+    assert identity.fingerprint_of(recipe, "instruct", recipe.instruct) == first
+    template.write_text("{{ messages[1].content }}")
+    assert identity.fingerprint_of(recipe, "instruct", recipe.instruct) != first
+
+
 def test_other_settings_or_data_are_refused(tiny_recipe: Callable, data: Path) -> None:
     train(tiny_recipe(), ["pretrain"])
     with pytest.raises(RecipeError, match="finished stage with other settings or data"):
@@ -308,7 +337,7 @@ def test_wrong_recipes_say_what_is_wrong(tiny_recipe: Callable) -> None:
 def test_the_precision_is_chosen_once(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
     monkeypatch.setattr(identity, "supports_bfloat16", lambda device: asked.append(device) or len(asked) == 1)
-    recipe = tiny_recipe(pretrain__precision="auto")
+    recipe = tiny_recipe(pretrain__precision="auto", pretrain__checkpoint_minutes=1e-9)
     stopped(recipe, monkeypatch, 2, "pretrain")
     train(recipe, ["pretrain"])
     assert len(asked) == 1
@@ -352,10 +381,14 @@ def test_packed_rows_train_as_padded_ones(tiny_recipe: Callable, tmp_path: Path,
             instruct__batch_size=26,
             instruct__micro_batch_size=13,
             instruct__max_steps=1,
+            # Adam's first step would make the rounding of a gradient near zero as large as any other.
+            instruct__optimizer="sgd",
             pretrain=None,
             output=str(tmp_path / packing),
         )
+        before = start_of(recipe)
         train(recipe)
+        assert changed_parts(before, weights_of(recipe)) >= {"projector", "gate", "language_model"}
         weights[packing] = weights_of(recipe), metrics(Path(recipe.output) / "instruct")[-1]["loss"]
     (packed, loss), (padded, expected) = weights["packed"], weights["padded"]
     assert loss == pytest.approx(expected, rel=1e-5)

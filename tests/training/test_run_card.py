@@ -148,3 +148,17 @@ def test_other_cards_are_of_the_same_making(tmp_path: Path) -> None:
     assert front_matter(card)["library_name"] == "transformers"
     assert "with 5 alignment levels, merged from two. It is subject to the licences" in card
     assert "AutoProcessor.from_pretrained" in card
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "train.json" for name in ("a", "b", "c")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_text(json.dumps([{"question": "how?", "answer": str(number)}]))
+    with Rejects(None) as rejects:
+        samples = load_samples(paths[0], rejects=rejects)
+    facts = DataFacts.of([paths[0], *paths], samples)
+    assert list(facts.files) == ["train.json", "train.json (2)", "train.json (3)"]
+    assert len(set(facts.files.values())) == 3
+    card = run_card(recipe_of(tmp_path), RESULTS, {"pretrain": facts})
+    assert all(f"- file: `{name}`, SHA-256 `{digest}`" in card for name, digest in facts.files.items())

@@ -212,6 +212,29 @@ def test_activations_are_those_of_the_tokens_in_a_pass(estimate: Callable[..., M
     assert advice is not None and "lower micro_batch_tokens or max_length" in advice
 
 
+def test_logits_exist_for_one_chunk_of_tokens_at_a_time(
+    estimate: Callable[..., MemoryEstimate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_head(rows: int, **options: Any) -> float:
+        """The bytes that the logits of `rows` rows, with 8 tokens in the loss each, add."""
+        one = estimate(batch_size=rows, micro_batch_size=rows, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr("aligngpt.training.memory_plan.body_bytes", lambda *args: 0)
+            return one.plan().activations
+
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr("aligngpt.training.memory_plan.ROWS_AT_ONCE", 1024)
+        whole = of_head(8, precision=precision)
+        assert of_head(16, precision=precision) == 2 * whole > 0
+        monkeypatch.setattr("aligngpt.training.memory_plan.ROWS_AT_ONCE", 64)
+        assert of_head(8, precision=precision) == of_head(16, precision=precision) == whole
+        # A sharded head computes all logits.
+        assert of_head(16, precision=precision, sharding="full") == 2 * whole
+        with monkeypatch.context() as patch:
+            patch.setattr("aligngpt.training.memory_plan.LOGIT_SETTINGS", ("hidden_size",))
+            assert of_head(16, precision=precision) == 2 * whole
+
+
 def test_recomputed_layers_count_in_the_work(estimate: Callable[..., MemoryEstimate]) -> None:
     assert [estimate(gradient_checkpointing=value).share for value in (False, 2, True)] == [0, 0.5, 1]
 

@@ -114,5 +114,5 @@ def test_what_the_trainer_overrides_is_there_to_be_overridden() -> None:
     """These hooks of transformers' Trainer are not public API: a rename there must not go unnoticed."""
     own = {name for name in vars(StageTrainer) if not name.startswith("__")}
     new = {"agree", "of_main", "resume_figures", "_save_figures", "_with_kept_features", "_stop", "_folder", "_factor"}
-    new |= {"check_losses", "_stop_at"}
+    new |= {"check_losses", "_stop_at", "rows_seen"}
     assert {name for name in own - new if not hasattr(Trainer, name)} == set()

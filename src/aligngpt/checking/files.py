@@ -150,7 +150,7 @@ def _check_file(
     found, notes, error = _Found(), Notes(), None
     samples: list[Sample] = []
     named: set[int] = set()
-    stored = _Stored(set(), set(), set(), [])
+    stored = _Stored({}, set(), set(), [])
     try:
         archive = archive_at(path)
         if archive is not None:
@@ -190,7 +190,11 @@ def _check_file(
         broken_images=len(broken) + len(stored.broken),
         problems=tuple(sorted(found.problems, key=lambda problem: problem.record)),
         repeated_ids=_repeats((sample.id, sample) for sample in samples if sample.record in named),
-        identical=_repeats(((sample.images, sample.system, sample.turns), sample) for sample in samples),
+        identical=_repeats(
+            # In concatenated tar files, different images may have the same name.
+            ((stored.records.get(sample.record, sample.images), sample.system, sample.turns), sample)
+            for sample in samples
+        ),
         levels=dict(sorted(Counter(sample.level for sample in samples if sample.level is not None).items())),
         without_level=sum(sample.level is None for sample in pictured),
         expected_levels=levels,
@@ -201,9 +205,12 @@ def _check_file(
 
 
 class _Stored(NamedTuple):
-    """The images of an archive: records that have one, distinct images, unusable images, and problems."""
+    """The images of an archive: by record, distinct images, unusable images, and problems.
 
-    records: set[int]
+    An image is identified by the hash of its content or place; by its name if there is none.
+    """
+
+    records: dict[int, object]
     pictures: set[object]
     broken: set[object]
     problems: list[Problem]
@@ -237,8 +244,8 @@ def _read_archive(
             named.add(sample.record)
         if one.stored is None:
             continue
-        stored.records.add(sample.record)
         picture = sample.images[0] if one.key is None else one.key
+        stored.records[sample.record] = picture
         stored.pictures.add(picture)
         trouble = one.trouble
         try:

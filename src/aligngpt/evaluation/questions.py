@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from aligngpt.data.images.keys import image_key
 from aligngpt.data.images.opening import open_image, resolve_image
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
@@ -72,19 +73,25 @@ def _named_by_content(stored: Sequence[Sample], keys: Sequence[int]) -> tuple[li
     """The samples with one name for each image, and where it is: the index of a sample, and its number there.
 
     Each question of a Parquet file embeds a copy of its image under a name of its own; equal images get the name of the
-    first copy, so that shuffling and intervals by image treat them as one.
+    first copy, so that shuffling and intervals by image treat them as one. Different images of one name, as in
+    concatenated tar files, get different names.
 
     Args:
         stored: samples of an archive.
         keys: for each, a hash that is equal for equal images; used for samples with one image.
     """
     names: dict[int, str] = {}
+    owners: dict[str, int] = {}
     places: dict[str, tuple[int, int]] = {}
     samples = []
     for place, (sample, key) in enumerate(zip(stored, keys, strict=True)):
-        if len(sample.images) == 1:
-            sample = replace(sample, images=(names.setdefault(key, sample.images[0]),))
-        for number, name in enumerate(sample.images):
-            places.setdefault(name, (place, number))
-        samples.append(sample)
+        # Several images are files, which their names identify.
+        keyed = [key] if len(sample.images) == 1 else [image_key([name]) for name in sample.images]
+        for number, (own, name) in enumerate(zip(keyed, sample.images, strict=True)):
+            if own not in names:
+                while owners.setdefault(name, own) != own:
+                    name = f"{name}#{place}"
+                names[own] = name
+                places[name] = place, number
+        samples.append(replace(sample, images=tuple(names[own] for own in keyed)))
     return samples, places

@@ -22,19 +22,23 @@ def claim_folder(plan: Plan, folder: Path) -> None:
     Raises:
         StudyError: the folder has results or data of other settings, or a file that the plan names is missing.
     """
-    if check_settings(plan, folder):
+    settings = settings_of(plan)
+    if check_settings(settings, folder):
         return
     with atomic_write(folder / SETTINGS_FILE) as file:
-        json.dump(settings_of(plan), file, indent=2)
+        json.dump(settings, file, indent=2)
 
 
-def check_settings(plan: Plan, folder: Path) -> bool:
+def check_settings(settings: dict[str, Any], folder: Path) -> bool:
     """Compare the settings of a plan with those in a folder; returns whether there are any.
+
+    Args:
+        settings: of `settings_of`.
+        folder: of a study.
 
     Raises:
         StudyError: see `claim_folder`.
     """
-    settings = settings_of(plan)
     path = folder / SETTINGS_FILE
     if not path.is_file():
         return False

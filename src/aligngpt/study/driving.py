@@ -104,12 +104,13 @@ def collect(plan: Plan, folder: Path) -> Path:
     Raises:
         StudyError: no run is done, or the runs were done with other settings than those of the plan.
     """
-    check_settings(plan, folder)
+    settings = settings_of(plan)
+    check_settings(settings, folder)
     names = dict.fromkeys(name for run in plan.runs() for name in (run.pretraining_id, run.id))
     files = [path for name in names if (path := folder / "results" / f"{name}.parquet").is_file()]
     if not files:
         raise StudyError(f"no run of the study in {folder} is done yet")
-    merge_files(files, folder / RESULTS_FILE, settings_of(plan))
+    merge_files(files, folder / RESULTS_FILE, settings)
     return folder / RESULTS_FILE
 
 

@@ -5,7 +5,7 @@ is all that the analysis reads.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,10 @@ def merge_files(files: Sequence[Path], out: Path, settings: Mapping[str, Any]) -
         out: the file to write.
         settings: of the study, as JSON values; kept in the file, so that `take_over` can compare them.
     """
-    table = pa.concat_tables([pq.read_table(file) for file in files], promote_options="default")
+    tables = [pq.read_table(file) for file in files]
+    # Earlier versions kept some columns in half precision.
+    single = {field.name for table in tables for field in table.schema if field.type == pa.list_(pa.float32())}
+    table = pa.concat_tables([_in_single_precision(table, single) for table in tables], promote_options="default")
     table = table.replace_schema_metadata({SETTINGS_KEY: json.dumps(settings)})
     with atomic_write(out, "wb") as file:
         pq.write_table(table, file, compression="zstd")
@@ -85,6 +88,15 @@ def settings_in(path: Path) -> dict[str, Any]:
             "rows"
         ) from error
     return settings
+
+
+def _in_single_precision(table: pa.Table, columns: Set[str]) -> pa.Table:
+    """The same table, with the lists of half precision in these columns as lists of single precision."""
+    for place, field in enumerate(table.schema):
+        if field.name in columns and field.type == pa.list_(pa.float16()):
+            rows = [None if row is None else np.asarray(row, np.float32) for row in table[field.name].to_pylist()]
+            table = table.set_column(place, field.name, pa.array(rows, pa.list_(pa.float32())))
+    return table
 
 
 def take_over(path: Path, folder: Path) -> int:

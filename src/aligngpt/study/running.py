@@ -34,6 +34,8 @@ from aligngpt.training.setup.freezing import PRETRAINED_FILE, load_pretrained_pa
 from aligngpt.training.stage import StageResult
 
 TABLE = "model.alignment.levels"
+STOPPED = "stopped.txt"
+"""In the folder of a pre-training that came to nothing: why."""
 KEPT_ANSWERS_SEED = 20_240_524
 """Draws the questions of runs with fewer answers: the same for all arms and seeds, smaller sets within larger ones."""
 
@@ -72,9 +74,9 @@ class Runner:
             self._do(run)
         except TrainingStopped as error:
             print(f"{run.id} is left out: {error.reason}")
-            for name in (run.id, run.pretraining_id):
-                rmtree(self.folder / "work" / name, ignore_errors=True)
             write_row(self.result_path(run.id), self._facts(run) | {FAILED: error.reason})
+            rmtree(self.folder / "work" / run.id, ignore_errors=True)
+            self._fresh_table_path(run).unlink(missing_ok=True)
 
     def _do(self, run: Run) -> None:
         pretrained = self._pretrain(run)
@@ -119,10 +121,19 @@ class Runner:
         path, done = folder / PRETRAINED_FILE, self.result_path(run.pretraining_id)
         if path.is_file() and done.is_file():
             return path
+        stopped = folder / STOPPED
+        if stopped.is_file():
+            raise TrainingStopped(stopped.read_text(encoding="utf-8"), "other runs share this pre-training")
         started = time.monotonic(), time.process_time()
         pairs = self.data.pairs(run.noise)
         written = write_pretraining(run.arm, pairs, run.levels, run.seed, folder / "data")
-        trained = self._train_pretraining(run, written, folder, path)
+        try:
+            trained = self._train_pretraining(run, written, folder, path)
+        except TrainingStopped as error:
+            # The other runs that share it need not find out again.
+            with atomic_write(stopped) as file:
+                file.write(f"in pre-training {error.reason}")
+            raise TrainingStopped(f"in pre-training {error.reason}", "lower its learning rate") from error
         seconds = time.process_time() - started[1]
         row = self._facts(run) | {
             "run": run.pretraining_id,

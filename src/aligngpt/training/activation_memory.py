@@ -15,6 +15,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModel, PretrainedConfig
 
 FLOAT32, BFLOAT16 = 4, 2
+LOGIT_BYTES = 12
+"""Bytes for each logit at the peak of the loss, measured: the logits, what the softmax is computed in, and gradients.
+In bfloat16, where logits have a copy in float32, it is no less."""
 PER_LAYER = {"layer_types", "mlp_layer_types", "layers_block_type"}
 """Configuration settings with one entry per layer."""
 
@@ -53,9 +56,9 @@ def body_bytes(layer: float, read: float, recomputed: Sequence[bool]) -> float:
     return inputs + max(kept, kept - done + 1) * layer
 
 
-def head_bytes(vocabulary: int, *, in_bfloat16: bool) -> int:
-    """Bytes per token in the loss that the head and the loss need: logits as computed and in float32, and gradients."""
-    return vocabulary * ((2 * BFLOAT16 if in_bfloat16 else 0) + 2 * FLOAT32)
+def head_bytes(vocabulary: int) -> int:
+    """Bytes that the head and the loss hold at once for each token whose logits exist."""
+    return LOGIT_BYTES * vocabulary
 
 
 def _kept(config: PretrainedConfig, layers: int, rows: int, length: int, *, trains: bool, in_bfloat16: bool) -> int:

@@ -18,13 +18,13 @@ from aligngpt.device import matrix_product_rate, resolve_device, supports_bfloat
 from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
-from aligngpt.training.feed.datasets import open_sources, training_part
+from aligngpt.training.feed.datasets import open_sources, training_part, usable_length
 from aligngpt.training.feed.sampler import shares_of
 from aligngpt.training.feed.source_checks import is_there, source_problems, swapped_warning
-from aligngpt.training.flops import ModelFlops
+from aligngpt.training.flops import Flops, ModelFlops
 from aligngpt.training.flops_plan import flops_lines
 from aligngpt.training.memory_plan import MemoryEstimate, MemoryPlan, device_memory, sharded_note
-from aligngpt.training.recipe import STAGES, Recipe, SourceRecipe, StageName, StageRecipe
+from aligngpt.training.recipe import STAGES, Recipe, RecipeError, SourceRecipe, StageName, StageRecipe
 from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.parameter_summary import PartRow, parts_of, parts_table
@@ -45,9 +45,11 @@ class DataPlan(NamedTuple):
     Attributes:
         samples, rows: number of samples and rows; the images were not checked.
         epoch_rows: rows per epoch; differs from `rows` if sources have weights.
-        tokens, counted: mean tokens per sampled row: all of them, and those that contribute to the loss.
+        tokens, counted: mean tokens per sampled row that can be trained on: all of them, and those that contribute to
+            the loss.
         longest: tokens in the longest sampled row.
         images: mean number of images per row.
+        unusable: why the first sampled row cannot be trained on, if none can; the means are then 0.
     """
 
     samples: int
@@ -57,6 +59,7 @@ class DataPlan(NamedTuple):
     counted: float
     longest: int
     images: float
+    unusable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,13 @@ class StagePlan:
         """The plan as lines of text."""
         lines = [f"[{self.stage}]", parts_table(self.parts)]
         if self.data is not None:
-            lines.append(
-                f"data: {self.data.samples:,} samples in {self.data.rows:,} rows; a row has {self.data.tokens:.0f} "
-                f"tokens on average ({self.data.counted:.0f} in the loss) and at most {self.data.longest:,}"
+            length = (
+                f"a row has {self.data.tokens:.0f} tokens on average ({self.data.counted:.0f} in the loss) and at most "
+                f"{self.data.longest:,}"
             )
+            if self.data.unusable is not None:
+                length = "none of those looked at can be trained on"
+            lines.append(f"data: {self.data.samples:,} samples in {self.data.rows:,} rows; {length}")
         if self.steps is not None:
             lines.append(f"steps: {self.steps:,}" + (" at most" if self.all_steps is not None else ""))
         gigabytes = [f"{part / 1e9:.1f} GB {name}" for name, part in self.memory._asdict().items()]
@@ -143,13 +149,20 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
     model, processor = load_model(recipe, name, weights=False)
     freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks, levels_given=name == "pretrain")
     notes = []
-    data = None
+    data = measured = None
     missing = [source.data for source in stage.sources if not is_there(Path(source.data))]
-    problems = source_problems(recipe, (name,))
+    problems, longest = source_problems(recipe, (name,)), stage.max_length
+    try:
+        longest = usable_length(model, stage)
+    except RecipeError as error:
+        problems.append(str(error))
     if name == "instruct" and not source_problems(recipe, ("pretrain",)):
         notes += [] if (warning := swapped_warning(recipe)) is None else [warning]
     if not missing:
-        data = _data_plan(name, stage, processor, recipe.seed)
+        data = _data_plan(name, stage, processor, longest, recipe.seed)
+        measured = data if data.unusable is None else None
+        if data.unusable is not None:
+            notes.append(f"none of the rows looked at can be trained on (the first: {data.unusable})")
     else:
         length, _ = _supposed(name, stage, processor)
         notes.append(f"no data at {', '.join(missing)}: assuming rows of {length:,} tokens; number of steps unknown")
@@ -163,18 +176,18 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         )
     parts = parts_of(model, stage)
     steps = _steps(stage, data)
-    row = (data.longest, data.counted) if data else _supposed(name, stage, processor)
+    row = (measured.longest, measured.counted) if measured else _supposed(name, stage, processor)
     estimate = MemoryEstimate(model, parts, stage, row, in_bfloat16=in_bfloat16)
     memory = estimate.plan()
     work = None
-    if data and steps:
-        work = _work(model, parts, data, recomputed=estimate.share) * steps * stage.batch_size
+    if measured and steps:
+        work = _work(model, measured, recomputed=estimate.share) * steps * stage.batch_size
     rate = matrix_product_rate(device, torch.bfloat16 if in_bfloat16 else torch.float32) if work else 1.0
     if stage.sharding != "none":
         notes.append(sharded_note(memory, stage, parts, in_bfloat16=in_bfloat16))
     elif stage.gradient_checkpointing and (advice := estimate.advice(device_memory(device))) is not None:
         notes.append(advice)
-    before = _warm_start_work(model, parts, stage, data) if data else 0.0
+    before = _warm_start_work(model, parts, stage, measured) if measured else 0.0
     warm_start = before / (ATTAINABLE * matrix_product_rate(device, torch.float32)) if before else 0.0
     all_steps = work / (ATTAINABLE * rate) if work else None
     training = _within_minutes(stage, all_steps, steps) if all_steps and steps else None
@@ -191,14 +204,14 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         precision=precision,
         notes=tuple(notes),
         problems=tuple(problems),
-        speed=_speed(model, stage, data, device) if data else (),
+        speed=_speed(model, stage, measured, device) if measured else (),
     )
 
 
 def _speed(
     model: AlignGPTForConditionalGeneration, stage: StageRecipe, data: DataPlan, device: torch.device
 ) -> tuple[str, ...]:
-    flops = ModelFlops.of(model, adapter_rank=stage.lora.rank if stage.lora is not None else None)
+    flops = ModelFlops.of(model)
     figures = {"tokens": data.tokens, "counted": data.counted, "images": data.images}
     return flops_lines(flops, stage.batch_size, **figures, device=device)
 
@@ -239,7 +252,8 @@ def _steps(stage: StageRecipe, data: DataPlan | None) -> int | None:
     return math.ceil(stage.epochs * math.ceil(data.epoch_rows / stage.batch_size))
 
 
-def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor, seed: int) -> DataPlan:
+def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor, longest: int, seed: int) -> DataPlan:
+    """Count samples, and the tokens of some rows, whose samples are cut off after `longest` tokens."""
     rejects = Rejects(None, max_share=stage.max_reject_share)
     sources = [_without_missing_root(one) for one in stage.sources]
     samples = open_sources(sources, rejects, check_images=False, min_ratings=stage.min_ratings)
@@ -248,16 +262,18 @@ def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor
     rows = rows_of(samples, stage.questions_per_prefix, by_level=name == "pretrain")
     shares = shares_of(samples, rows, [source.weight for source in stage.sources])
     looked_at = random.Random(seed).sample(rows, min(LOOKED_AT, len(rows)))
-    figures = [_row_figures([samples[place] for place in row], stage, processor) for row in looked_at]
-    count = len(figures)
+    found = [_row_figures([samples[place] for place in row], stage, processor, longest) for row in looked_at]
+    figures = [one for one in found if isinstance(one, _RowFigures)]
+    count = max(1, len(figures))
     return DataPlan(
         samples=len(samples),
         rows=len(rows),
         epoch_rows=sum(share.drawn for share in shares) if shares else len(rows),
         tokens=sum(one.tokens for one in figures) / count,
         counted=sum(one.counted for one in figures) / count,
-        longest=max(one.tokens for one in figures),
+        longest=max((one.tokens for one in figures), default=0),
         images=sum(one.images for one in figures) / count,
+        unusable=None if figures else next(one for one in found if isinstance(one, str)),
     )
 
 
@@ -267,38 +283,56 @@ class _RowFigures(NamedTuple):
     images: int
 
 
-def _row_figures(samples: Sequence[Sample], stage: StageRecipe, processor: AlignGPTProcessor) -> _RowFigures:
-    """Token and image counts of one row; samples that share images count the image tokens once."""
+def _row_figures(
+    samples: Sequence[Sample], stage: StageRecipe, processor: AlignGPTProcessor, longest: int
+) -> _RowFigures | str:
+    """Token and image counts of one row; samples that share images count the image tokens once.
+
+    Samples that cannot be trained on are left out; if no other is left, the result says why.
+    """
     template = NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None
     tokens = counted = 0
-    images = len(samples[0].images)
-    for number, sample in enumerate(samples):
+    images, trouble = len(samples[0].images), ""
+    for sample in samples:
         try:
-            ids, labels = tokenize(sample.messages(), processor, chat_template=template, max_length=stage.max_length)
-        except ExampleError:
+            ids, labels = tokenize(sample.messages(), processor, chat_template=template, max_length=longest)
+        except ExampleError as error:
+            trouble = str(error)
             continue
-        shared = images * processor.image_seq_length if number else 0
+        shared = images * processor.image_seq_length if tokens else 0
         tokens += len(ids) - shared
         counted += sum(label != IGNORE_INDEX for label in labels)
-    return _RowFigures(tokens, counted, images)
+    return _RowFigures(tokens, counted, images) if tokens else trouble
 
 
-def _work(
-    model: AlignGPTForConditionalGeneration, parts: Sequence[PartRow], data: DataPlan, *, recomputed: float
-) -> float:
-    """Floating-point operations for one row: two per parameter and token forward, and as many for each gradient.
+def _work(model: AlignGPTForConditionalGeneration, data: DataPlan, *, recomputed: float) -> float:
+    """Floating-point operations for one row, as `flops_lines` says them, and those of the recomputed layers.
 
-    Attention scores are ignored: at a few thousand tokens they are a few per cent. `recomputed` is the fraction of the
-    language model's layers whose forward pass runs twice.
+    `recomputed` is the fraction of the language model's layers whose forward pass runs twice.
     """
-    size = {row.part: row for row in parts}
-    language, tower = size["language_model"], size["vision_tower"]
-    table = model.get_input_embeddings().weight.numel()
-    body = language.parameters - (1 if model.config.tie_word_embeddings else 2) * table
-    of_body = 2 * body * (2 + recomputed) + 2 * min(language.trained, body)
-    of_language = data.tokens * of_body + data.counted * 6 * table
-    tower_tokens = data.images * model.config.tower_tokens
-    return of_language + tower_tokens * 2 * tower.parameters * (3 if tower.trained else 1)
+    row = _row_flops(ModelFlops.of(model), data)
+    if not recomputed:
+        return sum(row)
+    again = _row_flops(_forward_flops(model), data)
+    return sum(row) + recomputed * (again.layers + again.attention)
+
+
+def _row_flops(flops: ModelFlops, data: DataPlan) -> Flops:
+    keys = torch.arange(1, max(1, round(data.tokens)) + 1)
+    row = flops.of_batch(keys, round(data.counted), encoded=1, projected=1)
+    return row._replace(tower=data.images * row.tower, projector=data.images * row.projector)
+
+
+def _forward_flops(model: AlignGPTForConditionalGeneration) -> ModelFlops:
+    """The operations of the forward pass alone: those of the model if nothing trains."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        return ModelFlops.of(model)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _without_missing_root(source: SourceRecipe) -> SourceRecipe:

@@ -63,30 +63,29 @@ class ModelFlops(NamedTuple):
     projector: float
 
     @classmethod
-    def of(cls, model: AlignGPTForConditionalGeneration, *, adapter_rank: int | None = None) -> "ModelFlops":
+    def of(cls, model: AlignGPTForConditionalGeneration) -> "ModelFlops":
         """Count the operations of a model as it trains.
 
         Args:
             model: with what is frozen marked; parameters may lack values.
-            adapter_rank: count as if each matrix of the language model were frozen and had an adapter of this rank.
         """
-        config, adapters = model.config, adapter_rank is not None
+        config = model.config
         language, projector, head = model.model.language_model, model.model.multi_modal_projector, model.lm_head
         tower_trains = _trains(model.model.vision_tower)
-        table_trains = _trains(language.get_input_embeddings()) and not adapters
+        table_trains = _trains(language.get_input_embeddings())
         flows = tower_trains or _trains(projector) or _trains(model.model.alignment) or table_trains
         text, of_layers, attention = config.get_text_config(), 0.0, dict[int | None, float]()
         width = text.num_attention_heads * _head_width(text) if getattr(text, "num_attention_heads", None) else 0
         for number, layer in enumerate(_layers_of(language)):
-            trains = _trains(layer) or adapters
-            of_layers += _matrices(layer, flows=flows, adapter_rank=adapter_rank, experts=_share_of_experts(text))
+            trains = _trains(layer)
+            of_layers += _matrices(layer, flows=flows, experts=_share_of_experts(text))
             if (window := _window(text, number)) != 0:
                 attention[window] = attention.get(window, 0.0) + 4 * width * (3 if flows or trains else 1)
             flows = flows or trains
         return cls(
             layers=of_layers,
             attention=attention,
-            head=2 * head.in_features * head.out_features * (1 + flows + (head.weight.requires_grad and not adapters)),
+            head=2 * head.in_features * head.out_features * (1 + flows + head.weight.requires_grad),
             tower=_tower(model),
             projector=config.image_seq_length * _matrices(projector, flows=tower_trains),
         )
@@ -152,15 +151,12 @@ def _share_of_experts(text: object) -> float:
     return chosen / all_ if chosen and all_ else 0.0
 
 
-def _matrices(
-    part: nn.Module, *, flows: bool, adapter_rank: int | None = None, experts: float = 0.0, units: float = 1
-) -> float:
+def _matrices(part: nn.Module, *, flows: bool, experts: float = 0.0, units: float = 1) -> float:
     """Operations per token of the linear layers of a part.
 
     Args:
         part: of the model.
         flows: whether gradients are needed for its input.
-        adapter_rank: see `ModelFlops.of`.
         experts: fraction of the experts, whose matrices are parameters with three dimensions, that a token is sent to.
         units: number of tokens.
     """
@@ -172,10 +168,7 @@ def _matrices(
             ins, outs = (
                 (module.in_features, module.out_features) if isinstance(module, nn.Linear) else module.weight.shape
             )
-            trains = module.weight.requires_grad and adapter_rank is None
-            total += 2 * ins * outs * (passes + trains)
-            if adapter_rank is not None:
-                total += 2 * adapter_rank * (ins * (2 + flows) + outs * 3)
+            total += 2 * ins * outs * (passes + module.weight.requires_grad)
         elif experts:
             stacks = [one for one in module.parameters(recurse=False) if one.ndim == 3]
             total += sum(2 * experts * one.numel() * (passes + one.requires_grad) for one in stacks)

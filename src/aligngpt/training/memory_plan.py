@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from aligngpt.memory import available_memory
-from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.loss import ROWS_AT_ONCE
+from aligngpt.model.modeling import LOGIT_SETTINGS, AlignGPTForConditionalGeneration
 from aligngpt.training.activation_memory import BFLOAT16, FLOAT32, body_bytes, head_bytes, layer_bytes
 from aligngpt.training.recipe import RecipeError, StageRecipe
 from aligngpt.training.setup.checkpointing import recomputed_layers
@@ -76,12 +78,15 @@ class MemoryEstimate:
         trains = stage.lora is not None or any(row.part == "language_model" and row.trained for row in parts)
         self._layer = layer_bytes(config, length, trains=trains, in_bfloat16=in_bfloat16)
         self._read = length * int(config.hidden_size) * FLOAT32
-        self._head = counted * head_bytes(config.vocab_size, in_bfloat16=in_bfloat16)
         self._rows: float = stage.micro_batch_size or stage.batch_size
         self._limit = "micro_batch_size"
         if stage.micro_batch_tokens is not None:
             # A row that is longer than the limit gets a pass of its own.
             self._rows, self._limit = max(1, stage.micro_batch_tokens / length), "micro_batch_tokens"
+        with_logits = self._rows * counted
+        if _fuses_loss(model, stage):
+            with_logits = min(with_logits, ROWS_AT_ONCE)
+        self._head = with_logits * head_bytes(config.vocab_size)
         self._weights, self._training = _held(model, parts, stage, in_bfloat16=in_bfloat16)
         recomputed = recomputed_layers(model, stage.gradient_checkpointing)
         self.share = sum(recomputed) / len(recomputed)
@@ -93,8 +98,8 @@ class MemoryEstimate:
             RecipeError: the language model can only recompute all layers or none.
         """
         recomputed = recomputed_layers(self.model, self.stage.gradient_checkpointing if every is None else every)
-        kept = body_bytes(self._layer, self._read, recomputed) + self._head
-        return MemoryPlan(self._weights, self._training, round(self._rows * kept))
+        body = self._rows * body_bytes(self._layer, self._read, recomputed)
+        return MemoryPlan(self._weights, self._training, round(body + self._head))
 
     def largest_that_fits(self, limit: float) -> bool | int | None:
         """The `gradient_checkpointing` that recomputes the fewest layers within `limit` bytes; None if none does."""
@@ -141,6 +146,13 @@ def sharded_note(memory: MemoryPlan, stage: StageRecipe, parts: Sequence[PartRow
         f"sharding {stage.sharding}: each of {DEVICES} devices holds {held:.1f} GB of weights and training state, "
         f"{held + memory.activations / 1e9:.1f} GB with activations"
     )
+
+
+def _fuses_loss(model: AlignGPTForConditionalGeneration, stage: StageRecipe) -> bool:
+    """Whether the stage computes its loss in chunks of tokens, without the logits of all of them."""
+    config = model.config.get_text_config()
+    scales = any(getattr(config, name, None) for name in LOGIT_SETTINGS)
+    return stage.sharding == "none" and type(model.lm_head) is nn.Linear and not scales
 
 
 def _held(

@@ -148,11 +148,14 @@ class StageRecipe(RecipeSection):
             stochastically (rounded to nearest, most of them would be lost).
         save_dtype: of the finished model's weights, in `instruct`: `float32`, `bfloat16`, or `trained` for the
             precision in which each is trained, or if frozen was read.
-        chat_template: the name of one in `aligngpt.model.templates`; the model's own when None.
-        pad_images: pad images to a square with the mean colour, or crop the centre; `model.pad_images` when None.
+        chat_template: the name of one in `aligngpt.model.templates`; the model's own when None. In `instruct` it can
+            only be the model's.
+        pad_images: pad images to a square with the mean colour, or crop the centre; `model.pad_images` when None, and
+            in `instruct` always.
         max_length: maximum tokens per sample.
         packing: `packed` concatenates the rows of a forward pass without padding, `padded` pads them to the longest;
-            `auto` packs on a CPU if the language model supports it. The losses are equal.
+            `auto` packs if the language model supports it, the attention over packed rows proves exact on this
+            device, and `model.attention` is not set. The losses are equal.
         group_by_length: build optimiser steps from rows of similar length; not for images in Parquet files.
         shuffle: read the rows in random order, another one in each epoch; False reads them in the order of the data.
         gradient_checkpointing: recompute the language model's activations in the backward pass: less memory, more time.
@@ -330,6 +333,19 @@ class Recipe(RecipeSection):
     output: OutputFolder
     seed: int = 0
     report_to: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_conversation_format(self) -> "Recipe":
+        if self.instruct is None:
+            return self
+        for name in ("chat_template", "pad_images"):
+            own, of_model = getattr(self.instruct, name), getattr(self.model, name)
+            if own is not None and own != of_model:
+                raise ValueError(
+                    f"instruct.{name} is {own} and model.{name} {of_model}: the finished model would be used otherwise "
+                    f"than it was trained; set model.{name} instead"
+                )
+        return self
 
     @model_validator(mode="after")
     def _pretraining_trains_what_it_leaves(self) -> "Recipe":

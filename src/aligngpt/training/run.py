@@ -188,6 +188,9 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             cached = partial(cache.features_of, model, in_bfloat16=in_bfloat16)
         # The others take the weights from the main process, as soon as the model is sharded or wrapped.
         if stage.warm_start is not None and is_main_process() and newest_checkpoint(folder / "checkpoints") is None:
+            if stage.sharding == "none":
+                # A sharded model may be too large for one device.
+                model.to(device)
             moved = warm_start(model, dataset, stage.warm_start, seed=recipe.seed, cached=cached)
             with atomic_write(folder / "warm_start.json") as file:
                 json.dump(moved._asdict(), file)
@@ -220,7 +223,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             stage=name,
             fingerprint=fingerprint,
             steps=steps,
-            samples=round(steps * stage.batch_size * len(samples) / len(dataset)),
+            samples=round(trainer.rows_seen * len(samples) / len(dataset)),
             seconds=round(clock.seconds, 1),
             peak_memory=peak_memory(),
             peak_device_memory=peak_device_memory(arguments.device),

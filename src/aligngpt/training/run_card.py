@@ -35,7 +35,8 @@ class DataFacts:
     """Facts about the training data of a stage.
 
     Attributes:
-        files: SHA-256 of each data file, by its name without its folder.
+        files: SHA-256 of each data file, by its name without its folder; of files with the same name, the second is
+            `train.json (2)`.
         samples: number of usable samples.
         levels: number of samples by level, 1…N.
         without_level: number of samples without a level.
@@ -58,7 +59,7 @@ class DataFacts:
         columns = columns_of(samples)
         counts = np.bincount(columns.levels)
         return cls(
-            files={path.name: content_of(path) for path in paths},
+            files={name: content_of(path) for name, path in _told_apart(paths).items()},
             samples=len(samples),
             levels={level: int(count) for level, count in enumerate(counts) if level and count},
             without_level=int(counts[0]) if len(counts) else 0,
@@ -166,6 +167,18 @@ def add_results(folder: Path, evaluations: Sequence["AccuracyRow"]) -> bool:
         with atomic_write(path) as file:
             file.write(changed)
     return True
+
+
+def _told_apart(paths: Sequence[Path]) -> dict[str, Path]:
+    """The files by name, with a number if a file before them has the same name."""
+    named: dict[str, Path] = {}
+    for path in dict.fromkeys(paths):
+        name, number = path.name, 1
+        while name in named:
+            number += 1
+            name = f"{path.name} ({number})"
+        named[name] = path
+    return named
 
 
 def _introduction(recipe: Recipe) -> str:

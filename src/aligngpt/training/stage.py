@@ -13,6 +13,7 @@ from aligngpt.data.sources.fingerprints import files_fingerprint
 from aligngpt.device import supports_bfloat16
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
+from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.setup.freezing import PRETRAINED_FILE
@@ -120,6 +121,9 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     model.pop("attention", None)
     for backbone in ("vision_tower", "language_model"):
         model[backbone] = _content_of_backbone(model[backbone])
+    template = model.get("chat_template")
+    if template is not None and template not in NAMED_TEMPLATES and Path(template).is_file():
+        model["chat_template"] = content_of(Path(template))
     contents = [content_of(Path(source.data)) for source in stage.sources]
     without = WITHOUT_EFFECT | HOW_IT_IS_COMPUTED | {"pretrained"}
     settings: dict[str, Any] = {
@@ -155,6 +159,9 @@ def claim(folder: Path, fingerprint: str) -> None:
     Raises:
         RecipeError: the folder has a checkpoint of a run with another fingerprint.
     """
+    if newest_checkpoint(folder / "checkpoints") is None:
+        # Nothing is resumed: the precision is that of the device which trains now.
+        (folder / "precision").unlink(missing_ok=True)
     path = folder / "fingerprint"
     if path.is_file() and path.read_text() != fingerprint:
         if newest_checkpoint(folder / "checkpoints") is not None:
@@ -162,8 +169,7 @@ def claim(folder: Path, fingerprint: str) -> None:
                 f"{folder} holds an unfinished stage with other settings or data; choose another output, or remove "
                 "that folder to start over"
             )
-        for name in ("metrics.jsonl", "precision"):
-            (folder / name).unlink(missing_ok=True)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
     with atomic_write(path) as file:
         file.write(fingerprint)
 

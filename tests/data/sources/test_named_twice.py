@@ -11,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from aligngpt.data.records.columns import READ_COLUMNS, RECORD_IDS
+from aligngpt.data.records.fields import IMAGE_FIELDS
 from aligngpt.data.records.pairs import Unusable, open_pairs
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.preparing import prepare_samples
 from aligngpt.data.samples.reading import read_samples
 from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.csv import QUESTION_COLUMNS
 from aligngpt.levels.making import open_scores
 from aligngpt.scoring.score_files import ScoresError
 
@@ -55,6 +58,17 @@ def test_a_column_of_questions(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,question,answer,answer\n0.png,what?,a,b\n")
     with pytest.raises(SourceError, match="has 2 columns answer"):
         list(read_samples(tmp_path / "a.csv", Rejects(None)))
+
+
+def test_a_column_that_no_question_is_read_from_may_be_there_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,question,answer,note,note,,\n0.png,what?,a cat,x,y,,\n")
+    ((sample, _),) = read_samples(tmp_path / "a.csv", Rejects(None))
+    assert sample.turns[1].text == "a cat"
+
+
+def test_the_columns_of_questions_are_those_that_records_are_read_from() -> None:
+    read = {*READ_COLUMNS, *RECORD_IDS, *IMAGE_FIELDS, "caption", "text"}
+    assert read == QUESTION_COLUMNS
 
 
 def test_a_column_that_is_not_read_may_be_there_twice(tmp_path: Path) -> None:

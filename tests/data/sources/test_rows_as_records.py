@@ -62,3 +62,32 @@ def test_a_file_name_beside_what_is_read_changes_nothing(tmp_path: Path) -> None
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
     (sample,) = samples_of(tmp_path / "a.jsonl")
     assert (sample.images, sample.caption) == (("0.png",), "a cat")
+
+
+@pytest.mark.parametrize(("level", "expected"), [("easy", None), ("0", None), ("2.5", None), ("3", 3), ("3.0", 3)])
+def test_the_difficulty_of_a_question_is_no_level(level: str, expected: int | None, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"image,question,answer,level\n0.png,what?,a cat,{level}\n")
+    (sample,) = samples_of(tmp_path / "a.csv")
+    assert (sample.turns[1].text, sample.level) == ("a cat", expected)
+
+
+def test_a_level_of_a_question_that_contradicts_another_is_a_reject(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,question,answer,level,similarity\n0.png,what?,a cat,3,5\n")
+    rejects = Rejects(None, max_share=1.0)
+    assert not samples_of(tmp_path / "a.csv", rejects) and rejects.by_reason == {"level": 1}
+
+
+def test_a_record_that_is_no_row_says_why_the_file_is_a_table(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
+    records = [
+        {"file_name": "0.png", "text": "a cat"},
+        {"image": "1.png", "conversations": turns},
+        {"file_name": "", "text": "a dog"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    with Rejects(tmp_path / "rejects.jsonl", max_share=1.0) as rejects:
+        assert len(samples_of(tmp_path / "a.json", rejects)) == 1
+    first, second = (json.loads(line)["detail"] for line in (tmp_path / "rejects.jsonl").read_text().splitlines())
+    why = "there is no `file_name`, and the file is read as a table because its first record has one"
+    assert first == f"record 1 of a.json: {why}"
+    assert second == "record 2 of a.json: `file_name` is empty"

@@ -69,9 +69,9 @@ def test_a_stopped_run_rates_only_the_rest(tmp_path: Path) -> None:
     assert engine.calls == 2 * COUNT - 4 and result["choices"]["gate"]["text"]["value"] == 1
     (whole,) = measure_captions(Seeing(), ["winoground"], root, tmp_path / "p", model="m", levels=2)
     assert whole == result
-    with pytest.raises(MeasureError, match="likelihoods with other model; choose another folder"):
+    with pytest.raises(MeasureError, match="other model, or an earlier version of aligngpt wrote it; choose another"):
         measure_captions(engine, ["winoground"], root, out, model="other", levels=2)
-    with pytest.raises(MeasureError, match="likelihoods with other captions"):
+    with pytest.raises(MeasureError, match="likelihoods with other captions; choose"):
         measure_captions(engine, ["winoground"], root, out, model="m", levels=2, limit=3)
 
 

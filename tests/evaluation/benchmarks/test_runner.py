@@ -106,7 +106,11 @@ def test_a_resumed_run_has_the_same_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"), [({"model": "other"}, "model"), ({"picture_mode": "crop"}, "picture mode")]
+    ("changes", "what"),
+    [
+        ({"model": "other"}, "model, or an earlier version of aligngpt wrote it"),
+        ({"picture_mode": "crop"}, "picture mode"),
+    ],
 )
 def test_answers_of_another_model_or_picture_mode_are_not_reused(changes: dict, what: str, tmp_path: Path) -> None:
     right = layouts.gqa(tmp_path)

@@ -88,7 +88,8 @@ def test_a_stage_with_adapters_leaves_an_ordinary_model(tiny_recipe: Callable, p
         AutoModelForImageTextToText.from_pretrained(model_folder(one)).state_dict() for one in (recipe, plain)
     )
     assert found.keys() == start.keys()
-    changed = {name for name in found if not torch.equal(found[name], start[name])}
+    # The step of the other run is far smaller than any of this one's.
+    changed = {name for name in found if not torch.allclose(found[name], start[name], rtol=0, atol=1e-9)}
     assert {part_of(name) for name in changed} == {"language_model", "projector", "gate"}
     assert "lm_head.weight" not in changed
     # The bfloat16 rounding of the frozen weights during training is not in the written model.

@@ -14,6 +14,19 @@ DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon"}
 """The characters between fields that are recognized, with their names."""
 
 
+QUESTION_COLUMNS = frozenset(
+    {
+        *("id", "uid", "key", "question_id", "image", "images", "conversations", "messages", "texts"),
+        *("question", "answer", "answers", "label", "accepted_answers", "question_type", "caption", "text"),
+        *("system", "system_prompt", "instruction", "input", "output", "history", "query", "response"),
+        *("prompt", "completion", "context", "hint", "choices", "options", "tools", "functions"),
+        *("chosen", "rejected", "rejected_response", "rejected_messages", "video", "videos", "audio", "audios"),
+        *NUMBERS,
+    }
+)
+"""The columns of a table of questions that its records are read from, or rejected for."""
+
+
 class CsvSource(RecordSource):
     """A CSV file with a header, split into byte ranges at row boundaries.
 
@@ -41,8 +54,7 @@ class CsvSource(RecordSource):
         self.header = header
         check_encoding(path, self._body, above=1)
         self._columns = None if _asks(header, names) else names.found_in(header, str(path))
-        # The fields of a question are not known before it is read.
-        check_once((name for name in header if name) if self._columns is None else self._read(), header, str(path))
+        check_once(self._read(), header, str(path))
         self._shards: tuple[Shard, ...] = ()
 
     def shards(self) -> Sequence[Shard]:
@@ -68,8 +80,10 @@ class CsvSource(RecordSource):
                 yield Record(number, values, place, self._columns)
 
     def _read(self) -> tuple[str, ...]:
-        """The columns that are read of a table of captions."""
-        return (*(() if self._columns is None else self._columns.all()), *NUMBERS)
+        """The columns that may be read, in the order of the header for a table of questions."""
+        if self._columns is None:
+            return tuple(name for name in self.header if name in QUESTION_COLUMNS)
+        return (*self._columns.all(), *NUMBERS)
 
     def _rows(self, start: int, stop: int | None) -> Iterator[Row]:
         image = first_of(IMAGE_COLUMNS, self.header) if self._columns is None else self._columns.image

@@ -60,6 +60,8 @@ def tar_samples(path: Path) -> Iterator[TarSample | BrokenTar]:
     Members that do not form a pair are yielded as a sample too, so that every member is accounted for.
     """
     key, entries = "", list[_Entry]()
+    # Of the entries: their names, and the kinds of those with content.
+    names, kinds = set[str](), set[str]()
     for member in read_members(path):
         if isinstance(member, BrokenTar):
             yield from (sample for sample in _samples(key, entries) if sample.is_whole)
@@ -68,11 +70,15 @@ def tar_samples(path: Path) -> Iterator[TarSample | BrokenTar]:
         if (parts := _NAME.fullmatch(member.name.removeprefix("./"))) is None:
             continue
         # In concatenated tar files, two samples of one name may follow each other.
-        is_again = any(entry.name == member.name for entry in entries) and _sample(key, entries).is_whole
+        is_again = member.name in names and "picture" in kinds and len(kinds) > 1
         if parts["key"] != key or is_again:
             yield from _samples(key, entries)
-            key, entries = parts["key"], []
-        entries.append(_entry(member, parts["extension"] or "", path))
+            key, entries, names, kinds = parts["key"], [], set(), set()
+        entry = _entry(member, parts["extension"] or "", path)
+        entries.append(entry)
+        names.add(entry.name)
+        if entry.content is not None:
+            kinds.add(entry.kind)
     yield from _samples(key, entries)
 
 

@@ -41,13 +41,14 @@ def read_values(path: Path, names: ColumnNames | None = None) -> Iterator[tuple[
         yield from read_records(path)
         return
     source = find_records(path, shard_size=SHARD, names=names)
+    why = "" if names.given or path.is_dir() else ", and the file is read as a table because its first record has one"
     for shard in source.shards():
         for record in source.read(shard):
             index = shard.first + record.number
             if isinstance(record, BrokenRecord):
                 yield index, BrokenLine(record.detail, record.kind)
             else:
-                yield index, _as_record(record)
+                yield index, _as_record(record, why)
 
 
 def is_plain_json(path: Path) -> bool:
@@ -74,26 +75,32 @@ def _is_table(path: Path) -> bool:
     return any(name in first for name in CAPTION_COLUMNS)
 
 
-def _as_record(row: Record) -> object:
+def _as_record(row: Record, why_table: str) -> object:
     value, columns = row.value, row.columns
     if not isinstance(value, Mapping):
         return value
     if isinstance(value, RepeatedKeys):
         return BrokenLine(f"{row.place}: {REPEATED_KEY}", "repeated_key")
     if columns is None:
-        return _with_numbers({name: cell for name, cell in value.items() if cell != ""}, row.place)
+        given = {name: cell for name, cell in value.items() if cell != ""}
+        return _with_numbers(given, row.place, is_question="question" in given)
     # A record without an image would be text only, and a table of pairs has no such rows.
     for column, kind in ((columns.image, "no_picture"), (columns.caption, "empty_text")):
         if not is_given(value.get(column)):
             own = None if columns.id is None else value.get(columns.id)
-            return BrokenLine(f"{row.place}: `{column}` is empty", kind, str(own) if is_given(own) else None)
+            lacking = f"`{column}` is empty" if column in value else f"there is no `{column}`{why_table}"
+            return BrokenLine(f"{row.place}: {lacking}", kind, str(own) if is_given(own) else None)
     names = {"image": columns.image, "caption": columns.caption, "id": columns.id}
     record = {name: value[column] for name, column in names.items() if column is not None and is_given(value[column])}
     numbers = {name: value[name] for name in NUMBERS if is_given(value.get(name))}
     return _with_numbers(record | numbers, row.place)
 
 
-def _with_numbers(record: dict[str, Any], place: str) -> dict[str, Any] | BrokenLine:
+def _with_numbers(record: dict[str, Any], place: str, *, is_question: bool = False) -> dict[str, Any] | BrokenLine:
+    """The record with numbers in `NUMBERS` and its level as `similarity`.
+
+    The `level` of a question may be its difficulty: one that is no alignment level is left as it is.
+    """
     for name in NUMBERS:
         if isinstance(cell := record.get(name), str):
             with suppress(ValueError):
@@ -101,10 +108,16 @@ def _with_numbers(record: dict[str, Any], place: str) -> dict[str, Any] | Broken
                 # Tables with missing levels hold the others as 2.0; beside a `level`, a decimal number is a score.
                 is_level = name == "level" or (name == "similarity" and ("level" not in record or "." not in cell))
                 record[name] = int(number) if is_level and number.is_integer() else number
-    if (level := record.pop("level", None)) is not None:
+    level = record.get("level")
+    if level is not None and (not is_question or _is_level(level)):
+        del record["level"]
         try:
             set_level(record, level)
         except ValueError as error:
             own = record.get("id")
             return BrokenLine(f"{place}: {error}", "level", None if own is None else str(own))
     return record
+
+
+def _is_level(found: object) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool) and found >= 1 and float(found).is_integer()

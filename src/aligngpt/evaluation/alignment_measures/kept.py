@@ -36,9 +36,10 @@ class KeptTables:
             whole.write(b"".join(line + b"\n" for line in lines))
         before = json.loads(lines[0])
         if differing := [field for field, value in state.items() if before.get(field) != value]:
+            earlier = ", or an earlier version of aligngpt wrote it" if "model" in differing else ""
             raise MeasureError(
-                f"{path} has likelihoods with other {' and '.join(differing)}; choose another folder for the results, "
-                "or remove that file"
+                f"{path} has likelihoods with other {' and '.join(differing)}{earlier}; choose another folder for the "
+                "results, or remove that file"
             )
         self.known = {one["set"]: np.array(one["log_probabilities"]) for one in map(json.loads, lines[1:])}
 

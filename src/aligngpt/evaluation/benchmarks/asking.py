@@ -144,9 +144,10 @@ def _claim(
         known = before | {"model": without_name(str(before.get("model")))}
         asked_now = state | {"model": without_name(model)}
         if differing := [name for name, value in asked_now.items() if known.get(name) != value]:
+            earlier = ", or an earlier version of aligngpt wrote it" if "model" in differing else ""
             raise AskingError(
-                f"{predictions} has answers with another {' and '.join(differing).replace('_', ' ')}; choose another "
-                "folder for the results, or remove that file"
+                f"{predictions} has answers with another {' and '.join(differing).replace('_', ' ')}{earlier}; choose "
+                "another folder for the results, or remove that file"
             )
     else:
         with atomic_write(path) as file:

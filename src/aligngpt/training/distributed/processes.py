@@ -74,7 +74,9 @@ def largest(number: int) -> int:
 @cache
 def _on_host(world: Any) -> Any:
     """The group of all processes that communicates from CPU to CPU."""
-    return world if torch.distributed.get_backend(world) == "gloo" else torch.distributed.new_group(backend="gloo")
+    if torch.distributed.get_backend(world) == "gloo":
+        return world
+    return torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
 
 def gather(values: list[Any]) -> list[Any]:

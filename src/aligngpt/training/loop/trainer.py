@@ -109,6 +109,7 @@ class StageTrainer(Trainer):
             peak=peak_of_device(self.args.device, in_bfloat16=self.args.bf16),
         )
         self._without_gradient = 0
+        self._rows_per_epoch = 0
         self._losses = LossWatch()
 
     @property
@@ -244,13 +245,15 @@ class StageTrainer(Trainer):
 
     def _factor(self, steps: int) -> Callable[[int], float]:
         stage, clock = self.stage, self.clock
-        return lambda step: learning_rate_factor(stage.schedule, stage.warmup_ratio, clock.progress(step, steps))
+        # The learning rate of the first step of a warm-up is zero: a single step would train nothing.
+        warmup = stage.warmup_ratio if stage.minutes or steps > 1 else 0.0
+        return lambda step: learning_rate_factor(stage.schedule, warmup, clock.progress(step, steps))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         assert isinstance(dataset, ConversationDataset)
         micro_batch = rows_per_batch(self.stage, self.args.world_size)
-        return BalancedSampler(
+        sampler = BalancedSampler(
             row_lengths(dataset),
             micro_batch,
             self.stage.batch_size // micro_batch,
@@ -261,6 +264,15 @@ class StageTrainer(Trainer):
             processes=self.args.world_size,
             blocks=Blocks.of(columns_of(dataset.samples), dataset.rows),
         )
+        self._rows_per_epoch = sampler.rows
+        return sampler
+
+    @property
+    def rows_seen(self) -> int:
+        """Number of rows trained on so far; the last step of an epoch may have fewer than the others."""
+        whole, part = divmod(self.state.epoch or 0.0, 1.0)
+        in_whole_epochs = round(whole) * self._rows_per_epoch
+        return min(self.state.global_step * self.stage.batch_size, in_whole_epochs + round(part * self._rows_per_epoch))
 
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
         return gradients_later(self.model)

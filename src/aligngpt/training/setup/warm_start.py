@@ -94,14 +94,14 @@ def warm_start(
     targets = caption_targets(captions, model.get_input_embeddings().weight.detach().float())
     features, mean, scale = _standardised(features)
     projector = model.model.multi_modal_projector
-    trained = AlignGPTProjector(model.config).to(features.device)
+    trained = AlignGPTProjector(model.config).to(model.device)
     trained.load_state_dict({name: tensor.float() for name, tensor in projector.state_dict().items()})
     losses = _fit(trained, features, targets, settings, seed)
     first = trained.linear_1
     with torch.no_grad():
-        first.weight.div_(scale)
+        first.weight.div_(scale.to(model.device))
         if first.bias is not None:
-            first.bias.sub_(first.weight @ mean)
+            first.bias.sub_(first.weight @ mean.to(model.device))
     projector.load_state_dict(trained.state_dict())
     end = losses[-max(1, len(losses) // 10) :]
     return WarmStartResult(losses[0], sum(end) / len(end), round(time.monotonic() - started, 1))
@@ -133,7 +133,10 @@ def _image_features(
     places: Sequence[int],
     cached: CachedFeatures | None,
 ) -> tuple[list[Sample], Tensor]:
-    """The pairs whose image can be read, and the projector's input, `(pairs, P, width)`, in float32."""
+    """The pairs whose image can be read, and the projector's input, `(pairs, P, width)`, in float32 on the CPU.
+
+    It may be too large for a GPU beside the model.
+    """
     kept, found = [], []
     at_once = IMAGES_AT_ONCE if cached is None else 1
     with torch.no_grad(), Meter("warm start: images", len(places), unit="images") as meter:
@@ -146,10 +149,10 @@ def _image_features(
                     continue  # Pre-training will reach this image and record the reason.
                 kept.append(dataset.samples[place])
             if images and cached is not None:
-                found.append(cached(images[0]).float())
+                found.append(cached(images[0]).float().cpu())
             elif images:
                 pixels = torch.cat([image.pixel_values for image in images if image.pixel_values is not None])
-                found.append(model.model.tower_features(pixels.to(model.device, model.dtype)).float())
+                found.append(model.model.tower_features(pixels.to(model.device, model.dtype)).float().cpu())
             meter.advance(len(part))
     return kept, torch.cat(found) if found else torch.empty(0)
 
@@ -166,15 +169,16 @@ def _fit(
     projector: AlignGPTProjector, features: Tensor, targets: Tensor, settings: WarmStartRecipe, seed: int
 ) -> list[float]:
     """Train the projector and return the loss of each step."""
+    device = next(projector.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(projector.parameters(), lr=settings.learning_rate)
     size = min(settings.batch_size, len(features))
     losses: list[float] = []
     with torch.enable_grad(), Meter("warm start", settings.steps, unit="steps") as meter:
         for _ in range(settings.steps):
-            chosen = torch.randperm(len(features), generator=generator)[:size].to(features.device)
-            target = targets[chosen].unsqueeze(1).expand(-1, features.shape[1], -1)
-            loss = F.mse_loss(projector.project(features[chosen]), target)
+            chosen = torch.randperm(len(features), generator=generator)[:size]
+            target = targets[chosen.to(targets.device)].to(device).unsqueeze(1).expand(-1, features.shape[1], -1)
+            loss = F.mse_loss(projector.project(features[chosen].to(device)), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
