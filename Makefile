@@ -37,7 +37,7 @@ check: lint ## lint, types and the fast tests: two minutes or so
 	$(PYTHON_OF_VENV) -m pytest -q -n 2 --dist loadfile -m "not slow and not medium"
 
 test: lint ## lint, types and every test that is not slow
-	$(PYTHON_OF_VENV) -m pytest -n 2 --dist loadfile --durations=60 -m "not slow"
+	$(PYTHON_OF_VENV) -m pytest -n 2 --dist loadfile --durations=30 -m "not slow"
 
 test-slow: $(INSTALLED) ## the slow tests only: real models are trained
 	$(PYTHON_OF_VENV) -m pytest -m slow

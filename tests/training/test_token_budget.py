@@ -44,7 +44,7 @@ def in_tokens(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("packing", "multiple"),
-    [("padded", 1), pytest.param("packed", 1, marks=pytest.mark.medium), ("packed", 32)],
+    [("padded", 1), pytest.param("packed", 1, marks=pytest.mark.slow), ("packed", 32)],
 )
 def test_steps_by_tokens_are_those_by_rows(
     tiny_recipe: Callable[..., Recipe],

@@ -212,7 +212,7 @@ def test_an_actor_that_is_killed_loses_nothing(
     assert content(tmp_path / "out") == whole
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_shard_that_always_kills_is_named_and_all_others_are_done(
     ray: Any,
     source: DeadlyPairs,

@@ -14,7 +14,7 @@ from aligngpt.training.run import train
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_have_the_losses_of_one(
     recipe_of: Callable[..., Recipe], tmp_path: Path, checkpointing: bool
 ) -> None:
@@ -36,7 +36,7 @@ def test_two_processes_have_the_losses_of_one(
     assert output.count("language model") == 2, "the main process alone shows what trains"
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_two_processes_that_are_killed_end_as_two_that_were_not(
     recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:

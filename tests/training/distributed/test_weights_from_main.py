@@ -51,7 +51,8 @@ def _shard(rank: int, tower: Path, language: Path, how: str, trains_tower: bool)
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    ("language", "how", "trains_tower"), [("llama", "full", False), ("llama_tied", "gradients", True)]
+    ("language", "how", "trains_tower"),
+    [("llama", "full", False), pytest.param("llama_tied", "gradients", True, marks=pytest.mark.slow)],
 )
 def test_each_process_gets_its_share_of_what_the_main_one_read(
     tower_folder: Callable[[str], Path],
