@@ -47,7 +47,11 @@ def predictions(results: Results, dose: Sequence[DoseResponse], bounds: Bounds) 
 
 def _captions_gain(results: Results, dose: Sequence[DoseResponse]) -> Prediction | None:
     highest, lowest = results.noises[-1], results.noises[0]
-    gains = {one.condition.noise: one.gain for one in dose if one.condition == _levels(results, one.condition.noise)}
+    gains = {
+        one.condition.noise: one.gain
+        for one in dose
+        if one.condition == results.pretraining("adaptive", one.condition.noise)
+    }
     most, least = gains.get(highest), gains.get(lowest)
     if most is None or (least is None and lowest < highest):
         return None
@@ -106,7 +110,7 @@ def _shrinks_with_answers(results: Results) -> Prediction | None:
 
 def _monotone(results: Results, dose: Sequence[DoseResponse]) -> Prediction | None:
     highest = results.noises[-1]
-    one = next((one for one in dose if one.condition == _levels(results, highest)), None)
+    one = next((one for one in dose if one.condition == results.pretraining("adaptive", highest)), None)
     if one is None:
         return None
     means = [level.value for level in one.right]
@@ -173,10 +177,6 @@ def _gain_by_seed(results: Results, noise: float, answers: int | None) -> dict[i
 
 def _mean(results: Results, run: RunResult) -> float:
     return float(LOG_PROBABILITY.of(run.answers[results.questions.first]).mean())
-
-
-def _levels(results: Results, noise: float) -> object:
-    return results.pretraining("adaptive", noise)
 
 
 def _equal(both: Contrast, bounds: Bounds) -> bool | None:
