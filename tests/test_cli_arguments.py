@@ -1,13 +1,15 @@
 """What the verbs refuse before any work, and the commands that they print."""
 
+import math
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
+import typer
 import yaml
 from object_store import Store
 from typer.testing import CliRunner, Result
@@ -165,3 +167,23 @@ def test_the_commands_to_run_next_are_quoted(tmp_path: Path, monkeypatch: pytest
     last = run("study", "run", tmp_path / "a plan.yaml").output.splitlines()[-1]
     expected = ["aligngpt", "study", "report", str(tmp_path / "a plan.yaml")]
     assert shlex.split(last.removeprefix("next: ")) == expected
+
+
+def _fractions() -> Iterator[Any]:
+    """The settings of every option of every verb that is a number with a fraction, as cases to test."""
+    groups = [("", app), *((f"{group.name} ", group.typer_instance) for group in app.registered_groups)]
+    for group, verbs in groups:
+        for verb in verbs.registered_commands:
+            for name, kind in get_type_hints(verb.callback, include_extras=True).items():
+                if get_origin(kind) is Annotated and float in (get_args(kind)[0], *get_args(get_args(kind)[0])):
+                    yield pytest.param(get_args(kind)[1], id=f"{group}{verb.callback.__name__} {name}")
+
+
+@pytest.mark.parametrize("option", list(_fractions()))
+def test_no_option_takes_a_number_that_is_none(option: Any) -> None:
+    """`nan` passes every bound, and each comparison with it is false."""
+    assert option.callback is not None
+    for number in (math.nan, math.inf):
+        with pytest.raises(typer.BadParameter, match="must be a finite number"):
+            option.callback(number)
+    assert option.callback(0.5) == 0.5

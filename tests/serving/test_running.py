@@ -21,8 +21,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from aligngpt import cli
+from aligngpt.loopback import is_loopback
 from aligngpt.serving.media import MediaPolicy, picture_from_url
-from aligngpt.serving.running import KEY_VARIABLE, Options, ServingError, fingerprint, is_loopback, read_key, serve
+from aligngpt.serving.running import KEY_VARIABLE, Options, ServingError, fingerprint, read_key, serve
 
 
 def test_an_address_that_others_can_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

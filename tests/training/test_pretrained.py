@@ -1,5 +1,6 @@
 """Instruction tuning that starts from the pre-training of another run."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.training.dry_run import plan
+from aligngpt.training.origin import other_origin
 from aligngpt.training.recipe import RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import PRETRAINED_FILE
@@ -84,3 +86,67 @@ def test_weights_of_another_kind_of_model_are_refused(tiny_recipe: Callable, tmp
 def test_settings_that_contradict_each_other_are_refused(tiny_recipe: Callable, changes: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         tiny_recipe(**changes)
+
+
+@pytest.fixture
+def pretrained_alone(tiny_recipe: Callable, tmp_path: Path) -> Path:
+    """The weights of a finished pre-training, without its folder."""
+    train(tiny_recipe(output=str(tmp_path / "one"), pretrain__max_steps=1), ["pretrain"])
+    return (tmp_path / "one" / "pretrain" / PRETRAINED_FILE).rename(tmp_path / "kept.safetensors")
+
+
+def test_weights_trained_for_another_model_are_told(
+    tiny_recipe: Callable, tmp_path: Path, pretrained_alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They fit in names and shapes, so that nothing else would say it."""
+    starts = {"pretrain": None, "instruct__pretrained": str(pretrained_alone)}
+    same = tiny_recipe(**starts)
+    assert other_origin(same, "instruct") is None
+    others = tiny_recipe(
+        **starts, model__vision_feature_layer=-1, model__pad_images=False, output=str(tmp_path / "two")
+    )
+    told = (
+        f"{pretrained_alone} was trained with vision_feature_layer -2 instead of -1, pad_images true instead of false"
+    )
+    (planned,) = plan(others)
+    assert any(note.startswith(told) for note in planned.notes)
+    assert not any("was trained with" in note for note in plan(same)[0].notes)
+    capsys.readouterr()
+    train(others)
+    assert f"warning: {told}" in capsys.readouterr().err
+
+
+def test_another_backbone_is_told_and_a_moved_one_is_not(
+    tiny_recipe: Callable, tmp_path: Path, pretrained_alone: Path
+) -> None:
+    starts = {"pretrain": None, "instruct__pretrained": str(pretrained_alone)}
+    source = Path(tiny_recipe().model.language_model)
+    moved = shutil.copytree(source, tmp_path / "elsewhere" / source.name)
+    assert other_origin(tiny_recipe(**starts, model__language_model=str(moved)), "instruct") is None
+    weights = load_file(moved / "model.safetensors")
+    save_file(
+        {name: tensor + 1 for name, tensor in weights.items()}, moved / "model.safetensors", metadata={"format": "pt"}
+    )
+    again = other_origin(tiny_recipe(**starts, model__language_model=str(moved)), "instruct")
+    assert again is not None and f"language_model {source.name} with other files than now" in again
+    renamed = moved.rename(tmp_path / "another")
+    other = other_origin(tiny_recipe(**starts, model__language_model=str(renamed)), "instruct")
+    assert other is not None and f"language_model {source.name} instead of another" in other
+
+
+def test_weights_put_in_the_place_of_a_pretraining_are_compared_too(
+    tiny_recipe: Callable, tmp_path: Path, pretrained_alone: Path
+) -> None:
+    place = tmp_path / "put" / "pretrain"
+    place.mkdir(parents=True)
+    pretrained_alone.rename(place / PRETRAINED_FILE)
+    told = other_origin(tiny_recipe(output=str(place.parent), model__vision_feature_layer=-1), "instruct")
+    assert told is not None and "vision_feature_layer -2 instead of -1" in told
+
+
+def test_weights_without_an_origin_are_taken_as_they_are(
+    tiny_recipe: Callable, tmp_path: Path, pretrained_alone: Path
+) -> None:
+    save_file(load_file(pretrained_alone), tmp_path / "bare.safetensors")
+    starts = {"pretrain": None, "instruct__pretrained": str(tmp_path / "bare.safetensors")}
+    assert other_origin(tiny_recipe(**starts, model__vision_feature_layer=-1), "instruct") is None

@@ -124,6 +124,14 @@ def test_a_misspelt_key_is_told_what_may_have_been_meant(recipe_file: Path, sett
     assert str(caught.value) == f"{recipe_file}: {expected}"
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "minutes", "max_grad_norm", "weight_decay"])
+@pytest.mark.parametrize("number", [".inf", ".nan"])
+def test_a_number_that_is_none_is_refused(recipe_file: Path, name: str, number: str) -> None:
+    """Infinity passes every lower bound."""
+    with pytest.raises(RecipeError, match=rf"instruct\.{name}: "):
+        load_recipe(recipe_file, [f"instruct.{name}={number}"])
+
+
 def test_the_finished_model_has_the_format_it_was_trained_with(content: dict[str, Any]) -> None:
     content["model"] |= {"chat_template": "chatml", "pad_images": True}
     content["instruct"] |= {"chat_template": "chatml", "pad_images": True}

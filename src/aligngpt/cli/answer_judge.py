@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aligngpt.cli.numbers import finite
 from aligngpt.errors import AlignGPTError
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ JudgeConcurrency = Annotated[
 ]
 JudgeTimeout = Annotated[
     float | None,
-    typer.Option(min=0.1, help="Seconds to wait for the judge's reply before it is retried.", show_default="120"),
+    typer.Option(
+        min=0.1, callback=finite, help="Seconds to wait for the judge's reply before it is retried.", show_default="120"
+    ),
 ]
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import Device, must_exist
 
 
@@ -20,10 +21,13 @@ def derive(
     ],
     batch_size: Annotated[int, typer.Option(min=2, help="negcliploss: pairs per random batch.")] = 32768,
     batches: Annotated[int, typer.Option(min=1, help="negcliploss: number of random batches.")] = 10,
-    temperature: Annotated[float, typer.Option(help="negcliploss: temperature of the loss, 0.0001 to 100.")] = 0.01,
+    temperature: Annotated[
+        float, typer.Option(callback=finite, help="negcliploss: temperature of the loss, 0.0001 to 100.")
+    ] = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="negcliploss: seed of the random batches.")] = 0,
     cosine: Annotated[
-        float, typer.Option(min=-1, max=1, help="duplicates: smallest cosine of near-duplicate images.")
+        float,
+        typer.Option(min=-1, max=1, callback=finite, help="duplicates: smallest cosine of near-duplicate images."),
     ] = 0.95,
     device: Device = "auto",
 ) -> None:

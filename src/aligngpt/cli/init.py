@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import must_exist
 from aligngpt.progress import console
 
@@ -33,7 +34,7 @@ def init(
         Literal["cpu", "cuda", "mps"] | None, typer.Option(help="Device to train on.", show_default="this machine's")
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(help="Memory of the device, in GB.", show_default="this machine's")
+        float | None, typer.Option(callback=finite, help="Memory of the device, in GB.", show_default="this machine's")
     ] = None,
     run: Annotated[str, typer.Option(help="Folder of the run, for the recipe.")] = "runs/mine",
     out: Annotated[Path, typer.Option(help="Recipe to write.")] = Path("recipe.yaml"),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import must_exist
 from aligngpt.cli.score import _next_command
 from aligngpt.errors import AlignGPTError
@@ -38,7 +39,9 @@ def judge(
         ),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests at the same time.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a reply before it is retried.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="Seconds to wait for a reply before it is retried.")
+    ] = 120.0,
     max_side: Annotated[int, typer.Option(min=16, help="Larger images are shrunk to this many pixels.")] = 1024,
     replies: Annotated[
         Path | None,
@@ -61,7 +64,7 @@ def judge(
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Field with the id.", show_default="id, uid or key")] = None,
     max_reject_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest share of the records that may be rejected.")
+        float, typer.Option(min=0, max=1, callback=finite, help="Largest share of the records that may be rejected.")
     ] = 0.05,
 ) -> None:
     """Ask a vision-language model at an endpoint how well each caption describes its image, as scores for `levels`."""

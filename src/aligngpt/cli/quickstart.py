@@ -5,11 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from aligngpt.cli.numbers import finite
+
 
 def quickstart(
     minutes: Annotated[
         float | None,
-        typer.Option(min=1, help="Time limit for the whole run, in minutes.", show_default="12; 15 for scenes"),
+        typer.Option(
+            min=1, callback=finite, help="Time limit for the whole run, in minutes.", show_default="12; 15 for scenes"
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the run.", show_default="runs/quickstart, runs/quickstart-scenes")

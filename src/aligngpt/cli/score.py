@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import Device, Precision
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
@@ -74,7 +75,7 @@ def score(
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Field with the id.", show_default="id, uid or key")] = None,
     max_reject_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest share of the records that may be rejected.")
+        float, typer.Option(min=0, max=1, callback=finite, help="Largest share of the records that may be rejected.")
     ] = 0.05,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -92,7 +93,12 @@ def score(
     ] = None,
     gpus_per_actor: Annotated[
         float | None,
-        typer.Option(min=0, help="GPUs per Ray actor; may be a fraction.", show_default="1, or 0 if there is no GPU"),
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="GPUs per Ray actor; may be a fraction.",
+            show_default="1, or 0 if there is no GPU",
+        ),
     ] = None,
 ) -> None:
     """Compute the cosine similarity of image and caption for every pair.

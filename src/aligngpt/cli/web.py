@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from aligngpt.cli.options import Base, Device, Precision
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from aligngpt.loopback import is_loopback
 
 
 def web(
@@ -36,5 +35,5 @@ def web(
     engine = Engine.load(model, base=base, device=device, dtype=precision)
     for address in serve(engine, title, host=host, port=port, max_new_tokens=max_new_tokens):
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
-        if host not in LOOPBACK:
+        if not is_loopback(host):
             console.print("note: everyone who reaches this address can ask; there is no password")

@@ -2,13 +2,13 @@
 
 import asyncio
 import hmac
-import ipaddress
 import re
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aligngpt.loopback import is_loopback
 from aligngpt.serving.errors import ApiError
 
 OPEN_PATHS = ("/health",)
@@ -17,16 +17,6 @@ HOST = re.compile(r"\[([^\]]*)\](?::\d*)?|([^:]*)(?::\d*)?")
 
 BODIES = 16
 """Bodies of the largest size that are held in memory at once."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _host_in(header: str) -> str:

@@ -20,12 +20,12 @@ from aligngpt.cpus import usable_cpus
 from aligngpt.errors import AlignGPTError
 from aligngpt.inference.engine import Engine
 from aligngpt.inference.generation.loop import DEFAULT_ROWS
+from aligngpt.loopback import is_loopback
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.progress import console
 from aligngpt.serving.app import build_app
 from aligngpt.serving.conversation import Limits
 from aligngpt.serving.desk import Desk
-from aligngpt.serving.gate import is_loopback
 from aligngpt.serving.metrics import Metrics
 
 KEY_VARIABLE = "ALIGNGPT_API_KEY"

@@ -28,7 +28,7 @@ class PlanError(AlignGPTError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LanguageModelPlan(_Section):

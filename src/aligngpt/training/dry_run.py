@@ -24,6 +24,7 @@ from aligngpt.training.feed.source_checks import is_there, source_problems, swap
 from aligngpt.training.flops import Flops, ModelFlops
 from aligngpt.training.flops_plan import flops_lines
 from aligngpt.training.memory_plan import MemoryEstimate, MemoryPlan, device_memory, sharded_note
+from aligngpt.training.origin import other_origin
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, SourceRecipe, StageName, StageRecipe
 from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.loading import load_model
@@ -158,6 +159,8 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         problems.append(str(error))
     if name == "instruct" and not source_problems(recipe, ("pretrain",)):
         notes += [] if (warning := swapped_warning(recipe)) is None else [warning]
+    if not problems:
+        notes += [] if (warning := other_origin(recipe, name)) is None else [warning]
     if not missing:
         data = _data_plan(name, stage, processor, longest, recipe.seed)
         measured = data if data.unusable is None else None

@@ -119,7 +119,8 @@ class StageRecipe(RecipeSection):
             steps done if they are further along.
         min_steps: minimum number of steps, however long they take; makes `minutes` work on machines of any speed.
         pretrained: projector and level table to start from: the folder `pretrain` of another run, or a file
-            `aligned.safetensors`. When None, fresh ones, or in instruction tuning those of this recipe's pre-training.
+            `aligned.safetensors`; a warning says if it was trained with other backbones or image settings. When None,
+            fresh ones, or in instruction tuning those of this recipe's pre-training.
         warm_start: projector warm start before pre-training, not in the paper; None skips it.
         cache_features: cache the frozen vision tower's features of each image on disk, so that later epochs and runs
             do not compute them again. See `aligngpt.training.feed.feature_cache`.

@@ -8,9 +8,9 @@ from aligngpt.hub_names import written_locally
 
 
 class RecipeSection(BaseModel):
-    """Base of all sections of a recipe: unknown keys are refused, and values do not change."""
+    """Base of all sections of a recipe: unknown keys, `.nan` and `.inf` are refused, and values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _on_this_machine(path: str) -> str:

@@ -41,6 +41,7 @@ from aligngpt.training.loop.checkpoints import checkpoint_seconds, newest_checkp
 from aligngpt.training.loop.rejected import RejectedSamples
 from aligngpt.training.loop.schedule import TrainingClock
 from aligngpt.training.loop.trainer import StageTrainer
+from aligngpt.training.origin import origin_of, other_origin
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.run_card import DataFacts, write_run_card
 from aligngpt.training.setup.checkpointing import checkpointing_arguments
@@ -126,8 +127,10 @@ def _check_before(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]
             raise other_settings(recipe, name)
     if "instruct" in unfinished and "pretrain" not in fingerprints and recipe.pretrain is not None:
         check_pretrained(recipe)
-    if unfinished and is_main_process() and (warning := swapped_warning(recipe)) is not None:
-        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+    if unfinished and is_main_process():
+        warnings = [swapped_warning(recipe), *(other_origin(recipe, name) for name in unfinished)]
+        for warning in filter(None, warnings):
+            console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     return fingerprints
 
 
@@ -240,7 +243,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     )
     if is_main_process():
         if name == "pretrain":
-            save_pretrained_parts(tensors, folder)
+            save_pretrained_parts(tensors, folder, origin_of(recipe))
         else:
             export_model(recipe, model if as_it_is else None, processor, tensors)
         with atomic_write(folder / "stage.json") as file:

@@ -120,7 +120,7 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     # The attention implementation only changes rounding.
     model.pop("attention", None)
     for backbone in ("vision_tower", "language_model"):
-        model[backbone] = _content_of_backbone(model[backbone])
+        model[backbone] = content_of_backbone(model[backbone])
     template = model.get("chat_template")
     if template is not None and template not in NAMED_TEMPLATES and Path(template).is_file():
         model["chat_template"] = content_of(Path(template))
@@ -145,7 +145,12 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _content_of_backbone(name: str) -> str:
+def content_of_backbone(name: str) -> str:
+    """A hash of the files of a backbone in a local folder, wherever that is; for one on the hub, its name.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
     folder = Path(name)
     if not folder.is_dir():
         return name

@@ -23,7 +23,7 @@ def samples_of(path: Path, rejects: Rejects | None = None) -> list[Sample]:
         ("3", "1.0", (3, 1.0)),
         ("3", "2", (3, None)),
         ("", "2", (3, None)),
-        ("", "2.0", (3, None)),
+        ("", "2.0", (None, 2.0)),
         ("", "0.31", (None, 0.31)),
     ],
 )

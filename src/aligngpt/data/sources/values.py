@@ -105,8 +105,8 @@ def _with_numbers(record: dict[str, Any], place: str, *, is_question: bool = Fal
         if isinstance(cell := record.get(name), str):
             with suppress(ValueError):
                 number = float(cell)
-                # Tables with missing levels hold the others as 2.0; beside a `level`, a decimal number is a score.
-                is_level = name == "level" or (name == "similarity" and ("level" not in record or "." not in cell))
+                # Tables with missing levels hold the others as 2.0; in `similarity` that is a score, as in JSON.
+                is_level = name == "level" or (name == "similarity" and cell.strip().isdecimal())
                 record[name] = int(number) if is_level and number.is_integer() else number
     level = record.get("level")
     if level is not None and (not is_question or _is_level(level)):

@@ -191,16 +191,19 @@ def is_pretrained(name: str) -> bool:
     return part_of(name) in PRETRAINED_PARTS
 
 
-def save_pretrained_parts(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+def save_pretrained_parts(
+    tensors: Mapping[str, torch.Tensor], folder: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write the result of pre-training, projector and level table, to `folder/aligned.safetensors`.
 
     Args:
         tensors: those for which `is_pretrained` is true, by name.
         folder: of the stage.
+        metadata: entries for the file's header.
     """
     exact = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(folder / PRETRAINED_FILE, "wb") as file:
-        file.write(save(exact, metadata={"format": "pt"}))
+        file.write(save(exact, metadata={"format": "pt", **(metadata or {})}))
 
 
 def load_pretrained_parts(model: AlignGPTForConditionalGeneration, path: Path) -> None:
