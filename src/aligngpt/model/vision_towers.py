@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import SizeDict
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -45,6 +46,8 @@ class VisionTower:
         select_strategy: `default` if the first token is a class token to be dropped, else `full`.
         image_tokens: P, patch tokens per image.
         register_tokens: number of further tokens before the patches, to be dropped too.
+        stretches: whether the tower's own image processor resizes images to a square, as SigLIP's does, instead of
+            cutting one out.
     """
 
     model: PreTrainedModel
@@ -53,6 +56,7 @@ class VisionTower:
     select_strategy: Literal["default", "full"]
     image_tokens: int
     register_tokens: int
+    stretches: bool
 
 
 def load_vision_tower(
@@ -123,7 +127,15 @@ def load_vision_tower(
         select_strategy="default" if has_class_token else "full",
         image_tokens=patches,
         register_tokens=leading - has_class_token,
+        stretches=_stretches(settings),
     )
+
+
+def stretch(images: LlavaImageProcessorPil) -> None:
+    """Let an image processor resize images to its square without keeping their proportions, not pad or crop them."""
+    side = dict(images.crop_size)["height"]
+    images.size = SizeDict(height=side, width=side)
+    images.do_center_crop = images.do_pad = False
 
 
 def _load_tower(source: str | Path, whole: PretrainedConfig, config: PretrainedConfig, dtype: torch.dtype) -> Any:
@@ -284,6 +296,14 @@ def _side(settings: Any, config: PretrainedConfig, source: str | Path) -> int:
             f"not supported; {INSTEAD}"
         )
     return sides_of(config.image_size)[0]
+
+
+def _stretches(settings: Any) -> bool:
+    size = getattr(settings, "size", None)
+    if not size or getattr(settings, "do_center_crop", None):
+        return False
+    lengths = dict(size) if isinstance(size, Mapping) else vars(size)
+    return bool(lengths.get("height") and lengths.get("width"))
 
 
 def _image_processor(settings: Any, size: int, pad_images: bool, source: str | Path) -> LlavaImageProcessorPil:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -26,6 +28,7 @@ from aligngpt.model.foreign.checkpoint_formats import LayoutError
 from aligngpt.model.foreign.conversion import convert, to_original
 from aligngpt.model.foreign.first_stage import STAGE_ONE_FILE
 from aligngpt.model.foreign.weight_files import ShardError, read_shard, shard_files
+from aligngpt.model.vision_towers import stretch
 
 TEXT = "USER : <image> what colour is the circle ? ASSISTANT :"
 THEIRS = (
@@ -54,6 +57,9 @@ def original(
         model, processor = assembled(
             language, tower, text_pooling="all", chat_template="vicuna", pad_images=False, **options
         )
+        if tower == "siglip":
+            # The original code leaves images to the tower's own processor.
+            stretch(processor.image_processor)
         folder = tmp_path / "x"  # a name without meaning
         folder.mkdir()
         words = len(model.lm_head.weight) - 2
@@ -313,6 +319,43 @@ def test_there_and_back_gives_the_same_files(original: Callable, tmp_path: Path,
         name: value for name, value in before.items() if name in after and name != "torch_dtype"
     }
     assert set(before) - set(after) <= {"dtype", "transformers_version", "_name_or_path"}
+
+
+def own_pixels(tower: Path, picture: Image.Image) -> Tensor:
+    """What the image processor of a tower makes of an image."""
+    return AutoImageProcessor.from_pretrained(tower, backend="pil")(picture, return_tensors="pt")["pixel_values"]
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_images_that_are_not_padded_are_read_as_the_tower_reads_them(
+    original: Callable, tmp_path: Path, tower_folder: Callable, language_folder: Callable, tower: str
+) -> None:
+    """CLIP's own processor cuts out the central square, SigLIP's resizes the whole image to one."""
+    picture = Image.effect_noise((90, 40), 100).convert("RGB")
+    expected = own_pixels(tower_folder(tower), picture)
+    folder, model, _ = original("llama", tower)
+    convert(folder, tmp_path / "whole")
+    left = tmp_path / "left"
+    left.mkdir()
+    torch.save(first_stage_of(model), left / STAGE_ONE_FILE)
+    (left / "config.json").write_text(json.dumps({"mm_vision_tower": "tower", "mm_projector_type": "mlp2x_gelu"}))
+    convert(left, tmp_path / "first", vision_tower=tower_folder(tower), language_model=language_folder("llama"))
+    for name in ("whole", "first"):
+        images = AutoProcessor.from_pretrained(tmp_path / name).image_processor
+        torch.testing.assert_close(images(picture, return_tensors="pt")["pixel_values"], expected)
+    to_original(tmp_path / "whole", tmp_path / "back", vision_tower=str(tower_folder(tower)))
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["image_aspect_ratio"] == "square"
+    padded = reconfigured(folder, image_aspect_ratio="pad")
+    convert(padded, tmp_path / "padded")
+    assert AutoProcessor.from_pretrained(tmp_path / "padded").image_processor.do_pad is True
+
+
+def test_images_that_the_original_code_would_read_otherwise_do_not_go_back(tmp_path: Path, assembled: Callable) -> None:
+    for part in assembled("llama", "siglip", text_pooling="all", pad_images=False):
+        part.save_pretrained(tmp_path / "ours")
+    with pytest.raises(LayoutError, match="it cuts out the central square of images, but the original code resizes"):
+        to_original(tmp_path / "ours", tmp_path / "back", vision_tower="tower")
+    assert not (tmp_path / "back").exists()
 
 
 def test_only_our_models_go_back(original: Callable, tmp_path: Path, assembled: Callable) -> None:

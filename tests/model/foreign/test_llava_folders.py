@@ -213,9 +213,8 @@ SQUARE = {"height": 32, "width": 32}
 @pytest.mark.parametrize(
     ("stated", "says"),
     [
-        ({"do_center_crop": False, "size": SQUARE}, "neither pads images nor cuts out"),
-        ({"do_center_crop": False, "do_pad": False, "size": SQUARE}, "neither pads images nor cuts out"),
-        ({"do_center_crop": True, "do_pad": False, "size": SQUARE}, "stretches images to a square"),
+        ({"do_center_crop": False, "size": {"shortest_edge": 32}}, "neither pads images nor cuts out"),
+        ({"do_center_crop": False, "size": {"height": 32, "width": 48}}, "neither pads images nor cuts out"),
         ({"size": {"shortest_edge": 40}, "crop_size": SQUARE}, "resizes images to 40 px and cuts out 32 px"),
         ({"do_resize": False, "crop_size": SQUARE}, "leaves images in their own size"),
         ({"do_center_crop": False, "do_pad": True, "size": {"height": 64, "width": 64}}, "reads images of 64 px"),
@@ -234,6 +233,30 @@ def test_another_view_of_images_is_refused(
     with pytest.raises(LayoutError, match=says):
         converted(folder)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"do_center_crop": False, "size": SQUARE},
+        {"do_center_crop": False, "do_pad": False, "size": SQUARE},
+        {"do_center_crop": True, "do_pad": False, "size": SQUARE, "crop_size": SQUARE},
+        {"image_processor_type": "SiglipImageProcessor", "size": SQUARE},
+    ],
+)
+def test_images_are_resized_to_a_square_if_its_processor_does(
+    llava: Callable, converted: Callable, tmp_path: Path, stated: dict[str, Any]
+) -> None:
+    folder = llava()
+    rewrite(folder / "preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} | stated)
+    assert not converted(folder).notes
+    found = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
+    picture = Image.new("RGB", (60, 20))
+    picture.paste((255, 255, 255), (0, 0, 30, 20))
+    # The left half is white: padding would add rows, and a central square would be narrower.
+    pixels = found(picture, return_tensors="pt")["pixel_values"]
+    assert pixels.shape[-2:] == (32, 32)
+    assert (pixels[..., :12] > 0.9).all() and (pixels[..., 20:] < -0.9).all()
 
 
 def test_generation_settings_go_with_the_model(llava: Callable, converted: Callable, tmp_path: Path) -> None:

@@ -26,7 +26,13 @@ from aligngpt.model.foreign.checkpoint_formats import (
 )
 from aligngpt.model.foreign.checks import Conversion, check_registers, check_weights, read_config
 from aligngpt.model.foreign.first_stage import ALIGNMENT, STAGE_ONE_FILE, convert_first_stage, first_stage_file
-from aligngpt.model.foreign.settings import carry_pictures, check_before_loading, check_kind, check_settings
+from aligngpt.model.foreign.settings import (
+    carry_pictures,
+    check_before_loading,
+    check_framing,
+    check_kind,
+    check_settings,
+)
 from aligngpt.model.foreign.tokens import carried_generation, check_tokens, without_our_tokens
 from aligngpt.model.foreign.weight_files import read_shapes, read_shard, shard_files, write_shards
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -190,6 +196,7 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     check_registers(source, config.vision_register_tokens)
     processor = AlignGPTProcessor.from_pretrained(source)
     pads = bool(processor.image_processor.do_pad)
+    check_framing(source, processor.image_processor, config.vision_config.model_type)
     files = shard_files(source)
     rows = read_shapes(files)[EMBEDDINGS][0]
     vocabulary = rows - 2 if sorted(config.placeholder_ids) == [rows - 2, rows - 1] else rows

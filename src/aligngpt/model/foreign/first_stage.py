@@ -10,6 +10,7 @@ from aligngpt.model.foreign.checks import Conversion, check_registers, check_wei
 from aligngpt.model.foreign.settings import check_before_loading
 from aligngpt.model.foreign.weight_files import has_shards, read_shard
 from aligngpt.model.templates import VICUNA
+from aligngpt.model.vision_towers import load_vision_tower, stretch
 
 STAGE_ONE_FILE = "mm_projector_align.bin"
 STAGE_ONE_FILES = (STAGE_ONE_FILE, "mm_projector.bin")
@@ -67,6 +68,8 @@ def convert_first_stage(
         **settings,
     )
     check_registers(file, model.config.vision_register_tokens)
+    if settings.get("pad_images") is False and load_vision_tower(vision_tower, weights=False).stretches:
+        stretch(processor.image_processor)
     parts = {
         name: tuple(tensor.shape)
         for name, tensor in model.named_parameters()

@@ -7,10 +7,10 @@ changes a model's answers is dropped silently.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aligngpt.model.foreign.checkpoint_formats import TOWER, Layout, LayoutError, LlavaLayout, OriginalLayout
-from aligngpt.model.vision_towers import VisionTower
+from aligngpt.model.vision_towers import VisionTower, stretch
 
 ABOUT_IMAGES = ("mm_", "vision_", "image_", "multimodal_", "projector_", "s2", "use_s2", "rope_")
 """Prefixes of settings that may change how a model handles images or positions."""
@@ -65,29 +65,39 @@ def check_kind(source: Path) -> None:
 
 
 def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[str, ...]:
-    """Apply the settings of the source's own image processor to the tower's.
+    """Let the tower's image processor frame and normalise images as the source does.
+
+    The original code leaves images that it does not pad to the image processor of the vision tower, which cuts out the
+    central square (CLIP) or resizes the whole image to a square (SigLIP). Transformers' LLaVA saves an image processor
+    of its own.
 
     Args:
         source: the folder.
-        layout: the layout of its configuration; only transformers' LLaVA saves an image processor.
+        layout: the layout of its configuration.
         tower: its image processor is modified.
 
     Returns:
         A note if the source does not state whether images are padded.
 
     Raises:
-        LayoutError: its image size differs from that of the vision tower, or it shows other parts of images than a
-            central square, or a square padded around them.
+        LayoutError: its image size differs from that of the vision tower, or it shows other parts of images than the
+            whole or a central square.
     """
+    ours = tower.image_processor
     if not isinstance(layout, LlavaLayout):
+        if tower.stretches and not layout.pads_images:
+            stretch(ours)
         return ()
     stored = _image_settings(source)
-    ours = tower.image_processor
     for name in _OF_PIXELS:
         if stored.get(name) is not None:
             setattr(ours, name, stored[name])
-    if reason := _other_view(stored):
-        raise LayoutError(f"{source} cannot be converted: its image processor {reason}, which is not supported")
+    try:
+        framing = _framing(stored)
+    except ValueError as error:
+        raise LayoutError(
+            f"{source} cannot be converted: its image processor {error}, which is not supported"
+        ) from None
     cuts = stored.get("do_center_crop") is not False
     side = (cuts and _side(stored.get("crop_size"))) or _side(stored.get("size"))
     read = dict(ours.crop_size)["height"]
@@ -96,25 +106,60 @@ def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[st
             f"{source} reads images of {side} px but the vision tower reads {read} px; name the tower that it was "
             "trained with (--vision-tower)"
         )
-    if stored.get("do_pad") is None:
+    if framing == "stretched":
+        stretch(ours)
+    elif stored.get("do_pad") is None:
         return ("images are padded to a square, as in LLaVA-1.5; its image processor does not state whether to pad",)
     return ()
 
 
-def _other_view(stored: Mapping[str, Any]) -> str | None:
-    """How an image processor frames images, if not by their central square or padded to a square; else None."""
+def check_framing(source: Path, images: Any, tower: str) -> None:
+    """Check that the original code, with the vision tower's own image processor, would see what one of our models sees.
+
+    Args:
+        source: the model's folder, for the message.
+        images: its image processor.
+        tower: model type of its vision tower.
+
+    Raises:
+        LayoutError: it would not.
+    """
+    crops, own_crops = bool(images.do_center_crop), not tower.startswith("siglip")
+    if images.do_pad or crops == own_crops:
+        return
+    ways = {True: "cuts out the central square of images", False: "resizes images to a square"}
+    raise LayoutError(
+        f"{source} cannot be written in the original layout: it {ways[crops]}, but the original code {ways[own_crops]} "
+        f"for a tower of type {tower}"
+    )
+
+
+def _framing(stored: Mapping[str, Any]) -> Literal["padded", "cropped", "stretched"]:
+    """How an image processor makes a square of an image.
+
+    Raises:
+        ValueError: in another way than these; the message goes on from "its image processor".
+    """
     if stored.get("do_resize") is False:
-        return "leaves images in their own size (do_resize: false)"
-    size, pads = stored.get("size"), stored.get("do_pad")
-    if stored.get("do_center_crop") is False:
-        # What is padded first is a square, which is neither stretched nor cut.
-        return None if pads else "neither pads images nor cuts out their central square (do_center_crop: false)"
-    if pads is False and isinstance(size, dict) and size.get("height"):
-        return f"stretches images to a square (size: {size})"
+        raise ValueError("leaves images in their own size (do_resize: false)")
+    size, pads, cuts = stored.get("size"), stored.get("do_pad"), stored.get("do_center_crop")
     resized, crop = _side(size), _side(stored.get("crop_size"))
+    whole = isinstance(size, dict) and size.get("height") and size.get("height") == size.get("width")
+    if cuts is None:
+        # SigLIP's has no such setting.
+        cuts = not str(stored.get("image_processor_type")).startswith("Siglip")
+    if not cuts:
+        # What is padded first is a square, which is neither stretched nor cut.
+        if pads:
+            return "padded"
+        if whole:
+            return "stretched"
+        raise ValueError("neither pads images nor cuts out their central square (do_center_crop: false)")
     if resized and crop and resized != crop:
-        return f"resizes images to {resized} px and cuts out {crop} px (size, crop_size)"
-    return None
+        raise ValueError(f"resizes images to {resized} px and cuts out {crop} px (size, crop_size)")
+    if pads is False:
+        return "stretched" if whole else "cropped"
+    return "padded"
 
 
 def _side(size: Any) -> int | None:
