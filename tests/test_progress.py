@@ -78,6 +78,24 @@ def test_what_was_done_before_is_left_out_of_the_rate(clock: SimpleNamespace, li
         assert lines() == ["training: 920/1000, 2.0 steps/s, 40 s left, loss 2.5"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (10, "1/100, 0.1 runs/s, 16 min left"),
+        (30, "1/100, 2.0 runs/min, 50 min left"),
+        (160, "1/100, 0.4 runs/min, 4 h 24 min left"),
+        (900, "1/100, 4.0 runs/h, 24 h 45 min left"),
+    ],
+)
+def test_slow_work_has_a_rate_and_a_time_that_can_be_read(
+    clock: SimpleNamespace, lines: Callable, seconds: float, shown: str
+) -> None:
+    with Meter("study", 100, unit="runs") as meter:
+        clock.now += seconds
+        meter.advance()
+        assert lines() == [f"study: {shown}"]
+
+
 def test_the_clock_starts_when_the_work_does(clock: SimpleNamespace, lines: Callable) -> None:
     meter = Meter("scoring", 10)
     clock.now += 1000

@@ -87,7 +87,14 @@ class Meter:
     def _rate_text(self) -> str:
         elapsed = time.monotonic() - self._started
         rate = (self.done - self.initial) / elapsed if elapsed > 0 else 0.0
-        return f"{rate:.1f} {self.unit}/s" if rate else ""
+        return self._per_time(rate) if rate else ""
+
+    def _per_time(self, rate: float) -> str:
+        """A rate per second, or per minute or hour if that would be 0.0."""
+        for seconds, word in ((1, "s"), (60, "min")):
+            if rate * seconds >= 0.1:
+                return f"{rate * seconds:.1f} {self.unit}/{word}"
+        return f"{rate * 3600:.1f} {self.unit}/h"
 
     def _line(self, remark: str) -> None:
         if console.quiet:
@@ -96,9 +103,16 @@ class Meter:
         parts = [f"{self.description}: {self.done}" + (f"/{self.total}" if self.total else "")]
         rate = (self.done - self.initial) / elapsed if elapsed > 0 else 0.0
         if rate:
-            parts.append(f"{rate:.1f} {self.unit}/s")
+            parts.append(self._per_time(rate))
             if self.total and self.done < self.total:
-                parts.append(f"{(self.total - self.done) / rate:.0f} s left")
+                parts.append(f"{_duration((self.total - self.done) / rate)} left")
         if remark:
             parts.append(remark)
         print(", ".join(parts), file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
