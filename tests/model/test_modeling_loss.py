@@ -108,7 +108,8 @@ def test_parts_of_a_batch_add_up_to_its_loss_and_gradient(assembled: Callable, b
         out.loss.backward()
         total += out.loss.detach()
     torch.testing.assert_close(total, loss.detach(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-6)
+    # Sums of a few thousand terms in another order; the largest element is about 2.
+    torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-5)
     nothing = model(**whole, labels=torch.full_like(labels, IGNORE_INDEX), num_items_in_batch=5)
     assert nothing.loss == 0
 
