@@ -35,6 +35,15 @@ def test_level_and_similarity_of_a_csv_row(
     assert (sample.level, sample.score) == expected
 
 
+def test_a_whole_number_below_0_is_no_score(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,caption,similarity\n0.png,a cat,-1\n")
+    with Rejects(tmp_path / "rejects.jsonl", max_share=1.0) as rejects:
+        assert not samples_of(tmp_path / "a.csv", rejects)
+    assert (
+        "`similarity` must be a level 0…N-1, found -1" in json.loads((tmp_path / "rejects.jsonl").read_text())["detail"]
+    )
+
+
 @pytest.mark.parametrize(("level", "similarity"), [("3", "5"), ("0", ""), ("high", ""), ("2.5", ""), ("nan", "")])
 def test_a_level_that_is_none_or_another_is_a_reject(level: str, similarity: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"id,image,caption,level,similarity\nx7,0.png,a cat,{level},{similarity}\n")

@@ -106,7 +106,7 @@ def _with_numbers(record: dict[str, Any], place: str, *, is_question: bool = Fal
             with suppress(ValueError):
                 number = float(cell)
                 # Tables with missing levels hold the others as 2.0; in `similarity` that is a score, as in JSON.
-                is_level = name == "level" or (name == "similarity" and cell.strip().isdecimal())
+                is_level = name == "level" or (name == "similarity" and cell.strip().lstrip("+-").isdecimal())
                 record[name] = int(number) if is_level and number.is_integer() else number
     level = record.get("level")
     if level is not None and (not is_question or _is_level(level)):

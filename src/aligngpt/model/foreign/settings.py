@@ -7,7 +7,7 @@ changes a model's answers is dropped silently.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from aligngpt.model.foreign.checkpoint_formats import TOWER, Layout, LayoutError, LlavaLayout, OriginalLayout
 from aligngpt.model.vision_towers import VisionTower, stretch
@@ -93,7 +93,7 @@ def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[st
         if stored.get(name) is not None:
             setattr(ours, name, stored[name])
     try:
-        framing = _framing(stored)
+        stretched = _is_stretched(stored)
     except ValueError as error:
         raise LayoutError(
             f"{source} cannot be converted: its image processor {error}, which is not supported"
@@ -106,7 +106,7 @@ def carry_pictures(source: Path, layout: Layout, tower: VisionTower) -> tuple[st
             f"{source} reads images of {side} px but the vision tower reads {read} px; name the tower that it was "
             "trained with (--vision-tower)"
         )
-    if framing == "stretched":
+    if stretched:
         stretch(ours)
     elif stored.get("do_pad") is None:
         return ("images are padded to a square, as in LLaVA-1.5; its image processor does not state whether to pad",)
@@ -127,18 +127,18 @@ def check_framing(source: Path, images: Any, tower: str) -> None:
     crops, own_crops = bool(images.do_center_crop), not tower.startswith("siglip")
     if images.do_pad or crops == own_crops:
         return
-    ways = {True: "cuts out the central square of images", False: "resizes images to a square"}
+    ways = {True: "cuts out the central square", False: "resizes the whole image to a square"}
     raise LayoutError(
         f"{source} cannot be written in the original layout: it {ways[crops]}, but the original code {ways[own_crops]} "
-        f"for a tower of type {tower}"
+        f"for a tower of type {tower}; only models that pad images (pad_images: true) see the same in both"
     )
 
 
-def _framing(stored: Mapping[str, Any]) -> Literal["padded", "cropped", "stretched"]:
-    """How an image processor makes a square of an image.
+def _is_stretched(stored: Mapping[str, Any]) -> bool:
+    """Whether an image processor resizes an image to a square, rather than padding it to one or cutting one out.
 
     Raises:
-        ValueError: in another way than these; the message goes on from "its image processor".
+        ValueError: it does none of these; the message continues "its image processor".
     """
     if stored.get("do_resize") is False:
         raise ValueError("leaves images in their own size (do_resize: false)")
@@ -150,16 +150,12 @@ def _framing(stored: Mapping[str, Any]) -> Literal["padded", "cropped", "stretch
         cuts = not str(stored.get("image_processor_type")).startswith("Siglip")
     if not cuts:
         # What is padded first is a square, which is neither stretched nor cut.
-        if pads:
-            return "padded"
-        if whole:
-            return "stretched"
+        if pads or whole:
+            return not pads
         raise ValueError("neither pads images nor cuts out their central square (do_center_crop: false)")
     if resized and crop and resized != crop:
         raise ValueError(f"resizes images to {resized} px and cuts out {crop} px (size, crop_size)")
-    if pads is False:
-        return "stretched" if whole else "cropped"
-    return "padded"
+    return pads is False and bool(whole)
 
 
 def _side(size: Any) -> int | None:
