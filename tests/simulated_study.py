@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from aligngpt.study.analysis.loading import Results, check_rows
 from aligngpt.study.analysis.questions import ProbeCaptions, Questions, Split
 from aligngpt.study.arms import ARMS
 from aligngpt.study.results import write_row
@@ -129,3 +130,9 @@ def _captions(
             for place, (name, table) in enumerate(blank.items())
         }
     return row
+
+
+def results(truth: Truth, seeds: int = 6, arms: Sequence[str] = ("none", "adaptive", "placebo")) -> Results:
+    """The results at 60 % of bad captions, with the questions of `questions()`."""
+    about = questions()
+    return check_rows(rows(about, truth, arms=arms, noises=(0.6,), seeds=seeds, random=3), about)

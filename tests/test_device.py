@@ -43,6 +43,12 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_use(name: str)
     assert "\n" not in message
 
 
+def test_a_gpu_that_auto_takes_and_cannot_use_is_not_advised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda=True, mps=False)
+    with pytest.raises(DeviceError, match=r"^the device 'cuda' cannot be used: .*; use --device cpu$"):
+        resolve_device()
+
+
 @pytest.mark.parametrize(("name", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_a_named_precision_is_taken_on_any_device(name: str, expected: torch.dtype) -> None:
     for device in ("cpu", "cuda", "mps"):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from aligngpt import cli, doctor
@@ -99,6 +100,33 @@ def test_a_gpu_that_torch_does_not_use_is_noted(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(shutil, "which", lambda _, driver=driver: driver)
         (found,) = doctor.device()
         assert (found.state, found.found) == (state, "cpu, faster in float32")
+
+
+def test_a_gpu_that_torch_cannot_use_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in exclusive mode, or with a driver that does not fit: everything else is still told."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (found,) = doctor.device()
+    assert found.state == "problem" and found.advice.startswith("the device 'cuda' cannot be used: ")
+    assert found.advice.endswith("; use --device cpu")
+    assert len(doctor.examine()) > 5
+
+
+def test_of_several_gpus_the_one_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aligngpt import device
+
+    def memory(number: int) -> tuple[int, int]:
+        if number == 0:
+            raise RuntimeError("CUDA error: out of memory\nmore")
+        return 3 * 10**9, 8 * 10**9
+
+    monkeypatch.setattr(device, "resolve_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(device, "supports_bfloat16", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"Card {number}")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    broken, good = doctor.device()
+    assert (broken.state, broken.advice) == ("problem", "CUDA error: out of memory")
+    assert good.state == "ok" and good.found == "Card 1, 3.0 GB of 8.0 GB free, faster in bfloat16"
 
 
 @pytest.mark.parametrize(("value", "state"), [("1", "note"), ("true", "note"), ("0", "ok"), ("", "ok")])

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+from aligngpt.control_groups import CGROUPS, OWN_CGROUP, groups
 
 
 def usable_cpus(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
@@ -21,34 +21,11 @@ def usable_cpus(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
     if hasattr(os, "sched_getaffinity"):
         with suppress(OSError):
             count = min(count, len(os.sched_getaffinity(0)))
-    for quota in _quotas(cgroups, own):
-        # A quota of 1.5 CPUs still keeps two workers busy for most of the time.
-        count = min(count, int(-(-quota // 1)))
+    for group in groups("cpu", cgroups, own):
+        if (quota := _quota_of(group)) is not None:
+            # A quota of 1.5 CPUs still keeps two workers busy for most of the time.
+            count = min(count, int(-(-quota // 1)))
     return max(1, count)
-
-
-def _quotas(cgroups: Path, own: Path) -> list[float]:
-    """The quotas, in CPUs, of the control groups of this process and of those around them."""
-    try:
-        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        # Version 2 names no controllers. Version 1 has a mount for each set of them, often with a link for each one.
-        mounts = {"": [cgroups, cgroups / "unified"]}.get(controllers, [cgroups / controllers, cgroups / "cpu"])
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in mounts:
-            group = mount / path.strip("/")
-            # In a container the path may be that of the host, and only the root of the mount is visible.
-            for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(mount))):
-                quota = _quota_of(folder)
-                if quota is not None:
-                    found.append(quota)
-    return found
 
 
 def _quota_of(folder: Path) -> float | None:

@@ -29,6 +29,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises:
         DeviceError: this machine has no such device.
     """
+    advice = "cpu" if name == "auto" else "cpu or auto"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -36,7 +37,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise DeviceError(f"the device {name!r} cannot be used: {reason}; use --device cpu or auto") from error
+        raise DeviceError(f"the device {name!r} cannot be used: {reason}; use --device {advice}") from error
     return device
 
 

@@ -151,14 +151,18 @@ def device() -> Iterator[Finding]:
     try:
         import torch
 
-        from aligngpt.device import resolve_device, supports_bfloat16
+        from aligngpt.device import DeviceError, resolve_device, supports_bfloat16
     # A damaged installation may raise anything, missing shared libraries above all.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield Finding("device", "unknown", "problem", f"torch cannot be imported ({reason}); install it again")
+        advice = f"torch cannot be imported ({_reason(error)}); install it again"
+        yield Finding("device", "unknown", "problem", advice)
         return
-    chosen = resolve_device()
-    precision = "bfloat16" if supports_bfloat16(chosen) else "float32"
+    try:
+        chosen = resolve_device()
+        precision = "bfloat16" if supports_bfloat16(chosen) else "float32"
+    except (DeviceError, RuntimeError) as error:
+        yield Finding("device", "a GPU that cannot be used", "problem", _reason(error))
+        return
     if chosen.type != "cuda":
         card_without_torch = chosen.type == "cpu" and shutil.which("nvidia-smi") is not None
         advice = f"there is an NVIDIA driver, but torch {torch.__version__} does not use it; install the CUDA build"
@@ -170,10 +174,18 @@ def device() -> Iterator[Finding]:
         )
         return
     for number in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(number)
-        free, total = torch.cuda.mem_get_info(number)
+        try:
+            name = torch.cuda.get_device_name(number)
+            free, total = torch.cuda.mem_get_info(number)
+        except RuntimeError as error:
+            yield Finding(f"device cuda:{number}", "cannot be used", "problem", _reason(error))
+            continue
         found = f"{name}, {size_text(free)} of {size_text(total)} free, faster in {precision}"
         yield Finding(f"device cuda:{number}", found)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def processors() -> Finding:

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import simulated_study as simulated
 
+from aligngpt.study.analysis.analysing import Analysis, analyse_results
+from aligngpt.study.analysis.loading import Results, check_rows
 from aligngpt.study.data import Probe, StudyData
 from aligngpt.study.files_data import FixedPairs
 from aligngpt.study.pairs import ScoredPair
@@ -78,3 +81,19 @@ def plan_of(tmp_path: Path) -> Callable[..., Plan]:
         return Plan.model_validate(content | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def steep() -> Results:
+    """Levels that mean something, and an effect of the right ones."""
+    return simulated.results(
+        simulated.Truth({("adaptive", 0.6): 0.1}, slope=1.0), arms=("none", "adaptive", "placebo", "constant")
+    )
+
+
+@pytest.fixture(scope="session")
+def flat() -> Analysis:
+    """Levels that mean nothing, where a model without levels tells captions apart well."""
+    truth = simulated.Truth({("adaptive", 0.6): -0.1}, slope=0.0, picture_gain=2.0)
+    about = simulated.questions(captions=240)
+    return analyse_results(check_rows(simulated.rows(about, truth, noises=(0.6,), random=3), about))

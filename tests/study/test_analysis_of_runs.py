@@ -29,7 +29,8 @@ def test_runs_of_two_arms_become_a_page(plan_of: Callable[..., Plan], study_data
         tuple(place // 2 for place in asked),
     )
     results = tmp_path / "study" / "results"
-    Questions({"test": split}, ProbeCaptions(study_data.probe.kinds)).save(results)
+    # As `aligngpt study` keeps it: beside the folder of results.
+    Questions({"test": split}, ProbeCaptions(study_data.probe.kinds)).save(results.parent)
     analysis = analyse(results, pairs=[("adaptive", "none")], planned=plan.runs())
     assert [one.seeds for one in analysis.primary] == [(0, 1)] and not analysis.missing
     assert {(one.condition.arm, one.score) for one in analysis.detectors} >= {

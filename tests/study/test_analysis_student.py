@@ -95,6 +95,19 @@ def test_the_bootstrap_has_the_width_of_seeds_and_pictures() -> None:
     assert low < differences.mean() < high
 
 
+def test_the_bootstrap_counts_what_is_particular_to_a_seed_and_a_picture_nearly_three_times() -> None:
+    rng = np.random.default_rng(4)
+    seeds, pictures = 10, 100
+    widths = []
+    for draw in range(20):
+        low, high = bootstrap(rng.normal(0, 1, (seeds, pictures)), range(pictures), seed=draw)
+        widths.append(high - low)
+    variances = (np.array(widths) / (2 * 1.96)) ** 2 * seeds * pictures
+    # Of independent values: 1 − 1/seeds for drawing seeds, 1 − 1/pictures for pictures, their product for both.
+    expected = 0.9 + 0.99 + 0.9 * 0.99
+    assert np.mean(variances) == pytest.approx(expected, rel=0.12)
+
+
 def test_the_bootstrap_draws_questions_of_a_picture_together() -> None:
     values = np.random.default_rng(3).normal(size=(8, 30))
     once = bootstrap(values, range(30))

@@ -45,7 +45,7 @@ def test_numbers_of_the_page_are_those_of_the_analysis(written: Path, analysis: 
         assert mean_and_interval(one.log_probability.estimate, decimals=3, signed=True) in text
         assert mean_and_interval(one.accuracy.estimate, factor=100, decimals=2, signed=True) in text
     assert "A run takes 60 seconds of processor time (median of 24), a pre-training 60 (median of 24)" in text
-    assert "All together took 0.8 core-hours." in text
+    assert "Runs and pre-trainings together took 0.8 core-hours." in text
     assert "all conditions have the same number of seeds" in text
 
 

@@ -94,13 +94,14 @@ def run_steps(run: Run, data: QuickstartData) -> None:
     _evaluate(run, data, files)
     with run.step("Report"):
         write_report(run.folder)
-    with atomic_write(run.folder / "results.json") as file:
-        json.dump(key_figures(run.folder, run.steps), file, indent=2)
     _conclude(run, data)
 
 
 def _conclude(run: Run, data: QuickstartData) -> None:
-    print_outcome(run.folder, key_figures(run.folder, run.steps), title=data.title, question=data.question)
+    figures = key_figures(run.folder, run.steps)
+    with atomic_write(run.folder / "results.json") as file:
+        json.dump(figures, file, indent=2)
+    print_outcome(run.folder, figures, title=data.title, question=data.question)
     check_learnt(run.folder, run.settings.minutes)
 
 

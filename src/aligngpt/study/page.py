@@ -155,4 +155,5 @@ def _cost(analysis: Analysis) -> str:
     if cost.pretrainings:
         before = f"a pre-training {number(cost.pretraining, 0)} (median of {cost.pretrainings:,})"
         seconds += f", {before}; arms share pre-trainings"
-    return f"{seconds[0].upper()}{seconds[1:]}. All together took {number(cost.total / 3600, 1)} core-hours."
+    hours = number(cost.total / 3600, 1)
+    return f"{seconds[0].upper()}{seconds[1:]}. Runs and pre-trainings together took {hours} core-hours."

@@ -68,7 +68,7 @@ class Analysis:
         baseline: the arm that all others are compared with in the secondary contrasts.
         primary: primary contrasts, with Holm's correction.
         absent: primary contrasts without a common seed: first arm, second arm, share of bad captions.
-        parts: primary contrasts by kind of question and on the other tests.
+        parts: primary contrasts at the highest share of bad captions, by kind of question and on the other tests.
         secondary: every other condition against the baseline, without correction.
         levels: what each condition reaches.
         dose, detectors, encoder: what the levels do to captions.
@@ -116,7 +116,7 @@ def analyse(
     """Analyse the results of a study; no model is needed.
 
     Args:
-        results: folder of results, or one file of all; the questions' file lies in the folder or beside the file.
+        results: folder of results, or one file of all; the questions' file lies in the folder or beside it.
         pairs: pairs of arms whose difference the study is about (`primary` of its plan).
         bounds: the smallest differences that matter.
         planned: the runs of the plan (`Plan.runs`): says what is missing, and where a primary pair is expected;
@@ -153,7 +153,7 @@ def analyse_results(
         baseline,
         primary,
         absent,
-        [part for one in primary for part in parts_of(results, one)],
+        [part for one in primary if one.first.noise == results.noises[-1] for part in parts_of(results, one)],
         [one for one in secondary_contrasts(results, baseline) if (one.first, one.second) not in known],
         [_reached(results, condition) for condition in results.runs],
         dose,

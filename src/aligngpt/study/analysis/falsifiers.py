@@ -90,7 +90,7 @@ def _detector(results: Results, noise: float, detectors: Sequence[Detector]) -> 
     )
     if not difference.is_known:
         return Falsifier("b", rule, "cannot be told", why)
-    outcome: Outcome = "not found" if difference.low > 0 else "found" if difference.high < AREA else "cannot be told"
+    outcome: Outcome = "found" if difference.high < AREA else "not found" if difference.low > 0 else "cannot be told"
     return Falsifier("b", rule, outcome, why)
 
 

@@ -117,8 +117,7 @@ def detector_areas(analysis: Analysis) -> Figure | None:
     rows = [
         (f"{one.condition.arm}: {one.score}", one.auc)
         for one in analysis.detectors
-        if one.condition.noise == results.noises[-1]
-        and (one.condition.levels == results.levels or not one.condition.arm.startswith("levels-"))
+        if one.condition.noise == results.noises[-1] and results.is_usual(one.condition)
     ]
     if analysis.encoder is not None:
         auc = analysis.encoder.auc

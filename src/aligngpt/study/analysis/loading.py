@@ -119,8 +119,12 @@ class Results:
         return self.noises != [0.0]
 
     def levels_of(self, condition: Condition) -> str:
-        """The number of levels for a table; a dash for an arm without."""
-        return str(condition.levels) if ARMS[condition.arm].has_levels else "–"
+        """The number of levels for a table; a dash for an arm, or a pre-training, without."""
+        return str(condition.levels) if _has_levels(condition.arm) else "–"
+
+    def is_usual(self, condition: Condition) -> bool:
+        """Whether an arm or a pre-training has the usual number of levels, or none."""
+        return condition.levels == self.levels or not _has_levels(condition.arm)
 
     def share(self, noise: float) -> str:
         """A share of bad captions for a table; a dash if it was not chosen."""
@@ -180,6 +184,11 @@ def check_rows(rows: Iterable[Mapping[str, Any]], questions: Questions) -> Resul
     if not runs:
         raise StudyError("no run is done yet, only pre-trainings; run the study to its end first")
     return Results(questions, dict(sorted(runs.items(), key=_order)), pretrainings, tuple(sorted(codes)), failed)
+
+
+def _has_levels(name: str) -> bool:
+    """Whether the number of levels makes a difference to an arm, or to a pre-training."""
+    return any(arm.has_levels for arm in ARMS.values() if name in (arm.name, arm.pretraining))
 
 
 def _order(item: tuple[Condition, Any]) -> tuple[int, float, int, float]:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from aligngpt.study.analysis.contrasts import SIGNIFICANT, Bounds, Contrast, contrast
+from aligngpt.study.analysis.falsifiers import SLOPE
 from aligngpt.study.analysis.loading import Results, RunResult
 from aligngpt.study.analysis.outcomes import LOG_PROBABILITY
 from aligngpt.study.analysis.probes import DoseResponse
@@ -59,13 +60,15 @@ def _captions_gain(results: Results, dose: Sequence[DoseResponse]) -> Prediction
         "After pre-training, right captions are more likely under level N of a model with levels than under one "
         f"without, {results.place(highest)}"
     )
-    why = f"{results.place(highest).capitalize()} the difference is {_nats(most)}"
+    why = f"{results.place(highest).capitalize()} the difference is {_nats(most)} ({seeds_in_words(most.seeds)})"
     held = [_above(most)]
     if least is not None and lowest < highest:
-        rule += f"; {results.place(lowest)} there is no difference"
-        why += f", {results.place(lowest)} {_nats(least)}"
-        held.append(None if not least.is_known else least.low <= 0 <= least.high)
-    return Prediction("1", f"{rule}.", _together(held), f"{why} ({seeds_in_words(most.seeds)}).")
+        # From the first level to the last, the smallest slope that matters adds up to this.
+        bound = SLOPE * (results.levels - 1)
+        rule += f"; {results.place(lowest)} there is no difference: the 95 % interval is within ±{bound:.2g} nats"
+        why += f", {results.place(lowest)} {_nats(least)} ({seeds_in_words(least.seeds)})"
+        held.append(_none(least, bound))
+    return Prediction("1", f"{rule}.", _together(held), f"{why}.")
 
 
 def _grows_with_noise(results: Results) -> Prediction | None:
@@ -190,6 +193,13 @@ def _equal(both: Contrast, bounds: Bounds) -> bool | None:
 def _above(found: Estimate) -> bool | None:
     """Whether a mean is above 0; None if its interval contains 0."""
     return None if found.low <= 0 <= found.high else found.low > 0
+
+
+def _none(found: Estimate, bound: float) -> bool | None:
+    """Whether a mean is within ±`bound`; False if it is not 0 and may be beyond; None if neither is shown."""
+    if -bound < found.low and found.high < bound:
+        return True
+    return None if found.low <= 0 <= found.high else False
 
 
 def _together(held: Sequence[bool | None]) -> Outcome:

@@ -73,7 +73,7 @@ class EncoderDetector(NamedTuple):
 def dose_responses(results: Results) -> list[DoseResponse]:
     """Of every pre-training that was measured at several levels."""
     found = []
-    for condition, of_seed in sorted(results.pretrainings.items(), key=lambda item: str(item[0])):
+    for condition, of_seed in sorted(results.pretrainings.items(), key=lambda item: item[0][:3]):
         measured = [one for one in of_seed.values() if one.right is not None and len(one.right) > 1]
         if not measured:
             continue
@@ -116,7 +116,7 @@ def detectors(results: Results) -> list[Detector]:
         return []
     kinds = np.array(results.questions.probe.kind)
     found = []
-    for condition, of_seed in sorted(results.pretrainings.items(), key=lambda item: str(item[0])):
+    for condition, of_seed in sorted(results.pretrainings.items(), key=lambda item: item[0][:3]):
         scores: dict[str, dict[int, tuple[Floats, Floats]]] = {}
         for seed, one in sorted(of_seed.items()):
             for name, pair in _scores(one).items():

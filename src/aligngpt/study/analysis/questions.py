@@ -84,12 +84,15 @@ class Questions:
 
     @classmethod
     def load(cls, results: Path) -> "Questions":
-        """Read the file that belongs to a folder (or a file) of results.
+        """Read the file that belongs to a folder (or a file) of results; it may also lie beside the folder.
 
         Raises:
             StudyError: there is no such file, or it is not what `save` writes.
         """
         path = questions_path(results)
+        # `aligngpt study` keeps the results of its runs in a folder, and this file beside that folder.
+        if not path.exists() and (beside := results.parent / QUESTIONS_FILE).exists():
+            path = beside
         try:
             content: Any = json.loads(path.read_text(encoding="utf-8"))
             return TypeAdapter(cls).validate_python(content)

@@ -129,8 +129,10 @@ def bootstrap(
 
     Seeds and pictures are drawn with replacement, independently of each other, because all seeds are tested on the
     same pictures: what a picture contributes is shared by them and does not average out over seeds (Owen, "The
-    pigeonhole bootstrap", Annals of Applied Statistics 1, 2007). The interval is of percentiles; with few seeds these
-    are too close together, by a factor of about √((seeds − 1) / seeds), and the t interval is the one to go by.
+    pigeonhole bootstrap", Annals of Applied Statistics 1, 2007). With few seeds the interval, which is of percentiles,
+    makes too little of the spread over seeds, by a factor of about √((seeds − 1) / seeds); and the variance of what
+    is particular to one seed and one picture counts nearly three times (Owen, equation 7), so that where this is most
+    of the variance the interval is too wide. The t interval is the one to go by.
 
     Args:
         differences: per seed and question, `(seeds, questions)`.

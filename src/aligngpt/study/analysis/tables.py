@@ -52,7 +52,6 @@ def pretrainings(analysis: Analysis) -> str:
 
 def parts(analysis: Analysis) -> str:
     """Primary contrasts at the highest share of bad captions, by kind of question and on the other tests."""
-    highest = analysis.results.noises[-1]
     rows = [
         [
             f"`{one.contrast.first.arm}` − `{one.contrast.second.arm}`",
@@ -63,7 +62,6 @@ def parts(analysis: Analysis) -> str:
             _signed(one.accuracy, 100, 2),
         ]
         for one in analysis.parts
-        if one.contrast.first.noise == highest
     ]
     return table(["arms", "bad captions", "questions", "number", "log-probability (nats)", "accuracy (points)"], rows)
 
@@ -131,7 +129,7 @@ def detectors(analysis: Analysis) -> str:
         [
             f"`{one.condition.arm}`",
             analysis.results.share(one.condition.noise),
-            str(one.condition.levels) if one.condition.arm.startswith("levels-") else "–",
+            analysis.results.levels_of(one.condition),
             one.score,
             mean_and_interval(one.auc, decimals=3),
             *(number(one.by_kind[kind].value, 3) for kind in kinds),
