@@ -159,7 +159,23 @@ def test_the_family_is_converted_by_its_configuration(
     assert found.config.num_alignment_levels == model.config.num_alignment_levels
     assert found.config.gate_grid == model.config.gate_grid
     batch = inputs_of(processor, pictures)
+    if language == "gemma":
+        multiply_all_embeddings(model)
     torch.testing.assert_close(found(**batch).logits, model(**batch).logits)
+    torch.testing.assert_close(found(**batch).alignment_weights, model(**batch).alignment_weights)
+
+
+def multiply_all_embeddings(model: Any) -> None:
+    """Let a Gemma compute as in the original code's version of transformers: image tokens are multiplied like words."""
+    language = model.model.language_model
+    scale = language.embed_tokens.embed_scale.item()
+    assert scale == pytest.approx(model.config.text_config.hidden_size**0.5)
+    language.embed_tokens.embed_scale.fill_(1.0)
+
+    def multiply(_: Any, args: tuple, given: dict) -> tuple:
+        return args, given | {"inputs_embeds": given["inputs_embeds"] * scale}
+
+    language.register_forward_pre_hook(multiply, with_kwargs=True)
 
 
 def test_a_llava_gets_a_fresh_alignment_module(
@@ -217,6 +233,21 @@ def test_what_the_first_stage_left_is_put_on_its_backbones(
     for name, tensor in model.state_dict().items():
         if not name.startswith("model.alignment.gate."):
             assert torch.equal(found[name], tensor), name
+
+
+def test_a_first_stage_for_gemma_is_multiplied_as_its_layers_multiplied_it(
+    original: Callable, tmp_path: Path, language_folder: Callable, tower_folder: Callable
+) -> None:
+    _, model, _ = original("gemma")
+    torch.save(first_stage_of(model), tmp_path / STAGE_ONE_FILE)
+    backbones = {"vision_tower": tower_folder("clip"), "language_model": language_folder("gemma")}
+    convert(tmp_path / STAGE_ONE_FILE, tmp_path / "out", **backbones)
+    found, theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").state_dict(), model.state_dict()
+    scale = model.config.text_config.hidden_size**0.5
+    for name in ("multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias", "alignment.levels"):
+        torch.testing.assert_close(found[f"model.{name}"], scale * theirs[f"model.{name}"])
+    first = "model.multi_modal_projector.linear_1.weight"
+    assert torch.equal(found[first], theirs[first])
 
 
 def test_weights_that_do_not_fit_are_all_named(original: Callable, tmp_path: Path) -> None:
@@ -302,7 +333,7 @@ def test_several_scales_are_converted_there_and_back(original: Callable, tmp_pat
 
 
 @pytest.mark.parametrize("files", ["safetensors", "shards"])
-@pytest.mark.parametrize("language", ["llama", "mistral", "phi"])
+@pytest.mark.parametrize("language", ["llama", "mistral", "phi", "gemma"])
 def test_there_and_back_gives_the_same_files(original: Callable, tmp_path: Path, language: str, files: str) -> None:
     folder, *_ = original(language, files=files)
     convert(folder, tmp_path / "ours")
@@ -311,8 +342,14 @@ def test_there_and_back_gives_the_same_files(original: Callable, tmp_path: Path,
     first = {name: tensor for file in shard_files(folder) for name, tensor in read_shard(file).items()}
     second = {name: tensor for file in shard_files(tmp_path / "back") for name, tensor in read_shard(file).items()}
     first.pop("model.layers.0.self_attn.rotary_emb.inv_freq")
+    if language == "gemma":
+        first.pop("lm_head.weight")  # Tied to the embeddings.
     assert first.keys() == second.keys()
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    for name, tensor in first.items():
+        if language == "gemma":  # Some weights were multiplied by √d and divided again.
+            torch.testing.assert_close(tensor, second[name], rtol=1e-6, atol=0)
+        else:
+            assert torch.equal(tensor, second[name]), name
     assert parameters == sum(tensor.numel() for tensor in first.values())
     before, after = (json.loads((one / "config.json").read_text()) for one in (folder, tmp_path / "back"))
     assert {name: after[name] for name in before if name in after and name != "torch_dtype"} == {
@@ -364,11 +401,16 @@ def test_only_our_models_go_back(original: Callable, tmp_path: Path, assembled: 
     folder, _, _ = original()
     with pytest.raises(LayoutError, match="not one of our model folders"):
         to_original(folder, tmp_path / "back", vision_tower="tower")
-    model, processor = assembled(alignment="global")
-    model.save_pretrained(tmp_path / "global")
-    processor.save_pretrained(tmp_path / "global")
-    with pytest.raises(LayoutError, match="alignment 'global'"):
-        to_original(tmp_path / "global", tmp_path / "back", vision_tower="tower")
+    for name, options, reason in (
+        ("global", {"alignment": "global"}, "alignment 'global'"),
+        ("grid", {"gate_grid": 3}, "reads 3 × 3 values, .* of its 16 image tokens"),
+        ("family", {"language": "gpt2"}, "no model with gpt2"),
+    ):
+        for part in assembled(text_pooling="all", **options):
+            part.save_pretrained(tmp_path / name)
+        with pytest.raises(LayoutError, match=reason):
+            to_original(tmp_path / name, tmp_path / "back", vision_tower="tower")
+    assert not (tmp_path / "back").exists()
 
 
 def test_a_tower_with_registers_goes_neither_way(

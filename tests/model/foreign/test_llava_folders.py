@@ -302,3 +302,27 @@ def test_the_tokenizers_padding_alone_may_be_new(llava: Callable, converted: Cal
     words.add_special_tokens({"pad_token": AddedToken("<pad>", special=True)})
     words.save_pretrained(folder)
     assert converted(folder).parameters
+
+
+@pytest.mark.parametrize(
+    ("version", "multiplied"), [("4.44.0", True), ("5.3.0", True), ("5.4.0", False), ("5.24.0", False), (None, True)]
+)
+def test_a_gemma_of_before_transformers_5_4_multiplied_image_tokens_too(
+    tmp_path: Path, language_folder: Callable, tower_folder: Callable, version: str | None, multiplied: bool
+) -> None:
+    folder = tmp_path / "llava"
+    language, vision = (AutoConfig.from_pretrained(one) for one in (language_folder("gemma"), tower_folder("clip")))
+    LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=language, image_seq_length=16)
+    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(language_folder("gemma")).save_pretrained(folder)
+    rewrite(folder / "config.json", {"transformers_version": version})
+    theirs = load_file(folder / "model.safetensors")
+    convert(folder, tmp_path / "out", vision_tower=tower_folder("clip"))
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    names = [name for name in theirs if "multi_modal_projector.linear_2." in name]
+    assert len(names) == 2
+    for name in names:
+        found = next(tensor for own, tensor in ours.items() if own.endswith(name.split("multi_modal")[1]))
+        factor = language.hidden_size**0.5 if multiplied else 1.0
+        torch.testing.assert_close(found, factor * theirs[name])

@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.configuration import AlignGPTConfig, TextPooling
+from aligngpt.model.foreign.embedding_scale import embedding_scale
 from aligngpt.model.vision_towers import VisionTower
 
 TABLE = "model.alignment.levels"
@@ -67,6 +68,11 @@ class Layout(ABC):
     @abstractmethod
     def text_config(self) -> dict[str, Any]:
         """The language model's configuration, with its `model_type`."""
+
+    @property
+    def embedding_scale(self) -> float:
+        """The factor that its layers multiply image tokens by and ours do not."""
+        return embedding_scale(self.text_config())
 
     @abstractmethod
     def our_fields(self) -> dict[str, Any]:
@@ -180,14 +186,13 @@ class OriginalLayout(Layout):
         return name
 
     @classmethod
-    def their_config(cls, config: AlignGPTConfig, vocabulary: int, vision_tower: str, pads: bool) -> dict[str, Any]:
-        """Their `config.json` for one of our models.
+    def check(cls, config: AlignGPTConfig) -> None:
+        """Check that one of our models can be written in this layout.
 
         Raises:
             LayoutError: the model has a feature that the original code does not support.
         """
-        text = config.get_text_config().to_dict()
-        family = text.pop("model_type")
+        family = config.get_text_config().model_type
         if family not in cls.families or config.alignment != "adaptive" or config.projector_hidden_act != "gelu":
             raise LayoutError(
                 f"the original code has no model with {family}, alignment {config.alignment!r} and a projector with "
@@ -203,6 +208,18 @@ class OriginalLayout(Layout):
                 f"a model with merge_image_tokens {config.merge_image_tokens} does not fit the original code, in which "
                 "every patch is an image token"
             )
+        if config.gate_grid**2 != config.image_seq_length:
+            raise LayoutError(
+                f"the gate of this model reads {config.gate_grid} × {config.gate_grid} values, to which it resamples the "
+                f"similarities of its {config.image_seq_length} image tokens; the gate of the original code reads one "
+                "value for each image token"
+            )
+
+    @classmethod
+    def their_config(cls, config: AlignGPTConfig, vocabulary: int, vision_tower: str, pads: bool) -> dict[str, Any]:
+        """Their `config.json` for one of our models that passes `check`."""
+        text = config.get_text_config().to_dict()
+        family = text.pop("model_type")
         plain = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
         plain |= _rope_as_it_was(plain.get("rope_parameters") or {})
         scales = config.image_scales or []
@@ -267,6 +284,10 @@ class LlavaLayout(Layout):
 
     def text_config(self) -> dict[str, Any]:
         return {"model_type": "llama", **self.theirs["text_config"]}
+
+    @property
+    def embedding_scale(self) -> float:
+        return embedding_scale(self.text_config(), self.theirs.get("transformers_version"))
 
     def our_fields(self) -> dict[str, Any]:
         names = ("vision_feature_layer", "projector_hidden_act", "multimodal_projector_bias")

@@ -25,6 +25,7 @@ from aligngpt.model.foreign.checkpoint_formats import (
     layout_of,
 )
 from aligngpt.model.foreign.checks import Conversion, check_registers, check_weights, read_config
+from aligngpt.model.foreign.embedding_scale import embedding_scale, rescaled
 from aligngpt.model.foreign.first_stage import ALIGNMENT, STAGE_ONE_FILE, convert_first_stage, first_stage_file
 from aligngpt.model.foreign.settings import (
     carry_pictures,
@@ -160,7 +161,7 @@ def convert_weights(
     def shards() -> Iterator[Mapping[str, Tensor]]:
         for number, file in enumerate(files, start=1):
             tensors = {
-                ours: _grown(ours, tensor, expected)
+                ours: rescaled(ours, _grown(ours, tensor, expected), layout.embedding_scale)
                 for name, tensor in read_shard(file).items()
                 if (ours := layout.rename(name)) is not None and ours in expected
             }
@@ -197,6 +198,7 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     processor = AlignGPTProcessor.from_pretrained(source)
     pads = bool(processor.image_processor.do_pad)
     check_framing(source, processor.image_processor, config.vision_config.model_type)
+    OriginalLayout.check(config)
     files = shard_files(source)
     rows = read_shapes(files)[EMBEDDINGS][0]
     vocabulary = rows - 2 if sorted(config.placeholder_ids) == [rows - 2, rows - 1] else rows
@@ -208,12 +210,15 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
         )
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     parameters = 0
+    scale = 1 / embedding_scale(config.get_text_config().to_dict())
 
     def shards() -> Iterator[Mapping[str, Tensor]]:
         nonlocal parameters
         for file in files:
             tensors = {
-                OriginalLayout.rename_back(name): tensor[:vocabulary] if name in BY_TOKEN else tensor
+                OriginalLayout.rename_back(name): tensor[:vocabulary]
+                if name in BY_TOKEN
+                else rescaled(name, tensor, scale)
                 for name, tensor in read_shard(file).items()
             }
             parameters += sum(tensor.numel() for tensor in tensors.values())

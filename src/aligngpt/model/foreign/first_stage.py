@@ -7,6 +7,7 @@ from aligngpt.files import atomic_folder
 from aligngpt.model.assembling import assemble
 from aligngpt.model.foreign.checkpoint_formats import TABLE, LayoutError, OriginalLayout, layout_of
 from aligngpt.model.foreign.checks import Conversion, check_registers, check_weights, read_config
+from aligngpt.model.foreign.embedding_scale import embedding_scale, rescaled
 from aligngpt.model.foreign.settings import check_before_loading
 from aligngpt.model.foreign.weight_files import has_shards, read_shard
 from aligngpt.model.templates import VICUNA
@@ -76,7 +77,8 @@ def convert_first_stage(
         if "multi_modal_projector" in name or (name == TABLE and levels is not None)
     }
     check_weights(file, parts, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    model.load_state_dict(tensors, strict=False)
+    scale = embedding_scale(model.config.get_text_config().to_dict())
+    model.load_state_dict({name: rescaled(name, tensor, scale) for name, tensor in tensors.items()}, strict=False)
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
