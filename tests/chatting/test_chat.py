@@ -297,6 +297,13 @@ def test_a_line_of_a_pipe_that_is_not_utf8_ends_no_other(monkeypatch: pytest.Mon
     assert [lines.next() for _ in range(4)] == ["one", "tw\udcffo", "three", None]
 
 
+def test_a_byte_order_mark_belongs_to_no_line_of_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\ufeff/image photo.jpg\n\ufeffred\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
+    lines = lines_of_stdin(COMMANDS)
+    assert [lines.next() for _ in range(3)] == ["/image photo.jpg", "\ufeffred", None]
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_temperature_that_is_no_number_is_refused_before_anything_is_loaded(value: str) -> None:
     ended = CliRunner().invoke(cli.app, ["chat", "no/model", "--temperature", value])

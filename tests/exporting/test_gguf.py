@@ -239,6 +239,7 @@ def _unnormalised(model: Any, processor: Any) -> None:
         ({"change": _bilinear}, "bicubic"),
         ({"change": _exact_gelu}, "activation is gelu, expected one of gelu_pytorch_tanh"),
         ({"change": _unnormalised}, "leaves out"),
+        ({"chat_template": "llava_v0"}, "ends answers with the text '###'"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(

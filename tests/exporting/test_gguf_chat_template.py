@@ -54,6 +54,16 @@ def test_any_marker_is_recognised(assembled: Callable) -> None:
     assert "<__media__>\nis" in processor.apply_chat_template(messages, for_llama_cpp(processor), tokenize=False)
 
 
+def test_a_special_token_may_spell_a_name_of_the_template(assembled: Callable) -> None:
+    processor: AlignGPTProcessor = assembled("qwen2", chat_template="chatml")[1]
+    marks = ["[IMG_END]", "<|START_OF_TURN|>", "<|IMAGE|>", "[SPECIAL]"]
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    given = [{"role": "user", "content": "is it " + " ".join(marks)}]
+    theirs = processor.apply_chat_template(given, for_llama_cpp(processor), tokenize=False)
+    assert theirs == processor.apply_chat_template(processor.neutral(given), tokenize=False)
+    assert not any(mark in theirs for mark in marks)
+
+
 def test_a_template_that_cannot_be_extended_is_refused(assembled: Callable) -> None:
     processor: AlignGPTProcessor = assembled("qwen2")[1]
     processor.chat_template = "{{ range(100000) | random }}"

@@ -10,7 +10,8 @@ from PIL import Image
 
 from aligngpt.data.images.opening import ImageError
 from aligngpt.inference.ask import BAR_WIDTH, AskError, ask, describe_alignment
-from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
+from aligngpt.inference.engine import Engine, EngineError, Piece, Request, Sampling
+from aligngpt.inference.generation.loop import Loop
 
 QUESTION = "what colour is the circle ?"
 
@@ -73,22 +74,30 @@ def test_a_forced_level_is_named(folder: Path, picture: Path) -> None:
 def test_an_empty_answer_is_reported(
     folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Engine, "stream", lambda *_: iter([" ", "\n"]))
+    monkeypatch.setattr(Engine, "events", lambda *_: iter([Piece(0, " "), Piece(0, "\n")]))
     assert list(ask(folder, picture, QUESTION, device="cpu")) == [" ", "\n"]
     assert capsys.readouterr().err == "the model answered with nothing\n"
-    monkeypatch.setattr(Engine, "stream", lambda *_: iter(["red"]))
+    monkeypatch.setattr(Engine, "events", lambda *_: iter([Piece(0, "red")]))
     assert list(ask(folder, picture, QUESTION, device="cpu")) == ["red"]
     assert capsys.readouterr().err == ""
+
+
+def test_an_answer_that_was_cut_off_is_reported(
+    folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Loop, "_end_tokens", lambda loop: set())
+    assert "".join(ask(folder, picture, QUESTION, max_new_tokens=4, device="cpu"))
+    assert capsys.readouterr().err == "\ncut off after 4 tokens; --max-new-tokens sets the limit\n"
 
 
 def test_the_precision_is_the_engine_s(folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
 
-    def stream(engine: Engine, *_: object) -> Iterator[str]:
+    def events(engine: Engine, *_: object) -> Iterator[Piece]:
         seen.append(engine.model.dtype)
-        return iter(["red"])
+        return iter([Piece(0, "red")])
 
-    monkeypatch.setattr(Engine, "stream", stream)
+    monkeypatch.setattr(Engine, "events", events)
     for precision in ("float32", "bfloat16"):
         list(ask(folder, picture, QUESTION, device="cpu", precision=precision))
     assert seen == [torch.float32, torch.bfloat16]

@@ -228,6 +228,12 @@ def test_pictures_and_their_places_must_agree(engine: Engine, pictures: Pictures
         engine.answer([Request(messages, tuple(pictures[:2]))], SHORT)
 
 
+def test_a_chat_template_that_leaves_images_out_is_refused(engine: Engine, pictures: Pictures) -> None:
+    engine.processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"
+    with pytest.raises(EngineError, match=r"writes 0 image tokens instead of 16.*--chat-template"):
+        engine.answer([Request.ask(QUESTION, pictures[0])], SHORT)
+
+
 @pytest.mark.parametrize("language", ["llama", "qwen2"])
 def test_a_question_never_spells_a_special_token(assembled: Callable, pictures: Pictures, language: str) -> None:
     engine = Engine(*assembled(language))

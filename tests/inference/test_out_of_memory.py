@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aligngpt.inference.engine import Engine, Event, Failed, Finished, Piece, Request, Sampling
-from aligngpt.inference.generation import cache
+from aligngpt.inference.generation import cache, loop
 from aligngpt.inference.generation.cache import PooledCache, PooledLayer
 
 WORDS = "what colour is the big red circle on left of this picture please "
@@ -66,9 +66,11 @@ def test_no_room_for_a_request_leaves_the_others_alone(engine: Engine, monkeypat
     assert isinstance(second, Failed) and "out of memory" in str(second.error)
 
 
+@pytest.mark.parametrize("read_whole_up_to", [loop.LONG_PROMPT, 16])
 def test_a_join_that_fails_half_way_fails_all_and_the_next_request_is_answered(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, read_whole_up_to: int
 ) -> None:
+    monkeypatch.setattr(loop, "LONG_PROMPT", read_whole_up_to)
     (expected,) = engine.answer([SHORT], TOKENS)
     write = cache._write_rows
     written = []

@@ -1,8 +1,10 @@
 """Requests join and leave between steps, and each gets the answer it gets alone."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from PIL import Image
 from aligngpt.inference.engine import Engine, Event, Failed, Finished, Piece, Request, Sampling, Ticket
 from aligngpt.inference.generation.fast_step import FastStep
 from aligngpt.inference.generation.pool import JointPool, pool_for
+from aligngpt.inference.generation.prompts import Prompt
 from aligngpt.inference.generation.separate import SeparatePool
 
 WORDS = [
@@ -157,6 +160,65 @@ def test_a_request_that_fails_leaves_the_others_alone(assembled: Callable, pictu
     assert ends[0] == Finished(0, expected)
     assert isinstance(ends[1], Failed)
     assert "not a number" in str(ends[1].error)
+
+
+def test_of_requests_read_together_only_the_guilty_one_fails(
+    assembled: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(*assembled())
+    requests = [Request.ask(text) for text in ("what colour ?", "how many red ?", "is it big ?")]
+    expected = [engine.answer([request], Sampling(8))[0] for request in requests]
+    bad = engine.prompts.write(requests[1], 8).ids
+    whole = JointPool.read
+
+    def failing(self: JointPool, prompts: Sequence[Prompt], *args: Any) -> torch.Tensor:
+        if any(prompt.ids == bad for prompt in prompts):
+            raise torch.OutOfMemoryError("no room")
+        return whole(self, prompts, *args)
+
+    monkeypatch.setattr(JointPool, "read", failing)
+    inbox = Inbox(engine)
+    tickets = [
+        Ticket(
+            engine.prompts.write(request, 8), Sampling(8), False, partial(lambda n, e: inbox.events.put((n, e)), number)
+        )
+        for number, request in enumerate(requests)
+    ]
+    engine.loop.submit(tickets)
+    ends: dict[int, Finished | Failed] = {}
+    while len(ends) < 3:
+        number, event = inbox.events.get(timeout=60)
+        if not isinstance(event, Piece):
+            ends[number] = event
+    assert isinstance(ends[1], Failed) and "no room" in str(ends[1].error)
+    assert [ends[0], ends[2]] == [Finished(0, expected[0]), Finished(0, expected[2])]
+
+
+def test_an_error_as_an_answer_leaves_ends_it_but_not_the_engine(
+    assembled: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(*assembled())
+    engine.model.generation_config.eos_token_id = None
+    request = Request.ask("what colour ?")
+    (expected,) = engine.answer([request], Sampling(8))
+    inbox = Inbox(engine)
+    inbox.submit(0, request, Sampling(400))
+    inbox.submit(1, request, Sampling(400))
+    assert isinstance(inbox.events.get(timeout=60)[1], Piece)
+
+    def failing(self: JointPool, row: int) -> None:
+        raise RuntimeError("no more device")
+
+    def arm() -> None:
+        monkeypatch.setattr(JointPool, "leave", failing)
+        inbox.tickets[0].cancel()
+
+    engine.loop.run(arm)
+    while isinstance(event := inbox.events.get(timeout=60)[1], Piece):
+        pass
+    assert isinstance(event, Failed) and "no more device" in str(event.error)
+    monkeypatch.undo()
+    assert engine.answer([request], Sampling(8)) == [expected]
 
 
 def test_the_pool_is_made_once(assembled: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,3 +102,15 @@ def test_a_stop_text_in_what_was_held_back_at_the_last_token_ends_the_answer(
     monkeypatch.setattr(loop, "choose", lambda logits, choosers: ([next(left)], [None]))
     (answer,) = engine.answer([Request.ask("what ?")], Sampling(len(said), stop=("\ufffd",)))
     assert (answer.text, answer.finish_reason) == ("red", "stop")
+
+
+@pytest.mark.parametrize(("template", "expected"), [("llava_v0", "red"), ("chatml", "red###Human: blue")])
+def test_an_answer_ends_at_the_text_that_ends_it_in_the_chat_template(
+    assembled: Callable, monkeypatch: pytest.MonkeyPatch, template: str, expected: str
+) -> None:
+    engine = Engine(*assembled("qwen2", chat_template=template))
+    said = engine.processor.tokenizer.encode("red###Human: blue")
+    left = iter(said)
+    monkeypatch.setattr(loop, "choose", lambda logits, choosers: ([next(left)], [None]))
+    (answer,) = engine.answer([Request.ask("what ?")], Sampling(len(said)))
+    assert (answer.text, answer.stopped) == (expected, template == "llava_v0")

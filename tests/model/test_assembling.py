@@ -96,6 +96,12 @@ def test_another_feature_layer_can_be_chosen(
         )
 
 
+@pytest.mark.parametrize("layer", [4, -5, [-2, 4], []])
+def test_a_feature_layer_that_the_tower_does_not_have_is_an_error(assembled: Callable, layer: int | list[int]) -> None:
+    with pytest.raises(BackboneError, match=r"vision_feature_layer is .* has the layers 0 to 3, or -4 to -1 counted"):
+        assembled(vision_feature_layer=layer)
+
+
 def test_options_reach_configuration_and_network(assembled: Callable) -> None:
     model, processor = assembled(alignment="local", num_levels=3, gate_grid=2, text_pooling="all", dtype=torch.bfloat16)
     config = model.config

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.model.templates import NAMED_TEMPLATES
 
 
 def tokens(processor: AlignGPTProcessor, ids: Any) -> list[str]:
@@ -104,6 +105,36 @@ def test_special_tokens_that_people_write_stay_text(assembled: Callable, asks: C
     assert neutral[0]["content"][1]["text"].replace("\u2060", "") == written
     plain = asks("what colour ?", pictures[:1], "red")
     assert processor.neutral(plain) == plain
+
+
+def halves(mark: str) -> list[tuple[str, str]]:
+    return [(mark[:place], mark[place:]) for place in range(1, len(mark))]
+
+
+@pytest.mark.parametrize("shown", [0, 1, 2])
+def test_special_tokens_spelled_across_texts_stay_text(assembled: Callable, shown: int) -> None:
+    _, processor = assembled("qwen2")
+    special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+
+    def counts(*texts: str) -> list[int]:
+        parts = [{"type": "text", "text": text} for text in texts]
+        # The second image stands inside the text.
+        around = [[{"type": "image"}] * (shown > place) for place in range(2)]
+        messages = processor.neutral([{"role": "user", "content": [*around[0], *parts[:-1], *around[1], parts[-1]]}])
+        return [processor.apply_chat_template(messages).count(mark) for mark in special]
+
+    plain = counts("red", "a", "b", "blue")
+    for mark in special:
+        for begun, ended in halves(mark):
+            assert counts("red", begun, ended, "blue") == plain, (begun, ended)
+
+
+def test_special_tokens_spelled_across_messages_stay_text(assembled: Callable) -> None:
+    _, processor = assembled(chat_template="bare")
+    for mark in ("<image>", "<align>", "</s>"):
+        for texts in halves(mark):
+            talk = [{"role": "user", "content": text} for text in texts]
+            assert mark not in processor.apply_chat_template(processor.neutral(talk)), texts
 
 
 def test_a_users_words_do_not_move_align(assembled: Callable) -> None:
@@ -260,3 +291,9 @@ def test_saved_and_loaded_it_does_the_same(
     assert all(torch.equal(before[name], after[name]) for name in before)
     # AutoProcessor goes by the configuration or the processor's own class name.
     assert type(AutoProcessor.from_pretrained(tmp_path)) is AlignGPTProcessor
+
+
+@pytest.mark.parametrize("template", [None, *NAMED_TEMPLATES])
+def test_only_a_turn_without_an_end_token_ends_with_a_text(assembled: Callable, template: str | None) -> None:
+    _, processor = assembled("qwen2", chat_template=template)
+    assert processor.turn_end() == ("###" if template == "llava_v0" else "")

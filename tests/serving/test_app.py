@@ -12,7 +12,7 @@ from aligngpt.inference.generation.kept import KeptConversations
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="needs the extra test")
 
-from aligngpt.serving.conversation import Limits
+from aligngpt.serving.conversation import Limits, prepare
 from aligngpt.serving.media import MediaPolicy
 from aligngpt.serving.protocol import ChatRequest
 from aligngpt.serving.running import Options
@@ -206,6 +206,20 @@ def test_another_model_is_not_found(post: Callable, ask: Callable) -> None:
     check_error(post({**GREEDY, "model": "gpt", "messages": ask()}), 404, "model", "model_not_found")
     check_error(post(None, path="/v1/models/gpt"), 404, "model", "model_not_found")
     assert post(None, path="/v1/models").json()["data"][0]["id"] == "tiny"
+
+
+def test_messages_of_the_system_are_one_at_the_beginning(post: Callable, ask: Callable, engine: Any) -> None:
+    def ids(*messages: dict[str, Any]) -> list[int]:
+        body = ChatRequest(model="tiny", messages=[*messages, *ask()])
+        return prepare(body, engine, Limits()).prompt.ids
+
+    system, developer = {"role": "system", "content": "a big"}, {"role": "developer", "content": "red"}
+    parts = {"role": "system", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "big"}]}
+    together = ids({"role": "system", "content": "a big\n\nred"})
+    assert ids(system, developer) == ids(parts, developer) == together
+    for earlier in (ask(), [system, *ask()]):
+        said = check_error(post({**GREEDY, "messages": [*earlier, developer]}), 400, f"messages[{len(earlier)}].role")
+        assert "role developer can only stand at the beginning" in said
 
 
 def test_a_bad_image_names_its_place(post: Callable, ask: Callable) -> None:

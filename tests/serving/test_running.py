@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from aligngpt import cli
 from aligngpt.loopback import is_loopback
 from aligngpt.serving.media import MediaPolicy, picture_from_url
-from aligngpt.serving.running import KEY_VARIABLE, Options, ServingError, fingerprint, read_key, serve
+from aligngpt.serving.running import KEY_VARIABLE, Options, ServingError, _listen, fingerprint, read_key, serve
 
 
 def test_an_address_that_others_can_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +51,13 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(serving: tuple[str, An
     port = int(serving[0].rpartition(":")[2])
     with pytest.raises(ServingError, match=f"port {port}.*--port"):
         serve("no/model", Options(port=port))
+
+
+def test_a_port_of_a_server_that_still_loads_its_model_is_in_use() -> None:
+    with _listen("127.0.0.1", 0) as loading:
+        port = loading.getsockname()[1]
+        with pytest.raises(ServingError, match=f"port {port}.*--port"):
+            serve("no/model", Options(port=port))
 
 
 def test_the_fingerprint_changes_with_the_weights(assembled: Callable) -> None:

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from language_families import LANGUAGES, tiny_language
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModel, LlamaConfig
 
-from aligngpt.training.activation_memory import body_bytes, layer_bytes
+from aligngpt.training.activation_memory import NotEstimated, body_bytes, layer_bytes
+from aligngpt.training.dry_run import plan
 
 CONFIG = LlamaConfig(
     vocab_size=128,
@@ -75,6 +77,38 @@ def test_the_estimate_with_recomputed_layers_is_what_a_real_step_keeps(every: in
     # Before the backward pass no layer is being recomputed.
     before = sum(recomputed) * read + (6 - sum(recomputed)) * layer
     assert before <= body_bytes(layer, read, recomputed) <= before + layer
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    ["mixtral", "gpt_oss", "deepseek_v3", "nemotron_h", "bailing_hybrid", "gemma3n_text", "laguna"],
+)
+def test_experts_and_layers_with_settings_of_their_own_are_estimated(kind: str, in_bfloat16: bool) -> None:
+    config = tiny_language(kind, 60, LANGUAGES[kind].settings)
+    assert layer_bytes(config, 32, trains=True, in_bfloat16=in_bfloat16) > 32 * config.hidden_size * 4
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_the_estimate_of_experts_is_what_a_real_step_keeps(kind: str, in_bfloat16: bool) -> None:
+    config = tiny_language(kind, 60, LANGUAGES[kind].settings)
+    body = AutoModel.from_config(config)
+    expected = config.num_hidden_layers * layer_bytes(config, 64, trains=True, in_bfloat16=in_bfloat16)
+    real = [bytes_kept(body, rows, 64, in_bfloat16=in_bfloat16) for rows in (1, 5)]
+    assert 0.85 <= expected / ((real[1] - real[0]) / 4) <= 1.25
+
+
+def test_what_cannot_be_estimated_says_why(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setattr("aligngpt.training.activation_memory._kept", fails)
+    with pytest.raises(NotEstimated, match=r"^llama: no such kernel$"):
+        layer_bytes(CONFIG, 32, trains=True, in_bfloat16=False)
+    planned = plan(tiny_recipe(), ["instruct"])[0]
+    (note,) = (one for one in planned.notes if "no such kernel" in one)
+    assert note.startswith("the activations of the language model's layers are not in the memory (qwen2: ")
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3", "phi", "gpt_neox", "gpt2", "mamba2", "falcon_h1"])

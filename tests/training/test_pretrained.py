@@ -1,5 +1,6 @@
 """Instruction tuning that starts from the pre-training of another run."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,45 @@ def test_it_gives_the_model_that_both_stages_in_one_run_give(tiny_recipe: Callab
     train(fresh)
     others = load_file(model_folder(fresh) / "model.safetensors")
     assert not others["model.alignment.levels"].equal(theirs["model.alignment.levels"])
+
+
+def test_a_finished_pretraining_is_not_ignored(
+    tiny_recipe: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_recipe(), ["pretrain"])
+    without = tiny_recipe(pretrain=None, instruct__max_steps=1)
+    said = rf"the one in .*{PRETRAINED_FILE} would be ignored; set instruct\.pretrained to that file, restore"
+    with pytest.raises(RecipeError, match=said):
+        train(without)
+    assert re.search(said, plan(without)[0].problems[0])
+    named = tiny_recipe(pretrain=None, instruct__max_steps=1, instruct__pretrained=str(tmp_path / "run" / "pretrain"))
+    assert not plan(named)[0].problems
+    train(named)
+    assert "as drawn at random" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("alignment", "trained", "said"),
+    [
+        ("adaptive", [], "projector and levels start as drawn at random, and the levels stay so"),
+        ("adaptive", ["level_table"], "projector and levels start as drawn at random"),
+        ("none", [], "the projector starts as drawn at random"),
+    ],
+)
+def test_an_untrained_start_is_told(
+    tiny_recipe: Callable, capsys: pytest.CaptureFixture[str], alignment: str, trained: list[str], said: str
+) -> None:
+    recipe = tiny_recipe(
+        pretrain=None,
+        instruct__max_steps=1,
+        instruct__train=["language_model", "projector", *trained],
+        model__alignment=alignment,
+    )
+    (note,) = (one for one in plan(recipe)[0].notes if "at random" in one)
+    assert note.startswith(f"the recipe has no pre-training and no instruct.pretrained: {said}")
+    assert ("stay so" in note) == ("stay so" in said)
+    train(recipe)
+    assert f"warning: {note}" in capsys.readouterr().err
 
 
 def test_pretraining_may_go_on_from_another(tiny_recipe: Callable, tmp_path: Path) -> None:

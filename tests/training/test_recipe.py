@@ -72,6 +72,7 @@ def test_published_settings(name: str) -> None:
         ("instruct", "max_reject_share", 1.5),
         ("instruct", "minutes", 0),
         ("instruct", "chat_template", "mine.jinja"),
+        ("instruct", "adam_betas", [0.9, 1.0]),
         ("model", "num_levels", 1),
         ("model", "alignment", "adaptiv"),
     ],
@@ -85,6 +86,12 @@ def test_wrong_field_is_named_with_its_file(
         load_recipe(recipe_file)
     assert str(recipe_file) in str(caught.value)
     assert f"{section}.{field}" in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_an_error(content: dict[str, Any], seed: int) -> None:
+    with pytest.raises(RecipeError, match=r"seed: Input should be (greater|less) than"):
+        make_recipe(content | {"seed": seed})
 
 
 @pytest.mark.parametrize("name", ["model", "output"])

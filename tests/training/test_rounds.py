@@ -67,6 +67,25 @@ def test_enough_learnt_ends_the_stage(tiny_recipe: Callable[..., Recipe], data: 
     assert result.steps == 30
 
 
+def test_another_round_is_a_whole_schedule_over_the_steps_that_are_left() -> None:
+    clock = TrainingClock(minutes=1)
+    clock.agreed = 60
+    assert clock.progress(700, 1000) == 1
+    clock.next_round(700)
+    assert clock.progress(700, 1000) == 0
+    clock.agreed = 61
+    assert clock.progress(850, 1000) == 0.5
+    assert clock.progress(1000, 1000) == 1
+
+
+def test_a_step_that_takes_all_of_the_time_is_followed_by_one_that_trains(tiny_recipe: Callable[..., Recipe]) -> None:
+    """The learning rate of the first step of a warm-up is 0."""
+    recipe = tiny_recipe(pretrain=None, instruct__minutes=NO_TIME, instruct__warmup_ratio=0.1)
+    (result,) = train(recipe)
+    assert result.steps == 2
+    assert [line["learning_rate"] > 0 for line in lines(recipe)] == [False, True]
+
+
 def test_time_left_is_used_beyond_the_steps() -> None:
     clock = TrainingClock(minutes=1, min_steps=10)
     clock.agreed = 30
@@ -76,7 +95,7 @@ def test_time_left_is_used_beyond_the_steps() -> None:
     assert clock.progress(9, 1000) == 0.9
     assert clock.progress(10, 1000) == 1
     clock.next_round(10)
-    assert clock.progress(10, 1000) == pytest.approx(0.01)
+    assert clock.progress(10, 1000) == 0
     assert clock.late(15, 0) is None
     clock.agreed = 300
     assert clock.late(15, 0) == pytest.approx(300 - 90 + 5 * 300 / 15)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.model.assembling import assemble
 from aligngpt.training import run as module
 from aligngpt.training import stage as identity
+from aligngpt.training.dry_run import plan
 from aligngpt.training.loop import trainer as trainer_module
 from aligngpt.training.loop.callback import StageCallback
 from aligngpt.training.loop.trainer import StageTrainer
@@ -254,12 +256,44 @@ def test_a_level_beyond_the_models_is_an_error(tiny_recipe: Callable) -> None:
         train(tiny_recipe(model__num_levels=4), ["pretrain"])
 
 
+def without_level(data: Path, level: int) -> None:
+    records = json.loads((data / "captions.json").read_text())
+    kept = [{**one, "similarity": level - 2} if one["similarity"] == level - 1 else one for one in records]
+    (data / "captions.json").write_text(json.dumps(kept))
+
+
+def test_a_highest_level_that_no_sample_has_is_an_error(tiny_recipe: Callable, data: Path) -> None:
+    """All answers would rest on an embedding as it was drawn."""
+    without_level(data, 8)
+    said = r"no sample of pretrain\.data has level 8, .* set model\.num_levels to 7"
+    with pytest.raises(AlignGPTError, match=said):
+        train(tiny_recipe(), ["pretrain"])
+    (planned,) = plan(tiny_recipe(), ["pretrain"])
+    assert re.search(said, planned.problems[0]) and len(planned.problems) == 1
+    train(tiny_recipe(model__num_levels=7), ["pretrain"])
+
+
+def test_another_level_that_no_sample_has_is_told(
+    tiny_recipe: Callable, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_level(data, 5)
+    train(tiny_recipe(), ["pretrain"])
+    warning = "no sample has level 5: the embedding stays as it was drawn at random"
+    assert f"warning: {warning}" in capsys.readouterr().err
+    (planned,) = plan(tiny_recipe(), ["pretrain"])
+    assert any(warning in note for note in planned.notes) and not planned.problems
+    (planned,) = plan(tiny_recipe(model__alignment="none"), ["pretrain"])
+    assert not any("no sample has" in note for note in planned.notes)
+
+
 def test_a_loss_that_is_no_number_stops_the_stage(tiny_recipe: Callable) -> None:
     recipe = tiny_recipe(pretrain__learning_rate=1e30, pretrain__max_grad_norm=1e30, pretrain__max_steps=8)
     with pytest.raises(AlignGPTError, match=r"the loss is (nan|inf) after step"):
         train(recipe, ["pretrain"])
     stopped = json.loads((Path(recipe.output) / "pretrain" / "stopped.json").read_text())
     assert len(stopped["samples"]) == 4 and set(stopped["samples"]) <= set(map(str, range(12)))
+    train(tiny_recipe(pretrain__max_steps=1), ["pretrain"])
+    assert not (Path(recipe.output) / "pretrain" / "stopped.json").exists()
 
 
 def test_the_samples_of_every_micro_batch_and_process_are_named(

@@ -60,6 +60,7 @@ class _Plain:
 
     def __init__(self) -> None:
         self.terminal = sys.stdin.isatty()
+        self.first = True
         if isinstance(sys.stdin, io.TextIOWrapper):
             # A line that is not UTF-8 is for the chat to refuse; it must not end the lines. Names of files may be such.
             sys.stdin.reconfigure(errors="surrogateescape")
@@ -69,6 +70,9 @@ class _Plain:
     def next(self) -> str | None:
         if not self.terminal:
             line = sys.stdin.readline()
+            if self.first:
+                # Editors on Windows put a byte order mark before the first line.
+                line, self.first = line.removeprefix("\ufeff"), False
             return line.rstrip("\r\n") if line else None
         # `input` knows no other exception of a signal's handler than KeyboardInterrupt.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -40,7 +40,7 @@ def ask(
     device: str = "auto",
     precision: str = "auto",
 ) -> Iterator[str]:
-    """Yield the answer in pieces; an empty answer is reported on stderr.
+    """Yield the answer in pieces; an answer that is empty or cut off is reported on stderr.
 
     Args:
         model: folder or hub name.
@@ -66,16 +66,22 @@ def ask(
     picture = open_image(image)
     local_or_hub(model, "the model", AskError, with_owner=True)
     with _says("loading the model"):
-        from aligngpt.inference.engine import Engine, Request, Sampling
+        from aligngpt.inference.engine import Engine, Finished, Request, Sampling
 
         engine = Engine.load(model, base=base, device=device, dtype=precision)
     request = Request.ask(question, picture, level=level)
-    empty = True
-    for piece in engine.stream(request, Sampling(max_new_tokens=max_new_tokens)):
-        empty = empty and not piece.strip()
-        yield piece
+    empty, stopped = True, True
+    for event in engine.events(request, Sampling(max_new_tokens=max_new_tokens)):
+        if isinstance(event, Finished):
+            stopped = event.answer.stopped
+        elif event.text:
+            empty = empty and not event.text.strip()
+            yield event.text
     if empty:
         console.print("the model answered with nothing")
+    elif not stopped:
+        # The answer has no line break yet.
+        console.print(f"\ncut off after {max_new_tokens} tokens; --max-new-tokens sets the limit")
     if show_alignment:
         yield ("" if empty else "\n") + describe_alignment(engine, request)
 

@@ -79,7 +79,8 @@ class Engine:
         self.model = model.eval()
         self.processor = processor
         self.prompts = PromptWriter(self.model, processor, pin_gate=pin_gate)
-        self.loop = Loop(self.model, processor.tokenizer, rows=rows, kept_bytes=kept_bytes)
+        stop = (end,) if (end := processor.turn_end()) else ()
+        self.loop = Loop(self.model, processor.tokenizer, rows=rows, kept_bytes=kept_bytes, stop=stop)
         # The loop's thread does not hold the engine: it ends when nobody does.
         self._finalizer = weakref.finalize(self, Loop.close, self.loop)
 

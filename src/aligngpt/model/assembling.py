@@ -68,8 +68,8 @@ def assemble(
         The model on the CPU in evaluation mode, and its processor.
 
     Raises:
-        BackboneError: a backbone cannot be loaded or is of an unsupported kind, or `merge_image_tokens` does not divide
-            the tower's grid.
+        BackboneError: a backbone cannot be loaded or is of an unsupported kind, the tower has no such layer, or
+            `merge_image_tokens` does not divide its grid.
     """
     tower = load_vision_tower(
         vision_tower,
@@ -79,6 +79,7 @@ def assemble(
         dtype=dtype,
         weights=weights,
     )
+    _check_layers(vision_feature_layer, tower, vision_tower)
     try:
         image_tokens = merged_tokens(tower.image_tokens, merge_image_tokens)
     except ValueError as error:
@@ -119,6 +120,18 @@ def assemble(
     return model.eval(), build_processor(
         tower, tokenizer, template, with_align=alignment != "none", image_tokens=image_tokens
     )
+
+
+def _check_layers(layers: int | Sequence[int], tower: VisionTower, source: str | Path) -> None:
+    """Check that the tower has these hidden states: 0, the input of its first block, to the output of its last."""
+    named = [layers] if isinstance(layers, int) else list(layers)
+    depth = tower.model.config.num_hidden_layers
+    wrong = [layer for layer in named if not -depth - 1 <= layer <= depth]
+    if wrong or not named:
+        raise BackboneError(
+            f"vision_feature_layer is {wrong[0] if wrong else layers}, but the vision tower {source} has the layers 0 "
+            f"to {depth}, or -{depth + 1} to -1 counted from the end"
+        )
 
 
 def build_processor(

@@ -1,14 +1,17 @@
 """The processor: turns text and images into token ids and pixels, and inserts `<align>`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import BatchFeature, LlavaProcessor
 from transformers.processing_utils import MultiModalData
 
 ALIGN_TOKEN = "<align>"
 IMAGE_TOKEN = "<image>"
+WORD_JOINER = "\u2060"
+_PROBE = "what is in it"
 
 
 class AlignGPTProcessor(LlavaProcessor):
@@ -112,24 +115,41 @@ class AlignGPTProcessor(LlavaProcessor):
     def neutral(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The same conversation with special tokens in its texts broken up, so that user text never becomes one.
 
-        Each special token in a text gets an invisible word joiner (U+2060) after its first character. Images inside a
-        text become `<image>` within it, because most chat templates write all images of a message before its text.
+        Each special token in a text gets an invisible word joiner (U+2060) after its first character; if one is spelled
+        across several texts, each text begins with a word joiner. Images inside a text become `<image>` within it,
+        because most chat templates write all images of a message before its text.
         """
         marks = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        marks = [mark for mark in marks if len(mark) > 1]
 
         def spelled_out(text: str) -> str:
             for mark in marks:
-                if len(mark) > 1:
-                    text = text.replace(mark, f"{mark[0]}\u2060{mark[1:]}")
+                text = text.replace(mark, f"{mark[0]}{WORD_JOINER}{mark[1:]}")
             return text
 
-        def neutral(content: Any) -> Any:
-            if isinstance(content, str):
-                return spelled_out(content)
-            parts = [{**part, "text": spelled_out(part["text"])} if "text" in part else part for part in content]
-            return _joined(parts, self.image_token) if _interleaved(parts) else parts
+        messages = _with_texts(messages, spelled_out)
+        # Templates may write texts next to each other.
+        whole = "".join(text for message in messages for text in _texts(message["content"]))
+        if any(mark in whole for mark in marks):
+            messages = _with_texts(messages, lambda text: WORD_JOINER + text)
+        return [
+            {**message, "content": _joined(message["content"], self.image_token)}
+            if _interleaved(message["content"])
+            else message
+            for message in messages
+        ]
 
-        return [{**message, "content": neutral(message["content"])} for message in messages]
+    def turn_end(self) -> str:
+        """The text that the chat template writes after an answer; empty if there is a token or only white space."""
+        talk = [{"role": role, "content": [{"type": "text", "text": _PROBE}]} for role in ("user", "assistant")]
+        try:
+            rendered: Any = self.apply_chat_template(talk, tokenize=False)
+        except (TemplateError, TypeError, ValueError):
+            return ""
+        _, answer, after = rendered.rpartition(_PROBE)
+        after = after.strip()
+        has_token = any(token.content in after for token in self.tokenizer.added_tokens_decoder.values())
+        return after if answer and not has_token else ""
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As `ProcessorMixin.apply_chat_template`; tokenized conversations with responses get an `instruction_mask`.
@@ -190,10 +210,27 @@ class AlignGPTProcessor(LlavaProcessor):
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
 
-def _interleaved(parts: Sequence[dict[str, Any]]) -> bool:
+def _texts(content: str | Sequence[dict[str, Any]]) -> list[str]:
+    return [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+
+
+def _with_texts(messages: Sequence[dict[str, Any]], change: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The messages with each of their texts changed."""
+
+    def changed(content: Any) -> Any:
+        if isinstance(content, str):
+            return change(content)
+        return [{**part, "text": change(part["text"])} if "text" in part else part for part in content]
+
+    return [{**message, "content": changed(message["content"])} for message in messages]
+
+
+def _interleaved(content: str | Sequence[dict[str, Any]]) -> bool:
     """Whether images of a message stand inside its text, rather than all before or all after it."""
-    images = [place for place, part in enumerate(parts) if part["type"] == "image"]
-    texts = [place for place, part in enumerate(parts) if part["type"] == "text" and part["text"].strip()]
+    if isinstance(content, str):
+        return False
+    images = [place for place, part in enumerate(content) if part["type"] == "image"]
+    texts = [place for place, part in enumerate(content) if part["type"] == "text" and part["text"].strip()]
     return bool(images and texts) and images[-1] > texts[0] and images[0] < texts[-1]
 
 

@@ -85,7 +85,8 @@ LLAVA_V0 = (
 )
 """The first LLaVA's conversation (`v0`, `llava_v0`).
 
-Its turns end with `###`, which is not a token: to end an answer there, pass `stop_strings` to `generate`.
+Its turns end with `###`, which is not a token. The engine ends an answer there (`AlignGPTProcessor.turn_end`); for
+`generate`, pass it as `stop_strings`.
 """
 
 LLAVA_LLAMA_2 = (

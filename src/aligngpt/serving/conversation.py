@@ -111,19 +111,27 @@ def _check_level(level: int | None, engine: Engine) -> None:
 
 
 def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dict[str, Any]], tuple[Image, ...]]:
-    """The messages in transformers' chat format, and their images in order."""
+    """The messages in transformers' chat format, those of the system as one, and the images in order."""
     urls: list[str] = []
-    written = []
+    written: list[dict[str, Any]] = []
     where = "messages"
     for number, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
-        if isinstance(message.content, str):
-            written.append({"role": role, "content": [{"type": "text", "text": message.content}]})
-            continue
-        parts = []
-        for place, part in enumerate(message.content):
+        parts: list[dict[str, Any]] = []
+        if role == "system" and written:
+            if written[-1]["role"] != "system":
+                raise ApiError(
+                    400,
+                    f"a message of role {message.role} can only stand at the beginning; put its text there, or into a "
+                    "message of the user",
+                    param=f"messages[{number}].role",
+                )
+            parts = written.pop()["content"]
+            parts.append(_text("\n\n"))
+        content = [message.content] if isinstance(message.content, str) else message.content
+        for place, part in enumerate(content):
             if not isinstance(part, ImagePart):
-                parts.append({"type": "text", "text": part.text})
+                parts.append(_text(part if isinstance(part, str) else part.text))
                 continue
             where = f"messages[{number}].content[{place}].image_url"
             if message.role != "user":
@@ -131,12 +139,19 @@ def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dic
             urls.append(part.image_url.url)
             parts.append({"type": "image"})
         written.append({"role": role, "content": parts})
+    if written[0]["role"] == "system":
+        # Some templates write the first part only.
+        written[0]["content"] = [_text("".join(part["text"] for part in written[0]["content"]))]
     try:
         return written, tuple(pictures_from_urls(urls, media))
     except MediaError as error:
         log.info("an image was refused", exc_info=error)
         where = where if len(urls) == 1 else "messages"
         raise ApiError(error.status, error.message, param=where, code=error.code) from error
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def _sampling(body: ChatRequest) -> Sampling:

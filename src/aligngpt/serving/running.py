@@ -187,6 +187,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        # Two sockets may be bound to one port; only one of them can listen.
+        listening.listen()
     except OSError as error:
         listening.close()
         raise ServingError(f"cannot listen on {host}, port {port}: {error.strerror}; try another --port") from error

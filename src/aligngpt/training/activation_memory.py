@@ -14,12 +14,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModel, PretrainedConfig
 
+from aligngpt.training.experts_on_fake_tensors import NAME as FIRST_EXPERT
+
 FLOAT32, BFLOAT16 = 4, 2
 LOGIT_BYTES = 12
 """Bytes for each logit at the peak of the loss, measured: the logits, what the softmax is computed in, and gradients.
 In bfloat16, where logits have a copy in float32, it is no less."""
-PER_LAYER = {"layer_types", "mlp_layer_types", "layers_block_type"}
-"""Configuration settings with one entry per layer."""
+
+
+class NotEstimated(Exception):
+    """The layers of a language model cannot be run without memory; the message says why."""
 
 
 def layer_bytes(config: PretrainedConfig, length: int, *, trains: bool, in_bfloat16: bool) -> float:
@@ -30,13 +34,21 @@ def layer_bytes(config: PretrainedConfig, length: int, *, trains: bool, in_bfloa
         length: of the row, in tokens.
         trains: whether its weights train (or have adapters, which need the same memory); if not, only its inputs do.
         in_bfloat16: whether it computes under autocast to bfloat16, with weights in float32.
+
+    Raises:
+        NotEstimated: a language model of one or two such layers cannot be made or run on fake tensors.
     """
     how = {"trains": trains, "in_bfloat16": in_bfloat16}
 
     def of_a_row(layers: int) -> int:
         return _kept(config, layers, 2, length, **how) - _kept(config, layers, 1, length, **how)
 
-    return of_a_row(2) - of_a_row(1)
+    try:
+        return of_a_row(2) - of_a_row(1)
+    # What a family does not support on fake tensors may raise anything.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NotEstimated(f"{config.model_type}: {reason}") from error
 
 
 def body_bytes(layer: float, read: float, recomputed: Sequence[bool]) -> float:
@@ -62,10 +74,9 @@ def head_bytes(vocabulary: int) -> int:
 
 
 def _kept(config: PretrainedConfig, layers: int, rows: int, length: int, *, trains: bool, in_bfloat16: bool) -> int:
-    settings = config.to_dict()
-    settings |= {"num_hidden_layers": layers} | {name: settings[name][:layers] for name in PER_LAYER & settings.keys()}
-    few = type(config).from_dict(settings)
+    few = type(config).from_dict(_with_layers(config, layers))
     few._attn_implementation = config._attn_implementation
+    few._experts_implementation = FIRST_EXPERT
     storages: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -80,3 +91,17 @@ def _kept(config: PretrainedConfig, layers: int, rows: int, length: int, *, trai
         with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, in_bfloat16):
             body(inputs_embeds=embeds, use_cache=False)
     return sum(storage.nbytes() for storage in storages.values())
+
+
+def _with_layers(config: PretrainedConfig, layers: int) -> dict[str, Any]:
+    """The settings of a language model with only the first `layers` layers."""
+    every = int(config.num_hidden_layers)
+    named = {"layer_types", "mlp_layer_types", "layers_block_type"}
+    settings: dict[str, Any] = config.to_dict() | {"num_hidden_layers": layers}
+    for name, value in settings.items():
+        # Others with one entry per layer are known by their length, unless it is one of a pair, or by layers as keys.
+        if isinstance(value, list | tuple) and len(value) == every and (every > 2 or name in named):
+            settings[name] = value[:layers]
+        elif isinstance(value, dict) and value and all(str(key).isdecimal() for key in value):
+            settings[name] = {key: one for key, one in value.items() if int(key) < layers}
+    return settings

@@ -19,8 +19,14 @@ from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGenerati
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.feed.datasets import open_sources, training_part, usable_length
+from aligngpt.training.feed.level_checks import (
+    levels_without_samples,
+    untrained_levels_warning,
+    untrained_top_level,
+)
 from aligngpt.training.feed.sampler import shares_of
 from aligngpt.training.feed.source_checks import is_there, source_problems, swapped_warning
+from aligngpt.training.finished import without_pretraining
 from aligngpt.training.flops import Flops, ModelFlops
 from aligngpt.training.flops_plan import flops_lines
 from aligngpt.training.memory_plan import MemoryEstimate, MemoryPlan, device_memory, sharded_note
@@ -51,6 +57,7 @@ class DataPlan(NamedTuple):
         longest: tokens in the longest sampled row.
         images: mean number of images per row.
         unusable: why the first sampled row cannot be trained on, if none can; the means are then 0.
+        without_samples: see `levels_without_samples`.
     """
 
     samples: int
@@ -61,6 +68,7 @@ class DataPlan(NamedTuple):
     longest: int
     images: float
     unusable: str | None = None
+    without_samples: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -161,9 +169,20 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         notes += [] if (warning := swapped_warning(recipe)) is None else [warning]
     if not problems:
         notes += [] if (warning := other_origin(recipe, name)) is None else [warning]
+    if name == "instruct":
+        try:
+            notes += [] if (warning := without_pretraining(recipe)) is None else [warning]
+        except RecipeError as error:
+            problems.append(str(error))
     if not missing:
-        data = _data_plan(name, stage, processor, longest, recipe.seed)
+        data = _data_plan(recipe, name, stage, processor, longest)
         measured = data if data.unusable is None else None
+        trouble = untrained_top_level(data.without_samples, recipe, name)
+        # Data without any levels has been reported already.
+        if trouble is not None and not problems:
+            problems.append(trouble)
+        elif trouble is None and (warning := untrained_levels_warning(data.without_samples)):
+            notes.append(warning)
         if data.unusable is not None:
             notes.append(f"none of the rows looked at can be trained on (the first: {data.unusable})")
     else:
@@ -182,6 +201,8 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
     row = (measured.longest, measured.counted) if measured else _supposed(name, stage, processor)
     estimate = MemoryEstimate(model, parts, stage, row, in_bfloat16=in_bfloat16)
     memory = estimate.plan()
+    if estimate.without_layers is not None:
+        notes.append(estimate.without_layers)
     work = None
     if measured and steps:
         work = _work(model, measured, recomputed=estimate.share) * steps * stage.batch_size
@@ -255,7 +276,9 @@ def _steps(stage: StageRecipe, data: DataPlan | None) -> int | None:
     return math.ceil(stage.epochs * math.ceil(data.epoch_rows / stage.batch_size))
 
 
-def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor, longest: int, seed: int) -> DataPlan:
+def _data_plan(
+    recipe: Recipe, name: StageName, stage: StageRecipe, processor: AlignGPTProcessor, longest: int
+) -> DataPlan:
     """Count samples, and the tokens of some rows, whose samples are cut off after `longest` tokens."""
     rejects = Rejects(None, max_share=stage.max_reject_share)
     sources = [_without_missing_root(one) for one in stage.sources]
@@ -264,7 +287,7 @@ def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor
         samples = training_part(samples, stage.validation.share)
     rows = rows_of(samples, stage.questions_per_prefix, by_level=name == "pretrain")
     shares = shares_of(samples, rows, [source.weight for source in stage.sources])
-    looked_at = random.Random(seed).sample(rows, min(LOOKED_AT, len(rows)))
+    looked_at = random.Random(recipe.seed).sample(rows, min(LOOKED_AT, len(rows)))
     found = [_row_figures([samples[place] for place in row], stage, processor, longest) for row in looked_at]
     figures = [one for one in found if isinstance(one, _RowFigures)]
     count = max(1, len(figures))
@@ -277,6 +300,7 @@ def _data_plan(name: StageName, stage: StageRecipe, processor: AlignGPTProcessor
         longest=max((one.tokens for one in figures), default=0),
         images=sum(one.images for one in figures) / count,
         unusable=None if figures else next(one for one in found if isinstance(one, str)),
+        without_samples=levels_without_samples(samples, recipe, name),
     )
 
 

@@ -47,6 +47,29 @@ def check_pretrained(recipe: Recipe) -> None:
         )
 
 
+def without_pretraining(recipe: Recipe) -> str | None:
+    """A warning if instruction tuning starts from a projector and levels that nothing has trained; else None.
+
+    Raises:
+        RecipeError: the output folder holds a pre-training that would be ignored.
+    """
+    if recipe.pretrain is not None or recipe.instruct is None or recipe.instruct.pretrained is not None:
+        return None
+    there = stage_folder(recipe, "pretrain") / PRETRAINED_FILE
+    if there.is_file():
+        raise RecipeError(
+            f"the recipe has no pre-training, so that the one in {there} would be ignored; set instruct.pretrained to "
+            "that file, restore the section pretrain, or choose another output"
+        )
+    fresh = "the projector starts" if recipe.model.alignment == "none" else "projector and levels start"
+    stays = (
+        ""
+        if recipe.model.alignment == "none" or "level_table" in recipe.instruct.train
+        else (", and the levels stay so, because level_table does not train")
+    )
+    return f"the recipe has no pre-training and no instruct.pretrained: {fresh} as drawn at random{stays}"
+
+
 def other_settings(recipe: Recipe, name: StageName) -> RecipeError:
     """The error for a finished stage of another recipe."""
     return RecipeError(

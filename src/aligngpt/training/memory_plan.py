@@ -9,7 +9,7 @@ from torch import nn
 from aligngpt.memory import available_memory
 from aligngpt.model.loss import ROWS_AT_ONCE
 from aligngpt.model.modeling import LOGIT_SETTINGS, AlignGPTForConditionalGeneration
-from aligngpt.training.activation_memory import BFLOAT16, FLOAT32, body_bytes, head_bytes, layer_bytes
+from aligngpt.training.activation_memory import BFLOAT16, FLOAT32, NotEstimated, body_bytes, head_bytes, layer_bytes
 from aligngpt.training.recipe import RecipeError, StageRecipe
 from aligngpt.training.setup.checkpointing import recomputed_layers
 from aligngpt.training.setup.freezing import held_in_bfloat16
@@ -60,6 +60,7 @@ class MemoryEstimate:
 
     Attributes:
         share: fraction of the language model's layers that are recomputed with the stage's settings.
+        without_layers: why the estimate lacks the activations of the layers; None if it has them.
     """
 
     def __init__(
@@ -76,7 +77,12 @@ class MemoryEstimate:
         length, counted = row
         # Layers built from the configuration have no adapters; trained layers need the same memory as ones with them.
         trains = stage.lora is not None or any(row.part == "language_model" and row.trained for row in parts)
-        self._layer = layer_bytes(config, length, trains=trains, in_bfloat16=in_bfloat16)
+        self.without_layers: str | None = None
+        self._layer = 0.0
+        try:
+            self._layer = layer_bytes(config, length, trains=trains, in_bfloat16=in_bfloat16)
+        except NotEstimated as error:
+            self.without_layers = f"the activations of the language model's layers are not in the memory ({error})"
         self._read = length * int(config.hidden_size) * FLOAT32
         self._rows: float = stage.micro_batch_size or stage.batch_size
         self._limit = "micro_batch_size"
@@ -114,8 +120,8 @@ class MemoryEstimate:
         return min(fitting)[2] if fitting else None
 
     def advice(self, memory: int | None) -> str | None:
-        """One sentence on the setting that fits a device of so many bytes; None if their number is unknown."""
-        if memory is None:
+        """One sentence on the setting that fits a device of so many bytes; None if one of the two is unknown."""
+        if memory is None or self.without_layers is not None:
             return None
         best = self.largest_that_fits(USABLE * memory)
         has = f"this device's {memory / 1e9:.1f} GB"

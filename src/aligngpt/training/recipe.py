@@ -17,6 +17,7 @@ from aligngpt.training.recipe_problems import describe_problems
 Part = Literal["vision_tower", "projector", "level_table", "gate", "language_model"]
 StageName = Literal["pretrain", "instruct"]
 TemplateName = Literal["plain", "vicuna", "llava_v1", "llava_v0", "llava_llama_2", "chatml", "bare"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 STAGES: tuple[StageName, ...] = ("pretrain", "instruct")
 
 
@@ -30,7 +31,7 @@ class ModelRecipe(RecipeSection):
         alignment: how the embedding of `<align>` is formed: `adaptive`, the top level plus the gate's mix of the
             others, as in the paper; `global`, the top level alone; `local`, the mix alone; `mean`, the mean of all
             levels; `none`, no alignment module.
-        num_levels: number of alignment levels N; the captions have levels 0…N−1.
+        num_levels: number of alignment levels N. The captions have levels 1…N, as `similarity` 0…N−1 in the data.
         vision_feature_layer: the tower's layer whose patch features represent the image, counted from the end if
             negative; a list concatenates the features of several layers.
         gate_grid: side of the square grid that the gate reads; the tower's own when None, at most 24.
@@ -197,7 +198,7 @@ class StageRecipe(RecipeSection):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     weight_precision: Literal["float32", "bfloat16"] = "float32"
@@ -320,8 +321,9 @@ class Recipe(RecipeSection):
 
     Attributes:
         model: what the model is assembled from.
-        pretrain: stage 1; None skips it.
-        instruct: stage 2; None skips it.
+        pretrain: stage 1; None for none. Stage 2 then starts from `instruct.pretrained`, or from a projector and levels
+            drawn at random.
+        instruct: stage 2; None for none.
         output: folder of the run.
         seed: random seed of the fresh parameters and of the order of the samples.
         report_to: trackers that receive the metrics in addition to `metrics.jsonl`, by their transformers names
@@ -332,7 +334,7 @@ class Recipe(RecipeSection):
     pretrain: StageRecipe | None = None
     instruct: StageRecipe | None = None
     output: OutputFolder
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     report_to: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")

@@ -34,13 +34,14 @@ from aligngpt.training.export import export_model
 from aligngpt.training.feed.collators import collators_of, rows_per_batch
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.feed.feature_cache import features_kept_for
+from aligngpt.training.feed.level_checks import levels_without_samples, untrained_levels_warning
 from aligngpt.training.feed.source_checks import source_problems, swapped_warning
-from aligngpt.training.finished import check_output, check_pretrained, other_settings
+from aligngpt.training.finished import check_output, check_pretrained, other_settings, without_pretraining
 from aligngpt.training.loop.callback import StageCallback, forget_metrics_after
 from aligngpt.training.loop.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
 from aligngpt.training.loop.rejected import RejectedSamples
 from aligngpt.training.loop.schedule import TrainingClock
-from aligngpt.training.loop.trainer import StageTrainer
+from aligngpt.training.loop.trainer import STOPPED_FILE, StageTrainer
 from aligngpt.training.origin import origin_of, other_origin
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.run_card import DataFacts, write_run_card
@@ -129,6 +130,7 @@ def _check_before(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]
         check_pretrained(recipe)
     if unfinished and is_main_process():
         warnings = [swapped_warning(recipe), *(other_origin(recipe, name) for name in unfinished)]
+        warnings += [without_pretraining(recipe)] if "instruct" in unfinished else []
         for warning in filter(None, warnings):
             console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     return fingerprints
@@ -150,6 +152,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         in_bfloat16 = decide_precision(stage, device, folder) == "bfloat16"
     if is_main_process():
         _save_recipe(recipe)
+        (folder / STOPPED_FILE).unlink(missing_ok=True)
     check_sharding(stage)
     reset_peak_memory(device)
     set_seed(recipe.seed)
@@ -166,6 +169,8 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         if is_main_process():
             DataFacts.of([Path(source.data) for source in stage.sources], samples).save(folder)
             console.print(f"{DESCRIPTIONS[name]}\n{parts_table(parts_of(model, stage))}", highlight=False)
+            if warning := untrained_levels_warning(levels_without_samples(samples, recipe, name)):
+                console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
         dataset = training_data(samples, recipe, name, model, processor)
         if name == "instruct" and is_main_process() and (columns_of(samples).levels > 0).any():
             console.print(

@@ -84,6 +84,13 @@ def test_a_part_that_a_model_lacks_is_passed_over(assembled: Callable) -> None:
     assert trained_parts(model) == {"projector"}
 
 
+@pytest.mark.parametrize(("alignment", "parts"), [("none", ("level_table", "gate")), ("global", ("gate",))])
+def test_a_stage_with_nothing_left_to_train_is_an_error(assembled: Callable, alignment: str, parts: tuple) -> None:
+    model, _ = assembled(alignment=alignment)
+    with pytest.raises(RecipeError, match=rf"with alignment {alignment}, the stage has no .*gate; name another"):
+        freeze_all_but(model, parts)
+
+
 def test_frozen_parameters_are_held_in_less_and_others_are_not(assembled: Callable) -> None:
     model, _ = assembled()
     freeze_all_but(model, ("projector", "level_table"))

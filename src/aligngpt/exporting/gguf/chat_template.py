@@ -5,6 +5,7 @@ a line break around it, and the same for all images of a process. It then cuts t
 """
 
 import json
+import re
 from typing import Any
 
 from aligngpt.exporting.chat_template import PROBES, adds_bos
@@ -77,9 +78,14 @@ def for_llama_cpp(processor: AlignGPTProcessor) -> str:
     if not isinstance(template, str):
         raise ExportError("the processor has no chat template; save one with it (chat_template.jinja)")
     marks = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
-    reading = _READ_MARKERS.replace("SPECIAL", _quoted([mark for mark in marks if len(mark) > 1]))
-    for name, text in {"START": _START, "END": _END, "IMAGE": processor.image_token}.items():
-        reading = reading.replace(name, _quoted(text))
+    values: dict[str, str | list[str]] = {
+        "SPECIAL": [mark for mark in marks if len(mark) > 1],
+        "START": _START,
+        "END": _END,
+        "IMAGE": processor.image_token,
+    }
+    # All at once: special tokens may contain these names.
+    reading = re.sub("|".join(values), lambda name: _quoted(values[name[0]]), _READ_MARKERS)
     bos = processor.tokenizer.bos_token or ""
     # As in place_align: a BOS that opens every message does not count as one.
     in_each = "and (aligned.split(bos_written) | length) <= 2" if bos and bos in template else ""

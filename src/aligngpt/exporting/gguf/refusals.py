@@ -36,6 +36,7 @@ def refused_by_llama_cpp(config: AlignGPTConfig, processor: AlignGPTProcessor, *
         or _refused_tower(config)
         or _refused_language_model(config.get_text_config())
         or _refused_preprocessing(config, processor.image_processor, square_images=square_images)
+        or _refused_template(processor)
     )
 
 
@@ -111,3 +112,8 @@ def _refused_preprocessing(config: AlignGPTConfig, images: Any, *, square_images
         crops = "pads them with another colour" if getattr(images, "do_pad", False) else "crops or stretches them"
         return SQUARE.format(crops=crops)
     return None
+
+
+def _refused_template(processor: AlignGPTProcessor) -> str | None:
+    end = processor.turn_end()
+    return f"the chat template ends answers with the text {end!r}, but a GGUF file names tokens only" if end else None

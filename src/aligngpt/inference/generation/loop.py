@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from queue import SimpleQueue
 from threading import Condition, Thread, current_thread
 from typing import Any
@@ -66,6 +66,7 @@ class Loop:
         tokenizer: decodes answers.
         rows: largest number of answers under way at once; further requests wait in order.
         kept_bytes: bytes of keys and values that are kept for later turns, at most.
+        stop: texts that end every answer and do not belong to it, besides those of its sampling.
     """
 
     def __init__(
@@ -75,10 +76,12 @@ class Loop:
         *,
         rows: int = DEFAULT_ROWS,
         kept_bytes: int = DEFAULT_BYTES,
+        stop: Sequence[str] = (),
     ) -> None:
-        self.model, self.tokenizer, self.limit = model, tokenizer, rows
+        self.model, self.tokenizer, self.limit, self.stop = model, tokenizer, rows, stop
         self.pictures = Pictures(model)
         self.kept = KeptConversations(kept_bytes)
+        self._reads_in_pieces = can_be_pooled(model.config.get_text_config(decoder=True))
         self._pool: Pool | None = None
         self._rows: list[_Row] = []
         self._reading: _Reading | None = None
@@ -157,8 +160,9 @@ class Loop:
                 if job is not None:
                     _do(*job)
                     continue
-                group = self._leave_and_choose()
+                group: list[Ticket] = []
                 try:
+                    group = self._leave_and_choose()
                     self._advance(group)
                 except BaseException as error:
                     self._fail([*(row.ticket for row in self._rows), *group], error)
@@ -213,10 +217,6 @@ class Loop:
                 group.append(self._waiting.popleft())
         return group
 
-    @cached_property
-    def _reads_in_pieces(self) -> bool:
-        return can_be_pooled(self.model.config.get_text_config(decoder=True))
-
     def _the_pool(self) -> Pool:
         if self._pool is None:
             self._pool = pool_for(self.model)
@@ -254,11 +254,11 @@ class Loop:
         except Exception as error:
             # It has a cache of its own: the answers under way are unharmed.
             self._reading = None
-            self._tell(ticket, Failed(error))
+            self._give_up(ticket, error)
             return
         if reading.beginning.is_read:
-            self._reading = None
             self._begin([ticket], partial(pool.join, reading.beginning, ticket.sampling.answers))
+            self._reading = None
 
     def _begin_reading(self, pool: Pool, ticket: Ticket) -> Beginning:
         kept = self.kept.find(ticket.prompt) if ticket.keep else None
@@ -277,19 +277,26 @@ class Loop:
     def _begin(self, tickets: Sequence[Ticket], read: Callable[[], torch.Tensor]) -> None:
         """Read requests; their rows join and get their first tokens."""
         assert self._pool is not None
+        logits: torch.Tensor | None
         try:
             logits = read()
         except Exception as error:
             if self._pool.is_damaged or len(self._pool) != len(self._rows):
                 raise
             # Nothing joined: the answers under way are unharmed.
+            if len(tickets) == 1:
+                self._give_up(tickets[0], error)
+                return
+            logits = None
+        if logits is None:
+            # Only those that fail by themselves fail. Not in the `except`: its error keeps what was computed in memory.
             for ticket in tickets:
-                self._tell(ticket, Failed(error))
+                self._begin([ticket], partial(self._read, self._pool, [ticket]))
             return
         first = len(self._rows)
         for ticket in tickets:
             for index in range(ticket.sampling.answers):
-                text = AnswerText(self.tokenizer, ticket.sampling.stop)
+                text = AnswerText(self.tokenizer, (*ticket.sampling.stop, *self.stop))
                 self._rows.append(_Row(ticket, index, Chooser(ticket.sampling, index), text))
         places = [place for place, ticket in enumerate(tickets) for _ in range(ticket.sampling.answers)]
         self._take(first, logits if places == list(range(len(logits))) else logits[places])
@@ -307,8 +314,7 @@ class Loop:
             row, token, choice = rows[place], tokens[place], told[place]
             if token is None:
                 self._leave(first + place)
-                self._tell(row.ticket, Failed(EngineError(NOT_A_NUMBER)))
-                row.ticket.cancel()
+                self._give_up(row.ticket, EngineError(NOT_A_NUMBER))
                 continue
             if token in ends:
                 self._finish(first + place, stopped=True)
@@ -377,8 +383,11 @@ class Loop:
             tickets = [*tickets, self._reading.ticket]
             self._reading = None
         for ticket in dict.fromkeys(tickets):
-            self._tell(ticket, Failed(error))
-            ticket.cancel()
+            self._give_up(ticket, error)
+
+    def _give_up(self, ticket: Ticket, error: BaseException) -> None:
+        self._tell(ticket, Failed(error))
+        ticket.cancel()
 
     def _end_tokens(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id

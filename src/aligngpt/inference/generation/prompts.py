@@ -26,7 +26,6 @@ class Prompt:
         gate_ids: the ids that the gate reads: the text before the first answer, and all image tokens.
         level: alignment level 1…N to force; None leaves it to the gate.
         image_end: number of ids up to the last image token; 0 without images.
-        pinned: whether the gate reads the same in all turns of a conversation, so that a later turn continues it.
     """
 
     ids: list[int]
@@ -34,7 +33,6 @@ class Prompt:
     gate_ids: list[int]
     level: int | None
     image_end: int
-    pinned: bool
 
     @cached_property
     def picture_hashes(self) -> tuple[str, ...]:
@@ -76,8 +74,8 @@ class PromptWriter:
         """The prompt of a request.
 
         Raises:
-            EngineError: the level does not exist, the conversation is too long for the context, or its images do not
-                match its placeholders.
+            EngineError: the level does not exist, the conversation is too long for the context, its images do not
+                match its placeholders, or the chat template leaves images out.
         """
         self._check_places(request)
         messages = self.processor.neutral(request.messages)
@@ -86,6 +84,12 @@ class PromptWriter:
         ids, _ = self.processor.encode(self.processor.expand(rendered))
         self._check_length(len(ids), max_new_tokens)
         image = self.model.config.image_token_id
+        # The images are read together with those of other requests, so their number must be right.
+        if (found := ids.count(image)) != (expected := len(request.images) * self.processor.image_seq_length):
+            raise EngineError(
+                f"the chat template writes {found} image tokens instead of {expected}; give the model another template "
+                "with aligngpt convert --chat-template"
+            )
         image_end = max((place + 1 for place, token in enumerate(ids) if token == image), default=0)
         return Prompt(
             ids=ids,
@@ -93,7 +97,6 @@ class PromptWriter:
             gate_ids=self._gate_ids(ids, messages) if image_end else [],
             level=request.level,
             image_end=image_end,
-            pinned=self.pinned,
         )
 
     def answer_ids(self, request: Request, answer: str) -> tuple[list[int], list[int]]:

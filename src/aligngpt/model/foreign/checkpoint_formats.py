@@ -210,9 +210,9 @@ class OriginalLayout(Layout):
             )
         if config.gate_grid**2 != config.image_seq_length:
             raise LayoutError(
-                f"the gate of this model reads {config.gate_grid} × {config.gate_grid} values, to which it resamples the "
-                f"similarities of its {config.image_seq_length} image tokens; the gate of the original code reads one "
-                "value for each image token"
+                f"the gate of this model reads {config.gate_grid} × {config.gate_grid} values, to which it resamples "
+                f"the similarities of its {config.image_seq_length} image tokens; the gate of the original code reads "
+                "one value for each image token"
             )
 
     @classmethod

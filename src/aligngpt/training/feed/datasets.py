@@ -19,6 +19,7 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.distributed.processes import main_process_first
+from aligngpt.training.feed.level_checks import check_levels, levels_without_samples, untrained_top_level
 from aligngpt.training.feed.source_checks import needs_level
 from aligngpt.training.loop.validation import Validation
 from aligngpt.training.recipe import Recipe, RecipeError, SourceRecipe, StageName, StageRecipe
@@ -29,8 +30,8 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
 
     Raises:
         SourceError, TooManyRejects, CacheError: see `open_sources`.
-        RecipeError: a level is above the model's number of levels, validation gets all samples or none, or
-            `group_by_length` is set for images in Parquet row groups.
+        RecipeError: a level is above the model's number of levels, or no sample has the highest level; validation
+            gets all samples or none, or `group_by_length` is set for images in Parquet row groups.
     """
     stage = _stage(recipe, name)
     samples = _with_levels_as_needed(recipe, name, stage.sources, rejects, f"{name}.data", stage.min_ratings)
@@ -40,7 +41,9 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
             "keep the images in tar files or as single files"
         )
     if stage.validation is not None and stage.validation.share is not None:
-        return training_part(samples, stage.validation.share)
+        samples = training_part(samples, stage.validation.share)
+    if trouble := untrained_top_level(levels_without_samples(samples, recipe, name), recipe, name):
+        raise RecipeError(trouble)
     return samples
 
 
@@ -108,7 +111,7 @@ def _with_levels_as_needed(
             f"{place}. Score all records with `aligngpt score`, add levels with `aligngpt levels --source … --out …`, "
             f"and name that file in {field}"
         ) from error
-    _check_levels(samples, recipe, name, field)
+    check_levels(samples, recipe, name, field)
     return samples
 
 
@@ -230,16 +233,6 @@ def _names(sources: Sequence[SourceRecipe]) -> tuple[str, ...]:
         same = sum(name_of_data(Path(other.data)) == stem for other in sources[: len(names)])
         names.append(f"{stem}_{same + 1}" if same else stem)
     return tuple(names)
-
-
-def _check_levels(samples: Sequence[Sample], recipe: Recipe, name: StageName, field: str) -> None:
-    levels = columns_of(samples).levels
-    if needs_level(recipe, name) and levels.max() > recipe.model.num_levels:
-        top = samples[int(levels.argmax())]
-        raise RecipeError(
-            f"record {top.record} (id {top.id}) of {field} has level {top.level}, but model.num_levels is "
-            f"{recipe.model.num_levels}; set it to the number of levels the data was made with"
-        )
 
 
 def _stage(recipe: Recipe, name: StageName) -> StageRecipe:

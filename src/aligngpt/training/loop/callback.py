@@ -72,7 +72,8 @@ class StageCallback(TrainerCallback):
             self.clock.next_round(state.global_step)
             progress = self.clock.progress(state.global_step, state.max_steps)
         if self.meter is not None and progress > 0:
-            self.meter.total = max(state.global_step, round(state.global_step / progress))
+            began = self.clock.began_step
+            self.meter.total = max(state.global_step, began + round((state.global_step - began) / progress))
             self.meter.advance(remark=self.remark)
         if progress >= 1:
             control.should_training_stop = True

@@ -10,6 +10,10 @@ STEPS_TO_JUDGE, LATE = 5, 1.2
 """Steps after which the time per step is judged, and the factor over the time budget from which it is reported."""
 
 
+LEAST_STEPS = 2
+"""Steps of a round, however little time there is: the learning rate of a warm-up's first step is 0."""
+
+
 @dataclass
 class TrainingClock:
     """Training time over all runs of a stage, and its progress.
@@ -47,13 +51,17 @@ class TrainingClock:
         return self.before + time.monotonic() - self.started
 
     def progress(self, step: int, steps: int) -> float:
-        """The fraction of the steps done, or of the round's time used if that is larger, 0…1."""
-        of_steps = step / steps
+        """The fraction of the round's steps done, or of its time used if that is larger, 0…1.
+
+        Args:
+            step: steps done.
+            steps: at most, in all rounds together; a round has those that the rounds before it left.
+        """
+        of_steps = (step - self.began_step) / max(1, steps - self.began_step)
         if not self.minutes:
             return min(1.0, of_steps)
         of_round = (self.agreed - self.began_seconds) / (60 * self.minutes)
-        if self.min_steps:
-            of_round = min(of_round, (step - self.began_step) / self.min_steps)
+        of_round = min(of_round, (step - self.began_step) / (self.min_steps or LEAST_STEPS))
         return min(1.0, max(of_steps, of_round))
 
     def next_round(self, step: int) -> None:

@@ -246,7 +246,7 @@ class StageTrainer(Trainer):
     def _factor(self, steps: int) -> Callable[[int], float]:
         stage, clock = self.stage, self.clock
         # The learning rate of the first step of a warm-up is zero: a single step would train nothing.
-        warmup = stage.warmup_ratio if stage.minutes or steps > 1 else 0.0
+        warmup = stage.warmup_ratio if steps > 1 else 0.0
         return lambda step: learning_rate_factor(stage.schedule, warmup, clock.progress(step, steps))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ def part_of(name: str) -> Part:
 
 def freeze_all_but(
     model: AlignGPTForConditionalGeneration,
-    parts: Iterable[Part],
+    parts: Sequence[Part],
     *,
     vision_blocks: int | None = None,
     levels_given: bool = False,
@@ -60,7 +60,7 @@ def freeze_all_but(
         levels_given: the level of each sample is given, as in pre-training, so that no gate runs.
 
     Raises:
-        RecipeError: the tower has no list of blocks, or fewer blocks are in use.
+        RecipeError: the tower has no list of blocks, or fewer blocks are in use; or nothing is left that trains.
     """
     wanted = set(parts)
     if levels_given or model.config.alignment not in MIXING_MODES:
@@ -75,6 +75,11 @@ def freeze_all_but(
         parameter.requires_grad_(part in wanted and trains)
     if "vision_tower" in wanted:
         _freeze_unused_of_tower(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError(
+            f"nothing would train: with alignment {model.config.alignment}, the stage has no {' and no '.join(parts)}; "
+            "name another part in train"
+        )
 
 
 def _freeze_unused_of_tower(model: AlignGPTForConditionalGeneration) -> None:

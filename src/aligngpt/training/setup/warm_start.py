@@ -91,7 +91,10 @@ def warm_start(
         )
     tokenizer = dataset.processor.tokenizer
     captions = [tokenizer(sample.caption, add_special_tokens=False)["input_ids"] for sample in pairs]
-    targets = caption_targets(captions, model.get_input_embeddings().weight.detach().float())
+    with torch.no_grad():
+        targets = caption_targets(
+            captions, lambda tokens: model.get_input_embeddings()(tokens.to(model.device)).float()
+        )
     features, mean, scale = _standardised(features)
     projector = model.model.multi_modal_projector
     trained = AlignGPTProjector(model.config).to(model.device)
@@ -107,12 +110,13 @@ def warm_start(
     return WarmStartResult(losses[0], sum(end) / len(end), round(time.monotonic() - started, 1))
 
 
-def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
+def caption_targets(captions: Sequence[Sequence[int]], embed: Callable[[Tensor], Tensor]) -> Tensor:
     """The target of each caption's image tokens: the sum of its tokens' embeddings, weighted by inverse frequency.
 
     Args:
         captions: token ids of each caption.
-        table: embeddings, `(vocabulary, hidden)`.
+        embed: gives the embeddings of tokens as the language model reads them, `(tokens,)` → `(tokens, hidden)`: in
+            some language models a multiple of the rows of their table.
 
     Returns:
         `(captions, hidden)`; zero for a caption whose tokens all occur in every caption.
@@ -121,8 +125,8 @@ def caption_targets(captions: Sequence[Sequence[int]], table: Tensor) -> Tensor:
     idf = {token: log(len(captions) / count) for token, count in frequency.items()}
     rows = []
     for caption in captions:
-        weights = torch.tensor([idf[token] for token in caption], device=table.device)
-        words = table[torch.tensor(list(caption), dtype=torch.long, device=table.device)]
+        words = embed(torch.tensor(list(caption), dtype=torch.long))
+        weights = torch.tensor([idf[token] for token in caption], device=words.device)
         rows.append((weights.unsqueeze(-1) * words).sum(dim=0) / weights.norm().clamp(min=1e-6))
     return torch.stack(rows)
 
