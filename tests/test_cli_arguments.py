@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from aligngpt.cli import app
 from aligngpt.cli.options import must_exist
-from aligngpt.cli.score import _next_command
+from aligngpt.cli.scoring import next_command
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.results import EvaluationResult, Tally
 from aligngpt.study.claiming import settings_of
@@ -96,10 +96,10 @@ def test_scores_in_the_working_directory_have_a_next_command(tmp_path: Path, mon
     (tmp_path / "my scores" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "my scores" / "below")
     beside = tmp_path / "my scores" / "below-levels.parquet"
-    assert shlex.split(_next_command("pairs.csv", Path())) == ["aligngpt", "levels", ".", "--out", str(beside)]
+    assert shlex.split(next_command("pairs.csv", Path())) == ["aligngpt", "levels", ".", "--out", str(beside)]
     above = tmp_path / "my scores-levels.parquet"
-    assert shlex.split(_next_command("pairs.csv", Path(".."))) == ["aligngpt", "levels", "..", "--out", str(above)]
-    assert _next_command("pairs.csv", Path("a/b")) == f"aligngpt levels a/b --out {Path('a/b-levels.parquet')}"
+    assert shlex.split(next_command("pairs.csv", Path(".."))) == ["aligngpt", "levels", "..", "--out", str(above)]
+    assert next_command("pairs.csv", Path("a/b")) == f"aligngpt levels a/b --out {Path('a/b-levels.parquet')}"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from aligngpt.checking.for_training import check_for_model, check_for_recipe
@@ -58,6 +60,32 @@ def test_each_file_of_a_mixture_is_looked_at_from_its_own_root(
     paths = [elsewhere, data / "questions.json"]
     checks = check_for_recipe(paths, tiny_recipe(instruct__data=sources), "instruct")
     assert [(check.path, check.image_root, check.good) for check in checks] == [(path, data, True) for path in paths]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_answers_rated_lower_than_the_recipe_asks_for_are_rejects(
+    suffix: str, tiny_recipe: Callable, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = {"texts": [{"user": "which ?", "assistant": "red"}]}
+    records = [talk | {"relevance_ratings": ratings, "other_ratings": [1]} for ratings in ([2], [4], None)]
+    path = tmp_path / f"rated{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(records))
+    else:
+        pq.write_table(pa.Table.from_pylist(records), path)
+    monkeypatch.chdir(tmp_path)
+    for stage, own, reasons in (
+        ({"relevance": 3}, {}, ["low_rating"]),
+        (None, {"min_ratings": {"relevance": 3}}, ["low_rating", "no_rating"]),
+        ({"relevance": 3}, {"min_ratings": {}}, []),
+    ):
+        sources = [{"data": path.name} | own, {"data": str(data / "questions.json")}]
+        recipe = tiny_recipe(instruct__data=sources, instruct__min_ratings=stage)
+        (check,) = check_for_recipe([path], recipe, "instruct")
+        assert [problem.reason for problem in check.problems] == reasons
+        assert (check.records, check.samples) == (3, 3 - len(reasons))
+        assert ("relevance_ratings" in check.not_read) is (not reasons)
+        assert "other_ratings" in check.not_read
 
 
 def test_a_recipe_without_the_stage_says_so(tiny_recipe: Callable, data: Path) -> None:

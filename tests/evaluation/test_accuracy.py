@@ -236,13 +236,35 @@ def test_results_say_what_was_asked(
         assert asked == AskedAbout(str(model_folder), str(questions), str(tmp_path), shuffled)
 
 
+def test_results_name_the_model_folder_wherever_they_are_read(
+    write_questions: Questions, evaluate: Evaluate, watching: list, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    asked = evaluate(write_questions(4), model=model_folder.name).asked
+    assert asked is not None and asked.model == str(model_folder)
+
+
+@pytest.mark.parametrize("name", ["predictions.jsonl", "results.json", "asked.json"])
+def test_a_folder_with_files_of_something_else_is_left_alone(
+    write_questions: Questions, evaluate: Evaluate, nothing_is_answered: Callable, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir()
+    path.write_text('{"question_id": 1, "prompt": "is it ?", "text": "yes", "answer_id": "x", "model_id": "m"}\n')
+    before = content(tmp_path / "out")
+    nothing_is_answered()
+    with pytest.raises(EvaluationError, match=rf"{name} is not of an evaluation of a file .* choose another folder"):
+        evaluate(write_questions(4))
+    assert content(tmp_path / "out") == before
+
+
 def test_results_of_an_older_version_are_completed(
     write_questions: Questions, evaluate: Evaluate, watching: list, tmp_path: Path
 ) -> None:
     questions, path = write_questions(4), tmp_path / "out" / "results.json"
     evaluate(questions)
     whole = json.loads(path.read_text(encoding="utf-8")) | {"seconds": 12.5}
-    old = {name: value for name, value in whole.items() if name != "asked"}
+    old = {name: value for name, value in whole.items() if name not in ("asked", "gate_counts")}
     path.write_text(json.dumps(old), encoding="utf-8")
     evaluate(questions)
     assert json.loads(path.read_text(encoding="utf-8")) == whole
@@ -487,6 +509,8 @@ def test_questions_in_archives_are_answered_as_those_in_json(
     found = evaluate(pack(questions))
     assert same(found, expected)
     assert found.overall == Tally(9, 10)
+    assert found.asked is not None and found.asked.archived
+    assert expected.asked is not None and not expected.asked.archived
     for record, one in predictions("json").items():
         other = predictions()[record]
         assert (other.question, other.expected, other.answer) == (one.question, one.expected, one.answer)

@@ -12,6 +12,7 @@ from aligngpt.evaluation.results import (
     EvaluationResult,
     Prediction,
     Tally,
+    drop_incomplete,
     read_predictions,
     summarise,
     wrong_answers,
@@ -67,6 +68,17 @@ def test_the_gate_is_averaged_by_kind_where_it_ran() -> None:
     assert summarise(MIXED).gate_weights == {"colour": [0.375, 0.625], "shape": [0.0, 1.0]}
     without_kind = [replace(one, kind=None) for one in MIXED]
     assert summarise(without_kind).gate_weights == {"all": [0.25, 0.75]}
+    assert summarise(without_kind).gate_counts == {"all": 3}
+
+
+def test_questions_without_a_kind_are_not_all_of_them(tmp_path: Path) -> None:
+    some = [*MIXED, prediction(4, weights=(1.0, 0.0)), prediction(5, kind="all", weights=(0.75, 0.25))]
+    result = summarise([*some, prediction(6, kind="colour")])
+    assert result.gate_weights.pop("(without one)") == [1.0, 0.0] and result.gate_weights["all"] == [0.75, 0.25]
+    assert result.gate_counts == {"all": 1, "colour": 2, "shape": 1, "(without one)": 1}
+    assert result.by_kind == {"all": Tally(1, 1), "colour": Tally(2, 3), "shape": Tally(1, 1)}
+    result.save(tmp_path / "results.json")
+    assert EvaluationResult.load(tmp_path / "results.json").gate_counts == result.gate_counts
 
 
 def test_an_accuracy_comes_with_its_interval() -> None:
@@ -195,10 +207,15 @@ def test_a_line_cut_anywhere_is_dropped_from_the_file(tmp_path: Path) -> None:
     for end in range(start, len(content) - 1):
         path.write_bytes(content[:end])
         assert list(read_predictions(path)) == [0, 1, 2]
+        assert path.read_bytes() == content[:end], "reading changes nothing: another process may be writing"
+        drop_incomplete(path)
         assert path.read_bytes() == content[:start]
     path.write_bytes(content[:-1])  # only the final newline is missing
     assert list(read_predictions(path)) == [0, 1, 2, 3]
+    drop_incomplete(path)
     assert path.read_bytes() == content
+    drop_incomplete(tmp_path / "none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists()
 
 
 @pytest.mark.parametrize("damage", ["\0\0\0", "7", "null", "[]", '"text"', "{}", '{"record": 1}', "\udcff"])
@@ -208,6 +225,7 @@ def test_a_damaged_line_costs_only_itself(tmp_path: Path, damage: str) -> None:
     lines[1] = damage.encode(errors="surrogateescape") + b"\n"
     path.write_bytes(b"".join(lines))
     assert list(read_predictions(path)) == [0, 2, 3]
+    drop_incomplete(path)
     assert path.read_bytes() == b"".join([lines[0], *lines[2:]])
 
 
@@ -217,4 +235,5 @@ def test_line_ends_inside_a_text_are_part_of_it(tmp_path: Path, mark: str) -> No
     odd = replace(MIXED[0], question=f"what{mark}colour")
     content = write(path, [odd, MIXED[1]])
     assert read_predictions(path) == {0: odd, 1: MIXED[1]}
+    drop_incomplete(path)
     assert path.read_bytes() == content

@@ -236,7 +236,7 @@ def test_a_damaged_file_is_named(run: Path, name: str) -> None:
 
 def test_damaged_results_are_named(run: Path) -> None:
     write_evaluation(run)
-    (run / "evaluation" / "test" / "results.json").write_text("[]", encoding="utf-8")
+    (run / "evaluation" / "test" / "results.json").write_text("{}", encoding="utf-8")
     with pytest.raises(EvaluationError, match=r"results.json cannot be read"):
         write_report(run)
 
@@ -254,6 +254,103 @@ def test_other_files_of_that_name_are_not_evaluations(run: Path) -> None:
     dump(run / "results.json", {"accuracy": 0.5})
     dump(run / "data" / "results.json", [1])
     assert write_report(run).read_bytes() == page
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("marker", ["asked.json", "results.json"])
+def test_a_benchmark_in_the_run_is_named_and_not_shown(run: Path, marker: str, finished: bool) -> None:
+    write_evaluation(run)
+    dump(run / "evaluation" / "pope" / "predictions.jsonl", {"question_id": 1, "prompt": "is it ?", "text": "yes"})
+    dump(run / "evaluation" / "pope" / marker, [])
+    if finished:
+        dump(run / "evaluation" / "pope" / "results.json", [{"name": "pope"}])
+        dump(run / "evaluation" / "results.json", [{"name": "pope"}])
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "answers <b>75.0%</b> of 8 questions right" in page and "is not finished" not in page
+    assert "The benchmark pope is not shown; once finished, its figures are in table.md beside its folder." in page
+
+
+def asked_of(model: Path | str, questions: str = "/q.json", *, shuffled: bool = False) -> AskedAbout:
+    return AskedAbout(str(model), questions, "/pictures", shuffled)
+
+
+def rows_of(page: str) -> list[tuple[str, str]]:
+    """The name and the share of each system, without kinds of questions."""
+    rows = re.findall(r"<tr>\s*<th scope=\"row\"[^>]*><bdi>([^<]*)</bdi>.*?([0-9.]+%)(?:</b>)?<small>", page, re.DOTALL)
+    return [(name, share) for name, share in rows]
+
+
+def test_the_accuracy_of_another_model_is_not_the_runs(run: Path, tmp_path: Path) -> None:
+    card = run / "model" / "README.md"
+    card.parent.mkdir()
+    card.write_text(f"mine\n{RESULTS_BEGIN}\n{RESULTS_END}\n", encoding="utf-8")
+    base = tmp_path / "converted" / "base"
+    write_evaluation(run, "base", right=8, asked=asked_of(base))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert rows_of(page) == [("converted/base", "100.0%")]
+    assert "No evaluation is of the run&#39;s own model, so the page is about converted/base" in page
+    assert "%" not in card.read_text(encoding="utf-8")
+    write_evaluation(run, "tuned", right=2, asked=asked_of(run / "model"))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert rows_of(page) == [("AlignGPT", "25.0%"), ("converted/base, base", "100.0%")]
+    assert "own model" not in page and "tuned question" in page and "base question" not in page
+    written = card.read_text(encoding="utf-8")
+    assert "25.0%" in written and "converted/base" not in written and "100.0%" not in written
+
+
+def test_the_model_of_a_run_that_moved_is_its_own(run: Path, tmp_path: Path) -> None:
+    (run / "model").mkdir()
+    write_evaluation(run, asked=asked_of(tmp_path / "elsewhere" / "mine" / "model"))
+    assert rows_of(write_report(run).read_text(encoding="utf-8")) == [("AlignGPT", "75.0%")]
+
+
+def test_shuffled_images_are_a_baseline_of_the_same_questions_only(run: Path) -> None:
+    (run / "model").mkdir()
+    for name, model, questions, right in (
+        ("test", run / "model", "/q.json", 11),
+        ("test-shuffled", run / "model", "/q.json", 4),
+        ("yesno-shuffled", run / "model", "/yesno.json", 12),
+        ("base-shuffled", "owner/base", "/q.json", 13),
+    ):
+        asked = asked_of(model, questions, shuffled=name != "test")
+        write_evaluation(run, name, right=right, total=20, asked=asked)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "the best baseline, <bdi>AlignGPT, images shuffled (test-shuffled)</bdi>, <b>20.0%</b>" in page
+    assert rows_of(page) == [
+        ("AlignGPT", "55.0%"),
+        ("AlignGPT, images shuffled (test-shuffled)", "20.0%"),
+        ("AlignGPT, images shuffled (yesno-shuffled)", "60.0%"),
+        ("owner/base, images shuffled (base-shuffled)", "65.0%"),
+    ]
+    shutil.rmtree(run / "evaluation" / "test-shuffled")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "best baseline" not in page and "no evaluation of the same questions with --shuffle-images" in page
+
+
+def test_the_gate_section_counts_the_averaged_questions_and_says_what_is_always_added(run: Path) -> None:
+    write_evaluation(run)
+    place = run / "evaluation" / "test" / "results.json"
+    saved = json.loads(place.read_text(encoding="utf-8"))
+    assert saved["gate_counts"] == {"colour": 4, "shape": 4}
+    place.write_text(json.dumps(saved | {"gate_counts": {"colour": 3, "shape": 4}}), encoding="utf-8")
+    always = "Level 4 is always added with weight 1."
+    for alignment, said in (("adaptive", True), ("local", False)):
+        dump(run / "model" / "config.json", {"alignment": alignment})
+        page = write_report(run).read_text(encoding="utf-8")
+        assert "colour (3)" in page and "shape (4)" in page and (always in page) == said
+    # An adapter folder has no configuration.
+    (run / "model" / "config.json").unlink()
+    assert always not in write_report(run).read_text(encoding="utf-8")
+    recipe_with(run, run / "captions.json")
+    assert always in write_report(run).read_text(encoding="utf-8")
+
+
+def test_pictures_in_archives_are_a_note(run: Path) -> None:
+    asked = AskedAbout("model", "questions.parquet", str(run / "data"), False, archived=True)
+    write_evaluation(run, asked=asked)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "The images of the evaluation test are not shown: they are stored in Parquet or tar files." in page
+    assert 'class="missing"' not in page and "<img src=" not in page and "test question" in page
 
 
 def test_pictures_are_taken_from_the_image_root_of_the_evaluation(run: Path, tmp_path: Path) -> None:
@@ -281,7 +378,7 @@ def test_what_is_not_there_is_said(run: Path) -> None:
     assert "The evaluation test is not finished; run the same `aligngpt evaluate` again" in page
     assert "The loss of stage 1 is not shown: there is no pretrain/metrics.jsonl." in page
     write_evaluation(run)
-    assert "There is no evaluation with --shuffle-images" in write_report(run).read_text(encoding="utf-8")
+    assert "There is no evaluation of the same questions with --shuffle-images" in write_report(run).read_text()
     write_evaluation(run, "shuffled")
     assert "--shuffle-images" not in write_report(run).read_text(encoding="utf-8")
 

@@ -110,7 +110,8 @@ def test_what_is_left_out_is_counted_by_reason(inspect: Callable, write_records:
         long = {"id": "long", "image": "5.png", "question": "how many ? " * 300, "answer": "two"}
         file.write(json.dumps(long) + "\n")
     numbers, page, written = inspect(data)
-    assert (numbers["total"], numbers["usable"], numbers["used"]) == (7, 5, 3)
+    assert [numbers[what] for what in ("total", "usable", "drawn", "used")] == [7, 5, 5, 3]
+    assert "3 records of the 5 usable ones with an image were measured." in page and "at random" not in page
     assert numbers["left_out"] == {"missing": 1, "no_image": 1, "truncated": 1, "cannot_be_asked": 1}
     for reason in ("1 missing image", "1 without an image", "1 truncated image", "1 cannot be asked"):
         assert reason in page and reason in written.notes[0]
@@ -125,11 +126,12 @@ def test_nothing_usable_is_an_error_that_says_why(inspect: Callable, write_recor
 
 def test_the_draw_depends_on_the_seed_only(inspect: Callable, write_records: Callable) -> None:
     data = write_records(20)
-    first, second, other = (inspect(data, limit=4, seed=seed, force=True)[0] for seed in (1, 1, 2))
+    (first, page, _), (second, *_), (other, *_) = (inspect(data, limit=4, seed=seed, force=True) for seed in (1, 1, 2))
+    assert "4 records of the 20 usable ones with an image were measured, from a draw at random" in page
     assert first == second
     drawn = [[row["record"] for row in numbers["records"]] for numbers in (first, other)]
     assert drawn[0] != drawn[1] and all(len(one) == 4 and one == sorted(one) for one in drawn)
-    assert (first["total"], first["usable"], first["used"]) == (20, 20, 4)
+    assert [first[what] for what in ("total", "usable", "drawn", "used")] == [20, 20, 4, 4]
 
 
 def test_maps_are_of_different_kinds(inspect: Callable, write_records: Callable) -> None:

@@ -67,6 +67,27 @@ def test_columns_can_be_combined_into_a_table(scores: Path, tmp_path: Path) -> N
     assert pq.read_table(tmp_path / "out.parquet")["level"].to_pylist() == [2] * 4 + [1] * 4
 
 
+def test_combined_columns_have_a_page_beside_the_records(scores: Path, source: Path, tmp_path: Path) -> None:
+    columns, out = {"score": 0.25, "score_other": 0.75}, tmp_path / "out.jsonl"
+    look = prepare_look(scores, tmp_path / "page.html", source=source, score_column=columns, written=[out, None])
+    look.write(make_levels(scores, source=source, out=out, num_levels=2, score_column=columns))
+    assert "only shown for a single score column" in (tmp_path / "page.html").read_text()
+    assert [json.loads(line)["similarity"] for line in out.read_text().splitlines()] == [1] * 4 + [0] * 4
+    for options in ({"source": source}, {"source": source, "image_root": tmp_path, "written": [out]}):
+        with pytest.raises(ScoresError, match="page of several score columns shows no images or captions; omit"):
+            prepare_look(scores, tmp_path / "page.html", score_column=columns, **options)
+
+
+def test_combined_columns_keep_the_remarks_about_their_folder(scores: Path, tmp_path: Path) -> None:
+    replace(read_manifest(scores), auc=0.5, limit=COUNT).write(scores)
+    out = tmp_path / "out.parquet"
+    made = make_levels(scores, out=out, num_levels=2, score_column={"score": 0.25, "score_other": 0.75})
+    assert any("(--limit)" in note for note in made.notes)
+    assert any(note.startswith("column score: the scores tell your pairs from shuffled") for note in made.notes)
+    made = make_levels(scores, out=out, num_levels=2, score_column={"negcliploss": 0.25, "score_other": 0.75})
+    assert not any("shuffled" in note for note in made.notes)
+
+
 @pytest.mark.parametrize("column", ["score_another", "duplicate_group", "shuffled", "width"])
 def test_a_column_that_is_no_score_is_refused(column: str, scores: Path) -> None:
     expected = f"has no score column {column}; its score columns are: score, score_other, negcliploss"

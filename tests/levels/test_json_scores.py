@@ -51,6 +51,14 @@ def test_scores_ids_and_columns_of_records(tmp_path: Path, monkeypatch: pytest.M
     assert [row["x"] for row in rows] == [None, None, [1]]
 
 
+def test_a_field_that_the_first_record_of_a_batch_lacks_is_a_column(tmp_path: Path) -> None:
+    records = [{"score": 0.5}, {"score": 0.25, "license": "cc0"}, {"score": 0.75, "note": {"by": "x"}}]
+    (batch,) = JsonScores(written(tmp_path / "t.jsonl", records), "score").batches(with_columns=True)
+    assert batch.columns is not None
+    empty = {"license": None, "note": None}
+    assert batch.columns.to_pylist() == [empty | record for record in records]
+
+
 def test_a_file_that_mixes_scores_and_levels_names_one_of_each(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl", [{"similarity": value} for value in (0.5, None, 0.25, 3, 0.75)])
     with pytest.raises(ScoresError, match=r"record 0 has a decimal number \(a score\) and record 3 an integer"):

@@ -20,7 +20,7 @@ from aligngpt.levels.making import LEVELS, make_levels, open_scores
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import score_source
 from aligngpt.scoring.manifest import MANIFEST
-from aligngpt.scoring.score_files import ScoresError, part_path, rejects_path
+from aligngpt.scoring.score_files import ScoresError, part_path, read_whole_part, rejects_path, write_part
 
 # Representable in half precision, so they are the same numbers in every precision.
 VALUES = [0.3125, 0.125, 0.25, 0.125, 0.0625, 0.4375, 0.28125, 0.1875]
@@ -348,6 +348,42 @@ def test_json_is_written_without_what_json_cannot_hold(tmp_path: Path) -> None:
     assert len(json.loads(out.read_text())) == 2
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("columns", "lost"),
+    [
+        ({"score_column": "clip"}, "score, level"),
+        ({"score_column": "clip", "id_column": "uid"}, "id, score, level"),
+        ({"score_column": {"clip": 0.75, "score": 0.25}}, "score, level"),
+        ({"score_column": "score"}, "level"),
+        ({"score_column": "level"}, "score"),
+    ],
+)
+def test_own_columns_that_the_output_replaces_are_named(
+    suffix: str, columns: dict[str, Any], lost: str, tmp_path: Path
+) -> None:
+    path, out = tmp_path / f"in{suffix}", tmp_path / "out.parquet"
+    rows = [{"id": f"i{n}", "uid": f"u{n}", "clip": n / 4, "score": -n, "level": n} for n in range(4)]
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == ".csv":
+        path.write_text("".join(",".join(map(str, row)) + "\n" for row in [rows[0], *(r.values() for r in rows)]))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = make_levels(path, out=out, num_levels=2, **columns)
+    assert f"{out} has new values of {lost}; rename these in the input to keep their own values too" in made.notes
+
+
+def test_own_fields_of_records_that_the_output_replaces_are_named(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"clip": n / 4, "score": 0, "similarity": 3}) + "\n" for n in range(4)))
+    (note,) = make_levels(path, out=out, num_levels=2, score_column="clip").notes
+    assert note.startswith(f"{out} has new values of similarity, score;")
+    assert make_levels(path, out=tmp_path / "o.parquet", num_levels=2, score_column="clip").notes[0].count("score") == 1
+    path.write_text("".join(json.dumps({"score": n / 4, "level": 3}) + "\n" for n in range(4)))
+    assert make_levels(path, out=out, num_levels=2).notes == ()
+
+
 def test_a_csv_cell_without_a_score_is_no_score_and_another_names_its_column(tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     cells = ["0.5", "None", "null", "NA", "nan", "", "<NA>", "0.25"]
@@ -358,6 +394,21 @@ def test_a_csv_cell_without_a_score_is_no_score_and_another_names_its_column(tmp
     path.write_text("url,score\na,0.5\nb,high\n")
     with pytest.raises(ScoresError, match=r"in the column score: .*'high'"):
         make_levels(path, out=tmp_path / "out.parquet", num_levels=2)
+
+
+def test_a_folder_that_is_scored_again_while_its_levels_are_written_is_refused(
+    source: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = sketch.ScoreCollector.fit
+
+    def score_again(collector: sketch.ScoreCollector, *args: Any) -> AlignmentLevels:
+        write_part(scores, 0, read_whole_part(scores, 0), [])
+        return fit(collector, *args)
+
+    monkeypatch.setattr(sketch.ScoreCollector, "fit", score_again)
+    with pytest.raises(ScoresError, match="changed while its levels were made; nothing was written, start again"):
+        make_levels(scores, source=source, out=tmp_path / "out.jsonl", num_levels=4)
+    assert not (tmp_path / "out.jsonl").exists() and not (scores / LEVELS).exists()
 
 
 def test_a_source_that_changes_while_its_levels_are_written_is_refused(

@@ -114,3 +114,33 @@ def test_a_csv_file_that_is_no_table_of_scores_is_refused(text: str, message: st
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ScoresError, match=message):
         together(CsvScores(tmp_path / "t.csv", "score"))
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "first_broken"),
+    [
+        ('1,"abc,0.1\n2,def,0.6\n3,ghi,0.2\n4,"x",0.7\n5,y,0.3\n', ["2", "3", "4", "5"], "row 0, at byte 15: a quote"),
+        ('1,a,0.1\n2,"abc,0.6\n3,d",0.2\n4,x,0.7\n', ["1", "3", "4"], "row 1, at byte 23: a quote"),
+        ('1,"a,0.1\n2,"b,0.6\n3,x,0.7\n4,y,0.2\n', ["3", "4"], "row 0, at byte 15: a quote"),
+    ],
+)
+def test_an_unclosed_quote_costs_only_its_own_row(text: str, ids: list[str], first_broken: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,title,score\n" + text, encoding="utf-8")
+    scores = {row[0]: float(row.rpartition(",")[2]) for row in text.splitlines()}
+    table = CsvScores(path, "score")
+    found = together(table)
+    assert dict(zip(found.ids.to_pylist(), found.scores.tolist(), strict=True)) == {id: scores[id] for id in ids}
+    broken = len(scores) - len(ids)
+    assert found.without == broken
+    (remark,) = table.remarks
+    assert f"no level: {broken}; the first is {first_broken}" in remark
+
+
+def test_levels_in_a_csv_file_are_not_taken_for_scores(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,similarity\na,0\nb,\nc,7\n", encoding="utf-8")
+    with pytest.raises(ScoresError, match="contains only integers, so these are levels"):
+        together(CsvScores(path, "similarity"))
+    path.write_text("id,similarity\na,0\nb,0.5\n", encoding="utf-8")
+    assert together(CsvScores(path, "similarity")).scores.tolist() == [0.0, 0.5]

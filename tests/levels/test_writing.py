@@ -1,5 +1,6 @@
 """The output files of levels."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,24 @@ def test_no_record_at_all_is_a_whole_file(name: str, content: str, tmp_path: Pat
     with records_writer(tmp_path / name, tmp_path / "data.jsonl"):
         pass
     assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("numbers", ["good,", "3,5", "2,1"])
+def test_the_level_that_a_row_has_is_replaced_whatever_it_is(numbers: str, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text(f"image,caption,level,similarity\na.png,a cat,{numbers}\n")
+    with records_writer(tmp_path / "out.jsonl", tmp_path / "data.csv") as writer:
+        writer.write(batch(["0"]), np.array([4]))
+    expected = {"image": "a.png", "caption": "a cat", "similarity": 3, "score": 0.0}
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == expected
+
+
+@pytest.mark.parametrize(("level", "kept"), [("easy", {"level": "easy"}), ("3", {})])
+def test_the_difficulty_of_a_question_is_kept(level: str, kept: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text(f"image,question,answer,level,similarity\na.png,what?,a cat,{level},5\n")
+    with records_writer(tmp_path / "out.jsonl", tmp_path / "data.csv") as writer:
+        writer.write(batch(["0"]), np.array([4]))
+    expected = {"image": "a.png", "question": "what?", "answer": "a cat", "similarity": 3, "score": 0.0}
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == expected | kept
 
 
 def test_a_record_that_is_gone_is_an_error(tmp_path: Path) -> None:

@@ -53,8 +53,6 @@ def test_the_page_says_whose_the_dashed_curve_is(tmp_path: Path) -> None:
     assert "Training loss of stage. It goes from 4.00 to 4.00. The reference goes from 4.00 to 2.00." in page
     assert page.count("The reference goes") == 1 and "Training loss of alone. It goes from 4.00 to 2.00." in page
     assert "The reference: from 25% to 75%." in page
-    report.save(tmp_path / "report.json")
-    assert ReportData.load(tmp_path / "report.json") == report
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-import dataclasses
-import json
 import math
 import re
 from html.parser import HTMLParser
@@ -10,7 +8,7 @@ import pytest
 from PIL import Image
 
 from aligngpt.reports import report as module
-from aligngpt.reports.report import ReportData, ReportError, build_report
+from aligngpt.reports.report import ReportData, build_report
 from aligngpt.reports.sections import (
     AccuracyRow,
     AnswerExample,
@@ -74,7 +72,7 @@ def full_report(folder: Path, text: str = "plain") -> ReportData:
             auc=0.875,
         ),
         curves=[LossCurve(f"pretrain {text}", [1, 2, 3], [3.0, 2.0, 1.5])],
-        gate=GateSection([f"colour {text}"], [[0.25, 0.75]], [40]),
+        gate=GateSection([f"colour {text}"], [[0.25, 0.75]], [40], "adaptive"),
         answers=[
             AnswerExample("here.png", f"What? {text}", f"expected {text}", f"answer {text}", False, kind=text),
             AnswerExample(None, "1 + 1?", "2", "2", True),
@@ -161,8 +159,7 @@ def test_the_paired_share_comes_before_the_auc_and_an_empty_level_is_a_dash(tmp_
         paired=(0.95, 0.9, 0.975),
         paired_pictures=1200,
     )
-    report = ReportData(levels=section)
-    page = Page(built(report, tmp_path))
+    page = Page(built(ReportData(levels=section), tmp_path))
     words = " ".join(page.words.split())
     paired = (
         "Of 1,200 pictures with both, the right caption scores higher than the wrong one of the same picture for 95.0%"
@@ -171,8 +168,6 @@ def test_the_paired_share_comes_before_the_auc_and_an_empty_level_is_a_dash(tmp_
     assert "100.0%20.0 – 100.0" in words and "nan" not in words
     labels = [attributes.get("aria-label") for _, attributes in page.elements]
     assert "Share of wrong captions. level 1: 100%; level 2: empty; level 3: 0%." in labels
-    report.save(tmp_path / "report.json")
-    assert math.isnan(ReportData.load(tmp_path / "report.json").levels.wrong_share[1])  # type: ignore[union-attr, index]
 
 
 def test_an_example_may_have_an_image_root_of_its_own(tmp_path: Path) -> None:
@@ -255,51 +250,13 @@ def test_a_levels_section_needs_neither_examples_nor_known_wrong_captions(tmp_pa
     assert "Wrong" not in words and "comparisons" not in words and "Pairs," not in words
 
 
-def test_saved_report_comes_back_and_builds_the_same_page(tmp_path: Path, page: str) -> None:
-    report = full_report(tmp_path)
-    report.save(tmp_path / "report.json")
-    loaded = ReportData.load(tmp_path / "report.json")
-    assert loaded == report
-    assert json.loads((tmp_path / "report.json").read_text())["answers"][0]["image_path"] == "here.png"
-    assert built(loaded, tmp_path) == page
-
-
-def test_hostile_text_and_not_a_number_can_be_saved(tmp_path: Path) -> None:
-    report = dataclasses.replace(
-        full_report(tmp_path, HOSTILE), curves=[LossCurve("c", [1, 2], [math.nan, math.inf])], gate=None
-    )
-    report.save(tmp_path / "report.json")
-    json.loads((tmp_path / "report.json").read_text("utf-8"), parse_constant=pytest.fail)
-    loaded = ReportData.load(tmp_path / "report.json")
-    assert math.isnan(loaded.curves[0].losses[0]) and loaded.curves[0].losses[1] == math.inf
-    assert loaded.facts == report.facts
-
-
 def test_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
     scores = np.linspace(0, 1, 6, dtype=np.float32)
     section = LevelsSection(scores, [np.float32(0.5)], np.array([3, 3]), auc=np.float64(0.5))  # type: ignore[arg-type]
     row = AccuracyRow.from_counts("a", np.int64(1), np.int64(2))
-    report = ReportData(levels=section, accuracies=[row])
-    report.save(tmp_path / "report.json")
-    assert ReportData.load(tmp_path / "report.json") == report
     assert section.counts_per_level == [3, 3]
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        ("{", "the file"),
-        ('{"title": 3}', "title"),
-        ('{"curves": [{"name": "a"}]}', "curves.0"),
-        ('{"x": 1}', "x"),
-    ],
-)
-def test_broken_saved_report_is_refused_by_name(tmp_path: Path, content: str, named: str) -> None:
-    (tmp_path / "report.json").write_text(content)
-    with pytest.raises(ReportError, match=rf"report\.json: not a saved report: {named}"):
-        ReportData.load(tmp_path / "report.json")
-    with pytest.raises(ReportError, match=r"gone\.json: cannot read"):
-        ReportData.load(tmp_path / "gone.json")
+    words = Page(built(ReportData(levels=section, accuracies=[row]), tmp_path)).words
+    assert "50.0% of comparisons" in words and "1 of 2" in words
 
 
 def test_sections_that_contradict_themselves_are_refused() -> None:

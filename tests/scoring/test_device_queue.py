@@ -104,6 +104,21 @@ def test_the_lookup_on_a_device_is_that_of_the_cpu(scorer_folder: Callable[[str]
         assert torch.equal(found, preparation.pixel_values(pictures).to(getattr(torch, dtype)))
 
 
+def test_memory_that_is_not_pinned_is_never_copied_in_the_background(
+    source: ListedPairs, run: Callable, queues: list[DeviceQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_background: list[bool] = []
+    to = Tensor.to
+
+    def watched(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        in_the_background.append(options.get("non_blocking", False))
+        return to(self, *arguments, **options)
+
+    monkeypatch.setattr(Tensor, "to", watched)
+    run(source, "out")
+    assert in_the_background and not any(in_the_background)
+
+
 def test_a_batch_is_ready_whenever_a_slow_model_asks_for_one(
     source: ListedPairs, run: Callable, clip_scorer: PairScorer, queues: list[DeviceQueue], monkeypatch: Any
 ) -> None:

@@ -2,16 +2,20 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from aligngpt.data.records.pairs import open_pairs
 from aligngpt.errors import AlignGPTError
+from aligngpt.locks import LOCK_FILE
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import score_source
+from aligngpt.scoring.shares import owned_share
 
 CHILD = """
 import sys, time
@@ -53,6 +57,18 @@ def start(scorer_folder: Callable[[str], Path], tmp_path: Path) -> Iterator[Call
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("held", [".share-1-of-8", ".share-0-of-1"])
+def test_a_lock_that_another_process_holds_for_a_moment_is_waited_for(held: str, tmp_path: Path) -> None:
+    (tmp_path / held).mkdir()
+    lock = FileLock(tmp_path / held / LOCK_FILE, thread_local=False)
+    lock.acquire()
+    release = threading.Timer(0.3, lock.release)
+    release.start()
+    with owned_share(tmp_path, (1, 8)):
+        assert not lock.is_locked
+    release.join()
 
 
 @pytest.mark.medium

@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aligngpt.checking.notes import Notes
 from aligngpt.checking.result import FileCheck, Lengths, Problem, Repeat
@@ -15,6 +15,8 @@ from aligngpt.cpus import usable_cpus
 from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.images.opening import ImageError, check_image, open_image, resolve_image
 from aligngpt.data.records.columns import columns_not_read
+from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.ratings import RATINGS_SUFFIX, Lowest
 from aligngpt.data.records.sample import Sample, own_id
 from aligngpt.data.records.stored import Unread, archive_samples
 from aligngpt.data.rejects import Rejects
@@ -47,6 +49,7 @@ def check_files(
     levels: int | None = None,
     needs_level: bool = False,
     reading: Reading | None = None,
+    lowest: Mapping[Path, Lowest] | None = None,
     full: bool = False,
 ) -> list[FileCheck]:
     """Check files of records and list all their problems; holds the samples of one file at a time in memory.
@@ -57,6 +60,7 @@ def check_files(
         levels: number of levels N; if given, levels outside 1…N are rejected.
         needs_level: reject samples with an image but without a level, as in pre-training.
         reading: tokenization settings; tokens are not counted when None.
+        lowest: the lowest ratings of answers, by path; those of the others are not read.
         full: decode every image instead of checking its header only.
 
     Raises:
@@ -69,7 +73,8 @@ def check_files(
     checks = []
     for path in paths:
         root = root_of_data(path, image_root)
-        checks.append(_check_file(path, root, pictures, levels, needs_level, reading))
+        rated = (lowest or {}).get(path, Lowest())
+        checks.append(_check_file(path, root, pictures, levels, needs_level, reading, rated))
     return checks
 
 
@@ -146,6 +151,7 @@ def _check_file(
     levels: int | None,
     needs_level: bool,
     reading: Reading | None,
+    lowest: Lowest,
 ) -> FileCheck:
     found, notes, error = _Found(), Notes(), None
     samples: list[Sample] = []
@@ -154,14 +160,18 @@ def _check_file(
     try:
         archive = archive_at(path)
         if archive is not None:
-            _read_archive(archive, pictures.full, samples, named, stored, found, notes)
+            _read_archive(archive, pictures.full, lowest, samples, named, stored, found, notes)
         else:
             for sample, record in track(read_samples(path, found), f"reading {path.name}", unit="samples"):
+                if _is_rated_low(sample, record, lowest, found):
+                    continue
                 samples.append(sample)
                 notes.add(record)
                 if own_id(record) is not None:
                     named.add(sample.record)
             notes.not_read.update(dict.fromkeys(columns_ignored(path), len(samples)))
+        for name in lowest.ratings:
+            notes.not_read.pop(name + RATINGS_SUFFIX, None)
     except SourceError as caught:
         error = str(caught)
     records = len(samples) + found.count
@@ -219,6 +229,7 @@ class _Stored(NamedTuple):
 def _read_archive(
     archive: Archive,
     full: bool,
+    lowest: Lowest,
     samples: list[Sample],
     named: set[int],
     stored: _Stored,
@@ -238,6 +249,8 @@ def _read_archive(
             found.add(*one)
             continue
         sample = one.sample
+        if _is_rated_low(sample, one.fields, lowest, found):
+            continue
         samples.append(sample)
         notes.add(one.fields)
         if sample.id != str(sample.record):
@@ -258,6 +271,16 @@ def _read_archive(
         if trouble is not None:
             stored.broken.add(picture)
             stored.problems.append(Problem(sample.record, sample.id, *trouble))
+
+
+def _is_rated_low(sample: Sample, record: Mapping[str, Any], lowest: Lowest, found: _Found) -> bool:
+    """Whether a record is rejected because of its ratings."""
+    try:
+        lowest.applied_to(sample, record)
+    except RecordError as error:
+        found.add(sample.record, sample.id, error.reason, str(error))
+        return True
+    return False
 
 
 def _check_levels(samples: Sequence[Sample], levels: int | None, needs_level: bool, found: _Found) -> None:

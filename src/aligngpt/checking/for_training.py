@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from aligngpt.checking.files import Reading, check_files
 from aligngpt.checking.result import FileCheck
+from aligngpt.data.records.ratings import Lowest
 from aligngpt.data.sources.remote import located
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
@@ -54,13 +55,14 @@ def check_for_recipe(
     levels: int | None = None,
     full: bool = False,
 ) -> list[FileCheck]:
-    """Run `check_files` with the settings of a recipe's stage: levels, chat template, maximum length.
+    """Run `check_files` with the settings of a recipe's stage: levels, lowest ratings, chat template, maximum length.
 
     Args:
         paths, full: see `check_files`.
         recipe: names the backbones; their weights are not read.
         name: name of the stage.
-        image_root: when None, that of the recipe's source with the same path, else that of the stage.
+        image_root: when None, that of the recipe's source with the same path, else that of the stage; so too for the
+            lowest ratings.
         levels: the recipe's number of levels when None.
 
     Raises:
@@ -75,13 +77,17 @@ def check_for_recipe(
     in_levels = name == "pretrain" and recipe.model.alignment != "none"
     # The results name each file as it is opened, which for an address differs from what was given.
     paths = [located(path) for path in paths]
+    sources = {located(source.data).absolute(): source for source in stage.sources}
     # Files with the same image root are checked together: they often use the same images.
-    roots = {located(source.data): source.image_root for source in stage.sources}
     by_root: dict[Path | None, list[Path]] = {}
+    lowest: dict[Path, Lowest] = {}
     for path in paths:
-        named = roots.get(path, stage.image_root)
+        source = sources.get(path.absolute())
+        named = stage.image_root if source is None else source.image_root
         root = image_root if image_root is not None else Path(named) if named is not None else None
         by_root.setdefault(root, []).append(path)
+        own = None if source is None else source.min_ratings
+        lowest[path] = Lowest((stage.min_ratings or {}) if own is None else own, needed=own is not None)
     checks = {
         check.path: check
         for root, files in by_root.items()
@@ -91,6 +97,7 @@ def check_for_recipe(
             levels=levels or (recipe.model.num_levels if in_levels else None),
             needs_level=in_levels,
             reading=Reading(processor, template, stage.max_length),
+            lowest=lowest,
             full=full,
         )
     }

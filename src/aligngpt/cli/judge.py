@@ -8,11 +8,9 @@ import typer
 
 from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import must_exist
-from aligngpt.cli.score import _next_command
+from aligngpt.cli.scoring import SHARD_SIZE, next_command
 from aligngpt.errors import AlignGPTError
 from aligngpt.progress import console
-
-SHARD_SIZE = 10_000
 
 
 def judge(
@@ -72,6 +70,7 @@ def judge(
         must_exist(prompt, "the prompt")
 
     from aligngpt.data.records.pairs import open_pairs
+    from aligngpt.levels.making import DEFAULT_LEVELS
     from aligngpt.scoring.first_pairs import FirstPairs
     from aligngpt.scoring.judging.endpoint import UNANSWERED, Endpoint, checked_endpoint, key_of_environment
     from aligngpt.scoring.judging.job import Plan, judge_source
@@ -122,4 +121,14 @@ def judge(
     print(f"{summary.requests} requests sent")
     if count := outcome.reasons.get(UNANSWERED):
         print(f"{count} pairs got no reply; the same command asks about them again")
-    print(f"next: {_next_command(source, out)}")
+    distinct = _distinct_scores(out)
+    if distinct < 2:
+        print("all scores are equal, so no levels can be made of them")
+        return
+    print(f"next: {next_command(source, out, distinct if distinct < DEFAULT_LEVELS else None)}")
+
+
+def _distinct_scores(out: Path) -> int:
+    from aligngpt.levels.making import open_scores
+
+    return len({score for batch in open_scores(out).batches() for score in batch.scores.tolist()})

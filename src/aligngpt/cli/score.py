@@ -1,6 +1,5 @@
 """`aligngpt score`: the similarity of image and caption of every pair."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,11 +7,10 @@ import typer
 
 from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import Device, Precision
+from aligngpt.cli.scoring import SHARD_SIZE, next_command
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 from aligngpt.progress import console
-
-SHARD_SIZE = 10_000
 
 
 def score(
@@ -187,7 +185,7 @@ def score(
         print(separation_text(summary.auc))
         if warning := separation_warning(summary.auc, summary.scored):
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    print(f"next: {_next_command(source, out)}")
+    print(f"next: {next_command(source, out)}")
 
 
 def _refuse_for_tars(source: str, **options: object) -> None:
@@ -197,17 +195,3 @@ def _refuse_for_tars(source: str, **options: object) -> None:
             f"{source} consists of tar files, which contain their images and are one shard each; omit "
             f"{' and '.join(given)}"
         )
-
-
-def _next_command(source: str, out: Path) -> str:
-    """The command that makes levels of the scores."""
-    from aligngpt.data.sources.remote import written_beside
-
-    path = Path(source)
-    if path.suffix in (".json", ".jsonl"):
-        options = ["--source", source, "--out", str(written_beside(source, f"{path.stem}-levels{path.suffix}"))]
-    else:
-        # `.` and `..` have no name of their own.
-        place = out if out.name not in ("", "..") else out.resolve()
-        options = ["--out", str(place.parent / f"{place.name or 'scores'}-levels.parquet")]
-    return shlex.join(["aligngpt", "levels", str(out), *options])

@@ -13,6 +13,7 @@ from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources.remote import located
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
+from aligngpt.evaluation.benchmarks.asking import ASKED_FILE
 from aligngpt.evaluation.fingerprint import fingerprint_of
 from aligngpt.evaluation.matching import matches, right_answers
 from aligngpt.evaluation.questions import Questions, read_questions
@@ -23,6 +24,7 @@ from aligngpt.evaluation.results import (
     EvaluationError,
     EvaluationResult,
     Prediction,
+    drop_incomplete,
     read_predictions,
     summarise,
 )
@@ -91,6 +93,7 @@ def evaluate_file(
             shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
             fingerprint = fingerprint_of(model, base, questions, asked_of, samples, shown)
             precision = _decide_precision(out, fingerprint, precision, device)
+            drop_incomplete(out / PREDICTIONS_FILE)
             done = read_predictions(out / PREDICTIONS_FILE)
             open_questions = [sample for sample in samples if sample.record not in done]
             # Load before writing the fingerprint: a model that fails to load must not claim the folder.
@@ -105,13 +108,15 @@ def evaluate_file(
             pairs = list(zip(samples, shown, strict=True))
             for prediction in _answer_all(engine, pairs, done.keys(), asked_of, out, batch_size, rejects, looked_at):
                 done[prediction.record] = prediction
-        asked = AskedAbout(str(model), str(questions.resolve()), str(root.resolve()), shuffle_images)
+        named = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+        asked = AskedAbout(
+            named, str(questions.resolve()), str(root.resolve()), shuffle_images, asked_of.has_stored_images
+        )
         result = summarise(list(done.values()), time.monotonic() - started, rejects.by_reason, asked)
-    before = None if engine is not None else _saved(out / RESULTS_FILE)
-    # Results of an older version lack the intervals by picture and the image root; only their duration is kept.
-    if before is None or before.asked is None:
-        result = result if before is None else replace(result, seconds=before.seconds)
-        result.save(out / RESULTS_FILE)
+    # Nothing was asked, so only the duration is another; results of an older version are completed.
+    if engine is None and (before := _saved(out / RESULTS_FILE)) is not None:
+        result = replace(result, seconds=before.seconds)
+    result.save(out / RESULTS_FILE)
     return result
 
 
@@ -240,11 +245,17 @@ def _decide_precision(out: Path, fingerprint: str, asked: str, device: str) -> s
     """The precision to compute in: that of the evaluation in the folder if there is one, so that it can be resumed.
 
     Raises:
-        EvaluationError: the folder contains a different evaluation.
+        EvaluationError: the folder contains a different evaluation, or answers or results of something else.
         DeviceError: there is no such device.
     """
     path = out / FINGERPRINT_FILE
     if not path.is_file():
+        for name in (PREDICTIONS_FILE, RESULTS_FILE, ASKED_FILE):
+            if (out / name).is_file() and (out / name).stat().st_size:
+                raise EvaluationError(
+                    f"{out / name} is not of an evaluation of a file of questions, but of something else, such as a "
+                    "benchmark; choose another folder with --out"
+                )
         return asked if asked != "auto" else str(resolve_dtype("auto", resolve_device(device))).removeprefix("torch.")
     held, _, begun = path.read_text(encoding="utf-8").partition(" ")
     if held != fingerprint or asked not in ("auto", begun):

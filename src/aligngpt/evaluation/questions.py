@@ -13,7 +13,7 @@ from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.index import PreparedSamples
 from aligngpt.data.samples.preparing import prepare_samples, state_of_archive
 from aligngpt.data.samples.reading import load_samples
-from aligngpt.data.samples.sequence import picture_of
+from aligngpt.data.samples.sequence import picture_of, stored_picture
 from aligngpt.data.sources.finding import archive_at, root_of_data
 from aligngpt.data.sources.remote import located
 
@@ -35,6 +35,14 @@ class Questions:
     state: str | None = None
     stored: PreparedSamples | None = None
     place_of: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def has_stored_images(self) -> bool:
+        """Whether images are stored in the archive itself, so that their names are not of files."""
+        stored = self.stored
+        return stored is not None and any(
+            stored_picture(stored, *place) is not None for place in self.place_of.values()
+        )
 
     def open_image(self, name: str) -> Image.Image:
         """Decode the image with this name.

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from aligngpt.reports.statistics import effective_total, wilson_interval
 
 PREDICTIONS_FILE = "predictions.jsonl"
 RESULTS_FILE = "results.json"
-WITHOUT_KIND = "all"
+ALL_KINDS, WITHOUT_KIND = "all", "(without one)"
+"""The group of questions without a kind: if no question has one, and if others have one."""
+
 LONGEST = 120
 WILSON = "Wilson"
 CLUSTERED = "Wilson with the effective sample size, clustered by picture"
@@ -101,16 +103,18 @@ class AskedAbout:
     """What an evaluation asked; see `evaluate_file`.
 
     Attributes:
-        model: model folder or hub name.
+        model: absolute path of the model folder, or hub name; in results of older versions the path as it was given.
         questions: path of the file of questions.
         image_root: folder that the images of the predictions are relative to.
         shuffled: whether each question was shown another question's image.
+        archived: whether the images are stored in Parquet or tar files.
     """
 
     model: str
     questions: str
     image_root: str
     shuffled: bool
+    archived: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ class EvaluationResult:
     Attributes:
         overall: tally of all questions.
         by_kind: tally of each question type named in the file.
-        gate_weights: mean gate weights of levels 1…N-1, by question type.
+        gate_weights: mean gate weights of levels 1…N-1, by question type; see `WITHOUT_KIND` for the others.
+        gate_counts: number of questions averaged in each entry of `gate_weights`; empty in results of older versions.
         seconds: duration of this run; interrupted earlier runs are not included.
         rejects: number of questions skipped because they could not be asked.
         by_reason: number of skipped questions by reason.
@@ -130,6 +135,7 @@ class EvaluationResult:
     overall: Tally
     by_kind: dict[str, Tally] = field(default_factory=dict)
     gate_weights: dict[str, list[float]] = field(default_factory=dict)
+    gate_counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     rejects: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
@@ -157,6 +163,7 @@ class EvaluationResult:
             "overall": self.overall.facts(),
             "by_kind": {kind: tally.facts() for kind, tally in self.by_kind.items()},
             "gate_weights": self.gate_weights,
+            "gate_counts": self.gate_counts,
             "seconds": round(self.seconds, 1),
             "rejects": self.rejects,
             "rejects_by_reason": self.by_reason,
@@ -178,6 +185,7 @@ class EvaluationResult:
                 overall=Tally.of_facts(facts["overall"]),
                 by_kind={kind: Tally.of_facts(tally) for kind, tally in facts["by_kind"].items()},
                 gate_weights=facts["gate_weights"],
+                gate_counts=facts.get("gate_counts", {}),
                 seconds=facts["seconds"],
                 rejects=facts["rejects"],
                 # Results of older versions have the count only.
@@ -227,39 +235,82 @@ def summarise(
         rejects: number of skipped questions, by reason.
         asked: see `EvaluationResult`.
     """
-    kinds: dict[str, list[Prediction]] = defaultdict(list)
+    kinds: dict[str | None, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
-        kinds[prediction.kind or WITHOUT_KIND].append(prediction)
-    weights = {}
-    for kind, members in sorted(kinds.items()):
-        rows = [one.alignment_weights for one in members if one.alignment_weights is not None]
-        if rows:
-            weights[kind] = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    named = {kind: _count(members) for kind, members in sorted(kinds.items()) if kind != WITHOUT_KIND}
+        kinds[prediction.kind or None].append(prediction)
+    named = {kind: members for kind, members in sorted(kinds.items(), key=lambda pair: pair[0] or "") if kind}
+    groups = named | {WITHOUT_KIND if named else ALL_KINDS: kinds[None]}
+    rows = {
+        kind: [one.alignment_weights for one in members if one.alignment_weights is not None]
+        for kind, members in groups.items()
+    }
     by_reason = dict(rejects or {})
-    return EvaluationResult(_count(predictions), named, weights, seconds, sum(by_reason.values()), by_reason, asked)
+    return EvaluationResult(
+        overall=_count(predictions),
+        by_kind={kind: _count(members) for kind, members in named.items()},
+        gate_weights={
+            kind: [sum(column) / len(found) for column in zip(*found, strict=True)]
+            for kind, found in rows.items()
+            if found
+        },
+        gate_counts={kind: len(found) for kind, found in rows.items() if found},
+        seconds=seconds,
+        rejects=sum(by_reason.values()),
+        by_reason=by_reason,
+        asked=asked,
+    )
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file is the results.json of an evaluation of a file: other programs use the name, too."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"overall", "by_kind"} <= content.keys()
+
+
+def refuse_evaluations(*folders: Path) -> None:
+    """Check that benchmarks would not replace the results of the evaluation of a file.
+
+    Raises:
+        EvaluationError: a folder has such results.
+    """
+    for folder in folders:
+        if is_evaluation(folder / RESULTS_FILE):
+            raise EvaluationError(
+                f"{folder / RESULTS_FILE}, which would be replaced, is of the evaluation of a file of questions; "
+                "choose another folder with --out"
+            )
 
 
 def read_predictions(path: Path) -> dict[int, Prediction]:
-    """The predictions in a file, by record; incomplete lines left by an interruption are removed from the file."""
-    if not path.is_file():
-        return {}
-    whole, kept = {}, []
-    content = path.read_text(encoding="utf-8", errors="replace")
+    """The predictions in a file, by record; incomplete lines left by an interruption are passed over."""
+    return {prediction.record: prediction for _, prediction in _complete_lines(_text(path))}
+
+
+def drop_incomplete(path: Path) -> None:
+    """Remove incomplete lines left by an interruption from a file of predictions; only for who writes the file."""
+    content = _text(path)
+    kept = "".join(line + "\n" for line, _ in _complete_lines(content))
+    if kept != content:
+        with atomic_write(path) as file:
+            file.write(kept)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _complete_lines(content: str) -> Iterator[tuple[str, Prediction]]:
     # Not splitlines: a question may contain other line separators (U+2028), which JSON does not escape.
     for line in content.split("\n"):
         try:
             facts: dict[str, Any] = json.loads(line)
             weights = facts.pop("alignment_weights")
-            prediction = Prediction(**facts, alignment_weights=None if weights is None else tuple(weights))
+            yield line, Prediction(**facts, alignment_weights=None if weights is None else tuple(weights))
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
-        whole[prediction.record] = prediction
-        kept.append(line + "\n")
-    if "".join(kept) != content:
-        with atomic_write(path) as file:
-            file.writelines(kept)
-    return whole
 
 
 def wrong_answers(predictions: Collection[Prediction], count: int = 3) -> str:

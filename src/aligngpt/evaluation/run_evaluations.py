@@ -9,12 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from aligngpt.evaluation.benchmarks.asking import ASKED_FILE
 from aligngpt.evaluation.results import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
     EvaluationResult,
     Prediction,
     Tally,
+    is_evaluation,
     pictures_of,
     read_predictions,
 )
@@ -34,13 +36,15 @@ class RunEvaluation:
         name: its folder below `evaluation` in the run, or below the run; `evaluation` for that folder itself.
         folder: contains `results.json` and `predictions.jsonl`.
         result: its results.
-        image_root: folder of its images; None if that no longer exists.
+        image_root: folder of its images; None if that no longer exists, or the images are stored in an archive.
+        model: name of its model if that is not the run's own; None for the run's own.
     """
 
     name: str
     folder: Path
     result: EvaluationResult
     image_root: Path | None
+    model: str | None = None
 
     @property
     def shuffled(self) -> bool:
@@ -48,11 +52,16 @@ class RunEvaluation:
         return self.name == "shuffled" if self.result.asked is None else self.result.asked.shuffled
 
     @property
+    def system(self) -> str:
+        """The name of its model on the page."""
+        return OWN if self.model is None else self.model
+
+    @property
     def title(self) -> str:
         """Its name on the page if it is not the main evaluation."""
         if self.shuffled:
-            return f"{OWN}, images shuffled"
-        return f"{OWN}, {self.name}"
+            return f"{self.system}, images shuffled" + ("" if self.name == "shuffled" else f" ({self.name})")
+        return f"{self.system}, {self.name}"
 
     @cached_property
     def predictions(self) -> dict[int, Prediction]:
@@ -64,8 +73,8 @@ def find_evaluations(run: Path) -> tuple[list[RunEvaluation], list[str]]:
     """Find all evaluations below a run folder.
 
     Returns:
-        The evaluations, the main one first (`test`, if there is one) and photographs last, and a sentence on each one
-        that cannot be shown in full.
+        The evaluations, those of the run's own model first and of them the main one (`test`, if there is one), and a
+        sentence on each one that cannot be shown in full.
 
     Raises:
         EvaluationError: results beside predictions are damaged.
@@ -75,10 +84,14 @@ def find_evaluations(run: Path) -> tuple[list[RunEvaluation], list[str]]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folder = Path(place)
         name = _name(run, folder)
-        if RESULTS_FILE in files and (PREDICTIONS_FILE in files or _is_evaluation(folder / RESULTS_FILE)):
+        if PREDICTIONS_FILE in files and (ASKED_FILE in files or _is_list(folder / RESULTS_FILE)):
+            notes.append(
+                f"The benchmark {name} is not shown; once finished, its figures are in table.md beside its folder."
+            )
+        elif RESULTS_FILE in files and (PREDICTIONS_FILE in files or is_evaluation(folder / RESULTS_FILE)):
             result = EvaluationResult.load(folder / RESULTS_FILE)
             root = _image_root(run, name, result)
-            found.append(RunEvaluation(name, folder, result, root))
+            found.append(RunEvaluation(name, folder, result, root, _other_model(run, result)))
             if root is None:
                 notes.append(_without_images(name, result))
             if PREDICTIONS_FILE not in files:
@@ -86,13 +99,19 @@ def find_evaluations(run: Path) -> tuple[list[RunEvaluation], list[str]]:
         elif PREDICTIONS_FILE in files:
             notes.append(f"The evaluation {name} is not finished; run the same `aligngpt evaluate` again to finish it.")
     order = {"test": 0, "evaluation": 1, PHOTOGRAPHS: 4}
-    found.sort(key=lambda one: (3 if one.shuffled else order.get(one.name, 2), one.name))
+    found.sort(key=lambda one: (one.model is not None, 3 if one.shuffled else order.get(one.name, 2), one.name))
     return found, notes
 
 
 def main_evaluation(evaluations: Sequence[RunEvaluation]) -> RunEvaluation | None:
     """The evaluation that the report is about: the first one with answers, images not shuffled."""
     return next((one for one in evaluations if not one.shuffled and one.result.overall.total), None)
+
+
+def shuffled_baselines(evaluations: Sequence[RunEvaluation]) -> list[RunEvaluation]:
+    """The evaluations that asked the main one's model the same questions about other questions' images."""
+    main = main_evaluation(evaluations)
+    return [] if main is None else [one for one in evaluations if one.shuffled and _same_asked(main, one)]
 
 
 def run_of(out: Path) -> Path | None:
@@ -113,15 +132,17 @@ def accuracy_rows(evaluations: Sequence[RunEvaluation], baselines: dict[str, Any
     rows: list[AccuracyRow] = []
     others: list[AccuracyRow] = []
     if main is not None:
-        rows.append(_row(OWN, main.result.overall, note="" if main.name in ("test", "evaluation") else main.name))
+        note = "" if main.name in ("test", "evaluation") else main.name
+        rows.append(_row(main.system, main.result.overall, note=note))
         rows += [_row(kind, tally, part=True) for kind, tally in main.result.by_kind.items() if tally.total]
+    compared = shuffled_baselines(evaluations)
     for one in evaluations:
         if one is main or not one.result.overall.total:
             continue
         if one.shuffled:
-            elsewhere = "" if one.name == "shuffled" else f" ({one.name})"
-            note = f"each question with another question's image{elsewhere}"
-            rows.append(_row(one.title, one.result.overall, note=note, baseline=True))
+            baseline = one in compared
+            note = "each question with another question's image"
+            (rows if baseline else others).append(_row(one.title, one.result.overall, note=note, baseline=baseline))
         else:
             note = "natural images, not part of the training data" if one.name == PHOTOGRAPHS else ""
             others.append(_row(one.title, one.result.overall, note=note))
@@ -133,21 +154,20 @@ def accuracy_rows(evaluations: Sequence[RunEvaluation], baselines: dict[str, Any
 def difference_rows(evaluations: Sequence[RunEvaluation], baselines: dict[str, Any]) -> list[DifferenceRow]:
     """The differences of the main evaluation from each baseline, on the questions that both answered.
 
-    A baseline is an evaluation with shuffled images, or one of `baselines` that lists the records it answers right in
-    `right` (and so has answered all others wrong).
+    A baseline is one of `shuffled_baselines`, or one of `baselines` that lists the records it answers right in `right`
+    (and so has answered all others wrong).
     """
     main = main_evaluation(evaluations)
     if main is None:
         return []
     rows = []
-    for one in evaluations:
-        if one.shuffled:
-            both = [
-                (own, other.correct)
-                for record, own in main.predictions.items()
-                if (other := one.predictions.get(record)) is not None and _same_question(own, other)
-            ]
-            rows += _difference(one.title, both)
+    for one in shuffled_baselines(evaluations):
+        both = [
+            (own, other.correct)
+            for record, own in main.predictions.items()
+            if (other := one.predictions.get(record)) is not None and _same_question(own, other)
+        ]
+        rows += _difference(one.title, both)
     for name, tally in baselines.items():
         if "right" in tally:
             right = frozenset(tally["right"])
@@ -218,17 +238,40 @@ def _name(run: Path, folder: Path) -> str:
     return "/".join(parts) or run.resolve().name
 
 
-def _is_evaluation(path: Path) -> bool:
-    """Whether a results.json without predictions beside it is an evaluation's: other programs use the name, too."""
+def _is_list(results: Path) -> bool:
+    """Whether a results.json is of a benchmark."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(json.loads(results.read_text(encoding="utf-8")), list)
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and {"overall", "by_kind"} <= content.keys()
+
+
+def _other_model(run: Path, result: EvaluationResult) -> str | None:
+    """The end of the path of an evaluation's model, if it is not the run's own."""
+    root = run.resolve()
+    # The quickstart gives the folder of its evaluations.
+    own = (root.parent if root.name == "evaluation" else root) / "model"
+    if result.asked is None or not own.is_dir():
+        return None
+    model = Path(result.asked.model)
+    end = model.parts[-2:]
+    moved = not model.exists() and end == own.parts[-2:]
+    return None if moved or model.resolve() == own.resolve() else "/".join(end)
+
+
+def _same_asked(first: RunEvaluation, second: RunEvaluation) -> bool:
+    """Whether two evaluations asked one model the same questions; assumed of results of older versions."""
+    one, other = first.result.asked, second.result.asked
+    if one is None or other is None:
+        return True
+    same_model = Path(one.model).resolve() == Path(other.model).resolve()
+    return same_model and (one.questions, one.image_root) == (other.questions, other.image_root)
 
 
 def _image_root(run: Path, name: str, result: EvaluationResult) -> Path | None:
     """The evaluation's own image root; the quickstart's folder in the run if that moved, or for older results."""
+    if result.asked is not None and result.asked.archived:
+        return None
     if result.asked is not None and (root := Path(result.asked.image_root)).is_dir():
         return root
     own = run / (PHOTOGRAPHS if name == PHOTOGRAPHS else "data")
@@ -241,4 +284,6 @@ def _without_images(name: str, result: EvaluationResult) -> str:
             f"The images of the evaluation {name} are not shown: its results are of an older version and do not name "
             "their image root; run the same `aligngpt evaluate` again to add it."
         )
+    if result.asked.archived:
+        return f"The images of the evaluation {name} are not shown: they are stored in Parquet or tar files."
     return f"The images of the evaluation {name} are not shown: its image root {result.asked.image_root} is gone."

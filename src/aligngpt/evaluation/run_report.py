@@ -12,12 +12,14 @@ from aligngpt.evaluation.run_evaluations import (
     difference_rows,
     find_evaluations,
     main_evaluation,
+    shuffled_baselines,
 )
-from aligngpt.evaluation.run_levels import ReportingError, levels_section, read_json
+from aligngpt.evaluation.run_levels import ReportingError, levels_section, read_json, recipe_of_run
 from aligngpt.reports.curves import METRICS_FILE, ReferenceRun, accuracy_curve_of, logged, loss_curve_of, read_reference
 from aligngpt.reports.report import ReportData, build_report
 from aligngpt.reports.sections import AccuracyCurve, GateSection, LossCurve, TimingRow
 from aligngpt.training.recipe import recipe_path
+from aligngpt.training.recipe_files import RecipeError
 from aligngpt.training.run_card import add_results
 
 STAGES = {"pretrain": "Stage 1: pre-training", "instruct": "Stage 2: instruction tuning"}
@@ -27,7 +29,7 @@ GIBIBYTE = 2**30
 def write_report(run: Path, out: Path | None = None, *, reference: Path | None = None) -> Path:
     """Write the report of a run folder written by `aligngpt quickstart` or `aligngpt train`.
 
-    The accuracies are also added to the card of the run's model, if it has a place for them.
+    The accuracies of the run's own model are also added to its card, if that has a place for them.
 
     Args:
         run: the folder; reads `captions.json`, `scores/`, `pretrain/`, `instruct/`, `separation.json`,
@@ -51,16 +53,15 @@ def write_report(run: Path, out: Path | None = None, *, reference: Path | None =
     evaluations, notes = find_evaluations(run)
     baselines = read_json(run / "baselines.json") or {}
     levels, about_levels = levels_section(run)
-    accuracies = accuracy_rows(evaluations, baselines)
     report = ReportData(
         title=f"AlignGPT: {run.resolve().name}",
-        accuracies=accuracies,
+        accuracies=accuracy_rows(evaluations, baselines),
         differences=difference_rows(evaluations, baselines),
         levels=levels,
         curves=_curves(run, behind),
         growth=_growth(run, behind),
         warm_start=_warm_start(run),
-        gate=_gate(main_evaluation(evaluations)),
+        gate=_gate(run, main_evaluation(evaluations)),
         answers=answer_examples(evaluations),
         timings=_timings(run, evaluations),
         facts=_facts(run),
@@ -70,9 +71,10 @@ def write_report(run: Path, out: Path | None = None, *, reference: Path | None =
         raise ReportingError(f"{run} contains no scores, no training and no evaluation; give a run folder")
     target = out or run / "report.html"
     build_report(report, target, image_root=run)
-    if accuracies:
-        named = [replace(row, name=f"{OWN}: {row.name}") if row.part else row for row in accuracies]
-        add_results(run / "model", named)
+    own = [one for one in evaluations if one.model is None]
+    if main_evaluation(own) is not None:
+        rows = accuracy_rows(own, baselines)
+        add_results(run / "model", [replace(row, name=f"{OWN}: {row.name}") if row.part else row for row in rows])
     return target
 
 
@@ -86,9 +88,16 @@ def _missing_parts(run: Path, evaluations: Sequence[RunEvaluation]) -> list[str]
         notes.append(
             "Not evaluated yet: `aligngpt evaluate` with a folder below the run's `evaluation` folder as --out adds it."
         )
-    elif not any(one.shuffled for one in evaluations):
+        return notes
+    if (main := main_evaluation(evaluations)) is not None and main.model is not None:
         notes.append(
-            "There is no evaluation with --shuffle-images, so the page does not say how much the text alone gives away."
+            f"No evaluation is of the run's own model, so the page is about {main.model}: "
+            f"`aligngpt evaluate {run / 'model'}` with the same questions adds it."
+        )
+    if not shuffled_baselines(evaluations):
+        notes.append(
+            "There is no evaluation of the same questions with --shuffle-images, so the page does not say how much the "
+            "text alone gives away."
         )
     return notes
 
@@ -129,13 +138,26 @@ def _warm_start(run: Path) -> str | None:
     )
 
 
-def _gate(main: RunEvaluation | None) -> GateSection | None:
+def _gate(run: Path, main: RunEvaluation | None) -> GateSection | None:
     if main is None or not main.result.gate_weights:
         return None
     result = main.result
     kinds = list(result.gate_weights)
-    counts = [result.by_kind[kind].total if kind in result.by_kind else result.overall.total for kind in kinds]
-    return GateSection(kinds, [result.gate_weights[kind] for kind in kinds], counts)
+    # Results of older versions do not say how many questions were averaged, only how many were asked.
+    counts = [result.gate_counts.get(kind, result.by_kind.get(kind, result.overall).total) for kind in kinds]
+    mode = _alignment(run) if main.model is None else None
+    return GateSection(kinds, [result.gate_weights[kind] for kind in kinds], counts, mode)
+
+
+def _alignment(run: Path) -> str | None:
+    """How the run's model forms its alignment embedding; None if neither its configuration nor a recipe says so."""
+    if (config := read_json(run / "model" / "config.json")) is not None and "alignment" in config:
+        return str(config["alignment"])
+    try:
+        recipe = recipe_of_run(run)
+    except RecipeError:
+        return None
+    return None if recipe is None else recipe.model.alignment
 
 
 def _timings(run: Path, evaluations: Sequence[RunEvaluation]) -> list[TimingRow]:

@@ -99,7 +99,8 @@ class Inspection:
         data: the data.
         facts: further facts, by name.
         kind_field: field of the records that names their kind; None if all are one group.
-        total, usable, used: numbers of records in the data, of those with an image, and of those measured.
+        total, usable, drawn, used: numbers of records in the data, of those with an image, of those drawn from these,
+            and of those measured.
         left_out: number of records left out, by reason.
         left_out_said: the same in words.
         gate: by kind of task; empty if the model has no gate.
@@ -115,6 +116,7 @@ class Inspection:
     kind_field: Text | None
     total: Count
     usable: Count
+    drawn: Count
     used: Count
     left_out: dict[Text, Count]
     left_out_said: Text

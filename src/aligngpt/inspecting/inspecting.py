@@ -92,6 +92,7 @@ def inspect_model(
             kind_field=chosen.kind_field,
             total=chosen.total,
             usable=chosen.usable,
+            drawn=len(chosen.samples),
             used=len(measured),
             left_out=dict(rejects.by_reason),
             left_out_said=reasons_said(rejects.by_reason),

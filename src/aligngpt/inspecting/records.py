@@ -13,12 +13,12 @@ from aligngpt.data.samples.reading import read_samples
 from aligngpt.data.sources.base import SourceError
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.questions import Questions, read_questions
-from aligngpt.evaluation.results import REASONS
+from aligngpt.evaluation.results import ALL_KINDS, REASONS, WITHOUT_KIND
 
 KIND_FIELDS = ("question_type", "category", "source")
 """Fields that name the kind of task, the first that the records have."""
 
-ALL, WITHOUT, OTHERS = "all", "(without one)", "(other kinds)"
+OTHERS = "(other kinds)"
 MOST_KINDS = 24
 NO_IMAGE = "no_image"
 
@@ -113,7 +113,7 @@ def _kinds(data: Path, source: Questions, drawn: Sequence[Sample], wanted: str |
                 f"of Parquet and tar files, kinds are read from the field {KIND_FIELDS[0]} only; "
                 "omit --kind-field, or give the records as JSON"
             )
-        return None, [ALL] * len(drawn)
+        return None, [ALL_KINDS] * len(drawn)
     at = {sample.record: place for place, sample in enumerate(drawn)}
     records: list[Mapping[str, Any]] = [{}] * len(drawn)
     for sample, record in read_samples(data, Rejects(None)):
@@ -128,7 +128,7 @@ def _kinds(data: Path, source: Questions, drawn: Sequence[Sample], wanted: str |
             f"the field {wanted} does not name a kind of task: none of the drawn records has it, or some have a list "
             "or an object there; name another field with --kind-field, or omit it"
         )
-    return None, [ALL] * len(drawn)
+    return None, [ALL_KINDS] * len(drawn)
 
 
 def _is_name(value: object) -> bool:
@@ -137,7 +137,7 @@ def _is_name(value: object) -> bool:
 
 def _grouped(kinds: Sequence[str | None]) -> list[str]:
     """The kinds as names of groups; rare ones become one group if there are too many to show."""
-    names = [WITHOUT if kind is None or not kind.strip() else kind for kind in kinds]
+    names = [WITHOUT_KIND if kind is None or not kind.strip() else kind for kind in kinds]
     counts = Counter(names)
     if len(counts) <= MOST_KINDS:
         return names

@@ -7,7 +7,7 @@ rank, and the weights then say how much each column counts. Levels of equal size
 column gives the same levels with or without this step.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +64,14 @@ class CombinedScores(ScoreTable):
         return self.base.schema
 
     @property
+    def names(self) -> Collection[str]:
+        return self.base.names
+
+    @property
+    def copied(self) -> frozenset[str]:
+        return self.base.copied - self.weights.keys()
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return self.base.files
 
@@ -85,7 +93,7 @@ class CombinedScores(ScoreTable):
         said = [f"score: mean rank of the columns, 0 to 1, weighted {shares}"]
         if missing := ", ".join(f"{name} {count}" for name, count in self._missing.items() if count):
             said.append(f"rows that lack a score in a column have no level; without a score: {missing}")
-        return tuple(said)
+        return (*said, *self.base.remarks)
 
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
         numbers, scores = self._ranked()

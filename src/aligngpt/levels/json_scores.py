@@ -1,7 +1,7 @@
 """Reads scores from a field of JSON records, and the records of a JSON file one at a time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from aligngpt.data.sources.byte_ranges import json_of, read_lines, text_start
 from aligngpt.data.sources.json_array import read_array
 from aligngpt.data.sources.json_keys import RepeatedKeys
 from aligngpt.levels.columns import did_you_mean, lowest_rating
-from aligngpt.levels.score_tables import SIMILARITY, ScoreBatch, ScoreTable, default_id_column, levels_not_scores
+from aligngpt.levels.score_tables import (
+    SIMILARITY,
+    ScoreBatch,
+    ScoreTable,
+    copied_columns,
+    default_id_column,
+    levels_not_scores,
+)
 from aligngpt.scoring.places import same_place
 from aligngpt.scoring.score_files import ScoresError
 
@@ -34,6 +41,15 @@ class JsonScores(ScoreTable):
         self.id_column = id_column
         self.column = column
         self._schema: pa.Schema | None = None
+        self._names: set[str] = set()
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._names
+
+    @property
+    def copied(self) -> frozenset[str]:
+        return copied_columns(self.column, self.id_column)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -54,7 +70,7 @@ class JsonScores(ScoreTable):
             found = pa.schema([])
             for rows in self._rows():
                 try:
-                    some = pa.RecordBatch.from_pylist([row for _, row, score in rows if score is not None])
+                    some = _table_of([row for _, row, score in rows if score is not None])
                     found = pa.unify_schemas([found, some.schema], promote_options="permissive")
                 except (pa.ArrowException, UnicodeError) as error:
                     raise self._no_columns(error) from error
@@ -92,6 +108,7 @@ class JsonScores(ScoreTable):
                 if isinstance(value, RepeatedKeys):
                     raise ScoresError(f"record {number} of {self.path} has a duplicate key; keep one of its values")
                 record = value if isinstance(value, dict) else {}
+                self._names.update(record)
                 any_id = any_id or record.get(str(self.id_column)) is not None
                 found = record.get(self.column)
                 if found is None:
@@ -139,6 +156,13 @@ class JsonScores(ScoreTable):
         return ScoresError(
             f"the records of {self.path} cannot be converted to a table ({error}); write .jsonl instead of .parquet"
         )
+
+
+def _table_of(rows: list[dict[str, Any]]) -> pa.RecordBatch:
+    """The records as rows, with a column for each field that any of them has."""
+    # Without a schema, Arrow makes columns only for the fields of the first record.
+    fields = dict.fromkeys(name for row in rows for name in row)
+    return pa.RecordBatch.from_pylist([fields | row for row in rows[:1]] + rows[1:])
 
 
 def read_json(path: Path) -> Iterator[object]:

@@ -20,10 +20,12 @@ from aligngpt.levels.combined_scores import CombinedScores
 from aligngpt.levels.json_scores import JsonScores, starts_as
 from aligngpt.levels.remarks import remarks_on
 from aligngpt.levels.score_tables import DEFAULT_COLUMN, CsvScores, ParquetScores, ScoreBatch, ScoreTable
-from aligngpt.levels.scored_pairs import ScoredPairs
+from aligngpt.levels.scored_pairs import ScoredPairs, scored_base
 from aligngpt.levels.scored_source import scored_columns
 from aligngpt.levels.writing import (
     JSON_SUFFIXES,
+    LEVEL_FIELDS,
+    RECORD_FIELDS,
     TABLE_SUFFIX,
     UIDS_SUFFIXES,
     LevelWriter,
@@ -132,7 +134,7 @@ def make_levels(
         if uids is not None:
             writers.append(stack.enter_context(uids_writer(uids, kept)))
         if out is not None and records is not None:
-            scored = _scored_pairs(table)
+            scored = scored_base(table)
             names = None if scored is None else scored_columns(scored)
             writers.append(stack.enter_context(records_writer(out, records, names)))
         elif out is not None:
@@ -146,11 +148,12 @@ def make_levels(
         # Check before the outputs replace any file.
         if _stamps(table) != before:
             raise ScoresError(f"{scores} changed while its levels were made; nothing was written, start again")
-        if records is not None and (scored := _scored_pairs(table)) is not None:
+        if records is not None and (scored := scored_base(table)) is not None:
             _check_scored(scored, records)
     levels.save(own)
     notes, warnings = remarks_on(table, None if given else levels.statistics.standard_deviation)
-    return LevelsSummary(levels, counts, without, own, borders, (*table.remarks, *notes), warnings)
+    notes = (*table.remarks, *_replaced(table, out), *notes)
+    return LevelsSummary(levels, counts, without, own, borders, notes, warnings)
 
 
 def borders_path(scores: Path, table: ScoreTable, out: Path | None, uids: Path | None) -> Path:
@@ -254,7 +257,7 @@ def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None)
         if source is not None and source.resolve() != table.records.resolve():
             raise ScoresError(f"the levels of {table.records} are written into its own records; omit --source")
         return table.records
-    if (scored := _scored_pairs(table)) is None:
+    if (scored := scored_base(table)) is None:
         raise ScoresError(f"the scores are a table without JSON records for {out}; write {out.stem}.parquet instead")
     if source is None:
         raise ScoresError(f"give the JSON file that was scored with --source, or write {out.stem}.parquet")
@@ -268,9 +271,15 @@ def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None)
     return source
 
 
-def _scored_pairs(table: ScoreTable) -> ScoredPairs | None:
-    base = table.base if isinstance(table, CombinedScores) else table
-    return base if isinstance(base, ScoredPairs) else None
+def _replaced(table: ScoreTable, out: Path | None) -> tuple[str, ...]:
+    """A note about the table's own columns that are not in the output, which has others of the same names."""
+    if out is None:
+        return ()
+    added = [field.name for field in LEVEL_FIELDS] if out.suffix == TABLE_SUFFIX else RECORD_FIELDS
+    lost = [name for name in added if name in table.names and name not in table.copied]
+    if not lost:
+        return ()
+    return (f"{out} has new values of {', '.join(lost)}; rename these in the input to keep their own values too",)
 
 
 def _has_records(source: Path, names: ColumnNames) -> bool:

@@ -13,8 +13,9 @@ from aligngpt.levels.columns import ScoreColumns
 from aligngpt.levels.making import LevelsSummary, borders_path, open_scores
 from aligngpt.levels.page_content import page_of_pairs, page_of_table
 from aligngpt.levels.score_tables import ScoreTable
-from aligngpt.levels.scored_pairs import ScoredPairs
+from aligngpt.levels.scored_pairs import ScoredPairs, scored_base
 from aligngpt.levels.scored_source import scored_source
+from aligngpt.levels.writing import JSON_SUFFIXES
 from aligngpt.reports.levels_page import build_levels_page
 from aligngpt.scoring.places import check_apart, is_inside, same_place, taken
 from aligngpt.scoring.score_files import ScoresError
@@ -73,7 +74,7 @@ def prepare_look(
     """Check that a page can be made, before anything else is done with the scores.
 
     Args:
-        scores: see `open_scores`; for a table, the page shows only scores and levels.
+        scores: see `open_scores`; for a table, or several score columns, the page shows only scores and levels.
         out: the HTML file.
         source: the source that was scored; None for a page without captions and images.
         image_root: folder that image paths are relative to; if None, the one used when `source` was scored if it still
@@ -106,6 +107,9 @@ def prepare_look(
         if source is not None:
             pairs = scored_source(table, source, image_root, names)
         return Look(table, title, out, pairs, seed)
+    if scored_base(table) is not None:
+        _check_no_pairs(source, [image_root, *names.values()], written)
+        return Look(table, title, out, seed=seed)
     if source is not None and (table.records is None or not same_place(Path(source), table.records)):
         raise ScoresError(
             f"the scores of {scores} cannot be matched to the pairs of {source}; images are only shown for a folder "
@@ -117,6 +121,16 @@ def prepare_look(
             "--image-column"
         )
     return Look(table, title, out, seed=seed)
+
+
+def _check_no_pairs(source: str | Path | None, reading: Sequence[object], written: Sequence[Path | None]) -> None:
+    """Check that a source given with several score columns, whose page has no images, is for a JSON output only."""
+    for_records = any(path is not None and path.suffix in JSON_SUFFIXES for path in written)
+    if any(reading) or (source is not None and not for_records):
+        raise ScoresError(
+            "the page of several score columns shows no images or captions; omit --image-root, --caption-column and "
+            "--image-column, and --source unless the output is .json or .jsonl"
+        )
 
 
 def _check_page_place(

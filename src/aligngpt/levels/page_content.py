@@ -14,7 +14,7 @@ from aligngpt.levels.collected import Collected
 from aligngpt.levels.making import LevelsSummary
 from aligngpt.levels.placed_pairs import RECORD_BITS, PlacedPair, count_captions, pairs_at, pick_pairs
 from aligngpt.levels.score_tables import DEFAULT_COLUMN, ScoreTable
-from aligngpt.levels.scored_pairs import ScoredPairs
+from aligngpt.levels.scored_pairs import ScoredPairs, scored_base
 from aligngpt.levels.streaming import BinnedScores, HashCounter, Repeated, ScoreHistogram
 from aligngpt.progress import Meter
 from aligngpt.reports.levels_page import CopiedGroup, Copies, LevelRow, LevelsPage, ScoreByBin, ScoreNumbers, ShownPair
@@ -28,7 +28,7 @@ CAPTIONS_COMPARED = 1_000_000
 
 
 def page_of_table(table: ScoreTable, made: LevelsSummary, title: str) -> LevelsPage:
-    """The page of a score table: only scores and levels.
+    """The page of a score table, or of several score columns: only scores and levels.
 
     Raises:
         ScoresError: the scores can no longer be read.
@@ -41,6 +41,8 @@ def page_of_table(table: ScoreTable, made: LevelsSummary, title: str) -> LevelsP
     facts = _levels_facts(made)
     if made.without:
         facts["Without a score"] = f"{made.without:,} rows"
+    if scored_base(table) is not None:
+        facts["Images and captions"] = "only shown for a single score column"
     thin = thin_levels(made.counts)
     rows = [LevelRow(int(count), level in thin) for level, count in enumerate(made.counts, start=1)]
     return _page(title, histogram, made, rows, facts, _full_paths(made))

@@ -1,10 +1,10 @@
 """Score tables: their interface, and score columns of Parquet and CSV files."""
 
 import csv
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from aligngpt.data.sources.byte_ranges import BrokenLine, text_start
 from aligngpt.data.sources.csv import DELIMITERS
+from aligngpt.data.sources.csv_rows import names_picture, read_rows
 from aligngpt.data.sources.fields import ID_COLUMNS
 from aligngpt.levels.columns import did_you_mean, is_number, is_ratings, scores_of
 from aligngpt.scoring.places import is_inside, same_place
@@ -25,6 +27,9 @@ SIMILARITY = "similarity"
 """A field that contains scores in some files and levels in others."""
 
 DEFAULT_COLUMN = "score"
+
+ROWS_AT_ONCE = 10_000
+"""Rows of a CSV file in a batch."""
 
 NO_SCORE = sorted(
     {*pyarrow.csv.ConvertOptions().null_values}
@@ -64,6 +69,16 @@ class ScoreTable(ABC):
     def schema(self) -> pa.Schema:
         """The columns that `batches` can return with the rows; empty if there are only ids and scores."""
         return pa.schema([])
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the columns, or of the fields of the records that have been read, if the files are not ours."""
+        return ()
+
+    @property
+    def copied(self) -> frozenset[str]:
+        """Those of the names that the ids and scores are read from."""
+        return frozenset()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -133,6 +148,14 @@ class ParquetScores(ScoreTable):
         return self._files
 
     @property
+    def names(self) -> Collection[str]:
+        return self._schema.names
+
+    @property
+    def copied(self) -> frozenset[str]:
+        return copied_columns(self.column, self.id_column)
+
+    @property
     def rows(self) -> int | None:
         return self._rows
 
@@ -164,6 +187,8 @@ class ParquetScores(ScoreTable):
 class CsvScores(ScoreTable):
     """A score column of a CSV file with a header; all other columns are strings.
 
+    A row that cannot be read, such as one with an unclosed quote, has no score.
+
     Args:
         path: the file: UTF-8, quoted by double quotes, separated by the first of `DELIMITERS` with which the header has
             the score column.
@@ -178,17 +203,26 @@ class CsvScores(ScoreTable):
         self.path = path
         self.id_column = id_column
         self.column = column
+        self._broken, self._first_broken = 0, ""
         headers: dict[str, list[str]] = {}
         for delimiter in DELIMITERS:
             with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
                 headers[delimiter] = next(csv.reader(file, delimiter=delimiter), [])
         fitting = (delimiter for delimiter, names in headers.items() if column in names)
         self.delimiter = next(fitting, None) or max(headers, key=lambda delimiter: len(headers[delimiter]))
-        self.names = headers[self.delimiter]
-        check_column(column, self.names, path)
-        check_id_column(id_column, self.names, path)
-        if len(set(self.names)) < len(self.names):
+        self._names = headers[self.delimiter]
+        check_column(column, self._names, path)
+        check_id_column(id_column, self._names, path)
+        if len(set(self._names)) < len(self._names):
             raise ScoresError(f"{path} has several columns with the same name; make the names unique")
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._names
+
+    @property
+    def copied(self) -> frozenset[str]:
+        return copied_columns(self.column, self.id_column)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -196,23 +230,64 @@ class CsvScores(ScoreTable):
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([(name, pa.float64() if name == self.column else pa.string()) for name in self.names])
+        return pa.schema([(name, pa.float64() if name == self.column else pa.string()) for name in self._names])
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if not self._broken:
+            return ()
+        return (f"rows of {self.path} that cannot be read and have no level: {self._broken}; {self._first_broken}",)
 
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
-        wanted = {self.column, self.id_column or default_id_column(self.names)}
-        names = [name for name in self.names if with_columns or name in wanted]
-        convert = pyarrow.csv.ConvertOptions(
-            column_types=self.schema, include_columns=names, null_values=NO_SCORE, strings_can_be_null=False
-        )
-        parse = pyarrow.csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
-        first = 0
-        with (
-            _readable(self.path, self.names),
-            pyarrow.csv.open_csv(self.path, parse_options=parse, convert_options=convert) as rows,
-        ):
-            for batch in rows:
-                yield rows_of(batch, first, self.column, self.schema if with_columns else None, self.id_column)
-                first += batch.num_rows
+        wanted = {self.column, self.id_column or default_id_column(self._names)}
+        places = [place for place, name in enumerate(self._names) if with_columns or name in wanted]
+        first, any_score, any_fraction = 0, False, False
+        rows = self._rows()
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            columns = {self._names[place]: pa.array([row[place] for row in some], pa.string()) for place in places}
+            columns[self.column] = self._numbers(columns[self.column])
+            batch = pa.RecordBatch.from_pydict(columns)
+            scored = rows_of(batch, first, self.column, self.schema if with_columns else None, self.id_column)
+            any_score = any_score or len(scored.scores) > 0
+            any_fraction = any_fraction or bool((scored.scores % 1).any())
+            yield scored
+            first += len(some)
+        if self.column == SIMILARITY and any_score and not any_fraction:
+            raise levels_not_scores(self.path)
+
+    def _rows(self) -> Iterator[Sequence[str]]:
+        """The fields of the rows below the header; empty ones for a row that cannot be read.
+
+        Raises:
+            ScoresError: a row has too many fields, or too few.
+        """
+        self._broken, width = 0, len(self._names)
+        with _readable(self.path):
+            start = text_start(self.path)
+        # For `names_picture`, a number is a name too.
+        is_row = names_picture(self._names, self.column, self.delimiter)
+        rows = read_rows(self.path, start, width=width, is_row=is_row, delimiter=self.delimiter)
+        for number, row in enumerate(islice(rows, 1, None)):
+            place = f"row {number}, at byte {row.start}"
+            if isinstance(row.fields, BrokenLine):
+                if not self._broken:
+                    self._first_broken = f"the first is {place}: {row.fields.reason}"
+                self._broken += 1
+                yield [""] * width
+            elif len(row.fields) != width:
+                raise ScoresError(
+                    f"{self.path} cannot be read: {place}: expected {width} fields, found {len(row.fields)}; quote "
+                    f"texts that contain {DELIMITERS[self.delimiter]}s"
+                )
+            else:
+                yield row.fields
+
+    def _numbers(self, cells: pa.Array) -> pa.Array:
+        cells = pc.if_else(pc.is_in(cells, value_set=pa.array(NO_SCORE)), None, cells)
+        try:
+            return pc.utf8_trim_whitespace(cells).cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            raise ScoresError(f"{self.path} cannot be read: in the column {self.column}: {error}") from error
 
     def reads(self, path: Path) -> bool:
         return same_place(path, self.path)
@@ -247,6 +322,11 @@ def rows_of(
 def default_id_column(names: Sequence[str]) -> str | None:
     """The name of the id column if none is given; None if there is none."""
     return next((name for name in ID_COLUMNS if name in names), None)
+
+
+def copied_columns(column: str, id_column: str | None) -> frozenset[str]:
+    """The columns that scores and ids are read from; see `ScoreTable.copied`."""
+    return frozenset({column, id_column or ID_COLUMNS[0]})
 
 
 def check_column(column: str, names: Sequence[str], where: Path) -> None:
@@ -293,10 +373,9 @@ def _check_type(field: pa.Field, where: Path) -> None:
 
 
 @contextmanager
-def _readable(path: Path, names: Sequence[str] = ()) -> Iterator[None]:
-    """Convert read errors to a ScoresError that names the file and, for CSV files, the column."""
+def _readable(path: Path) -> Iterator[None]:
+    """Convert read errors to a ScoresError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
-        said = re.sub(r"In CSV column #(\d+)", lambda found: f"in the column {names[int(found[1])]}", str(error))
-        raise ScoresError(f"{path} cannot be read: {said}") from error
+        raise ScoresError(f"{path} cannot be read: {error}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from aligngpt.levels.columns import did_you_mean
+from aligngpt.levels.combined_scores import CombinedScores
 from aligngpt.levels.score_tables import DEFAULT_COLUMN, ScoreBatch, ScoreTable
 from aligngpt.scoring.manifest import MANIFEST, finished_manifest
 from aligngpt.scoring.score_files import (
@@ -63,6 +64,10 @@ class ScoredPairs(ScoreTable):
         assert self.manifest.finished is not None
         return self.manifest.finished.scored
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(part_path(self.folder, shard) for shard in range(self.manifest.shards))
+
     def batches(self, *, with_columns: bool = False) -> Iterator[ScoreBatch]:
         for batch in read_batches(self.folder, self.manifest.shards, ("record", "id", self.column)):
             numbers = self._starts[batch["shard"].to_numpy()] + batch["record"].to_numpy()
@@ -76,3 +81,9 @@ class ScoredPairs(ScoreTable):
             return True
         # The path may be a link to such a file, or the file itself may be a link.
         return path.exists() and any(path.samefile(kept) for name in owned for kept in self.folder.glob(name))
+
+
+def scored_base(table: ScoreTable) -> ScoredPairs | None:
+    """The folder of `aligngpt score` that a table, or several columns combined, comes from; None for other tables."""
+    base = table.base if isinstance(table, CombinedScores) else table
+    return base if isinstance(base, ScoredPairs) else None

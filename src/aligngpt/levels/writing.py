@@ -30,6 +30,9 @@ LEVEL_FIELDS = (
 )
 """First columns of a table of levels; `level` is 1…N. They replace data columns with the same names."""
 
+RECORD_FIELDS = ("similarity", "score")
+"""The fields added to JSON records, in place of those with the same names."""
+
 UID = np.dtype([("f0", np.uint64), ("f1", np.uint64)])
 """DataComp's uid, 32 hexadecimal digits, as two integers."""
 
@@ -50,7 +53,7 @@ class _Records(LevelWriter):
         self._source = source
         # Whole records if they were scored as such, else the columns that were scored.
         whole = not names.given and is_plain_json(source)
-        self._records = enumerate(read_json(source)) if whole else read_values(source, names)
+        self._records = enumerate(read_json(source)) if whole else read_values(source, names, with_numbers=False)
         self._is_array = is_array
         self._any = False
 

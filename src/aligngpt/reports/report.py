@@ -1,7 +1,7 @@
 """The report of a run: one self-contained HTML page, made from plain numbers, text and image paths.
 
-Its content (`ReportData`) can be saved as JSON and loaded again to rebuild the page later. Captions, questions and
-answers are untrusted text and are always escaped; an image that cannot be opened does not fail the report.
+Captions, questions and answers are untrusted text and are always escaped; an image that cannot be opened does not fail
+the report.
 """
 
 import math
@@ -10,10 +10,8 @@ from dataclasses import field
 from pathlib import Path
 
 from markupsafe import Markup
-from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.reports.figures import (
     accuracy_curve,
@@ -36,10 +34,6 @@ from aligngpt.reports.sections import (
     TimingRow,
 )
 from aligngpt.reports.thumbnails import thumbnail_in
-
-
-class ReportError(AlignGPTError):
-    """A saved report cannot be read."""
 
 
 @dataclass(frozen=True, config=page_config)
@@ -68,37 +62,6 @@ class ReportData:
     facts: dict[Text, Text] = field(default_factory=dict)
     differences: list[DifferenceRow] = field(default_factory=list)
     notes: list[Text] = field(default_factory=list)
-
-    def save(self, path: str | Path) -> None:
-        """Write everything as JSON, atomically; image paths are written unchanged.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        with atomic_write(path, "wb") as file:
-            file.write(_adapter().dump_json(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "ReportData":
-        """Read a file written by `save`.
-
-        Raises:
-            ReportError: the file cannot be read, or does not contain a report.
-        """
-        try:
-            return _adapter().validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise ReportError(f"{path}: cannot read the saved report ({error.strerror}).") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise ReportError(
-                f"{path}: not a saved report: {place}: {first['msg']}. Run the job again to write a new one."
-            ) from error
-
-
-def _adapter() -> TypeAdapter[ReportData]:
-    return TypeAdapter(ReportData)
 
 
 def build_report(report: ReportData, out: str | Path, *, image_root: str | Path = ".") -> None:

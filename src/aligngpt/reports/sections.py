@@ -111,11 +111,15 @@ class AccuracyCurve:
 
 @dataclass(frozen=True, config=page_config)
 class GateSection:
-    """The gate's mean weights `(kinds, N-1)` by kind of question, and the number of questions of each kind."""
+    """The gate's mean weights `(kinds, N-1)` by kind of question.
+
+    `counts` are the numbers of questions averaged, and `mode` is the model's `alignment`; None if unknown.
+    """
 
     kinds: list[Text]
     weights: list[Numbers]
     counts: Counts
+    mode: Text | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.kinds)

@@ -45,6 +45,8 @@ class DeviceQueue:
         self.taken = self.ready = 0
         self._device = device
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # From memory that is not pinned, a copy to an Apple GPU may still be running when the memory is used again.
+        self._asynchronous = self._copying is not None
         self._room = threading.BoundedSemaphore(BATCHES_IN_FLIGHT)
         self._order = threading.Lock()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -68,8 +70,8 @@ class DeviceQueue:
         """Encode a batch of prepared images, see `Prepared.pixels`; blocks while `BATCHES_IN_FLIGHT` are held."""
 
         def prepare() -> Inputs:
-            stacked = preparation.stacked(pictures, pinned=self._copying is not None)
-            return {"pixels": preparation.values_of(stacked.to(self._device, non_blocking=True))}
+            stacked = preparation.stacked(pictures, pinned=self._asynchronous)
+            return {"pixels": preparation.values_of(stacked.to(self._device, non_blocking=self._asynchronous))}
 
         return self.submit(prepare, scorer.encode_pixels)
 
@@ -78,9 +80,9 @@ class DeviceQueue:
 
         def prepare(texts: Sequence[str]) -> Inputs:
             tokens = scorer.token_ids(texts)
-            if self._copying is not None:
+            if self._asynchronous:
                 tokens = {name: ids.pin_memory() for name, ids in tokens.items()}
-            return {name: ids.to(self._device, non_blocking=True) for name, ids in tokens.items()}
+            return {name: ids.to(self._device, non_blocking=self._asynchronous) for name, ids in tokens.items()}
 
         futures = [self.submit(partial(prepare, texts), scorer.encode_tokens) for texts in batches]
         return [future.result() for future in futures]

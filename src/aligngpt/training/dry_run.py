@@ -181,7 +181,7 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         # Data without any levels has been reported already.
         if trouble is not None and not problems:
             problems.append(trouble)
-        elif trouble is None and (warning := untrained_levels_warning(data.without_samples)):
+        elif trouble is None and (warning := untrained_levels_warning(data.without_samples, recipe)):
             notes.append(warning)
         if data.unusable is not None:
             notes.append(f"none of the rows looked at can be trained on (the first: {data.unusable})")

@@ -169,7 +169,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         if is_main_process():
             DataFacts.of([Path(source.data) for source in stage.sources], samples).save(folder)
             console.print(f"{DESCRIPTIONS[name]}\n{parts_table(parts_of(model, stage))}", highlight=False)
-            if warning := untrained_levels_warning(levels_without_samples(samples, recipe, name)):
+            if warning := untrained_levels_warning(levels_without_samples(samples, recipe, name), recipe):
                 console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
         dataset = training_data(samples, recipe, name, model, processor)
         if name == "instruct" and is_main_process() and (columns_of(samples).levels > 0).any():

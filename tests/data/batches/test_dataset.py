@@ -1,14 +1,17 @@
 """Tests of turning samples into rows of training examples."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pytest
 import torch
 from PIL import Image
 
+from aligngpt.data.batches import dataset as datasets
 from aligngpt.data.batches.dataset import ConversationDataset, row_lengths
 from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.batches.rows import rows_of
@@ -237,3 +240,59 @@ def test_pictures_are_padded_or_cut_as_the_stage_says(dataset_of: Callable) -> N
     # 40 × 30 pixels of one colour: padded above and below, unless the sides are cropped.
     assert not torch.equal(padded[..., 0, 16], padded[..., 16, 16])
     torch.testing.assert_close(cut[..., 0, 16], cut[..., 16, 16])
+
+
+def test_the_settings_of_pictures_tell_what_decodes_them(
+    dataset_of: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = dataset_of([sample("look", "yes")])
+    settings = dataset.picture_settings
+    assert dataset_of([]).picture_settings == settings
+    with monkeypatch.context() as patched:
+        patched.setattr(PIL, "__version__", "0")
+        assert dataset.picture_settings != settings
+    code = Path(shutil.copytree(datasets.DECODING, tmp_path / "code"))
+    (code / "opening.py").write_text("")
+    monkeypatch.setattr(datasets, "DECODING", code)
+    assert dataset.picture_settings != settings
+
+
+def test_the_key_and_the_pixels_are_of_one_content(dataset_of: Callable, tmp_path: Path) -> None:
+    dataset = dataset_of([sample("look", "yes")])
+    expected = dataset[0][0].pixel_values
+
+    class Changing:
+        """A cache without features; the image changes while its key is computed."""
+
+        def key(self, picture: bytes) -> str:
+            (tmp_path / "b.png").rename(tmp_path / "a.png")
+            return "a"
+
+        def read(self, key: str) -> None:
+            return None
+
+    dataset.known_features = Changing()
+    assert torch.equal(dataset[0][0].pixel_values, expected)
+
+
+def test_an_image_whose_key_cannot_be_read_is_rejected(dataset_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Known:
+        def key(self, picture: bytes | Path) -> str:
+            return "a" if isinstance(picture, bytes) else str(len(picture.open("rb").read()))
+
+        def read(self, key: str) -> None:
+            return None
+
+    dataset = dataset_of([sample("look", "yes"), sample("look", "yes", images=("b.png",), record=1)])
+    dataset.known_features = Known()
+    opened, left = Path.open, ["a.png"]
+
+    def open_once_failing(self: Path, *args: Any, **options: Any) -> Any:
+        if left and self.name == left[0]:
+            left.pop()
+            raise OSError(116, "Stale file handle")
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_once_failing)
+    (rejected,) = dataset[0][0].rejected
+    assert rejected.reason == "unreadable" and "Stale file handle" in rejected.detail

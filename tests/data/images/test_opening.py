@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, PngImagePlugin, features
 
 from aligngpt.data.images.opening import FORMATS, IMAGE_REASONS, ImageError, check_image, open_image, resolve_image
 
@@ -71,6 +71,13 @@ def test_an_unsupported_format_is_named_with_what_to_do(content: bytes, what: st
     reason, message = reason_of(lambda: open_image(content + bytes(100)))
     assert reason == "not_an_image"
     assert message.endswith(f"is {what} image, which is not supported; convert it to PNG or JPEG")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot read AVIF")
+def test_an_avif_is_unsupported_only_where_it_is_not_read() -> None:
+    whole = encoded(noise(), "AVIF")
+    assert "is an AVIF image, which is not supported" in reason_of(lambda: open_image(whole, formats=["PNG"]))[1]
+    assert "not supported" not in reason_of(lambda: open_image(whole[:200]))[1]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
@@ -140,6 +147,45 @@ def test_exif_orientation_is_applied(orientation: int, corner: tuple[int, int]) 
     image = open_image(encoded(picture, exif=exif))
     assert image.size == ((4, 6) if orientation > 4 else (6, 4))
     assert image.getpixel(corner) == WHITE
+    # Not turned once more by a reader of the opened image.
+    assert ImageOps.exif_transpose(image).size == image.size
+
+
+def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", tag, kind, count) + value.ljust(4, b"\0")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        entry(282, 2, 4, b"72\0"),
+        entry(530, 2, 4, b"ab\0"),
+        entry(296, 5, 1, struct.pack("<L", 38)) + struct.pack("<LLL", 0, 2, 1),
+        entry(256, 2, 4, b"60\0"),
+    ],
+    ids=["a resolution as text", "a sampling as text", "a unit as a ratio", "a width as text"],
+)
+def test_a_picture_with_a_wrongly_typed_exif_tag_is_opened_upright(odd: bytes) -> None:
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + entry(274, 3, 1, b"\6") + odd
+    picture = encoded(noise((60, 40)), "JPEG", exif=exif + bytes(4) * (len(odd) == 12))
+    check_image(picture)
+    assert open_image(picture).size == (40, 60)
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, struct.error, KeyError])
+@pytest.mark.parametrize("at", ["open", "load"])
+def test_whatever_a_decoder_raises_is_an_image_error(
+    error: type[Exception], at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = encoded(noise())
+
+    def broken(*_: object, **__: object) -> None:
+        raise error("inside the decoder")
+
+    monkeypatch.setattr(Image if at == "open" else PngImagePlugin.PngImageFile, at, broken)
+    reason, message = reason_of(lambda: open_image(picture))
+    assert reason == "unreadable"
+    assert "inside the decoder" in message
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2000, 1), (1, 2000)])

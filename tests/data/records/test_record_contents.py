@@ -13,6 +13,7 @@ from PIL import Image
 from aligngpt.checking.files import check_files
 from aligngpt.checking.result import FileCheck
 from aligngpt.data.records.error import RecordError
+from aligngpt.data.records.fields import fields_not_read
 from aligngpt.data.records.sample import Sample, parse_record, to_record
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.preparing import prepare_samples
@@ -118,6 +119,15 @@ def test_the_most_frequent_answer_is_learnt_and_all_are_accepted() -> None:
     assert reason_of(talk(accepted_answers=["a", 1])) == "accepted_answers"
 
 
+@pytest.mark.parametrize("cell", ["['yes', 'yeah']", '["bob", "Bob"]', "[{'answer': 'yes'}]"])
+def test_a_list_of_answers_written_as_text_is_no_answer(cell: str) -> None:
+    with pytest.raises(RecordError, match=r"a list written as text, .*; save the records as JSON lines") as caught:
+        parse_record({"question": "which ?", "answers": cell})
+    assert caught.value.reason == "unanswered"
+    assert said(parse_record({"question": "where ?", "answers": "[12, 40, 80, 90]"}))[1] == "[12, 40, 80, 90]"
+    assert said(parse_record({"question": "what is listed ?", "answer": cell}))[1] == cell
+
+
 def test_the_accepted_answers_are_kept_with_prepared_samples(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text('[{"question": "which ?", "answers": ["red", "dark red"]}]')
     assert prepare_samples(tmp_path / "data.json", rejects=Rejects(None))[0].accepted == ("red", "dark red")
@@ -200,6 +210,19 @@ def test_a_system_column_of_parquet_is_the_systems_turn(parquet: Callable[..., P
 )
 def test_a_field_that_changes_what_is_asked_or_answered_is_not_left_out(record: dict[str, Any]) -> None:
     assert reason_of(record) == "unread_field"
+
+
+@pytest.mark.parametrize(("innermost", "reason"), [([], None), ([1], None), (["0.jpg"], "image_field")])
+def test_a_field_may_be_nested_as_deeply_as_json(innermost: list, reason: str | None) -> None:
+    nested = innermost
+    for _ in range(600):
+        nested = [nested]
+    record = talk(history=[], more=json.loads(json.dumps(nested)))
+    if reason is None:
+        assert said(parse_record(record)) == ["What?", "A cat."]
+        assert fields_not_read(record) == (["more"] if innermost else [])
+    else:
+        assert reason_of(record) == reason
 
 
 def test_a_field_that_holds_nothing_is_none() -> None:

@@ -1,6 +1,7 @@
 """Compressed text files are read like the files in them, as far as they are whole."""
 
 import bz2
+import errno
 import gzip
 import hashlib
 import json
@@ -125,6 +126,22 @@ def test_what_is_cut_short_is_remembered_with_the_cached_file(tmp_path: Path) ->
     moved = packed.rename(tmp_path / "b.jsonl.gz")
     last = everything(open_pairs(moved))[-1]
     assert isinstance(last, Unusable) and last.detail.startswith(str(moved))
+
+
+def test_a_file_that_cannot_be_read_is_not_remembered_as_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(json_lines()))
+
+    def failing(self: gzip.GzipFile, size: int = -1) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gzip.GzipFile, "read", failing)
+        with pytest.raises(SourceError, match=r"a\.jsonl\.gz.* cannot be read: .*Input/output error"):
+            everything(open_pairs(path))
+    assert len(everything(open_pairs(path))) == len(LINES)
 
 
 def test_a_truncated_array_is_an_error_that_names_the_compressed_file(tmp_path: Path) -> None:

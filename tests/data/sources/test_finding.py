@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,6 +104,80 @@ def test_a_missing_path_says_what_is_accepted(tmp_path: Path) -> None:
         assert "JSON lines" in source_error(tmp_path / name)
     assert "00000.tar, which does not exist" in source_error(tmp_path / "{00000..00003}.tar")
     assert "does not exist" in source_error("nowhere/data.json")
+
+
+@pytest.mark.parametrize("name", ["{00041..00000}.tar", "{0..1}-{41..0}.parquet"])
+def test_a_range_that_ends_before_it_begins_is_refused(name: str, tmp_path: Path) -> None:
+    assert "ends before it begins; write {0" in source_error(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "named"),
+    [
+        (["data/test-00000-of-00001", "data/train-00000-of-00001"], "test and train", "data/test*"),
+        (["train/0", "val/0"], "train and val", "train"),
+        (["plain/train_a", "plain/validation.b", "plain/c"], "train and validation", "plain/train*"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_files_of_several_splits_are_not_read_as_one(
+    kind: str, files: list[str], splits: str, named: str, tmp_path: Path
+) -> None:
+    for file in files:
+        path = tmp_path / f"{file}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "tar":
+            tar_of(path, [("a.png", png()), ("a.txt", b"one")])
+        else:
+            pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"], "caption": ["one"]}), path)
+    one = tmp_path / (f"{named}.{kind}" if "*" in named else named)
+    assert source_error(tmp_path) == f"{tmp_path} has the splits {splits}; name the files of one, such as {one}"
+    assert captions(everything(one)) == ["one"]
+
+
+def test_files_of_one_split_and_of_none_are_read_together(tmp_path: Path) -> None:
+    for name in ("train-0", "train-1", "testimony-0", "b"):
+        pyarrow.parquet.write_table(
+            pyarrow.table({"image": ["a.png"], "caption": [name]}), tmp_path / f"{name}.parquet"
+        )
+    assert captions(everything(tmp_path)) == ["b", "testimony-0", "train-0", "train-1"]
+
+
+def test_scores_below_the_folder_of_their_pairs_are_no_pairs(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"], "caption": ["one"]}), tmp_path / "0.parquet")
+    (tmp_path / "scores").mkdir()
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": ["0"], "score": [0.3]}), tmp_path / "scores" / "part-00000.parquet"
+    )
+    manifest = written(tmp_path / "scores" / "manifest.json", '{"model_fingerprint": "0"}')
+    assert captions(everything(tmp_path)) == ["one"]
+    manifest.write_text("{}")
+    assert "no column for the caption" in source_error(tmp_path)
+
+
+@pytest.mark.parametrize("beside", ["texts", "parquet"])
+def test_a_folder_below_that_cannot_be_read_is_an_error(
+    beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("", "below", "lost+found"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        if beside == "texts":
+            (folder / "a.png").write_bytes(png())
+            written(folder / "a.txt", "one")
+        else:
+            pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"], "caption": ["one"]}), folder / "0.parquet")
+    scan, denied = os.scandir, {"below", "lost+found"}
+
+    def scandir(path: str | Path = ".") -> Any:
+        if Path(path).name in denied:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert f"{tmp_path / 'below'} cannot be read: Permission denied" in source_error(tmp_path)
+    denied.remove("below")
+    assert captions(everything(tmp_path)) == ["one", "one"]
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -398,6 +473,32 @@ def test_a_stray_quote_in_a_csv_file_costs_its_own_line_only(
     found = captions(everything(written(tmp_path / "a.csv", "\n".join(lines) + "\n"), shard_size=shard_size))
     del found[21]
     assert found == [*(f"caption {n}" for n in range(5)), "broken_line", *(f"caption {n}" for n in range(5, 30))]
+
+
+@pytest.mark.parametrize(
+    ("written_as", "read_as"),
+    [
+        (r'"He said \"hi\" to me"', 'He said "hi" to me'),
+        (r'"\"stop\" on a sign"', '"stop" on a sign'),
+        (r'"a screen of 12\""', 'a screen of 12"'),
+        (r'"two\three \"four\""', r'two\three "four"'),
+        ('"one, two"  ', "one, two"),
+    ],
+)
+def test_quotes_escaped_with_a_backslash_and_blanks_after_a_quote_are_read(
+    written_as: str, read_as: str, tmp_path: Path
+) -> None:
+    content = f'image,caption\na.png,{written_as}\na.png,"plain"\na.png,{written_as}\n'
+    assert captions(everything(written(tmp_path / "a.csv", content))) == [read_as, "plain", read_as]
+
+
+@pytest.mark.parametrize("text", ['"Big" sale', '"a 5" screen"', r'"C:\\" and \"D\"'])
+def test_words_after_a_closing_quote_are_no_caption_without_the_quotes(text: str, tmp_path: Path) -> None:
+    first, second = everything(written(tmp_path / "a.tsv", f"image\tcaption\na.png\t{text}\na.png\tplain\n"))
+    assert isinstance(first, Unusable) and first.reason == "broken_line"
+    assert "row 0 of a.tsv, at byte 14: words follow a closing quote" in first.detail
+    assert "double each quote inside a text" in first.detail
+    assert isinstance(second, Pair)
 
 
 def test_line_breaks_in_quotes_are_kept_in_whatever_shards(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Folders of images with a caption in a file beside each."""
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def test_pairs_at_any_depth_are_read(folder: Path) -> None:
     for one in found:
         assert isinstance(one, Pair)
         one.picture.check()
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jfif"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_rarer_suffixes_are_images(suffix: str, packed: bool, tmp_path: Path) -> None:
+    (tmp_path / f"a.{suffix}").write_bytes(b"")
+    (tmp_path / "a.txt").write_text("rare")
+    source = tmp_path
+    if packed:
+        source = tmp_path / "packed" / "a.tar"
+        source.parent.mkdir()
+        with tarfile.open(source, "w") as tar:
+            for name in (f"a.{suffix}", "a.txt"):
+                tar.add(tmp_path / name, name)
+    pairs = open_pairs(source)
+    (one,) = pairs.read(pairs.shards()[0])
+    assert isinstance(one, Pair) and one.caption == "rare"
 
 
 def test_training_reads_the_same_samples(folder: Path) -> None:

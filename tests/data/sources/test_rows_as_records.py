@@ -1,13 +1,23 @@
 """Rows of tables become records for training: their levels, and JSON rows that name an image in `file_name`."""
 
+import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aligngpt.data.records.pairs import Pair, open_pairs
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import read_samples
+
+TURNS = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNGPT_CACHE", str(tmp_path / "cache"))
 
 
 def samples_of(path: Path, rejects: Rejects | None = None) -> list[Sample]:
@@ -73,6 +83,26 @@ def test_a_file_name_beside_what_is_read_changes_nothing(tmp_path: Path) -> None
     assert (sample.images, sample.caption) == (("0.png",), "a cat")
 
 
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        ({"text": "a caption", "conversations": TURNS}, "a cat"),
+        ({"question": "what?", "answer": "a cat"}, "a cat"),
+        ({"caption": "a cat", "text": "another"}, "a cat"),
+    ],
+)
+def test_a_file_is_read_alike_compressed_and_by_scoring(fields: dict[str, Any], answer: str, tmp_path: Path) -> None:
+    record = json.dumps({"image": "0.png", "file_name": "0.png"} | fields) + "\n"
+    (tmp_path / "a.jsonl").write_text(record)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(record.encode()))
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        (sample,) = samples_of(tmp_path / name)
+        assert (sample.images, sample.turns[-1].text) == (("0.png",), answer)
+        pairs = open_pairs(tmp_path / name)
+        (pair,) = pairs.read(pairs.shards()[0])
+        assert isinstance(pair, Pair) and pair.caption == answer
+
+
 @pytest.mark.parametrize(("level", "expected"), [("easy", None), ("0", None), ("2.5", None), ("3", 3), ("3.0", 3)])
 def test_the_difficulty_of_a_question_is_no_level(level: str, expected: int | None, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"image,question,answer,level\n0.png,what?,a cat,{level}\n")
@@ -87,10 +117,9 @@ def test_a_level_of_a_question_that_contradicts_another_is_a_reject(tmp_path: Pa
 
 
 def test_a_record_that_is_no_row_says_why_the_file_is_a_table(tmp_path: Path) -> None:
-    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
     records = [
         {"file_name": "0.png", "text": "a cat"},
-        {"image": "1.png", "conversations": turns},
+        {"image": "1.png", "conversations": TURNS},
         {"file_name": "", "text": "a dog"},
     ]
     (tmp_path / "a.json").write_text(json.dumps(records))

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from aligngpt.cli import app
 from aligngpt.evaluation.alignment_measures.likelihoods import Level, MeasureError
 from aligngpt.evaluation.alignment_measures.running import captions_table, measure_captions
+from aligngpt.evaluation.results import EvaluationError, summarise
 from aligngpt.inference.requests import Likelihood, Request
 
 COUNT = 6
@@ -56,6 +57,16 @@ def test_the_figures_are_those_of_the_likelihoods(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "o/results.json").read_text()) == [result]
     assert "| winoground | gate | 6 | 100.0% (" in (tmp_path / "o/table.md").read_text()
     assert captions_table([result]).splitlines()[2].split()[:4] == ["winoground", "1", "6", "0.0%"]
+
+
+def test_results_of_the_evaluation_of_a_file_are_left_alone(tmp_path: Path) -> None:
+
+    path, engine = tmp_path / "o/results.json", Seeing()
+    summarise([]).save(path)
+    before = path.read_bytes()
+    with pytest.raises(EvaluationError, match="is of the evaluation of a file of questions; choose another folder"):
+        measure_captions(engine, ["winoground"], winoground(tmp_path), tmp_path / "o", model="m", levels=2)
+    assert path.read_bytes() == before and not engine.calls
 
 
 def test_a_stopped_run_rates_only_the_rest(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from aligngpt.cli import app
 from aligngpt.evaluation.alignment_measures.likelihoods import Level, MeasureError
 from aligngpt.evaluation.alignment_measures.yes_no import measure_yes_no, yes_no_table
+from aligngpt.evaluation.results import EvaluationError, summarise
 from aligngpt.inference.requests import Likelihood, Request
 
 COUNT = 12
@@ -52,6 +53,16 @@ def test_figures_of_each_level(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "o/results.json").read_text()) == [result]
     assert yes_no_table(result).splitlines()[1].split()[:4] == ["gate", "50.0%", "100.0%", "100.0%"]
     assert "| 1 | 100.0% | 66.7% | 50.0% (" in (tmp_path / "o/table.md").read_text()
+
+
+def test_results_of_the_evaluation_of_a_file_are_left_alone(tmp_path: Path) -> None:
+    layouts.pope(tmp_path)
+    path, engine = tmp_path / "o/results.json", Biased()
+    summarise([]).save(path)
+    before = path.read_bytes()
+    with pytest.raises(EvaluationError, match="is of the evaluation of a file of questions; choose another folder"):
+        measure_yes_no(engine, tmp_path, tmp_path / "o", model="m", levels=2)
+    assert path.read_bytes() == before and not engine.calls
 
 
 def test_a_stopped_run_rates_only_the_rest(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from aligngpt.evaluation.benchmarks.published import comparison_table, differenc
 from aligngpt.evaluation.benchmarks.registry import all_benchmarks
 from aligngpt.evaluation.benchmarks.results import BenchmarkResult
 from aligngpt.evaluation.benchmarks.runner import BenchmarksError, run_benchmarks
+from aligngpt.evaluation.results import EvaluationError, summarise
 from aligngpt.inference.requests import Answer, Request, Sampling
 
 GREEDY = Sampling()
@@ -224,6 +225,16 @@ def test_what_cannot_be_run_is_a_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(BenchmarksError, match=message):
             run("gqa", tmp_path, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("folder", ["out", "out/gqa"])
+def test_results_of_the_evaluation_of_a_file_are_left_alone(folder: str, tmp_path: Path) -> None:
+    right, path = layouts.gqa(tmp_path), tmp_path / folder / "results.json"
+    summarise([]).save(path)
+    before, engine = path.read_bytes(), Knowing("gqa", tmp_path, right)
+    with pytest.raises(EvaluationError, match=r"results\.json, which would be replaced, is of the evaluation of"):
+        run("gqa", tmp_path, engine)
+    assert path.read_bytes() == before and not engine.asked
 
 
 def test_crop_shows_the_central_square() -> None:

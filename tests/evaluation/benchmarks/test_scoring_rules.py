@@ -8,7 +8,9 @@ import pytest
 
 from aligngpt.evaluation.scoring_rules import judged, letters, mme, pope, short_answers, vqa
 
-CASES: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "cases.json").read_text(encoding="utf-8"))
+GOLDEN = Path(__file__).parent / "golden"
+CASES: dict[str, Any] = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
+LMMS: dict[str, Any] = json.loads((GOLDEN / "lmms_cases.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", CASES["vqa_normalise"], ids=lambda case: repr(case["text"]))
@@ -58,9 +60,13 @@ def test_science_qa_letter_beyond_the_choices_is_wrong() -> None:
     assert not letters.science_qa_correct("The answer is Z.", 5, 4)
 
 
-def test_science_qa_by_lmms_accepts_a_dot_after_the_letter() -> None:
+@pytest.mark.parametrize("case", LMMS["scienceqa"], ids=lambda case: repr(case["text"]))
+def test_science_qa_by_lmms_is_that_of_lmms(case: dict[str, Any]) -> None:
+    assert letters.science_qa_correct_lmms(case["text"], case["answer"]) == bool(case["expected"])
+
+
+def test_science_qa_by_llava_does_not_accept_a_dot_after_the_letter() -> None:
     assert letters.science_qa_correct_lmms("B.", 1) and not letters.science_qa_correct("B.", 3, 1)
-    assert not letters.science_qa_correct_lmms("The answer is B.", 1)
 
 
 def test_mme_answers_are_read_as_lmms_reads_them() -> None:
@@ -112,7 +118,16 @@ def test_gqa_ignores_only_dots_at_the_end_and_case() -> None:
 
 def test_seed_by_llava_needs_the_bare_letter() -> None:
     assert letters.seed_correct("A", "A") and not letters.seed_correct("A.", "A")
-    assert letters.seed_correct_lmms("A.", "A") and not letters.seed_correct_lmms("", "A")
+
+
+@pytest.mark.parametrize("case", LMMS["seedbench"], ids=lambda case: repr(case["text"]))
+def test_seed_by_lmms_is_that_of_lmms(case: dict[str, Any]) -> None:
+    assert letters.seed_correct_lmms(case["text"], case["letter"]) == bool(case["expected"])
+
+
+@pytest.mark.parametrize("case", LMMS["vizwiz"], ids=lambda case: repr(case["text"]))
+def test_vizwiz_by_lmms_is_that_of_lmms(case: dict[str, Any]) -> None:
+    assert vqa.vizwiz_accuracy_lmms(case["text"], case["answers"]) == pytest.approx(case["expected"])
 
 
 @pytest.mark.parametrize(

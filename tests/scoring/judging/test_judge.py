@@ -94,7 +94,8 @@ def test_the_key_is_written_nowhere(run: Run, server: Server, pairs: Path) -> No
     [
         ((429, {"Retry-After": "7"}, "slow down"), [7.0]),
         ((500, {}, "oops"), [1.0]),
-        ((503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, "later"), [0.0]),
+        ((503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, "later"), [1.0]),
+        ((429, {"Retry-After": "0"}, "slow down"), [1.0]),
         (DROP, [1.0]),
     ],
 )
@@ -175,6 +176,20 @@ def test_a_stopped_job_resumes_without_asking_twice(run: Run, server: Server, pa
     whole(pairs, concurrency=4)
     for name in ("part-00000.parquet", "part-00001.parquet", "rejects-00001.parquet", "manifest.json"):
         assert (run.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+@pytest.mark.parametrize("reply", [said(""), said("1", "length")])
+def test_a_reply_without_text_is_paid_for_once(
+    reply: tuple[int, dict[str, str], str], run: Run, server: Server, pairs: Path
+) -> None:
+    server.answer = lambda request, _: reply if caption_in(request) == "c0" else said("8")
+    with pytest.raises(TooManyRejects):
+        run(pairs)
+    # Too large a share of the first shard was rejected, so it is judged again.
+    assert run(pairs, max_reject_share=0.3).outcome.reasons == {"no_text": 1}
+    assert sorted(server.captions()) == ["c0", "c1", "c2", "c3", "c4"]
+    (reject,) = run.rejects()
+    assert reject["id"] == "pair-0" and ("no text" in reject["detail"] or "was cut off" in reject["detail"])
 
 
 def test_equal_pairs_are_asked_about_once(run: Run, server: Server, write_pairs: Callable[..., Path]) -> None:

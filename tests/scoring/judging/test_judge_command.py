@@ -46,13 +46,23 @@ def test_judge_ends_with_the_next_command_which_runs(judge: Command, server: Ser
     server.answer = lambda request, _: said(caption_in(request)[1])
     ended = judge("pairs.jsonl", "--yes")
     lines = ["4 pairs scored, 0 rejected: judged", "4 requests sent"]
-    next_line = "next: aligngpt levels judged --source pairs.jsonl --out pairs-levels.jsonl"
+    next_line = "next: aligngpt levels judged --levels 4 --source pairs.jsonl --out pairs-levels.jsonl"
     assert ended.stdout.splitlines() == [*lines, next_line]
     assert f"up to 4 requests to {server.url}; each sends an image, and they may cost money" in ended.stderr
-    page = ["--levels", "4", "--report", "page.html"]
-    made = CliRunner().invoke(app, next_line.removeprefix("next: aligngpt ").split() + page)
+    made = CliRunner().invoke(app, [*next_line.removeprefix("next: aligngpt ").split(), "--report", "page.html"])
     assert made.exit_code == 0 and "level 4: 1 pairs" in made.stdout and Path("page.html").stat().st_size
     assert "sk-very-secret" not in ended.output and server.keys == {"Bearer sk-very-secret"}
+
+
+def test_the_next_command_asks_for_no_more_levels_than_there_are_scores(
+    judge: Command, server: Server, write_pairs: Callable[..., Path]
+) -> None:
+    write_pairs(8, **{f"at_{index}": {"caption": f"c{index}"} for index in range(8)})
+    server.answer = lambda request, _: said(caption_in(request)[1])
+    assert "next: aligngpt levels judged --source" in judge("pairs.jsonl", "--yes").stdout
+    server.answer = lambda _, __: said("5")
+    lines = judge("pairs.jsonl", "--yes", "--out", "equal", "--scale", "0-5").stdout.splitlines()
+    assert lines[-1] == "all scores are equal, so no levels can be made of them"
 
 
 def test_without_a_terminal_it_asks_for_yes(judge: Command, server: Server, source: Path) -> None:

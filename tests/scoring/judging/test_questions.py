@@ -131,6 +131,11 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
         checked_endpoint(url)
 
 
+def test_a_host_name_that_cannot_exist_is_refused() -> None:
+    with pytest.raises(JudgeError, match=r"'http://é☃\.\.x/v1' is not a valid address: Invalid IDNA"):
+        checked_endpoint("http://é☃..x/v1")
+
+
 @pytest.mark.parametrize("url", ["https://u:secret@a/v1", "https://a/v1?key=secret"])
 def test_an_address_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(JudgeError, match="OPENAI_API_KEY") as error:

@@ -50,6 +50,7 @@ class Collator:
         if any(keys):
             batch["feature_keys"] = keys
             computed = [key for key in keys if key]
+            assert len(computed) == len(batch["pixel_values"])
             batch["pixel_values"] = batch["pixel_values"][[computed.index(key) for key in dict.fromkeys(computed)]]
         if rejected := [tuple(one) for row in rows for one in row[0].rejected]:
             batch["rejected"] = rejected

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import PIL
 import torch
 import xxhash
 from PIL import Image
@@ -16,26 +16,27 @@ from torch.utils.data import Dataset
 
 from aligngpt.data.batches.examples import Example, ExampleError, Row, images_in, response_of, tokenize
 from aligngpt.data.batches.rows import rows_of
+from aligngpt.data.images import opening
 from aligngpt.data.images.opening import ImageError
 from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejected
 from aligngpt.data.samples.columns import columns_of
+from aligngpt.data.samples.preparing import code_digest
 from aligngpt.data.samples.sequence import picture_of
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.processing import AlignGPTProcessor
 
+DECODING = Path(opening.__file__).parent
+"""Folder of the modules that decode images."""
+
 
 class KnownFeatures(Protocol):
     """A cache of vision tower features. Data loader workers use it, so it must be picklable."""
 
-    def key(self, picture: Path | bytes) -> str:
-        """The cache key of an image's features; the image is a file or its content.
-
-        Raises:
-            OSError: the image cannot be read.
-        """
+    def key(self, picture: bytes) -> str:
+        """The cache key of the features of an encoded image."""
         ...
 
     def read(self, key: str) -> Tensor | None:
@@ -190,10 +191,10 @@ class ConversationDataset(Dataset[Row]):
         pictures = [self.picture(member, number) for number in range(count)]
         keys: tuple[str, ...] = ()
         if self.known_features is not None:
-            # Errors are ignored here: `open_image` below reports what is wrong with the image.
-            with suppress(OSError):
-                pictures = [_at_hand(picture) for picture in pictures]
-                keys = tuple(self.known_features.key(_content(picture)) for picture in pictures)
+            # Each is read once, so that a file that changes cannot have the key of one image and the pixels of another.
+            contents = [picture.read() for picture in pictures]
+            pictures = [_with(content, picture) for content, picture in zip(contents, pictures, strict=True)]
+            keys = tuple(map(self.known_features.key, contents))
             found = [features for key in keys if (features := self.known_features.read(key)) is not None]
             if found and len(found) == len(pictures):
                 return Images(features=torch.stack(found))
@@ -201,9 +202,9 @@ class ConversationDataset(Dataset[Row]):
 
     @property
     def picture_settings(self) -> dict[str, Any]:
-        """The settings that affect image preprocessing, as plain data."""
+        """All that affects how images are decoded and preprocessed, as plain data."""
         settings: dict[str, Any] = json.loads(self.processor.image_processor.to_json_string())
-        return settings | self._how
+        return settings | self._how | {"decoding": [PIL.__version__, code_digest(DECODING)]}
 
     def preprocess(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Preprocess images for the vision tower; returns `(images, channels, height, width)`."""
@@ -216,16 +217,10 @@ class ConversationDataset(Dataset[Row]):
         self._rejected[member] = Rejected(member, sample.record, sample.id, reason, str(error))
 
 
-def _at_hand(picture: Picture) -> Picture:
-    """Load the content of an image stored inside a larger file, so that it is read once for both key and decoding."""
-    return picture if picture.length is None else Picture(picture.name, content=picture.read())
-
-
-def _content(picture: Picture) -> Path | bytes:
-    if picture.content is not None:
-        return picture.content
-    assert picture.path is not None
-    return picture.path
+def _with(content: bytes, picture: Picture) -> Picture:
+    """The image as its content; one that is a whole file keeps the file's path as its name."""
+    is_file = picture.path is not None and picture.length is None
+    return Picture(str(picture.path) if is_file else picture.name, content=content)
 
 
 def rows_digest(dataset: ConversationDataset) -> str:

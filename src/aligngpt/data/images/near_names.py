@@ -6,12 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
+from aligngpt.data.images.suffixes import IMAGE_SUFFIXES
+
 MAX_NAMES = 100_000
 """Folders with more entries are searched only up to this many, so that a missing image costs little."""
 
 SHOWN = 3
-
-_PICTURES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def near_names(path: Path) -> list[Path]:
@@ -51,7 +51,7 @@ def _entries(folder: Path, modified: int) -> tuple[dict[str, list[str]], dict[st
         for _, entry in zip(range(MAX_NAMES), entries, strict=False):
             names.setdefault(_plain(entry.name), []).append(entry.name)
             stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in _PICTURES:
+            if suffix.lower().removeprefix(".") in IMAGE_SUFFIXES:
                 stems.setdefault(_plain(stem), []).append(entry.name)
     return names, stems
 

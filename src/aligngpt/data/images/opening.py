@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
+from PIL.ExifTags import Base
 
 from aligngpt.data.images.near_names import near_names
 from aligngpt.data.sources.mistaken_files import mistaken_for, not_read
@@ -32,6 +33,20 @@ HEADER = 1 << 16
 
 STRIP_PIXELS = 1 << 18
 """Pixels converted at a time."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
+
+_ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""What an image's `info` may have its orientation in."""
 
 # Pillow knows its rarer formats by name only once all of its plugins are registered.
 Image.init()
@@ -121,12 +136,11 @@ def open_image(
     name = _name(source)
     try:
         image.load()
-        # In place, because otherwise an image that is already upright would be copied.
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return _to_rgb(_upright(image))
     except (OSError, EOFError, SyntaxError) as error:
         raise ImageError("truncated", f"{name} is damaged or cut short: {error}") from error
-    except (ValueError, MemoryError, Image.DecompressionBombError, ZeroDivisionError) as error:
+    except Exception as error:
+        # Decoders raise whatever they meet in a damaged file, such as TypeError or RuntimeError.
         raise ImageError("unreadable", f"{name} cannot be decoded: {error}") from error
 
 
@@ -164,9 +178,14 @@ def _identify(
         raise ImageError("too_large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         head = _beginning(stream)
-        what = mistaken_for(head) or not_read(head) or f"is not an image in any of the formats {', '.join(formats)}"
+        what = (
+            mistaken_for(head)
+            or not_read(head, formats)
+            or f"is not an image in any of the formats {', '.join(formats)}"
+        )
         raise ImageError("not_an_image", f"{name} {what}") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except Exception as error:
+        # As in `open_image`: the decoder of AVIF raises RuntimeError, that of TIFF TypeError.
         raise ImageError("unreadable", f"{name} cannot be opened: {error}") from error
     width, height = image.size
     if check_size is not None:
@@ -204,7 +223,7 @@ def _check_file(path: Path) -> None:
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError("missing", f"{path} does not exist{_instead_of(path)}") from error
+        raise ImageError("missing", f"{path} does not exist{instead_of(path)}") from error
     except (OSError, ValueError) as error:
         raise ImageError("unreadable", f"{str(path)!r} cannot be read: {error}") from error
     if path.is_dir():
@@ -213,8 +232,8 @@ def _check_file(path: Path) -> None:
         raise ImageError("empty", f"{path} is empty")
 
 
-def _instead_of(path: Path) -> str:
-    """A hint that names the files that a missing one's name probably means; empty if there are none."""
+def instead_of(path: Path) -> str:
+    """A hint for the error, which names the files that a missing one's name probably means; empty if there are none."""
     try:
         near = near_names(path)
     except (OSError, ValueError):
@@ -229,6 +248,24 @@ def _beginning(source: Path | BinaryIO) -> bytes:
             return file.read(100)
     source.seek(0)
     return source.read(100)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF says to show it.
+
+    `ImageOps.exif_transpose` would also encode the EXIF anew, which fails for tags of a wrong type.
+    """
+    turn = None
+    # An image whose EXIF cannot be read is shown as it is stored.
+    with suppress(Exception):
+        turn = _UPRIGHT.get(image.getexif().get(Base.Orientation, 1))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _ORIENTED:
+        # Otherwise, who opens it again would turn it once more.
+        turned.info.pop(name, None)
+    return turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

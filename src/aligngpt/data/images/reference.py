@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from aligngpt.data.images.opening import HEADER, ImageError, check_image, open_image, remote_bytes
+from aligngpt.data.images.opening import HEADER, ImageError, check_image, instead_of, open_image, remote_bytes
 from aligngpt.data.sources.remote import RemotePath
 
 
@@ -84,7 +84,7 @@ class Picture:
                 file.seek(self.offset)
                 return file.read(min(self.length, left))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ImageError("missing", f"{self.path} does not exist") from error
+            raise ImageError("missing", f"{self.path} does not exist{instead_of(self.path)}") from error
         except IsADirectoryError as error:
             raise ImageError("not_an_image", f"{self.path} is a folder") from error
         except (OSError, ValueError) as error:

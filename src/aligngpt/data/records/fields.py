@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from aligngpt.data.images.suffixes import IMAGE_SUFFIXES
 from aligngpt.data.records.conversation import SYSTEM_FIELDS, TURN_FIELDS
 from aligngpt.data.records.error import RecordError
 from aligngpt.data.records.instructions import instruction_layout
@@ -26,7 +27,7 @@ _ALWAYS_READ = (
 CONTENT_FIELDS = tuple(dict.fromkeys((*VIDEO_FIELDS, *AUDIO_FIELDS, *PREFERENCE_FIELDS, *_BESIDE_PAIR)))
 """Fields that are checked only to reject records that have them."""
 
-_PICTURE_FILE = re.compile(r"[^\n]{1,1000}\.(?:avif|bmp|gif|heic|jfif|jpe?g|png|ppm|tiff?|webp)", re.IGNORECASE)
+_PICTURE_FILE = re.compile(rf"[^\n]{{1,1000}}\.(?:{'|'.join(sorted(IMAGE_SUFFIXES))}|heic)", re.IGNORECASE)
 
 
 def check_fields(record: Mapping[str, Any]) -> None:
@@ -92,11 +93,18 @@ def fields_not_read(record: Mapping[str, Any]) -> list[str]:
 
 
 def _is_picture(value: object) -> bool:
-    if isinstance(value, str):
-        return _PICTURE_FILE.fullmatch(value) is not None
-    if isinstance(value, Mapping):
-        return isinstance(value.get("bytes"), bytes) or _is_picture(value.get("path"))
-    if isinstance(value, Iterable) and not isinstance(value, bytes):
-        listed = list(value)
-        return bool(listed) and all(_is_picture(one) for one in listed)
-    return False
+    # A loop, as in `is_given`.
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            if _PICTURE_FILE.fullmatch(one) is None:
+                return False
+        elif isinstance(one, Mapping):
+            if not isinstance(one.get("bytes"), bytes):
+                left.append(one.get("path"))
+        elif isinstance(one, Iterable) and not isinstance(one, bytes) and (parts := list(one)):
+            left.extend(parts)
+        else:
+            return False
+    return True

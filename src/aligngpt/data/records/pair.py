@@ -1,5 +1,6 @@
 """A pair: an image with its caption, or a question with its answers."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,9 @@ from aligngpt.data.records.turns import Said
 from aligngpt.data.sources.fields import is_given
 
 ANSWER_FIELDS = ("answer", "answers", "label")
+
+# A list of texts or objects, as JSON and Python write it. A list of numbers may be an answer, such as a box.
+_LIST_AS_TEXT = re.compile(r"""\[\s*['"{].*\]""", re.DOTALL)
 
 
 def question_field(record: Mapping[str, Any]) -> str | None:
@@ -78,6 +82,10 @@ def _text(record: Mapping[str, Any], field: str) -> str:
 
 def _answers(found: object, field: str) -> list[str]:
     """The answers in a field: a string, a list of strings, or VQA's list of objects with an `answer` each."""
+    if field == "answers" and isinstance(found, str) and _LIST_AS_TEXT.fullmatch(found.strip()):
+        raise RecordError(
+            "unanswered", f"`answers` is a list written as text, {found!r:.80}; save the records as JSON lines"
+        )
     listed = found if isinstance(found, list) else [found]
     texts = [one.get("answer") if isinstance(one, Mapping) else one for one in listed]
     answers = [text.strip() for text in texts if isinstance(text, str) and text.strip()]

@@ -2,12 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from aligngpt.data.records.error import RecordError
 from aligngpt.data.records.sample import Sample
 
 RATINGS_SUFFIX = "_ratings"
+
+
+class Lowest(NamedTuple):
+    """The lowest ratings of answers that are learned from, by name, and whether every record must have them."""
+
+    ratings: Mapping[str, float] = {}
+    needed: bool = False
+
+    def applied_to(self, sample: Sample, record: Mapping[str, Any]) -> Sample:
+        """The sample as it is learned from; see `without_low_ratings`.
+
+        Raises:
+            RecordError: see `without_low_ratings`.
+        """
+        return without_low_ratings(sample, record, self.ratings, needed=self.needed) if self.ratings else sample
 
 
 def without_low_ratings(

@@ -16,7 +16,7 @@ from aligngpt.cache import CacheError, cache_entry, entry_path
 from aligngpt.cpus import usable_cpus
 from aligngpt.data.images.opening import IMAGE_REASONS, ImageError
 from aligngpt.data.records.error import RecordError
-from aligngpt.data.records.ratings import without_low_ratings
+from aligngpt.data.records.ratings import Lowest
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.records.stored import Found, Unread, archive_samples
 from aligngpt.data.rejects import Rejects
@@ -88,8 +88,8 @@ def prepare_samples(
     state = _state_of(path, archive)
     # The archive's folder is part of the key, since its files will be opened again at this location.
     where = str(root.resolve()) if archive is None else [str(root.resolve()), str(archive.folder.resolve())]
-    lowest = _Lowest({} if min_ratings is None else dict(sorted(min_ratings.items())), ratings_needed)
-    key = json.dumps([FORMAT, _rules(RULES), state, where, demands, lowest if lowest.ratings else {}])
+    lowest = Lowest({} if min_ratings is None else dict(sorted(min_ratings.items())), ratings_needed)
+    key = json.dumps([FORMAT, code_digest(RULES), state, where, demands, lowest if lowest.ratings else {}])
     folder = entry_path("samples", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
     found = _opened(folder, root, demands)
     if found is None:
@@ -112,7 +112,7 @@ def prepare_samples(
 
 
 @lru_cache(maxsize=4)
-def _rules(folder: Path) -> str:
+def code_digest(folder: Path) -> str:
     """SHA-256 of all modules in a folder. Hashing all of them avoids keeping a list of those that affect how records
     are read; reading data again once after an upgrade costs little."""
     digest = hashlib.sha256()
@@ -148,13 +148,6 @@ class _Reject(NamedTuple):
     reason: str
     detail: str
     images: tuple[str, ...] = ()
-
-
-class _Lowest(NamedTuple):
-    """The lowest ratings of answers that are learned from, by name, and whether every record must have them."""
-
-    ratings: dict[str, float]
-    needed: bool
 
 
 class _Entry(NamedTuple):
@@ -216,7 +209,7 @@ def _build(
     archive: Archive | None,
     root: Path,
     demands: dict[str, bool],
-    lowest: "_Lowest",
+    lowest: Lowest,
 ) -> None:
     state = _state_of(path, archive)
     with (
@@ -264,15 +257,11 @@ def _found_in(path: Path, archive: Archive | None, rejects: Rejects, demands: di
             yield one
 
 
-def _rated(samples: Iterator[Found], rejects: Rejects, lowest: _Lowest) -> Iterator[Found]:
+def _rated(samples: Iterator[Found], rejects: Rejects, lowest: Lowest) -> Iterator[Found]:
     """The samples, without the loss of answers that are rated too low; those with no answer left go to `rejects`."""
     for found in samples:
-        if not lowest.ratings:
-            yield found
-            continue
         try:
-            rated = without_low_ratings(found.sample, found.fields, lowest.ratings, needed=lowest.needed)
-            yield found._replace(sample=rated)
+            yield found._replace(sample=lowest.applied_to(found.sample, found.fields))
         except RecordError as error:
             rejects.add(found.sample.record, found.sample.id, error.reason, str(error))
 

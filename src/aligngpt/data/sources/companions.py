@@ -18,11 +18,28 @@ class Companions:
     json: str | None = None
 
 
-def folders_in(folder: Path) -> Iterator[Path]:
-    """Yield a folder and those below it, in the order of their names; links are not followed."""
-    for name, below, _ in os.walk(folder):
-        below[:] = sorted(one for one in below if not one.startswith("."))
+def folders_in(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
+    """Yield a folder and those below it, in the order of their names; links are not followed.
+
+    Args:
+        folder: the folder.
+        hidden: also yield the folders that begin with a dot.
+
+    Raises:
+        SourceError: a folder cannot be read, and is none that a system keeps for itself.
+    """
+    for name, below, _ in os.walk(folder, onerror=_unreadable):
+        below[:] = sorted(one for one in below if hidden or not one.startswith("."))
         yield Path(name)
+
+
+def _unreadable(error: OSError) -> None:
+    folder = Path(error.filename)
+    if folder.name != "lost+found" and not folder.name.startswith("."):
+        raise SourceError(
+            f"the folder {folder} cannot be read: {error.strerror or error}; make it readable, or move it elsewhere if "
+            "it is not part of the data"
+        ) from error
 
 
 def companions_in(folder: Path) -> dict[str, Companions]:

@@ -57,7 +57,8 @@ def decompress(path: Path, out: Path) -> str | None:
         What is wrong, if only the beginning of the file can be decompressed; its last, incomplete line is left out.
 
     Raises:
-        SourceError: it is no compressed file, nothing of it can be decompressed, or it contains a tar or Parquet file.
+        SourceError: it is no compressed file, it cannot be read, nothing of it can be decompressed, or it contains a
+            tar or Parquet file.
     """
     with path.open("rb") as file:
         packed = packed_with(file.read(8))
@@ -93,6 +94,9 @@ def _chunks(path: Path, opened: Callable[[Any], Any], failed: list[Exception]) -
                     yield chunk
             return
         except _ERRORS as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                # That it cannot be read now says nothing about its content.
+                raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
             # The readers drop what precedes the fault in the same chunk, so that part is read in smaller ones.
             failed[:] = [error]
             size //= 32

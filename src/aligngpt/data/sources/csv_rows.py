@@ -15,6 +15,9 @@ MAX_LINES = 1000
 # A name with a suffix, or one word with a digit, slash, underscore or dash: typical of an image column, not of prose.
 _NAME = re.compile(r"\S(?:.*\S)?\.[A-Za-z0-9]{2,5}|\S*[\d/_-]\S*")
 
+_ESCAPED = re.compile(r'(?<!\\)\\"')
+_BLANKS_AFTER = re.compile(r'" +(?=[,;\t\r\n]|$)')
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -99,8 +102,8 @@ def _row(
         # Strict: a closing quote must be followed by a delimiter or the end of the line. A stray quote is closed by the
         # next opening quote, which is followed by a word.
         fields = next(csv.reader(texts(), strict=True, delimiter=delimiter))
-    except csv.Error as error:
-        return _loosely(ahead, error, delimiter), 1
+    except csv.Error:
+        return _loosely(ahead, delimiter), 1
     if asked > 1:
         inner = [is_row(ahead.text(index)) for index in range(1, asked)]
         # A last line with its own stray quote (`p2,5",2.png`) seems to close the stray quote of the first line, which
@@ -117,19 +120,20 @@ def _without_quote(line: str, is_row: Callable[[str], bool]) -> bool:
     return line.count('"') % 2 == 1 and is_row(line.replace('"', "", 1))
 
 
-def _loosely(ahead: LinesAhead, error: csv.Error, delimiter: str) -> list[str] | BrokenLine:
-    """The next line as a row, in which words may follow a closing quote; the quote must still be closed."""
-    is_open = False
-
-    def texts() -> Iterator[str]:
-        nonlocal is_open
-        yield ahead.text(0)
-        is_open = True
-
+def _loosely(ahead: LinesAhead, delimiter: str) -> list[str] | BrokenLine:
+    """The next line as a row in which quotes may be escaped with a backslash, as Spark and MySQL write them, and blanks
+    may follow a closing quote."""
+    line = _BLANKS_AFTER.sub('"', _ESCAPED.sub('""', ahead.text(0)))
     try:
-        fields = next(csv.reader(texts(), delimiter=delimiter))
-    except csv.Error as worse:
-        return BrokenLine(str(worse))
-    if is_open:
-        return BrokenLine(f"a quote that opens here is not closed ({error}); double each quote inside a text")
+        fields = next(csv.reader([line], strict=True, delimiter=delimiter))
+    except csv.Error as error:
+        what = "a quote that opens here is not closed" if _is_open(line, delimiter) else "words follow a closing quote"
+        return BrokenLine(f"{what} ({error}); double each quote inside a text")
     return ahead.broken(1) or fields
+
+
+def _is_open(line: str, delimiter: str) -> bool:
+    """Whether the last quote that opens in a line is not closed there."""
+    lines = iter([line, ""])
+    next(csv.reader(lines, delimiter=delimiter))
+    return next(lines, None) is None

@@ -14,6 +14,9 @@ NUMBERS = ("level", "similarity", "score")
 PICTURE_COLUMNS = ("image", "images", *(name for name in IMAGE_COLUMNS if name != "image"))
 """The image columns of records that may also have several images."""
 
+_NO_ROW = ("image", "images", "conversations", "messages", "texts", "question", "question_id", "answer", "answers")
+"""Fields of a JSON record that are read instead of the file name and the caption of a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class ColumnNames:
@@ -67,13 +70,17 @@ def _find(what: str, named: str | None, usual: tuple[str, ...], there: list[str]
 
 def is_given(value: object) -> bool:
     """Whether a field has a value, as opposed to the various ways in which tables write a missing one."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    if isinstance(value, list | tuple):
-        return any(is_given(one) for one in value)
-    if isinstance(value, Mapping):
-        return any(is_given(one) for one in value.values())
-    return value is not None
+    # A loop, because JSON may be nested more deeply than calls.
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list | tuple):
+            left.extend(one)
+        elif isinstance(one, Mapping):
+            left.extend(one.values())
+        elif one is not None and not (isinstance(one, str) and not one.strip()):
+            return True
+    return False
 
 
 def listed(found: object) -> list[object]:
@@ -84,3 +91,8 @@ def listed(found: object) -> list[object]:
 def first_of(names: Iterable[str], there: Iterable[str]) -> str | None:
     """The first of `names` that is in `there`; None if there is none."""
     return next((name for name in names if name in there), None)
+
+
+def is_row(record: Mapping[str, object]) -> bool:
+    """Whether a JSON record is a row of a table: it has a file name, and nothing that is read instead of one."""
+    return "file_name" in record and not any(name in record for name in _NO_ROW)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Union, cast
 from aligngpt.data.sources.base import RecordSource, SourceError
 from aligngpt.data.sources.byte_ranges import BOM
 from aligngpt.data.sources.coco import CocoSource, is_coco
+from aligngpt.data.sources.companions import folders_in
 from aligngpt.data.sources.compressed import can_decompress, decompress, name_within
 from aligngpt.data.sources.converted import ConvertedSource
 from aligngpt.data.sources.csv import CsvSource
-from aligngpt.data.sources.fields import IMAGE_COLUMNS, ColumnNames
+from aligngpt.data.sources.fields import IMAGE_COLUMNS, ColumnNames, is_row
 from aligngpt.data.sources.json import JsonSource, first_object
 from aligngpt.data.sources.picture_files import PictureFiles, has_picture_files
 from aligngpt.data.sources.remote import RemotePath, content_hash, located
@@ -40,6 +41,11 @@ TABLES = ("captions.csv", "metadata.csv", "metadata.jsonl")
 ARCHIVES = (".parquet", ".tar")
 
 TABLE_SUFFIXES = (".csv", ".tsv")
+
+SPLITS = ("train", "validation", "valid", "val", "dev", "test")
+
+_OF_SPLIT = re.compile(f"({'|'.join(SPLITS)})[-_.]")
+"""How the name of a split's file begins."""
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WILD = re.compile(r"[*?\[]")
@@ -142,11 +148,11 @@ def _archives_in(folder: RemotePath, every: Sequence[RemotePath], names: ColumnN
     tables = [path for path in every if path.suffix == ".parquet"]
     beside_tars = {path.parent for path in tars}
     if tars and (folder in beside_tars or all(path.parent in beside_tars for path in tables)):
-        return TarSource(folder, tars)
+        return TarSource(folder, _of_one_split(folder, tars))
     if tables:
         from aligngpt.data.sources.parquet import ParquetSource
 
-        return ParquetSource(folder, tables, shard_size, names)
+        return ParquetSource(folder, _of_one_split(folder, tables), shard_size, names)
     found = ", ".join(path.name for path in every[:5])
     raise SourceError(
         f"{folder} has neither .tar nor .parquet files nor {', '.join(TABLES)}, as an address must; found {found}. "
@@ -162,21 +168,63 @@ def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSourc
     for name in TABLES:
         if (folder / name).is_file():
             return _in_file(folder / name, shard_size, names, is_table=True)
+    every = sorted(_archives_below(folder))
     # Before Parquet: img2dataset writes a Parquet table of its downloads beside each tar file.
-    tars = sorted(path for path in folder.rglob("*.tar") if path.is_file())
-    tables = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
-    # It does so beside folders of single files too, and scores may have been written below the folder.
+    tars = [path for path in every if path.suffix == ".tar"]
+    tables = [path for path in every if path.suffix == ".parquet"]
+    # It does so beside folders of single files too, and levels may have been written below the folder.
     if not tars and not any(_names_images(path, names) for path in tables) and has_picture_files(folder):
         return PictureFiles(folder, shard_size, names)
     beside_tars = {path.parent for path in tars}
     if tars and (folder in beside_tars or all(path.parent in beside_tars for path in tables)):
-        return TarSource(folder, tars)
+        return TarSource(folder, _of_one_split(folder, tars))
     if tables:
         from aligngpt.data.sources.parquet import ParquetSource
 
-        return ParquetSource(folder, tables, shard_size, names)
+        return ParquetSource(folder, _of_one_split(folder, tables), shard_size, names)
     found = ", ".join(sorted(path.name for path in islice(folder.iterdir(), 5))) or "nothing"
     raise SourceError(f"{folder} is not a source of pairs: expected {ACCEPTED}; found {found}")
+
+
+def _archives_below(folder: Path) -> Iterator[Path]:
+    """Yield the Parquet and tar files at any depth, except those that `aligngpt score` wrote."""
+    for below in folders_in(folder, hidden=True):
+        found = [path for path in below.iterdir() if path.suffix in ARCHIVES and path.is_file()]
+        if found and not _has_scores(below):
+            yield from found
+
+
+def _has_scores(folder: Path) -> bool:
+    """Whether a folder has the manifest of `aligngpt score`; other folders have files of its name too."""
+    try:
+        return b'"model_fingerprint"' in (folder / "manifest.json").read_bytes()
+    except OSError:
+        return False
+
+
+def _of_one_split(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
+    """The files, if their names or folders do not tell of several splits, as those of data sets on the hub do.
+
+    Raises:
+        SourceError: they do.
+    """
+    splits: dict[str, Path] = {}
+    for path in files:
+        split = _split_of(path.relative_to(folder))
+        if split is not None:
+            splits.setdefault(split, path)
+    if len(splits) > 1:
+        split, path = next(iter(splits.items()))
+        one = path.with_name(f"{split}*{path.suffix}") if path.name.startswith(split) else path.parent
+        raise SourceError(f"{folder} has the splits {' and '.join(splits)}; name the files of one, such as {one}")
+    return files
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name begins with, or that one of its folders is called; None if there is none."""
+    if named := _OF_SPLIT.match(path.name):
+        return named[1]
+    return next((part for part in reversed(path.parts[:-1]) if part in SPLITS), None)
 
 
 def _names_images(table: Path, names: ColumnNames) -> bool:
@@ -246,10 +294,10 @@ def _matching(pattern: Path) -> tuple[Path, ...]:
 
 
 def _json(path: Path, shard_size: int, names: ColumnNames, *, is_array: bool, is_table: bool) -> JsonSource:
-    """Open a JSON file, as a table if it is known to be one, fields are named, or its first record has `file_name`."""
+    """Open a JSON file, as a table if it is known to be one, fields are named, or its first record is a row."""
     first = first_object(path, is_array=is_array)
     columns = None
-    if first is not None and (is_table or names.given or "file_name" in first):
+    if first is not None and (is_table or names.given or is_row(first)):
         columns = names.found_in(first, f"the first record of {path}")
     return JsonSource(path, shard_size, is_array=is_array, columns=columns)
 
@@ -257,6 +305,9 @@ def _json(path: Path, shard_size: int, names: ColumnNames, *, is_array: bool, is
 def _expanded(pattern: Path) -> Iterator[Path]:
     """Yield the files of a numeric range pattern, each of which must exist."""
     parts = _RANGE.split(pattern.name)
+    for first, last in zip(parts[1::3], parts[2::3], strict=True):
+        if int(last) < int(first):
+            raise SourceError(f"{pattern} has a range that ends before it begins; write {{{last}..{first}}}")
     # One listing of an address costs less than a question for each file.
     there = {path.name: path for path in pattern.parent.iterdir()} if isinstance(pattern, RemotePath) else None
     ranges = [

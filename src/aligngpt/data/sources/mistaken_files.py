@@ -1,5 +1,7 @@
 """Recognize files that are often found in place of an image or data file, and images in unsupported formats."""
 
+from collections.abc import Collection
+
 _PAGES = (b"<!doctype html", b"<html")
 _LFS_POINTER = b"version https://git-lfs"
 _UNREAD = {
@@ -27,7 +29,9 @@ def mistaken_for(head: bytes) -> str | None:
     return None
 
 
-def not_read(head: bytes) -> str | None:
-    """What an image is, by its first bytes, if its format is known but not supported; None for anything else."""
+def not_read(head: bytes, formats: Collection[str]) -> str | None:
+    """What an image is, by its first bytes, if its format is known but none of `formats`; None for anything else."""
     name = next((name for mark, name in _UNREAD.items() if head.startswith(mark) or head[4:].startswith(mark)), None)
-    return None if name is None else f"is {name} image, which is not supported; convert it to PNG or JPEG"
+    if name is None or name.partition(" ")[2] in formats:
+        return None
+    return f"is {name} image, which is not supported; convert it to PNG or JPEG"

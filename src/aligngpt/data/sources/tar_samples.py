@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aligngpt.data.images.reference import Picture
+from aligngpt.data.images.suffixes import IMAGE_SUFFIXES
 from aligngpt.data.sources.tar_members import BrokenTar, Member, read_members
 
-PICTURES = frozenset({"bmp", "gif", "img", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"})
+PICTURES = IMAGE_SUFFIXES | {"img"}
 TEXTS = frozenset({"cap", "caption", "text", "txt"})
 MAX_TEXT = 16 << 20
 """Longest caption file read, in bytes."""

@@ -9,7 +9,7 @@ from aligngpt.data.sources.base import BrokenRecord, Record
 from aligngpt.data.sources.byte_ranges import BrokenLine
 from aligngpt.data.sources.coco import is_coco
 from aligngpt.data.sources.compressed import can_decompress
-from aligngpt.data.sources.fields import CAPTION_COLUMNS, NUMBERS, ColumnNames, is_given
+from aligngpt.data.sources.fields import CAPTION_COLUMNS, NUMBERS, ColumnNames, is_given, is_row
 from aligngpt.data.sources.finding import TABLE_SUFFIXES, find_records
 from aligngpt.data.sources.given_level import set_level
 from aligngpt.data.sources.json import first_object, is_array, read_records
@@ -18,11 +18,10 @@ from aligngpt.data.sources.remote import as_read, located
 
 SHARD = 10_000
 
-_NO_ROW = ("image", "images", "conversations", "messages", "texts", "question", "question_id", "answer", "answers")
-"""Fields of a JSON record that are read instead of the file name and the caption of a row."""
 
-
-def read_values(path: Path, names: ColumnNames | None = None) -> Iterator[tuple[int, object]]:
+def read_values(
+    path: Path, names: ColumnNames | None = None, *, with_numbers: bool = True
+) -> Iterator[tuple[int, object]]:
     """Yield the records of a source, numbered from 0, with one in memory at a time.
 
     Rows of tables (CSV, TSV, COCO, folders of images, JSON records with `file_name` and a caption) become records with
@@ -32,6 +31,7 @@ def read_values(path: Path, names: ColumnNames | None = None) -> Iterator[tuple[
         path: a JSON array, JSON lines, CSV or TSV file, compressed or not; COCO captions; or a folder of images with
             their captions.
         names: the columns to read; with any of them, JSON records are rows of a table too.
+        with_numbers: whether to read `level`, `similarity` and `score` of rows; scoring, too, reads rows without them.
 
     Raises:
         SourceError: it cannot be read, or is none of these; see `read_records` and `find_records`.
@@ -48,7 +48,7 @@ def read_values(path: Path, names: ColumnNames | None = None) -> Iterator[tuple[
             if isinstance(record, BrokenRecord):
                 yield index, BrokenLine(record.detail, record.kind)
             else:
-                yield index, _as_record(record, why)
+                yield index, _as_record(record, why, with_numbers)
 
 
 def is_plain_json(path: Path) -> bool:
@@ -65,25 +65,26 @@ def is_plain_json(path: Path) -> bool:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether the first object of a JSON file is a row: a file name and a caption, and nothing else that is read."""
+    """Whether the first object of a JSON file is a row with a caption."""
     try:
         first = first_object(path, is_array=is_array(path))
     except OSError:
         return False
-    if first is None or "file_name" not in first or any(name in first for name in _NO_ROW):
-        return False
-    return any(name in first for name in CAPTION_COLUMNS)
+    return first is not None and is_row(first) and any(name in first for name in CAPTION_COLUMNS)
 
 
-def _as_record(row: Record, why_table: str) -> object:
+def _as_record(row: Record, why_table: str, with_numbers: bool) -> object:
     value, columns = row.value, row.columns
     if not isinstance(value, Mapping):
         return value
     if isinstance(value, RepeatedKeys):
         return BrokenLine(f"{row.place}: {REPEATED_KEY}", "repeated_key")
     if columns is None:
-        given = {name: cell for name, cell in value.items() if cell != ""}
-        return _with_numbers(given, row.place, is_question="question" in given)
+        is_question = value.get("question", "") != ""
+        # The level of a question may be its difficulty.
+        left_out = () if with_numbers else ("similarity", "score") if is_question else NUMBERS
+        given = {name: cell for name, cell in value.items() if cell != "" and name not in left_out}
+        return _with_numbers(given, row.place, is_question=is_question)
     # A record without an image would be text only, and a table of pairs has no such rows.
     for column, kind in ((columns.image, "no_picture"), (columns.caption, "empty_text")):
         if not is_given(value.get(column)):
@@ -92,7 +93,7 @@ def _as_record(row: Record, why_table: str) -> object:
             return BrokenLine(f"{row.place}: {lacking}", kind, str(own) if is_given(own) else None)
     names = {"image": columns.image, "caption": columns.caption, "id": columns.id}
     record = {name: value[column] for name, column in names.items() if column is not None and is_given(value[column])}
-    numbers = {name: value[name] for name in NUMBERS if is_given(value.get(name))}
+    numbers = {name: value[name] for name in NUMBERS if with_numbers and is_given(value.get(name))}
     return _with_numbers(record | numbers, row.place)
 
 

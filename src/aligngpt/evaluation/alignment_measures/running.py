@@ -18,6 +18,7 @@ from aligngpt.evaluation.alignment_measures.likelihoods import (
 )
 from aligngpt.evaluation.alignment_measures.measures import choices, dose_response, level_detector
 from aligngpt.evaluation.benchmarks.identity import without_name
+from aligngpt.evaluation.results import refuse_evaluations
 from aligngpt.files import atomic_write
 from aligngpt.locks import owned_folder
 from aligngpt.reports.statistics import Interval
@@ -45,9 +46,11 @@ def measure_captions(
     Raises:
         DataError: a file is missing or damaged.
         MeasureError: the folder has likelihoods of another model or of other captions.
+        EvaluationError: the folder has the results of the evaluation of a file.
         ImageError: a picture is missing or cannot be decoded.
     """
     forced: list[Level] = [None, *range(1, levels + 1)]
+    refuse_evaluations(out, *(out / name for name in names))
     results = []
     for name in dict.fromkeys(names):
         sets = CAPTION_SETS[name](data / name)

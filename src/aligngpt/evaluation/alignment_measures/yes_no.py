@@ -17,6 +17,7 @@ from aligngpt.evaluation.benchmarks.folder import DataFolder
 from aligngpt.evaluation.benchmarks.frame import Item
 from aligngpt.evaluation.benchmarks.identity import without_name
 from aligngpt.evaluation.benchmarks.suite.pope import Pope
+from aligngpt.evaluation.results import refuse_evaluations
 from aligngpt.files import atomic_write
 from aligngpt.locks import owned_folder
 from aligngpt.reports.statistics import share_interval
@@ -43,8 +44,10 @@ def measure_yes_no(
     Raises:
         DataError: a file is missing or damaged.
         MeasureError: the folder has probabilities of another model or of other questions.
+        EvaluationError: the folder has the results of the evaluation of a file.
         ImageError: a picture is missing or cannot be decoded.
     """
+    refuse_evaluations(out, out / NAME)
     forced: list[Level] = [None, *range(1, levels + 1)]
     pope = Pope()
     items = pope.read(DataFolder(data, pope.source))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from aligngpt.evaluation.benchmarks.frame import Score
+from aligngpt.evaluation.benchmarks.frame import Item, Score
 from aligngpt.reports.statistics import share_interval
 
 DRAWS = 1000
@@ -32,6 +32,15 @@ def mean_score(
     """
     found = share_interval(values, groups)
     return Score(100 * found.value, 100 * found.low, 100 * found.high, WILSON, parts or {}, notes)
+
+
+def by_category(values: Sequence[float], items: Sequence[Item]) -> dict[str, float]:
+    """The mean of values in 0…1, one for each item, as a percentage for each category of the items."""
+    found = {}
+    for name in sorted({item.category for item in items} - {""}):
+        mine = [value for item, value in zip(items, values, strict=True) if item.category == name]
+        found[name] = 100 * sum(mine) / len(mine)
+    return found
 
 
 def bootstrap_interval(

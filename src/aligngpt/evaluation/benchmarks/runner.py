@@ -16,6 +16,7 @@ from aligngpt.evaluation.benchmarks.registry import find_benchmarks
 from aligngpt.evaluation.benchmarks.results import BenchmarkResult, results_of_others, save_results
 from aligngpt.evaluation.judging.asking import AnswerJudge, judge_answers
 from aligngpt.evaluation.judging.verdicts import JudgedBenchmark
+from aligngpt.evaluation.results import refuse_evaluations
 from aligngpt.files import atomic_write, sha256_of
 from aligngpt.locks import owned_folder
 
@@ -65,7 +66,7 @@ def run_benchmarks(
 
     Raises:
         AlignGPTError: a benchmark is unknown or lacks the rules, files are missing or do not belong together, answers
-            are missing, or the model cannot answer.
+            are missing, `out` has the evaluation of a file, or the model cannot answer.
     """
     benchmarks, given = find_benchmarks(names), dict(answers or {})
     for benchmark in benchmarks:
@@ -80,6 +81,7 @@ def run_benchmarks(
         raise BenchmarksError("name the model: its answers are kept under that name")
     if picture_mode not in ("published", "pad", "crop"):
         raise BenchmarksError(f"there is no picture mode {picture_mode!r}; use published, pad or crop")
+    refuse_evaluations(out, *(out / benchmark.name for benchmark in benchmarks))
     results = []
     for benchmark in benchmarks:
         folder = out / benchmark.name

@@ -40,9 +40,9 @@ def science_qa_correct(text: str, choices: int, answer: int) -> bool:
 
 
 def science_qa_correct_lmms(text: str, answer: int) -> bool:
-    """Whether an answer is right by lmms-eval: it is the letter, or begins with the letter and a dot."""
-    right = SCIENCE_QA_LETTERS[answer]
-    return text == right or (len(text) >= 2 and text[1] == "." and text[0] == right)
+    """Whether an answer is right by lmms-eval: it is the letter in either case, or begins with it as in "B."."""
+    right, text = SCIENCE_QA_LETTERS[answer], text.strip()
+    return text.upper() == right or text.startswith(f"{right}.")
 
 
 def seed_correct(text: str, letter: str) -> bool:
@@ -51,8 +51,8 @@ def seed_correct(text: str, letter: str) -> bool:
 
 
 def seed_correct_lmms(text: str, letter: str) -> bool:
-    """Whether a SEED-Bench answer is right by lmms-eval: its first character is the letter."""
-    return text.strip()[:1] == letter
+    """Whether a SEED-Bench answer is right by lmms-eval: its first character is the letter, in either case."""
+    return text.strip()[:1].lower() == letter.lower()
 
 
 def mmbench_letter(text: str, letters: Sequence[str]) -> str | None:

@@ -80,6 +80,12 @@ def vqa_accuracy_lmms(prediction: str, answers: Sequence[str]) -> float:
     return soft_accuracy([normalise_official(one) == given for one in answers])
 
 
+def vizwiz_accuracy_lmms(prediction: str, answers: Sequence[str]) -> float:
+    """Soft accuracy of one VizWiz answer by lmms-eval's rule, in 0…1: always normalised, and as LLaVA does."""
+    given = normalise_llava(prediction)
+    return soft_accuracy([normalise_llava(one) == given for one in answers])
+
+
 def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 

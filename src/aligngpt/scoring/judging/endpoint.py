@@ -34,6 +34,9 @@ MOST_BYTES = 1 << 22
 UNANSWERED = "unanswered"
 """Reason of rejects that the same command asks about again."""
 
+NO_TEXT = "no_text"
+"""Reason of rejects whose reply, which may have been paid for, has no text or was cut off."""
+
 _TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _HOPELESS = {401: "the key is missing or wrong", 402: "it wants to be paid", 403: "access is denied"}
 _NOT_FOUND = 404
@@ -78,6 +81,10 @@ def checked_endpoint(url: str) -> str:
             "the endpoint must not contain a user, a password or parameters, since it is stored with the scores; set "
             f"the key as {API_KEY} in the environment"
         )
+    try:
+        httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise JudgeError(f"the endpoint {shown(url)} is not a valid address: {error}") from error
     base = url.rstrip("/")
     return base if base.endswith(CHAT) else base + CHAT
 
@@ -181,7 +188,8 @@ class Endpoint:
                         "run the same command again after that time"
                     )
                 backoff = FIRST_WAIT * 2 ** (attempt - 1) * (1 + self._random.random() / 4)
-                await self.sleep(backoff if wait is None else wait)
+                # A wait of 0, or a date that a fast clock has passed, would use up all attempts at once.
+                await self.sleep(max(backoff, wait or 0))
         raise Unanswered(UNANSWERED, f"{error} ({TRIES} attempts)")
 
     async def _once(self, request: Mapping[str, Any]) -> str:
@@ -235,10 +243,10 @@ def _text_of(content: str) -> str:
         raise Unanswered(UNANSWERED, f"the reply is not that of a chat endpoint: {shown(content)}") from error
     why = choice.get("finish_reason")
     if not isinstance(text, str) or not text.strip():
-        raise Unanswered("no_text", f"the reply has no text (finish_reason {why}): {shown(content)}")
+        raise Unanswered(NO_TEXT, f"the reply has no text (finish_reason {why}): {shown(content)}")
     if why == "length":
         # The rest of a number may be missing.
-        raise Unanswered("no_text", f"the reply was cut off, since max_tokens is too low: {shown(text)}")
+        raise Unanswered(NO_TEXT, f"the reply was cut off, since max_tokens is too low: {shown(text)}")
     return text
 
 

@@ -14,7 +14,7 @@ from aligngpt.data.records.pairs import Pair, PairSource
 from aligngpt.data.sources.base import Shard
 from aligngpt.progress import Meter
 from aligngpt.scoring.finishing import finish_job
-from aligngpt.scoring.judging.endpoint import UNANSWERED, Endpoint, Unanswered
+from aligngpt.scoring.judging.endpoint import NO_TEXT, UNANSWERED, Endpoint, Unanswered
 from aligngpt.scoring.judging.judge import Judge
 from aligngpt.scoring.judging.pictures import NotShown, Shown, shown_picture
 from aligngpt.scoring.judging.questions import UnreadableReply, read_score
@@ -58,7 +58,8 @@ def judge_source(
     """Ask a judge about every pair of a source, or resume an interrupted call with the same arguments.
 
     Writes the same files into `out` as `score_source`, so that levels can be made of them, and the prompt. Every reply
-    is saved as it arrives, and no question is asked twice. Pairs without a reply are asked about again.
+    is saved as it arrives, and its question is not asked again. Pairs without a reply are asked about again, and those
+    that were refused, if their shard is not done or has too many rejects.
 
     Args:
         source: see `open_pairs`.
@@ -195,11 +196,17 @@ class _Asking:
         key = key_of(self.judge.question(caption), f"{picture.hash} {self.judge.max_side}")
         if (known := self.saved.get(key)) is not None:
             return known
+        if (detail := self.saved.without_text(key)) is not None:
+            raise Unanswered(NO_TEXT, detail)
         if (task := self._now.get(key)) is not None:
             return await task
         task = self._now[key] = asyncio.create_task(client.ask(self.judge.request(caption, picture.url)))
         try:
             reply = await task
+        except Unanswered as error:
+            if error.reason == NO_TEXT:
+                self.saved.add_without_text(key, str(error))
+            raise
         finally:
             del self._now[key]
         self.saved.add(key, reply)

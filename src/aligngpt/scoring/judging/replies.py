@@ -28,8 +28,9 @@ def key_of(request: dict[str, Any], image_hash: str) -> str:
 class SavedReplies:
     """A file of replies; a context manager. Several processes may append to the same file.
 
-    Each line is one write of `{"key", "reply"}`, or several where the disk takes only a part. A line that a kill or a
-    full disk left incomplete is ignored, and its question asked again.
+    Each line is one write of `{"key", "reply"}`, or of `{"key", "no_text"}` for a reply without text; or several writes
+    where the disk takes only a part. A line that a kill or a full disk left incomplete is ignored, and its question
+    asked again.
 
     Args:
         path: the file; its folder must exist.
@@ -39,7 +40,7 @@ class SavedReplies:
     """
 
     def __init__(self, path: Path) -> None:
-        self._known: dict[str, str] = {}
+        self._known: dict[str, dict[str, str]] = {"reply": {}, "no_text": {}}
         try:
             with path.open("a+b", buffering=0) as file:
                 file.seek(0)
@@ -52,8 +53,9 @@ class SavedReplies:
             # Half a line, or one of another program.
             with suppress(ValueError, TypeError, KeyError):
                 saved = json.loads(line)
-                if isinstance(saved["key"], str) and isinstance(saved["reply"], str):
-                    self._known[saved["key"]] = saved["reply"]
+                kind = "no_text" if "no_text" in saved else "reply"
+                if isinstance(saved["key"], str) and isinstance(saved[kind], str):
+                    self._known[kind][saved["key"]] = saved[kind]
 
     def __enter__(self) -> "SavedReplies":
         return self
@@ -66,11 +68,15 @@ class SavedReplies:
         os.close(self._file)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return sum(map(len, self._known.values()))
 
     def get(self, key: str) -> str | None:
         """The reply to a request; None if there is none."""
-        return self._known.get(key)
+        return self._known["reply"].get(key)
+
+    def without_text(self, key: str) -> str | None:
+        """What a reply without text was instead; None if there is no such reply to a request."""
+        return self._known["no_text"].get(key)
 
     def add(self, key: str, reply: str) -> None:
         """Save a reply.
@@ -78,7 +84,18 @@ class SavedReplies:
         Raises:
             OSError: the disk is full.
         """
-        line = json.dumps({"key": key, "reply": reply}) + "\n"
+        self._add(key, "reply", reply)
+
+    def add_without_text(self, key: str, detail: str) -> None:
+        """Save that a reply had no text, and what it was instead.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._add(key, "no_text", detail)
+
+    def _add(self, key: str, kind: str, value: str) -> None:
+        line = json.dumps({"key": key, kind: value}) + "\n"
         content = ("\n" + line if self._needs_break else line).encode()
         # Until all of it is written, the next line must not continue this one.
         self._needs_break = True
@@ -88,4 +105,4 @@ class SavedReplies:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             content = content[written:]
         self._needs_break = False
-        self._known[key] = reply
+        self._known[kind][key] = value

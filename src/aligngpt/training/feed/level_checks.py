@@ -47,9 +47,9 @@ def untrained_top_level(missing: Sequence[int], recipe: Recipe, name: StageName)
     )
 
 
-def untrained_levels_warning(missing: Sequence[int]) -> str | None:
-    """What it means that these levels are missing; None if there are none."""
-    if not missing:
+def untrained_levels_warning(missing: Sequence[int], recipe: Recipe) -> str | None:
+    """What it means that these levels are missing; None if there are none, or if answers rest on the highest alone."""
+    if not missing or recipe.model.alignment == "global":
         return None
     which = f"level{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-    return f"no sample has {which}: the embedding stays as it was drawn at random, and the gate mixes it in untrained"
+    return f"no sample has {which}: the embedding stays as it was drawn at random, and answers mix it in untrained"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aligngpt.evaluation.benchmarks.folder import EVAL_ZIP, DataError, DataFolder, by_unique
 from aligngpt.evaluation.benchmarks.frame import Benchmark, Item, Score, scored_by
-from aligngpt.evaluation.benchmarks.intervals import mean_score
+from aligngpt.evaluation.benchmarks.intervals import by_category, mean_score
 from aligngpt.evaluation.scoring_rules.short_answers import gqa_correct, gqa_prediction
 
 GOLD = "gqa/data/testdev_balanced_questions.json"
@@ -49,11 +49,7 @@ class Gqa(Benchmark):
 
     def score(self, items: Sequence[Item], texts: Sequence[str], rules: str, folder: Path) -> Score:
         values = [float(gqa_correct(text, item.truth)) for item, text in zip(items, texts, strict=True)]
-        parts = {}
-        for name in sorted({item.category for item in items} - {""}):
-            mine = [value for item, value in zip(items, values, strict=True) if item.category == name]
-            parts[name] = 100 * sum(mine) / len(mine)
-        return mean_score(values, [item.group for item in items], parts)
+        return mean_score(values, [item.group for item in items], by_category(values, items))
 
     def uploads(self, items: Sequence[Item], texts: Sequence[str], data: DataFolder) -> dict[str, str]:
         rows = [

@@ -103,9 +103,9 @@ class LlavaBench(JudgedBenchmark):
             overall.ratio,
             low,
             high,
-            BOOTSTRAP,
+            BOOTSTRAP if low is not None else "",
             parts=parts | calibration,
-            notes=(*notes, OF_QUESTIONS, *note),
+            notes=(*notes, *([OF_QUESTIONS] if low is not None else []), *note),
             judge=facts,
         )
 

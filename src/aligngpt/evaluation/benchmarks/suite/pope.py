@@ -14,7 +14,9 @@ from aligngpt.evaluation.scoring_rules.pope import count_answers, read_answer, r
 CATEGORIES = ("adversarial", "popular", "random")
 
 
-class _Label(NamedTuple):
+class Label(NamedTuple):
+    """What tells a labelled question from the others."""
+
     category: str
     image: str
     question: str
@@ -38,17 +40,10 @@ class Pope(Benchmark):
     )
 
     def read(self, data: DataFolder) -> list[Item]:
-        labels: dict[_Label, str] = {}
-        for category in CATEGORIES:
-            for row in data.rows(f"pope/coco/coco_pope_{category}.json"):
-                key = _Label(category, row["image"], self.question_of(row["text"]))
-                if row["label"] not in ("yes", "no"):
-                    raise DataError(f"{row.where} has the label {row['label']!r}, expected yes or no")
-                if labels.setdefault(key, row["label"]) != row["label"]:
-                    raise DataError(f"{row.where} contradicts an earlier label of the same question")
+        labels = self.labels(data, "pope/coco/coco_pope_")
         items, used = [], set()
         for row in data.rows("pope/llava_pope_test.jsonl"):
-            key = _Label(row["category"], row["image"], self.question_of(row["text"]))
+            key = Label(row["category"], row["image"], self.question_of(row["text"]))
             if key not in labels:
                 raise DataError(
                     f"{row.where} (question {row['question_id']}) has no label in pope/coco/coco_pope_{key.category}"
@@ -61,6 +56,22 @@ class Pope(Benchmark):
         if unused := len(labels) - len(used):
             data.notes.append(f"{unused:,} labels in pope/coco are of questions that were not asked")
         return items
+
+    def labels(self, data: DataFolder, start: str) -> dict[Label, str]:
+        """The labels, yes or no, in the files of the three categories, whose names begin with `start`.
+
+        Raises:
+            DataError: a label is something else, or contradicts another.
+        """
+        found: dict[Label, str] = {}
+        for category in CATEGORIES:
+            for row in data.rows(f"{start}{category}.json"):
+                if row["label"] not in ("yes", "no"):
+                    raise DataError(f"{row.where} has the label {row['label']!r}, expected yes or no")
+                key = Label(category, row["image"], self.question_of(row["text"]))
+                if found.setdefault(key, row["label"]) != row["label"]:
+                    raise DataError(f"{row.where} contradicts an earlier label of the same question")
+        return found
 
     def score(self, items: Sequence[Item], texts: Sequence[str], rules: str, folder: Path) -> Score:
         read = read_answer_lmms if rules == LMMS else read_answer

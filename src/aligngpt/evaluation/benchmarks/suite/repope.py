@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aligngpt.evaluation.benchmarks.folder import DataError, DataFolder
 from aligngpt.evaluation.benchmarks.frame import Item, Score
-from aligngpt.evaluation.benchmarks.suite.pope import CATEGORIES, Pope
+from aligngpt.evaluation.benchmarks.suite.pope import Label, Pope
 
 
 class RePope(Pope):
@@ -19,16 +19,9 @@ class RePope(Pope):
     column = None
 
     def read(self, data: DataFolder) -> list[Item]:
-        labels: dict[tuple[str, str, str], str] = {}
-        for category in CATEGORIES:
-            for row in data.rows(f"pope/annotations/coco_repope_{category}.json"):
-                if row["label"] not in ("yes", "no"):
-                    raise DataError(f"{row.where} has the label {row['label']!r}, expected yes or no")
-                key = (category, row["image"], self.question_of(row["text"]))
-                if labels.setdefault(key, row["label"]) != row["label"]:
-                    raise DataError(f"{row.where} contradicts an earlier label of the same question")
+        labels = self.labels(data, "pope/annotations/coco_repope_")
         return [
-            replace(item, truth=labels.get((item.category, Path(item.group).name, self.question_of(item.prompt))))
+            replace(item, truth=labels.get(Label(item.category, Path(item.group).name, self.question_of(item.prompt))))
             for item in super().read(data)
         ]
 

@@ -37,7 +37,7 @@ class ScienceQa(Benchmark):
     published_questions = 4_241
     scorers = scored_by(
         "LLaVA's eval_science_qa.py: the letter, 'X. …', or one 'The answer is X.'",
-        lmms="lmms-eval 0.7.3: the letter, alone or followed by a dot",
+        lmms="lmms-eval 0.7.3: the letter, alone in either case, or followed by a dot",
     )
 
     def read(self, data: DataFolder) -> list[Item]:

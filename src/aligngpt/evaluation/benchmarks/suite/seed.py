@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aligngpt.evaluation.benchmarks.folder import EVAL_ZIP, DataError, DataFolder, Row, by_unique
 from aligngpt.evaluation.benchmarks.frame import LMMS, Benchmark, Item, Score, scored_by
-from aligngpt.evaluation.benchmarks.intervals import mean_score
+from aligngpt.evaluation.benchmarks.intervals import by_category, mean_score
 from aligngpt.evaluation.scoring_rules.letters import seed_correct, seed_correct_lmms
 
 
@@ -21,7 +21,7 @@ class Seed(Benchmark):
     published_questions = 14_232
     scorers = scored_by(
         "LLaVA's convert_seed_for_submission.py: the answer equals the letter",
-        lmms="lmms-eval 0.7.3: the answer begins with the letter",
+        lmms="lmms-eval 0.7.3: the answer begins with the letter, in either case",
     )
 
     def read(self, data: DataFolder) -> list[Item]:
@@ -59,13 +59,9 @@ class Seed(Benchmark):
     def score(self, items: Sequence[Item], texts: Sequence[str], rules: str, folder: Path) -> Score:
         right = seed_correct_lmms if rules == LMMS else seed_correct
         values = [float(right(text, item.truth)) for item, text in zip(items, texts, strict=True)]
-        parts = {}
-        for name in sorted({item.category for item in items} - {""}):
-            mine = [value for item, value in zip(items, values, strict=True) if item.category == name]
-            parts[name] = 100 * sum(mine) / len(mine)
         unread = sum(text not in ("A", "B", "C", "D") for text in texts) if rules != LMMS else 0
         notes = (f"{unread:,} answers are not a bare letter and count as wrong",) if unread else ()
-        return mean_score(values, [item.group for item in items], parts, notes)
+        return mean_score(values, [item.group for item in items], by_category(values, items), notes)
 
     def uploads(self, items: Sequence[Item], texts: Sequence[str], data: DataFolder) -> dict[str, str]:
         lines = [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from aligngpt.evaluation.benchmarks.folder import EVAL_ZIP, DataError, DataFolder, by_unique
 from aligngpt.evaluation.benchmarks.frame import LMMS, SHORT, UNANSWERABLE, Benchmark, Item, Score, scored_by
-from aligngpt.evaluation.benchmarks.intervals import mean_score
-from aligngpt.evaluation.scoring_rules.vqa import normalise_llava, vqa_accuracy, vqa_accuracy_lmms
+from aligngpt.evaluation.benchmarks.intervals import by_category, mean_score
+from aligngpt.evaluation.scoring_rules.vqa import normalise_llava, vizwiz_accuracy_lmms, vqa_accuracy
 
 
 class VizWiz(Benchmark):
@@ -45,7 +45,9 @@ class VizWizVal(Benchmark):
     title = "VizWiz val"
     split = "validation"
     source = "VizWiz' page (vizwiz.org): `val.json` and the pictures `val`, into the folder `vizwiz` of the data folder"
-    scorers = scored_by("the official VQA rule over 10 answers", lmms="lmms-eval 0.7.3: answers always normalised")
+    scorers = scored_by(
+        "the official VQA rule over 10 answers", lmms="lmms-eval 0.7.3: answers normalised by EvalAIAnswerProcessor"
+    )
 
     def read(self, data: DataFolder) -> list[Item]:
         return [
@@ -60,13 +62,9 @@ class VizWizVal(Benchmark):
         ]
 
     def score(self, items: Sequence[Item], texts: Sequence[str], rules: str, folder: Path) -> Score:
-        accuracy = vqa_accuracy_lmms if rules == LMMS else vqa_accuracy
+        accuracy = vizwiz_accuracy_lmms if rules == LMMS else vqa_accuracy
         values = [accuracy(text, item.truth) for item, text in zip(items, texts, strict=True)]
-        parts = {}
-        for name in sorted({item.category for item in items} - {""}):
-            mine = [value for item, value in zip(items, values, strict=True) if item.category == name]
-            parts[name] = 100 * sum(mine) / len(mine)
-        return mean_score(values, [item.group for item in items], parts)
+        return mean_score(values, [item.group for item in items], by_category(values, items))
 
 
 BENCHMARKS = (VizWiz(), VizWizVal())

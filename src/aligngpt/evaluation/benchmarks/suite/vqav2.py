@@ -6,8 +6,10 @@ from pathlib import Path
 
 from aligngpt.evaluation.benchmarks.folder import EVAL_ZIP, DataError, DataFolder, Row, by_unique
 from aligngpt.evaluation.benchmarks.frame import LMMS, SHORT, Benchmark, Item, Score, scored_by
-from aligngpt.evaluation.benchmarks.intervals import mean_score
+from aligngpt.evaluation.benchmarks.intervals import by_category, mean_score
 from aligngpt.evaluation.scoring_rules.vqa import normalise_llava, vqa_accuracy, vqa_accuracy_lmms
+
+ALL_QUESTIONS = "vqav2/llava_vqav2_mscoco_test2015.jsonl"
 
 
 class VqaV2(Benchmark):
@@ -23,6 +25,8 @@ class VqaV2(Benchmark):
 
     def read(self, data: DataFolder) -> list[Item]:
         rows = by_unique(data.rows("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl"), "question_id")
+        # Not read before all questions are answered; found missing before any is asked.
+        data.find(ALL_QUESTIONS)
         return [
             Item(row["question_id"], row["text"], data.picture(row["image"], "vqav2/test2015")) for row in rows.values()
         ]
@@ -32,11 +36,11 @@ class VqaV2(Benchmark):
 
     def uploads(self, items: Sequence[Item], texts: Sequence[str], data: DataFolder) -> dict[str, str]:
         """All questions of test2015 in their order, with an empty answer where not asked, as the server requires."""
-        order = by_unique(data.rows("vqav2/llava_vqav2_mscoco_test2015.jsonl"), "question_id")
+        order = by_unique(data.rows(ALL_QUESTIONS), "question_id")
         given = {str(item.question_id): normalise_llava(text) for item, text in zip(items, texts, strict=True)}
         if unknown := given.keys() - order.keys():
             raise DataError(
-                f"vqav2/llava_vqav2_mscoco_test2015.jsonl lacks {len(unknown):,} of the asked questions, such as "
+                f"{ALL_QUESTIONS} lacks {len(unknown):,} of the asked questions, such as "
                 f"{min(unknown)}; the server needs a file with all of them"
             )
         rows = [{"question_id": row["question_id"], "answer": given.get(name, "")} for name, row in order.items()]
@@ -71,11 +75,7 @@ class VqaV2Val(Benchmark):
     def score(self, items: Sequence[Item], texts: Sequence[str], rules: str, folder: Path) -> Score:
         accuracy = vqa_accuracy_lmms if rules == LMMS else vqa_accuracy
         values = [accuracy(text, item.truth) for item, text in zip(items, texts, strict=True)]
-        parts = {}
-        for name in sorted({item.category for item in items} - {""}):
-            mine = [value for item, value in zip(items, values, strict=True) if item.category == name]
-            parts[name] = 100 * sum(mine) / len(mine)
-        return mean_score(values, [item.group for item in items], parts)
+        return mean_score(values, [item.group for item in items], by_category(values, items))
 
 
 def _listed(data: DataFolder, name: str, field: str) -> list[Row]:
