@@ -655,7 +655,8 @@ def test_a_model_is_asked_evaluated_and_reported(
 ) -> None:
     options = ["--max-new-tokens", "6", "--device", "cpu"]
     plain = aligngpt_command("ask", "model", "red.png", "what colour is it ?", *options)
-    assert plain.code == 0 and plain.out.strip() and plain.error == ""
+    assert plain.code == 0 and plain.out.strip()
+    assert plain.error == "\ncut off after 6 tokens; --max-new-tokens sets the limit\n"
     shown = aligngpt_command("ask", "model", "red.png", "what colour is it ?", "--show-alignment", *options)
     assert shown.out.startswith(plain.out + "alignment: level 8 (the whole image) and a mix of")
     forced = aligngpt_command("ask", "model", "red.png", "what ?", "--show-alignment", "--level", "9", *options)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from aligngpt.starting.asking import Asker
+from aligngpt.starting.machine import this_machine
 from aligngpt.starting.making import Given, make_new_recipe
 from aligngpt.starting.output import StartError
 from aligngpt.training.dry_run import plan
@@ -52,6 +53,23 @@ def test_the_recipe_loads_and_its_plan_is_the_estimate(data: Path, tmp_path: Pat
     assert recipe.pretrain.data == str(data / "captions.json")
     assert commented(out.read_text())
     assert made.commands == (f"aligngpt train {out} --dry-run", f"aligngpt train {out}")
+
+
+@pytest.mark.medium
+def test_features_are_cached_where_their_disk_has_room(
+    data: Path, tmp_path: Path, tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 pictures of 17 tokens of 32 values: 4 × 52 kB in float32 must be free."""
+    machine = this_machine(tmp_path)
+    assert machine.cache_disk is None or machine.cache_disk > 0
+    taken = {}
+    for free in (250_000, 150_000, None):
+        own = machine._replace(device="cpu", disk=10**12, cache_disk=free)
+        monkeypatch.setattr("aligngpt.starting.making.this_machine", lambda _, own=own: own)
+        made = make_new_recipe(given(data, **tiny), asker(), tmp_path / "mine.yaml", force=True)
+        assert made.fitted.settings.pretrain.cache_features == (free != 150_000)
+        taken[free] = made.fitted.disk
+    assert taken[250_000] == taken[150_000] < taken[None]
 
 
 @pytest.mark.medium

@@ -77,7 +77,7 @@ class Fitted:
         settings: of the recipe.
         memory: estimated bytes on the device, by stage.
         assembling: bytes of main memory while the model is assembled.
-        disk: bytes that checkpoints, the model and cached features take.
+        disk: bytes that checkpoints and the model take, and cached features if they are on the same disk.
         cut: stages whose longest samples are longer than the maximum, with their tokens.
     """
 
@@ -128,7 +128,8 @@ class _Fitting:
         parameters = _parameters(model)
         trained = sum(row.trained for row in planned.parts)
         images = self.wanted.captions.check.images + self.wanted.questions.check.images
-        cached = images * features if settings.pretrain.cache_features else 0
+        is_beside = settings.pretrain.cache_features and self.wanted.machine.cache_disk is None
+        cached = images * features if is_beside else 0
         return Fitted(
             settings=settings,
             memory={"pretrain": memory_1, "instruct": memory_2},
@@ -202,8 +203,9 @@ class _Fitting:
             lengths[name] = min(most, 64 * -(-longest // 64))
             self._write_samples(name, [look.longest[place] for place in tokens])
         machine, images = self.wanted.machine, self.wanted.captions.check.images + self.wanted.questions.check.images
-        cache = machine.device == "cpu" and images * features < machine.disk / 4
-        pairs = max(2, min(4096, WARM_START_BYTES // (2 * features)))
+        room = machine.disk if machine.cache_disk is None else machine.cache_disk
+        cache = machine.device == "cpu" and images * features < room / 4
+        pairs = max(2, min(4096, WARM_START_BYTES // features))
         pretrain = replace(settings.pretrain, max_length=lengths["pretrain"], cache_features=cache)
         instruct = replace(settings.instruct, max_length=lengths["instruct"], cache_features=cache)
         return replace(settings, warm_start_pairs=pairs, pretrain=pretrain, instruct=instruct), cut
@@ -292,8 +294,8 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _feature_bytes(model: AlignGPTForConditionalGeneration) -> int:
-    """Bytes of one image's features in bfloat16, as `cache_features` keeps them."""
-    return 2 * prod((model.config.tower_tokens, model.config.vision_config.hidden_size))
+    """Bytes of one image's features in float32; on a CPU that is faster in bfloat16, `cache_features` keeps half."""
+    return FLOAT32 * prod((model.config.tower_tokens, model.config.vision_config.hidden_size))
 
 
 def _batch_size(name: str, samples: int, on_gpu: bool) -> int:

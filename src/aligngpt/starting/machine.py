@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from aligngpt.cache import cache_folder
 from aligngpt.cpus import usable_cpus
 from aligngpt.memory import available_memory
 
@@ -24,6 +25,7 @@ class Machine(NamedTuple):
         main_memory: bytes of available main memory; None if the system does not report it.
         cpus: number of CPUs that this process may use.
         disk: free bytes where the run is written.
+        cache_disk: free bytes where features are cached; None if that is on the same disk.
     """
 
     device: Device
@@ -32,6 +34,7 @@ class Machine(NamedTuple):
     main_memory: int | None
     cpus: int
     disk: int
+    cache_disk: int | None = None
 
     def text(self) -> str:
         """The machine in one line."""
@@ -57,7 +60,14 @@ def this_machine(output: Path) -> Machine:
         device, name, on_device = "mps", "an Apple GPU", main
     else:
         device, name, on_device = "cpu", "a CPU", main
-    place = output.absolute()
+    place, cache = _existing(output), _existing(cache_folder("features"))
+    cache_disk = None if cache.stat().st_dev == place.stat().st_dev else shutil.disk_usage(cache).free
+    return Machine(device, name, on_device, main, usable_cpus(), shutil.disk_usage(place).free, cache_disk)
+
+
+def _existing(place: Path) -> Path:
+    """The innermost existing folder of a path."""
+    place = place.absolute()
     while not place.exists():
         place = place.parent
-    return Machine(device, name, on_device, main, usable_cpus(), shutil.disk_usage(place).free)
+    return place
