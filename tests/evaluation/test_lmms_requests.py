@@ -5,9 +5,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from aligngpt.data.images.opening import open_image
 from aligngpt.evaluation.lmms_requests import DEFAULT_NEW_TOKENS, HarnessError, request_of, request_of_text, sampling_of
 from aligngpt.inference.engine import Engine, Request, Sampling
 
@@ -59,6 +61,20 @@ def test_crop_shows_the_central_square() -> None:
 def test_transparent_parts_become_white() -> None:
     (picture,) = request_of_text("what ?", [Image.new("RGBA", (4, 4), (0, 0, 0, 0))]).images
     assert (picture.mode, picture.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "turned"])
+def test_pictures_are_those_that_training_sees(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "picture.png"
+    if kind == "16 bits":
+        Image.fromarray(np.linspace(0, 65535, 800).reshape(20, 40).astype(np.uint16)).save(path)
+    else:
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.linear_gradient("L").resize((40, 20)).convert("RGB").save(path, exif=exif)
+    (picture,) = request_of_text("what ?", [Image.open(path)]).images
+    expected = open_image(path)
+    assert picture.size == expected.size and picture.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(

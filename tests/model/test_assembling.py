@@ -1,12 +1,13 @@
 """Assembling: any tower and any language model, both unchanged, with fresh modules that a seed reproduces."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
@@ -166,6 +167,38 @@ def test_templates_are_found_by_name_file_or_tokenizer(assembled: Callable, tmp_
     _, mine = assembled("gemma", chat_template=str(file))
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "hi"}]}]
     assert mine.apply_chat_template(talk) == "¡<image>\nhi!"
+
+
+THINKS = (
+    "{% for m in messages %}<|im_start|>{% if m['role'] == 'assistant' and loop.last %}<think></think>{% endif %}"
+    "{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "chosen", "name"), [(THINKS, CHATML, "chatml"), (THINKS.replace("im_", ""), VICUNA, "vicuna")]
+)
+def test_a_template_that_thinks_before_answers_is_replaced_and_told(
+    language_folder: Callable,
+    tower_folder: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    template: str,
+    chosen: str,
+    name: str,
+) -> None:
+    shutil.copytree(language_folder("qwen2"), tmp_path / "words")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "words")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "words")
+    _, processor = assemble(tower_folder("clip"), tmp_path / "words")
+    assert processor.chat_template == chosen
+    said = capsys.readouterr().err
+    assert f"it writes earlier turns otherwise when later ones follow; {name} is used instead" in said
+    (tmp_path / "mine.jinja").write_text(template)
+    _, mine = assemble(tower_folder("clip"), tmp_path / "words", chat_template=str(tmp_path / "mine.jinja"))
+    assert mine.chat_template == with_images(template)
+    assert "mine.jinja does not suit training" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x80", "folder"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
 from aligngpt.model.processing import AlignGPTProcessor
@@ -195,6 +196,39 @@ def test_images_can_be_given_in_every_usual_form(assembled: Callable, pictures: 
     for other in (nested, arrays):
         assert torch.equal(other["pixel_values"], flat["pixel_values"])
         assert torch.equal(other["input_ids"], flat["input_ids"])
+
+
+@pytest.mark.parametrize("template", ["chatml", "vicuna"])
+def test_no_end_mark_stands_between_a_prompt_and_its_answer(
+    assembled: Callable, asks: Callable, pictures: list, template: str
+) -> None:
+    """Of a tokenizer that writes one after every text, as after `add_eos_token`."""
+    _, processor = assembled("llama", chat_template=template)
+    plain = chat(processor, asks("what colour ?", pictures[:1]), add_generation_prompt=True)["input_ids"][0]
+    words = processor.tokenizer
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", words.bos_token_id), ("</s>", words.eos_token_id)]
+    )
+    assert words("what")["input_ids"][-1] == words.eos_token_id
+    found = chat(processor, asks("what colour ?", pictures[:1]), add_generation_prompt=True)["input_ids"][0]
+    assert torch.equal(found, plain) and found[0] == words.bos_token_id
+    rendered = processor.apply_chat_template(asks("what colour ?", pictures[:1]), add_generation_prompt=True)
+    assert processor.encode(processor.expand(rendered))[0] == plain.tolist()
+    assert processor.encode("what")[0] == words("what")["input_ids"][:-1]
+    batch = processor(images=pictures[:1], text=["<image> what", "what colour"], padding=True)
+    assert all(ids[-1] != words.eos_token_id and words.bos_token_id in ids for ids in batch["input_ids"])
+
+
+@pytest.mark.parametrize("before", [["system", "assistant"], ["assistant", "assistant"], ["assistant"], ["system"], []])
+def test_the_gate_reads_up_to_the_first_response_to_a_question(
+    assembled: Callable, asks: Callable, pictures: list, before: list[str]
+) -> None:
+    _, processor = assembled("llama", chat_template="chatml")
+    opening = [{"role": role, "content": [{"type": "text", "text": "a circle"}]} for role in before]
+    talk = [*opening, *asks("what colour is it ?", pictures[:1], "red")]
+    batch = chat(processor, talk)
+    prompt = chat(processor, talk[:-1], add_generation_prompt=True)["input_ids"][0]
+    assert torch.equal(batch["input_ids"][0][batch["instruction_mask"][0].bool()], prompt)
 
 
 def test_expanded_text_is_what_is_tokenized(assembled: Callable, pictures: list) -> None:

@@ -1,5 +1,6 @@
 """Chat templates: plain strings and message parts, with images, as text."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from aligngpt.model.templates import (
     BARE,
     CHATML,
+    NAMED_TEMPLATES,
     PLAIN,
     VICUNA,
     ChatTemplateError,
+    breaks_answers,
     for_images,
     one_template,
     with_images,
@@ -98,6 +101,39 @@ def test_a_text_only_template_learns_to_take_images() -> None:
     assert render(with_images(own), talk, tool="!") == (
         "[system|Be brief.][user|<image>\n<image>\nWhat?][assistant|Red.]!"
     )
+
+
+DATED = (
+    "{% set today = '?' %}{% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}"
+    "{{ today }}; {{ strftime_now( \"%Y\" ) }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("wrapped", [with_images, lambda template: for_images(template, "a model")])
+def test_a_conversation_has_the_same_prompt_on_any_day(wrapped: Callable[[str], str]) -> None:
+    rendered = render(wrapped(DATED), [say("user", "What?")], strftime_now=lambda _: "today")
+    assert rendered == "26 Jul 2024; 2024[What?]"
+
+
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_templates_that_do_not_suit_training_are_told() -> None:
+    assert breaks_answers(THINKS) == "it writes earlier turns otherwise when later ones follow"
+    always = THINKS.replace(" and loop.last", "")
+    assert breaks_answers(always) == "it writes '<think>\\n\\n</think>' before an answer, but not in the prompt for one"
+    prompted = always.replace(
+        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+    )
+    assert breaks_answers(prompted) is None
+    # A template that cannot be rendered is for others to refuse.
+    assert breaks_answers("{{ messages[7].role.name }}{% if %}") is None
+    for template in NAMED_TEMPLATES.values():
+        assert breaks_answers(template) is None
 
 
 def test_a_text_only_template_keeps_what_else_a_message_holds() -> None:

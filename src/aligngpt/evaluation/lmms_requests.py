@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+from aligngpt.data.images.opening import as_opened
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.benchmarks.asking import show
 from aligngpt.evaluation.benchmarks.frame import PictureMode
@@ -116,10 +117,7 @@ def _part(part: Mapping[str, Any], mode: PictureMode, pictures: list[Image.Image
             f"a picture of the task is {type(picture).__name__} {str(picture)[:80]!r}, expected a decoded picture "
             "(PIL.Image); decode it in the task's doc_to_visual"
         )
-    if picture.has_transparency_data:
-        # As in training: what is transparent becomes white.
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    pictures.append(show(picture.convert("RGB"), mode))
+    pictures.append(show(as_opened(picture), mode))
     return {"type": "image"}
 
 

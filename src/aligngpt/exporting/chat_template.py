@@ -16,15 +16,35 @@ PROBES: tuple[list[dict[str, Any]], ...] = (
         {"role": "assistant", "content": [_TEXT]},
         {"role": "user", "content": [_PICTURE, _PICTURE, _TEXT]},
     ],
+    [{"role": "user", "content": [_TEXT, _PICTURE, _TEXT, _PICTURE, _TEXT]}],
 )
 """Conversations that the two templates must render alike."""
+
+# Images inside a text become `<image>` within it, as `AlignGPTProcessor.neutral` leaves them; some templates write all
+# images of a message before its text.
+_IN_PLACE = """\
+{%- set placed = namespace(messages=[], text='') -%}
+{%- for message in messages -%}
+{%- set content = message['content'] -%}
+{%- set placed.text = '' -%}
+{%- for part in content if content is not string -%}
+{%- set placed.text = placed.text + (part['text'] if part['type'] == 'text' else IMAGE) -%}
+{%- endfor -%}
+{%- set texts = placed.text.split(IMAGE) -%}
+{%- if (texts[:-1] | join | trim) and (texts[1:] | join | trim) -%}
+{%- set content = [{'type': 'text', 'text': placed.text}] -%}
+{%- endif -%}
+{%- set placed.messages = placed.messages + [dict(message, content=content)] -%}
+{%- endfor -%}
+{%- set messages = placed.messages -%}
+"""
 
 
 def self_contained(processor: AlignGPTProcessor) -> str:
     """The processor's chat template, extended to write what its `place_align` and the tokenizer add to the text.
 
     BOS comes first if the template or the tokenizer writes it, and `<align>` next if the conversation has an image.
-    Servers tokenize rendered conversations without adding BOS.
+    Servers tokenize rendered conversations without adding BOS. Images inside a text stay there.
 
     Raises:
         ExportError: the extended template renders a conversation otherwise than the processor does.
@@ -57,7 +77,10 @@ def self_contained(processor: AlignGPTProcessor) -> str:
             "{{- aligned[(opening | length):] -}}",
         ]
     extended = "".join(lines)
-    _compare(processor, extended, PROBES)
+    if _difference(processor, extended, PROBES) is not None:
+        extended = _IN_PLACE.replace("IMAGE", _quoted(processor.image_token)) + extended
+    if (trouble := _difference(processor, extended, PROBES)) is not None:
+        raise ExportError(f"{trouble}; train the model with another template (model.chat_template)")
     return extended
 
 
@@ -66,20 +89,22 @@ def adds_bos(tokenizer: Any) -> bool:
     return bool(tokenizer.bos_token) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _compare(processor: AlignGPTProcessor, extended: str, probes: Sequence[list[dict[str, Any]]]) -> None:
+def _difference(processor: AlignGPTProcessor, extended: str, probes: Sequence[list[dict[str, Any]]]) -> str | None:
+    """Where the extended template renders a conversation otherwise than the processor does; None if nowhere."""
     bos = processor.tokenizer.bos_token or ""
     for messages in probes:
         for prompting in (True, False):
             options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": prompting}
-            ours = processor.place_align(processor.apply_chat_template(messages, **options))
+            ours = processor.place_align(processor.apply_chat_template(processor.neutral(messages), **options))
             theirs = processor.apply_chat_template(messages, extended, **options)
             if adds_bos(processor.tokenizer) and not ours.startswith(bos):
                 ours = bos + ours
             if ours != theirs:
-                raise ExportError(
-                    f"the chat template cannot be extended to write <align>: it renders {theirs!r}, expected {ours!r}; "
-                    "give the model another template with aligngpt convert --chat-template"
+                return (
+                    f"the chat template cannot be extended to do what the processor does: it renders {theirs!r}, "
+                    f"expected {ours!r}"
                 )
+    return None
 
 
 def _quoted(text: str) -> str:

@@ -18,10 +18,11 @@ from aligngpt.model.language_models import body_of, load_language_model
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.projector import AlignGPTProjector
-from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, one_template, with_images
+from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, breaks_answers, one_template, with_images
 from aligngpt.model.token_merging import merged_tokens
 from aligngpt.model.vision_towers import VisionTower, load_vision_tower
 from aligngpt.model.vocabulary import grow_vocabulary, load_tokenizer
+from aligngpt.progress import console
 
 PUBLISHED_GATE_GRID = 24
 
@@ -269,19 +270,39 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def chosen_template(wanted: str | None, tokenizer: Any, source: str | Path) -> str:
-    """The requested chat template, by name or as a Jinja file; the tokenizer's own, or Vicuna's, when None."""
+    """The requested chat template, by name or as a Jinja file; when None the tokenizer's own.
+
+    If the tokenizer has none, it is Vicuna's; if it has one that `breaks_answers`, ChatML or Vicuna's, by its marks.
+
+    Raises:
+        BackboneError: `wanted` is neither a name nor a readable file.
+    """
     if wanted is None:
         own = one_template(tokenizer.chat_template, f"the tokenizer of {source}")
-        return with_images(own) if own else VICUNA
+        if own is None:
+            return VICUNA
+        template = with_images(own)
+        if (trouble := breaks_answers(template)) is None:
+            return template
+        name = "chatml" if "<|im_start|>" in own else "vicuna"
+        _note(f"the chat template of {source} does not suit training: {trouble}; {name} is used instead")
+        return NAMED_TEMPLATES[name]
     if wanted in NAMED_TEMPLATES:
         return NAMED_TEMPLATES[wanted]
     try:
-        return with_images(Path(wanted).read_text(encoding="utf-8"))
+        template = with_images(Path(wanted).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BackboneError(
             f"chat template {wanted!r} is neither one of {', '.join(NAMED_TEMPLATES)} nor a readable Jinja file: "
             f"{error}"
         ) from error
+    if trouble := breaks_answers(template):
+        _note(f"the chat template {wanted} does not suit training: {trouble}")
+    return template
+
+
+def _note(what: str) -> None:
+    console.print(f"note: {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 def end_tokens(tokenizer: Any, template: str, known: int | list[int] | None = None) -> list[int]:

@@ -68,20 +68,20 @@ class AlignGPTProcessor(LlavaProcessor):
             _check_image_count(sum(sample.count(self.image_token) for sample in texts), _count_images(images))
             text = [self.place_align(sample) for sample in texts]
             if "add_special_tokens" not in kwargs | (kwargs.get("text_kwargs") or {}):
-                text, chosen = self._with_one_bos(text)
+                text, chosen = self._as_encoded(text)
                 kwargs |= chosen
         return super().__call__(images=images, text=text, **kwargs)
 
-    def _with_one_bos(self, texts: list[str]) -> tuple[list[str], dict[str, bool]]:
-        """The texts, and how to tokenize them, so that a BOS that the chat template wrote is not followed by another.
-
-        As `encode`, and as `apply_chat_template(tokenize=True)`.
-        """
+    def _as_encoded(self, texts: list[str]) -> tuple[list[str], dict[str, bool]]:
+        """The texts, and how to tokenize them as `encode` does: with one BOS, and no end mark after them."""
         bos = self.tokenizer.bos_token
-        if not bos or not any(text.startswith(bos) for text in texts):
+        begins = [bool(bos) and text.startswith(bos) for text in texts]
+        before, after = self._added()
+        if not after and not any(begins):
             return texts, {}
-        added = bos if self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id] else ""
-        return [text if text.startswith(bos) else added + text for text in texts], {"add_special_tokens": False}
+        added = "".join(before)
+        written = [text if has_bos else added + text for text, has_bos in zip(texts, begins, strict=True)]
+        return written, {"add_special_tokens": False}
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders of one image in the text: the same number of tokens whatever its size in pixels."""
@@ -94,23 +94,31 @@ class AlignGPTProcessor(LlavaProcessor):
         images = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.image_seq_length] * images, num_image_patches=[1] * images)
 
-    def place_align(self, text: str) -> str:
+    def place_align(self, text: str, whole: str | None = None) -> str:
         """Insert `<align>` right after a leading BOS, or first; text without an image is returned unchanged.
 
         A tokenizer that adds BOS itself puts it before the text, hence before `<align>`. If the chat template writes
         the BOS token before every message (ChatML's `<|im_start|>` in SmolLM2), it does not count as a BOS here.
+
+        Args:
+            text: a rendered conversation, or its beginning.
+            whole: the conversation that `text` is the beginning of, whose images may come later; None for all of it.
         """
-        if self.align_token is None or self.image_token not in text:
+        whole = text if whole is None else whole
+        if self.align_token is None or self.image_token not in whole:
             return text
         bos = self.tokenizer.bos_token or ""
         written_out = isinstance(self.chat_template, str) and bos in self.chat_template
-        opening = bos if text.startswith(bos) and not (written_out and text.count(bos) > 1) else ""
+        opening = bos if whole.startswith(bos) and not (written_out and whole.count(bos) > 1) else ""
         rest = text[len(opening) :]
         return text if rest.startswith(self.align_token) else opening + self.align_token + rest
 
-    def expand(self, text: str) -> str:
-        """A rendered conversation ready for tokenization: with `<align>`, and `<image>` once per image token."""
-        return self.place_align(text).replace(self.image_token, self.image_token * self.image_seq_length)
+    def expand(self, text: str, whole: str | None = None) -> str:
+        """A rendered conversation ready for tokenization: with `<align>`, and `<image>` once per image token.
+
+        Arguments as for `place_align`.
+        """
+        return self.place_align(text, whole).replace(self.image_token, self.image_token * self.image_seq_length)
 
     def neutral(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The same conversation with special tokens in its texts broken up, so that user text never becomes one.
@@ -172,8 +180,8 @@ class AlignGPTProcessor(LlavaProcessor):
     ) -> Any:
         """The mask of tokens that the gate may read in each conversation: those before the first response.
 
-        A conversation that begins with one has nothing before it: there, a greeting is read together with what is
-        asked, up to the next response.
+        A response before which nothing is asked, such as a greeting, is read together with what is asked after it, up
+        to the next response.
 
         Args:
             conversations: in chat format; those with a response are rendered again.
@@ -185,7 +193,9 @@ class AlignGPTProcessor(LlavaProcessor):
         """
         mask = deepcopy(attention_mask)
         for row, turns in enumerate(conversations):
-            first = next((i for i in range(1, len(turns)) if turns[i]["role"] == "assistant"), len(turns))
+            roles = [turn["role"] for turn in turns]
+            asked = roles.index("user") if "user" in roles else len(turns)
+            first = next((place for place in range(asked, len(turns)) if roles[place] == "assistant"), len(turns))
             if first == len(turns):
                 continue
             opening = super().apply_chat_template(
@@ -195,19 +205,29 @@ class AlignGPTProcessor(LlavaProcessor):
             _, offsets = self.encode(self.expand(whole))
             start = list(mask[row]).index(1)
             # Element by element, which works for lists, arrays and tensors alike.
-            for position in range(start + instruction_length(offsets, len(self.expand(opening))), len(mask[row])):
+            response = len(self.expand(opening, whole))
+            for position in range(start + instruction_length(offsets, response), len(mask[row])):
                 mask[row][position] = 0
         return mask
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a rendered and expanded conversation, and the character offsets of each token in the text.
 
-        BOS is added if the tokenizer adds one and the text does not begin with it.
+        What the tokenizer writes before a text, such as BOS, is added unless the text begins with BOS; what it writes
+        after a text is not, because an answer may follow.
         """
         bos = self.tokenizer.bos_token
         adds_special = not (bos and text.startswith(bos))
         encoded = self.tokenizer(text, add_special_tokens=adds_special, return_offsets_mapping=True)
-        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        end = len(encoded["input_ids"]) - (len(self._added()[1]) if adds_special else 0)
+        return list(encoded["input_ids"][:end]), list(encoded["offset_mapping"][:end])
+
+    def _added(self) -> tuple[list[str], list[str]]:
+        """The special tokens that the tokenizer writes before and after a text."""
+        encoded = self.tokenizer("a", return_special_tokens_mask=True)
+        tokens = self.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        text = [place for place, is_added in enumerate(encoded["special_tokens_mask"]) if not is_added]
+        return tokens[: text[0]], tokens[text[-1] + 1 :]
 
 
 def _texts(content: str | Sequence[dict[str, Any]]) -> list[str]:

@@ -2,13 +2,14 @@
 
 A language model's own template comes with its tokenizer and expects each message to be a string; `with_images` makes
 it accept transformers' message parts (`[{"type": "image"}, {"type": "text", "text": …}]`) as well. Images are placed
-before the text of their message, as in LLaVA's preprocessing; `AlignGPTProcessor.neutral` has put those inside a text
-into it beforehand. `for_images` does so only if a template does not accept parts by itself, as a multimodal model's
-does.
+before the text of their message, as in LLaVA's preprocessing, unless they stand inside it. `for_images` does so only
+if a template does not accept parts by itself, as a multimodal model's does.
 """
 
 import json
+import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,28 @@ from jinja2 import TemplateError
 
 from aligngpt.errors import AlignGPTError
 
-# `image_text` renders one message: an `<image>` followed by `separator` for each of its images, then its text.
+# `image_text` renders one message: an `<image>` followed by `separator` for each of its images, then its text; images
+# inside the text stay there, as `AlignGPTProcessor.neutral` leaves them.
 _FLATTEN = """\
 {%- macro image_text(message, separator) -%}
 {%- if message['content'] is string -%}{{ message['content'] }}
 {%- else -%}
+{%- set had = namespace(image=false, text=false, image_after=false, text_after=false) -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}
+{%- set had.image_after = had.image_after or had.text -%}{%- set had.image = true -%}
+{%- elif part['type'] == 'text' and part['text'] | trim -%}
+{%- set had.text_after = had.text_after or had.image -%}{%- set had.text = true -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if had.image_after and had.text_after -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{{ '<image>' }}{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}
+{%- endfor -%}
+{%- else -%}
 {%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>' + separator }}{%- endfor -%}
 {%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
+{%- endif -%}
 {%- endif -%}
 {%- endmacro -%}
 """
@@ -144,6 +160,10 @@ _AS_PARTS = """\
 {%- endfor -%}
 {%- set messages = parted.messages -%}
 """
+DATE = date(2024, 7, 26)
+"""The day that templates write in place of today: the one that Llama's write where they cannot know."""
+
+_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"\\]*)(?P=quote)\s*\)""")
 _PROBE = "what is in it"
 _CHOOSE = "choose another template, by name or as a Jinja file"
 
@@ -224,6 +244,7 @@ def for_images(template: str, where: str) -> str:
         ChatTemplateError: it cannot be rendered, or omits the user's text.
     """
     shown = _rendered(template, [{"type": "image"}, {"type": "text", "text": _PROBE}])
+    template = with_fixed_date(template)
     # A text-only template renders the list of parts as its Python repr, or fails.
     if shown.count("<image>") == 1 and shown.count(_PROBE) == 1 and "'type'" not in shown:
         return template if _PROBE in _rendered(template, _PROBE) else _AS_PARTS + template
@@ -255,21 +276,51 @@ def with_images(template: str) -> str:
 {%- endfor -%}
 {%- set messages = flat.messages -%}
 """
-        + template
+        + with_fixed_date(template)
     )
+
+
+def with_fixed_date(template: str) -> str:
+    """The template with `DATE` where it writes today's date: a conversation has the same prompt on any day."""
+    return _TODAY.sub(lambda call: json.dumps(DATE.strftime(call["format"])), template)
+
+
+def breaks_answers(template: str) -> str | None:
+    """What is wrong with a template for training on a conversation's answers; None if nothing is, or it is not known.
+
+    A prompt must continue with the answer, and later turns must not change earlier ones. Templates of models that think
+    before they answer write an empty thought before the last answer that the prompt does not have.
+    """
+    said = [{"role": role, "content": f"{_PROBE} {role} {turn}"} for turn in "12" for role in ("user", "assistant")]
+    try:
+        whole = _render(template, said, opens=False)
+        for end in (1, 3):
+            prompt, after = _render(template, said[:end], opens=True), _render(template, said[: end + 1], opens=False)
+            if not (whole.startswith(after) and after.startswith(prompt)):
+                return "it writes earlier turns otherwise when later ones follow"
+            written = after[len(prompt) :].partition(said[end]["content"])[0]
+            if written.strip():
+                return f"it writes {written.strip()!r} before an answer, but not in the prompt for one"
+    except (TemplateError, TypeError, ValueError):
+        return None
+    return None
 
 
 def _rendered(template: str, content: Any, *, fails: bool = False) -> str:
     """A user message rendered with the template; empty if rendering fails, or the error raised if `fails`."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    said = [{"role": "user", "content": content}]
     try:
-        rendered: Any = render_jinja_template(
-            [said], chat_template=template, bos_token="<s>", eos_token="</s>", add_generation_prompt=True
-        )
+        return _render(template, [{"role": "user", "content": content}], opens=True)
     except (TemplateError, TypeError, ValueError):
         if fails:
             raise
         return ""
+
+
+def _render(template: str, messages: list[dict[str, Any]], *, opens: bool) -> str:
+    """A conversation rendered with the template, and the beginning of an answer if it `opens` one."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: Any = render_jinja_template(
+        [messages], chat_template=template, bos_token="<s>", eos_token="</s>", add_generation_prompt=opens
+    )
     return str(rendered[0][0])

@@ -38,7 +38,7 @@ class ModelRecipe(RecipeSection):
         text_pooling: the text that the gate reads: `instruction`, the text before the first answer; `all`, as in the
             original code.
         chat_template: `plain`, `vicuna`, `llava_v1`, `llava_v0`, `llava_llama_2`, `chatml`, `bare` or a Jinja file;
-            the tokenizer's own when None, or Vicuna's if it has none.
+            the tokenizer's own when None, or ChatML's or Vicuna's if it has none that suits training.
         pad_images: pad images to a square with the mean colour; False takes a centre crop.
         image_size: side in pixels that images are resized to; the tower's own when None.
         image_scales: several sides at which each image is read, such as `[336, 672]`.

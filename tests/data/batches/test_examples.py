@@ -11,7 +11,7 @@ from PIL import Image
 
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset
-from aligngpt.data.batches.examples import images_in, tokenize
+from aligngpt.data.batches.examples import images_in, response_of, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.records.sample import parse_record
 from aligngpt.inference.engine import Engine, Request
@@ -72,6 +72,42 @@ def test_images_that_stand_apart_are_apart_in_the_token_ids(
     runs = "".join("I" if one == processor.image_token_id else "." for one in input_ids)
     assert [len(run) for run in runs.split(".") if run] == [processor.image_seq_length] * 2
     assert images_in(input_ids, processor) == 2
+
+
+LATE = {
+    "image": "a.png",
+    "conversations": [["human", "what is it ?"], ["gpt", "a circle"], ["human", "<image>is it red ?"], ["gpt", "yes"]],
+}
+
+
+@pytest.mark.parametrize("template", [name for name in NAMED_TEMPLATES if name != "plain"])
+@pytest.mark.parametrize("language", ["qwen2", "llama", "gemma"])
+def test_an_image_may_come_after_the_first_answer(assembled: Callable, template: str, language: str) -> None:
+    """Training and the processor agree on what the gate reads: the text before the first answer."""
+    if language == "qwen2" and template == "bare":
+        pytest.skip("this template needs a BOS token")
+    _, processor = assembled(language, chat_template=template)
+    messages = parse_record(spelled_out(LATE)).messages()
+    input_ids, labels = tokenize(messages, processor)
+    counted = processor.tokenizer.decode([label for label in labels if label != -100], skip_special_tokens=True)
+    assert "".join(counted.replace("#", "").split()) == "acircleyes"
+    (mask,) = processor.instruction_mask([messages], [[1] * len(input_ids)])
+    assert mask.index(0) == next(place for place, label in enumerate(labels) if label != -100)
+    silent = [message | {"loss": index != 1} for index, message in enumerate(messages)]
+    assert response_of(silent, processor, chat_template=None, max_length=1000) == mask.index(0)
+
+
+@pytest.mark.parametrize("template", [name for name in NAMED_TEMPLATES if name != "plain"])
+def test_images_inside_a_text_stay_there_in_every_template(assembled: Callable, template: str) -> None:
+    _, processor = assembled("llama", chat_template=template)
+    (message, *_) = parse_record(spelled_out(INSIDE)).messages()
+    for parts in (message["content"], [PART, *message["content"]], [*message["content"], PART, WORDS]):
+        said = [{"role": "user", "content": parts}]
+        text = processor.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        assert text == processor.apply_chat_template(
+            processor.neutral(said), tokenize=False, add_generation_prompt=True
+        )
+        assert "is <image> or <image> red ?" in text
 
 
 def test_a_message_with_images_inside_its_text_is_rendered_in_order(assembled: Callable) -> None:

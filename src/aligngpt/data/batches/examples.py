@@ -129,20 +129,24 @@ def _encode(
 
     def render(turns: list[dict[str, Any]], opening: bool) -> str:
         try:
-            text = processor.apply_chat_template(turns, chat_template, add_generation_prompt=opening, tokenize=False)
+            return str(
+                processor.apply_chat_template(turns, chat_template, add_generation_prompt=opening, tokenize=False)
+            )
         except TemplateError as error:
             raise ExampleError(
                 "template",
                 f"the chat template rejects the conversation: {error}; change the record or use another template",
             ) from error
-        return processor.expand(text)
 
-    whole = render(messages, False)
+    rendered = render(messages, False)
+    whole = processor.expand(rendered)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or not message.get("loss", True):
             continue
-        before, after = render(messages[:index], True), render(messages[: index + 1], False)
+        # Images may come later in the conversation.
+        before = processor.expand(render(messages[:index], True), rendered)
+        after = processor.expand(render(messages[: index + 1], False), rendered)
         if not (whole.startswith(after) and after.startswith(before)):
             raise ExampleError(
                 "template", "the chat template rewrites earlier turns when later ones follow; use another template"

@@ -28,6 +28,13 @@ excluded."""
 
 MAX_PIXELS = 64_000_000
 
+MAX_SIDE = 16_384
+"""Longest side in pixels: an image processor that pads makes a square of it, here of 0.8 GB."""
+
+MAX_RATIO = 200
+"""Longer side over shorter side, at most: an image processor that scales the shorter side to its own size would make
+gigabytes of an image of 20000 × 1 pixels."""
+
 HEADER = 1 << 16
 """Bytes that contain the header of most images."""
 
@@ -130,18 +137,23 @@ def open_image(
         check_size: called with the width and height before the image is decoded; it may raise an error of its own.
 
     Raises:
-        ImageError: the image is missing, empty, of an unknown format, truncated, too large or damaged.
+        ImageError: the image is missing, empty, of an unknown format, truncated, too large (see also `check_shape`) or damaged.
     """
     image = _identify(source, max_pixels, formats, check_size)
     name = _name(source)
     try:
         image.load()
-        return _to_rgb(_upright(image))
+        return as_opened(image)
     except (OSError, EOFError, SyntaxError) as error:
         raise ImageError("truncated", f"{name} is damaged or cut short: {error}") from error
     except Exception as error:
         # Decoders raise whatever they meet in a damaged file, such as TypeError or RuntimeError.
         raise ImageError("unreadable", f"{name} cannot be decoded: {error}") from error
+
+
+def as_opened(image: Image.Image) -> Image.Image:
+    """What `open_image` makes of an image that is decoded already: upright and RGB."""
+    return _to_rgb(_upright(image))
 
 
 def check_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -193,7 +205,31 @@ def _identify(
     if width * height > max_pixels:
         image.close()
         raise ImageError("too_large", f"{name} has {width} × {height} pixels; the limit is {max_pixels}")
+    try:
+        check_shape(width, height, name)
+    except ImageError:
+        image.close()
+        raise
     return image
+
+
+def check_shape(width: int, height: int, name: str = "the image") -> None:
+    """Check that no image processor makes gigabytes of an image's shape, in pixels.
+
+    Raises:
+        ImageError: a side is longer than `MAX_SIDE`, or than `MAX_RATIO` times the other; `name` is in the message.
+    """
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ImageError(
+            "too_large",
+            f"{name} has {width} × {height} pixels; one side may be {MAX_RATIO} times as long as the other: cut it into "
+            "parts",
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            "too_large",
+            f"{name} has {width} × {height} pixels; a side may have {MAX_SIDE}: make it smaller, or cut it into parts",
+        )
 
 
 def remote_bytes(path: RemotePath, offset: int = 0, length: int | None = None) -> bytes:

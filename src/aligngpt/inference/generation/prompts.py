@@ -87,8 +87,8 @@ class PromptWriter:
         # The images are read together with those of other requests, so their number must be right.
         if (found := ids.count(image)) != (expected := len(request.images) * self.processor.image_seq_length):
             raise EngineError(
-                f"the chat template writes {found} image tokens instead of {expected}; give the model another template "
-                "with aligngpt convert --chat-template"
+                f"the chat template writes {found} image tokens instead of {expected}; train the model with another "
+                "template (model.chat_template), or convert the foreign model again with --chat-template"
             )
         image_end = max((place + 1 for place, token in enumerate(ids) if token == image), default=0)
         return Prompt(
