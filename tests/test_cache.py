@@ -37,6 +37,18 @@ def test_an_entry_is_there_in_full_or_not_at_all(tmp_path: Path) -> None:
     assert (entry / "whole").is_file()
 
 
+def test_the_entry_of_a_process_that_was_faster_stays(tmp_path: Path) -> None:
+    entry = tmp_path / "kind" / "entry"
+    with cache_entry(entry, is_made=entry.is_dir) as folder:
+        (folder / "slow").touch()
+        entry.mkdir()
+        (entry / "fast").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == [
+        "kind/entry/fast"
+    ]
+    assert list(entry.parent.iterdir()) == [entry]
+
+
 def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_variable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     said = pytest.raises(CacheError, match=r"file/entry cannot be written: .*set ALIGNGPT_CACHE")

@@ -25,7 +25,7 @@ from typer.main import get_command
 import aligngpt
 from aligngpt import cli
 from aligngpt.errors import AlignGPTError
-from aligngpt.evaluation.results import EvaluationResult, Tally
+from aligngpt.evaluation.results import AskedAbout, EvaluationResult, Tally
 from aligngpt.inference.engine import EngineError
 from aligngpt.levels.making import LevelsSummary
 from aligngpt.progress import console, track
@@ -413,7 +413,11 @@ def gpu_error() -> Exception:
 @pytest.mark.parametrize(
     ("verb", "target", "advice"),
     [
-        ("evaluate m q.json --out o", "evaluation.accuracy.evaluate_file", "lower --batch-size"),
+        (
+            "evaluate m q.json --out o",
+            "evaluation.accuracy.evaluate_file",
+            "lower --batch-size, or use a smaller model or another --device",
+        ),
         ("score p.csv --model m --out o", "scoring.job.score_source", "lower --batch-size or --workers"),
         ("train r.yaml", "training.recipe.load_recipe", "lower micro_batch_size in the recipe"),
         ("ask m p.png what", "inference.ask.ask", "use a smaller model"),
@@ -619,6 +623,15 @@ def test_evaluate_hands_its_options_on(aligngpt_command: Command, calls: Callabl
     expected = {"limit": 4, "shuffle_images": True, "batch_size": 2, "seed": 9, "device": "cpu"}
     expected |= {"base": "b", "precision": "float32"}
     assert asked == [(("m", Path("q.json")), expected | {"out": Path("o"), "image_root": Path("i")})]
+
+
+def test_evaluate_warns_of_the_questions_of_the_training(aligngpt_command: Command, calls: Callable) -> None:
+    for trained_on in (False, True):
+        asked = AskedAbout("m", "q.json", ".", False, trained_on=trained_on)
+        calls("aligngpt.evaluation.accuracy.evaluate_file", EvaluationResult(Tally(3, 4), asked=asked))
+        ended = aligngpt_command("evaluate", "m", "q.json", "--out", "o")
+        warned = "warning: these are the questions that the model was trained on" in ended.error
+        assert ended.code == 0 and warned == trained_on
 
 
 def test_evaluate_refuses_a_seed_that_does_nothing(aligngpt_command: Command, calls: Callable) -> None:

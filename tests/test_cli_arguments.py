@@ -96,10 +96,32 @@ def test_scores_in_the_working_directory_have_a_next_command(tmp_path: Path, mon
     (tmp_path / "my scores" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "my scores" / "below")
     beside = tmp_path / "my scores" / "below-levels.parquet"
-    assert shlex.split(next_command("pairs.csv", Path())) == ["aligngpt", "levels", ".", "--out", str(beside)]
+    own = next_command("pairs.tar", Path(), "webdataset")
+    assert shlex.split(own) == ["aligngpt", "levels", ".", "--out", str(beside)]
     above = tmp_path / "my scores-levels.parquet"
-    assert shlex.split(next_command("pairs.csv", Path(".."))) == ["aligngpt", "levels", "..", "--out", str(above)]
-    assert next_command("pairs.csv", Path("a/b")) == f"aligngpt levels a/b --out {Path('a/b-levels.parquet')}"
+    parent = next_command("pairs.tar", Path(".."), "webdataset")
+    assert shlex.split(parent) == ["aligngpt", "levels", "..", "--out", str(above)]
+    archives = [next_command("pairs", Path("a/b"), kind) for kind in ("parquet", "webdataset", "dataset")]
+    assert archives == [f"aligngpt levels a/b --out {Path('a/b-levels.parquet')}"] * 3
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "out"),
+    [
+        ("a/metadata.csv", "csv", "a/metadata-levels.jsonl"),
+        ("pairs.jsonl.gz", "llava", "pairs-levels.jsonl"),
+        ("my.pairs.json", "llava", "my.pairs-levels.json"),
+        ("photos", "files", "photos-levels.jsonl"),
+        ("s3://bucket/pairs.csv", "csv", "pairs-levels.jsonl"),
+        (".", "files", "{}-levels.jsonl"),
+    ],
+)
+def test_the_next_command_writes_the_records_of_a_source_that_has_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, kind: str, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = ["--source", source, "--out", out.format(tmp_path)]
+    assert shlex.split(next_command(source, Path("s"), kind)) == ["aligngpt", "levels", "s", *written]
 
 
 @pytest.mark.parametrize(

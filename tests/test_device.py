@@ -45,7 +45,8 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_use(name: str)
 
 def test_a_gpu_that_auto_takes_and_cannot_use_is_not_advised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, cuda=True, mps=False)
-    with pytest.raises(DeviceError, match=r"^the device 'cuda' cannot be used: .*; use --device cpu$"):
+    advice = r"use --device cpu where the command has it, or set CUDA_VISIBLE_DEVICES= \(to nothing\) to leave"
+    with pytest.raises(DeviceError, match=rf"^the device 'cuda' cannot be used: .*; {advice} the GPU out$"):
         resolve_device()
 
 

@@ -300,11 +300,15 @@ def test_temporary_files_of_living_processes_and_other_machines_stay(tmp_path: P
     hidden = tmp_path / f".model.{dead.pid}"
     for path in (own, other, elsewhere, hidden):
         path.touch()
+    remove_leftovers(tmp_path / "base", owned=True)
     remove_leftovers(target)
     assert names(tmp_path) == {path.name for path in (own, other, elsewhere, hidden)}
     os.utime(elsewhere, (0, 0))
     os.utime(own, (0, 0))
     remove_leftovers(target)
+    assert names(tmp_path) == {path.name for path in (own, other, hidden)}
+    elsewhere.touch()
+    remove_leftovers(target, owned=True)
     assert names(tmp_path) == {path.name for path in (own, other, hidden)}
 
 

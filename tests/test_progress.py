@@ -171,6 +171,14 @@ def test_on_a_terminal_there_is_a_bar_with_rate_and_remark(
     assert capsys.readouterr() == ("", "")
 
 
+def test_on_a_terminal_a_new_total_is_shown(clock: SimpleNamespace, terminal: io.StringIO) -> None:
+    with Meter("training", 100_000, unit="steps") as meter:
+        clock.now += 2
+        meter.total = 50
+        meter.advance(10)
+    assert "10/50 " in terminal.getvalue().split("training")[-1]
+
+
 def test_on_a_terminal_a_failure_ends_the_bar(terminal: io.StringIO) -> None:
     with pytest.raises(KeyError), Meter("training", 10):
         raise KeyError

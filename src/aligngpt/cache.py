@@ -1,10 +1,10 @@
-"""The cache folder for derived data; it may be removed at any time and is rebuilt as needed."""
+"""The cache folder for derived data; it may be removed while no process uses it, and is rebuilt as needed."""
 
 import getpass
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -52,11 +52,20 @@ def entry_path(kind: str, name: str) -> Path:
     return _instead_of(path.parent.parent) / kind / name
 
 
+class _MadeMeanwhile(Exception):
+    """Another process was faster."""
+
+
 @contextmanager
-def cache_entry(path: Path) -> Iterator[Path]:
+def cache_entry(path: Path, *, is_made: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """Create a cache entry, a folder below `cache_folder`, atomically.
 
     Yields a temporary folder to write into; on any error it is removed and `path` stays unchanged.
+
+    Args:
+        path: of the entry.
+        is_made: whether another process has made the entry meanwhile. That one is then kept: on a network file system,
+            replacing files that another machine has mapped into memory would kill its process.
 
     Raises:
         CacheError: the entry cannot be written, or the body raised an OSError.
@@ -64,6 +73,10 @@ def cache_entry(path: Path) -> Iterator[Path]:
     try:
         with atomic_folder(path) as folder:
             yield folder
+            if is_made():
+                raise _MadeMeanwhile
+    except _MadeMeanwhile:
+        pass
     except OSError as error:
         raise CacheError(
             f"the cache {path} cannot be written: {error.strerror or error}; make room there, or set {CACHE_VARIABLE} "

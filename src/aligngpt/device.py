@@ -29,16 +29,25 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises:
         DeviceError: this machine has no such device.
     """
-    advice = "cpu" if name == "auto" else "cpu or auto"
-    if name == "auto":
+    chosen = name == "auto"
+    if chosen:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise DeviceError(f"the device {name!r} cannot be used: {reason}; use --device {advice}") from error
+        raise DeviceError(f"the device {name!r} cannot be used: {reason}; {_instead(name, chosen)}") from error
     return device
+
+
+def _instead(name: str, chosen: bool) -> str:
+    """What to use instead of a device, which `auto` may have chosen."""
+    if not chosen:
+        return "use --device cpu or auto"
+    # Not all commands have the option.
+    hide = ", or set CUDA_VISIBLE_DEVICES= (to nothing) to leave the GPU out" if name == "cuda" else ""
+    return f"use --device cpu where the command has it{hide}"
 
 
 def supports_bfloat16(device: torch.device) -> bool:

@@ -27,7 +27,7 @@ _NO_MEMORY_TEXT = re.compile(
 
 _LESS_MEMORY = {
     "score": "lower --batch-size or --workers",
-    "evaluate": "lower --batch-size",
+    "evaluate": "lower --batch-size, or use a smaller model or another --device",
     "train": "lower micro_batch_size in the recipe (or its micro_batch_tokens), or on the command line as in --set "
     "instruct.micro_batch_size=1; "
     "`aligngpt train --dry-run` estimates the memory needed",

@@ -33,7 +33,7 @@ def temporary_beside(target: Path, *, old: bool = False) -> Path:
     return target.with_name(f".{_stem(target)}.{kind}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def remove_leftovers(path: str | Path) -> None:
+def remove_leftovers(path: str | Path, *, owned: bool = False) -> None:
     """Remove temporary files and folders of dead processes from the folder of `path`.
 
     Those of live processes are never touched. A folder that was moved aside is put back if its place is still empty
@@ -41,9 +41,10 @@ def remove_leftovers(path: str | Path) -> None:
 
     Args:
         path: a file or folder that `atomic_write` or `atomic_folder` writes; it may have any name.
+        owned: whether a lock keeps processes on other machines from writing `path`; what they left of it is then dead.
     """
     target = Path(path)
-    for leftover, is_old, stem in _dead(target.parent):
+    for leftover, is_old, stem in _dead(target.parent, _stem(target) if owned else None):
         place = target if stem == _stem(target) else leftover.with_name(stem)
         with suppress(OSError):
             if is_old and not os.path.lexists(place):
@@ -68,17 +69,19 @@ def _stem(target: Path) -> str:
     return hashlib.sha256(name).hexdigest()[:32]
 
 
-def _dead(folder: Path) -> Iterator[tuple[Path, bool, str]]:
+def _dead(folder: Path, owned: str | None) -> Iterator[tuple[Path, bool, str]]:
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".tmp")]
     except OSError:
         return
     for name in sorted(names):
-        if (found := _NAME.fullmatch(name)) and _is_dead(folder / name, found["machine"], int(found["pid"])):
+        if (found := _NAME.fullmatch(name)) is None:
+            continue
+        if _is_dead(folder / name, found["machine"], int(found["pid"]), owned=found["stem"] == owned):
             yield folder / name, found["old"] is not None, found["stem"]
 
 
-def _is_dead(path: Path, machine: str, pid: int) -> bool:
+def _is_dead(path: Path, machine: str, pid: int, *, owned: bool) -> bool:
     if machine == _machine() and os.name == "posix":
         try:
             os.kill(pid, 0)
@@ -87,6 +90,8 @@ def _is_dead(path: Path, machine: str, pid: int) -> bool:
         except (OSError, OverflowError):
             pass
         return False
+    if owned:
+        return True
     try:
         return time.time() - path.lstat().st_mtime > UNTOUCHED_DAYS * 86400
     except OSError:

@@ -44,7 +44,12 @@ def track(
 
 
 class Meter:
-    """Context manager that shows the progress of one job; `advance` may add a remark such as the loss."""
+    """Context manager that shows the progress of one job; `advance` may add a remark such as the loss.
+
+    Attributes:
+        total: number of items; None if it is unknown. A new value is shown from the next `advance` on.
+        done: number of items done so far.
+    """
 
     def __init__(self, description: str, total: int | None, *, initial: int = 0, unit: str = "items") -> None:
         self.description, self.total, self.done, self.initial, self.unit = description, total, initial, initial, unit
@@ -73,7 +78,7 @@ class Meter:
         self.done += count
         if self._bar is not None:
             shown = " ".join(part for part in (self._rate_text(), remark) if part)
-            self._bar.update(self._task, completed=self.done, remark=shown)
+            self._bar.update(self._task, total=self.total, completed=self.done, remark=shown)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._line(remark)

@@ -34,6 +34,23 @@ def test_many_scores_are_cut_within_the_stated_error(monkeypatch: pytest.MonkeyP
     assert level_counts(levels.assign(scores), 8).sum() == len(scores)
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        pytest.param(np.exp(-np.linspace(50, 150, 20_000)), id="likelihoods"),
+        pytest.param(1.7e9 + np.arange(20_000) / 100, id="far from zero"),
+        pytest.param(np.linspace(1e39, 2e39, 20_000), id="large"),
+    ],
+)
+def test_scores_are_told_apart_as_precisely_as_they_are_given(
+    scores: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sketch, "EXACT_SCORES", 1000)
+    levels = collected(np.random.default_rng(5).permutation(scores)).fit(8)
+    below = (scores[:, None] < levels.borders).mean(axis=0)
+    np.testing.assert_allclose(below, np.arange(1, 8) / 8, atol=2 * levels.rank_error)
+
+
 def test_the_statistics_of_many_scores_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(2).normal(0.3, 0.1, 20_000)
     exact = fit_levels(scores, 8).statistics

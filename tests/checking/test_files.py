@@ -131,6 +131,12 @@ def test_only_a_full_look_finds_a_picture_that_is_cut_short(file_of: Callable) -
     assert reasons(checked(path, full=True)) == [(1, "truncated")]
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_picture_too_narrow_for_image_processors_is_found(file_of: Callable, tmp_path: Path, full: bool) -> None:
+    Image.new("RGB", (2_000, 1)).save(tmp_path / "line.png")
+    assert reasons(checked(file_of(pair("line.png"), pair()), full=full)) == [(0, "too_large")]
+
+
 def test_a_picture_is_opened_once_for_all_files(file_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
     monkeypatch.setattr("aligngpt.checking.files.check_image", opened.append)

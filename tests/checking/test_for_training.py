@@ -110,3 +110,12 @@ def test_what_has_no_processor_of_ours_is_refused(
     folder = tmp_path / "none" if kind == "none" else tower_folder("clip")
     with pytest.raises(AlignGPTError, match=r"AlignGPT model|Give a model folder"):
         check_for_model([data / "captions.json"], str(folder))
+
+
+def test_a_damaged_processor_is_an_error_that_says_so(assembled: Callable, data: Path, tmp_path: Path) -> None:
+    _, processor = assembled("qwen2")
+    processor.save_pretrained(tmp_path / "x")
+    path = tmp_path / "x" / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_processor": "clip"}))
+    with pytest.raises(AlignGPTError, match=r"the processor of .*x cannot be loaded"):
+        check_for_model([data / "captions.json"], str(tmp_path / "x"))

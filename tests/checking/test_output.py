@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from aligngpt.checking.files import check_files
 from aligngpt.checking.for_training import check_for_recipe
 from aligngpt.cli import app
+from aligngpt.cli.options import PROBLEMS_FOUND
 from aligngpt.errors import AlignGPTError
 
 
@@ -66,3 +68,19 @@ def test_the_address_of_a_local_file_is_checked_for_a_recipe(tiny_recipe: Callab
     recipe = tiny_recipe(instruct__data=f"file://{data / 'questions.json'}", instruct__image_root=str(data))
     (one,) = check_for_recipe([path], recipe, "instruct")
     assert (one.path, one.image_root, one.good) == (data / "questions.json", data, True)
+
+
+def test_codes_and_halves_of_characters_are_printed_as_escapes(tmp_path: Path) -> None:
+    records = [
+        {"id": "\ud83d", "image": "no.jpg", "caption": "half an emoji"},
+        {"id": "a\x1b]0;owned\x07\nall is well", "image": "no\x1b[2J.jpg", "caption": "codes"},
+        {"id": "ü 🙂", "image": "b.jpg", "caption": "scored", "score": "x" * 10_000},
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    (found,) = check_files([tmp_path / "data.json"])
+    text = found.text()
+    assert "(id ü 🙂)" in text
+    assert r"(id \ud83d)" in text and r"(id a\x1b]0;owned\x07\nall is well)" in text and r"no\x1b[2J.jpg" in text
+    assert "\x1b" not in text and "\x07" not in text and len(text) < 2_000
+    assert check(tmp_path / "data.json", "--json", tmp_path / "found.json") == PROBLEMS_FOUND
+    assert json.loads((tmp_path / "found.json").read_text())["files"][0]["problems"][0]["id"] == "\ud83d"

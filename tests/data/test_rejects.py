@@ -98,6 +98,7 @@ def test_the_error_names_shares_reasons_and_the_file(tmp_path: Path) -> None:
     assert message.startswith("10 of 40 records cannot be used (25.0%; the limit is 5.0%)")
     assert f"level 4, empty 3, truncated 2; {path} lists them all" in message
     assert "image root" in message and "missing 1" not in message
+    assert message.endswith("allow a larger share: --max-reject-share, or max_reject_share in a recipe")
 
 
 def test_rejects_can_be_kept_elsewhere_later(tmp_path: Path) -> None:

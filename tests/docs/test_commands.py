@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,3 +230,11 @@ def test_the_readme_links_to_every_page(page: Path) -> None:
 def test_the_readme_and_every_page_of_docs_are_looked_at() -> None:
     assert {ROOT / "README.md", ROOT / "docs" / "own-data.md"} <= set(PAGES)
     assert any(block.language == "bash" for block in BLOCKS)
+
+
+def test_the_container_has_the_files_that_the_wheel_includes() -> None:
+    copied = re.findall(r"^COPY (.*) \S+$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    sources = {Path(source) for line in copied for source in line.split()}
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    included = [Path(path) for path in targets["wheel"]["force-include"]]
+    assert included and not [path for path in included if not {path, *path.parents} & sources]

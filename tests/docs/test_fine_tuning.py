@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from aligngpt.inference.engine import Engine, Request
 from aligngpt.model.adapters import merge_adapter
@@ -54,6 +55,7 @@ def test_only_answers_count_in_the_loss(session: dict[str, Any]) -> None:
     batch = session["collate"](session["records"][:4])
     placeholders = processor.tokenizer.convert_tokens_to_ids(["<image>", "<align>"])
     assert not torch.isin(batch["labels"], torch.tensor(placeholders)).any()
+    assert batch["attention_mask"][:, 0].all() and not batch["attention_mask"].all(), "padded on the right"
     counted = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
     assert [text.partition("<|im_end|>")[0] for text in counted[:3]] == ["red", "a big green circle", "blue"]
 
@@ -64,6 +66,8 @@ def test_the_trainer_snippet_trains_and_saves_a_model(session: dict[str, Any]) -
     found = losses(session["trainer"])
     assert len(found) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in found)
+    saved = AutoProcessor.from_pretrained("runs/trainer/model")
+    assert saved.tokenizer.padding_side == "left", "as generation needs it"
     after = _weights("runs/trainer/model")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("language_model" in name for name in changed)

@@ -19,8 +19,10 @@ from PIL import Image
 from aligngpt.data.images.opening import open_image
 from aligngpt.data.records.sample import Sample, Turn
 from aligngpt.data.rejects import TooManyRejects
+from aligngpt.data.sources.finding import content_of
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.accuracy import EXTRA_TOKENS, evaluate_file, shuffled_images
+from aligngpt.evaluation.fingerprint import state_of_model
 from aligngpt.evaluation.results import (
     AskedAbout,
     EvaluationError,
@@ -31,6 +33,8 @@ from aligngpt.evaluation.results import (
     summarise,
 )
 from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Sampling
+from aligngpt.locks import OWNER_FILE
+from aligngpt.training.run_card import DataFacts
 
 Questions = Callable[..., Path]
 Evaluate = Callable[..., EvaluationResult]
@@ -233,7 +237,27 @@ def test_results_say_what_was_asked(
     for out, shuffled in (("out", False), ("shuffled", True)):
         evaluate(questions, out, shuffle_images=shuffled)
         asked = EvaluationResult.load(tmp_path / out / "results.json").asked
-        assert asked == AskedAbout(str(model_folder), str(questions), str(tmp_path), shuffled)
+        state = state_of_model(model_folder)
+        assert state is not None
+        assert asked == AskedAbout(str(model_folder), str(questions), str(tmp_path), shuffled, model_state=state)
+
+
+def test_questions_that_the_model_was_trained_on_are_told(
+    write_questions: Questions, evaluate: Evaluate, watching: list, model_folder: Path, tmp_path: Path
+) -> None:
+    trained, others = write_questions(4), write_questions(3, "test.jsonl")
+    run = tmp_path / "mine"
+    DataFacts({"old-name.jsonl": content_of(trained)}, 4, {}, 4, 4).save(run / "instruct")
+    for name in ("model", "base"):
+        shutil.copytree(model_folder, run / name)
+
+    def told(questions: Path, out: str, model: str = "model") -> bool:
+        asked = evaluate(questions, out, model=run / model).asked
+        assert asked is not None
+        return asked.trained_on
+
+    assert told(trained, "trained")
+    assert not told(others, "others") and not told(trained, "base", "base")
 
 
 def test_results_name_the_model_folder_wherever_they_are_read(
@@ -552,6 +576,20 @@ def test_an_archive_with_other_images_is_another_evaluation(
     Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "2.png")
     with pytest.raises(EvaluationError, match="contains a different evaluation"):
         evaluate(to_parquet(questions))
+
+
+def test_results_are_written_while_the_folder_is_locked(
+    write_questions: Questions, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save, locked = EvaluationResult.save, []
+
+    def noting(self: EvaluationResult, path: Path) -> None:
+        locked.append((path.parent / OWNER_FILE).is_file())
+        save(self, path)
+
+    monkeypatch.setattr(EvaluationResult, "save", noting)
+    evaluate(write_questions(2))
+    assert locked == [True]
 
 
 def test_two_evaluations_never_write_into_one_folder_at_once(

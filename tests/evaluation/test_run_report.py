@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import yaml
 from PIL import Image
 
 from aligngpt.alignment.levels import fit_levels
+from aligngpt.evaluation.fingerprint import state_of_model
 from aligngpt.evaluation.results import AskedAbout, EvaluationError, summarise
 from aligngpt.evaluation.results import Prediction as Answered
 from aligngpt.evaluation.run_evaluations import run_of
@@ -296,6 +298,39 @@ def test_the_accuracy_of_another_model_is_not_the_runs(run: Path, tmp_path: Path
     assert "own model" not in page and "tuned question" in page and "base question" not in page
     written = card.read_text(encoding="utf-8")
     assert "25.0%" in written and "converted/base" not in written and "100.0%" not in written
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_the_accuracy_of_an_earlier_model_in_the_folder_is_not_that_of_todays(run: Path, older: bool) -> None:
+    model = run / "model"
+    model.mkdir()
+    card, weights = model / "README.md", model / "model.safetensors"
+    empty = f"mine\n{RESULTS_BEGIN}\n{RESULTS_END}\n"
+    card.write_text(empty, encoding="utf-8")
+    weights.write_bytes(b"old")
+    os.utime(weights, (1, 1))
+    write_training(run)
+    write_evaluation(run, asked=replace(asked_of(model), model_state=None if older else state_of_model(model)))
+    assert rows_of(write_report(run).read_text(encoding="utf-8")) == [("AlignGPT", "75.0%")]
+    weights.write_bytes(b"new")
+    if older:
+        later = (run / "evaluation/test/results.json").stat().st_mtime + 1
+        os.utime(weights, (later, later))
+    card.write_text(empty, encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert rows_of(page) == [] and card.read_text(encoding="utf-8") == empty
+    assert "The evaluation test is not shown: the weights in this run&#39;s model folder have changed since" in page
+
+
+def test_the_accuracy_on_the_training_questions_says_so(run: Path) -> None:
+    card = run / "model" / "README.md"
+    card.parent.mkdir()
+    card.write_text(f"mine\n{RESULTS_BEGIN}\n{RESULTS_END}\n", encoding="utf-8")
+    note = "the questions that the model was trained on"
+    for trained_on in (False, True):
+        write_evaluation(run, asked=replace(asked_of(run / "model"), trained_on=trained_on))
+        page = write_report(run).read_text(encoding="utf-8")
+        assert (note in page) == (note in card.read_text(encoding="utf-8")) == trained_on
 
 
 def test_the_model_of_a_run_that_moved_is_its_own(run: Path, tmp_path: Path) -> None:

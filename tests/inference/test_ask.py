@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from aligngpt.cli import app
 from aligngpt.data.images.opening import ImageError
 from aligngpt.inference.ask import BAR_WIDTH, AskError, ask, describe_alignment
 from aligngpt.inference.engine import Engine, EngineError, Piece, Request, Sampling
@@ -41,6 +43,12 @@ def test_the_answer_is_the_engine_s(folder: Path, picture: Path, pictures: list[
     said = "".join(ask(folder, picture, QUESTION, max_new_tokens=8, device="cpu"))
     (answer,) = Engine.load(folder, device="cpu").answer([Request.ask(QUESTION, pictures[0])], Sampling(8))
     assert said == answer.text != ""
+
+
+def test_codes_for_the_terminal_in_an_answer_are_printed_as_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aligngpt.inference.ask.ask", lambda *_, **__: iter(["red\x1b[2J\n", "ü\r"]))
+    ended = CliRunner().invoke(app, ["ask", "model", "picture.png", QUESTION])
+    assert ended.stdout == "red\\x1b[2J\nü\\r\n"
 
 
 def test_a_question_that_is_not_utf8_is_refused(no_model: None, folder: Path, picture: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Sampling
+from aligngpt.inference.generation.choosing import Chooser
 from aligngpt.model.adapters import AdapterError, merge_adapter, save_adapter
 from aligngpt.training.recipe import LoraRecipe
 from aligngpt.training.setup.freezing import freeze_all_but, trained_tensors
@@ -149,6 +150,13 @@ def test_sampling_repeats_under_a_seed_and_draws_from_nobody_else(engine: Engine
     assert texts[0] != texts[2]
     assert texts[0] != engine.answer(requests, SHORT)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_every_bit_of_a_seed_counts() -> None:
+    seeds = [0, 7, -7, 2**32, 7 + 2**32, 2**62, 2**63 - 1, -(2**63)]
+    logits = torch.zeros(1000)
+    drawn = {tuple(map(Chooser(Sampling(temperature=1, seed=seed)).draw, [logits] * 4)) for seed in seeds}
+    assert len(drawn) == len(seeds)
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 5e-324, 1e-5])
@@ -299,11 +307,45 @@ def test_a_damaged_model_folder_is_an_error_that_says_so(folder: Path, file: str
         Engine.load(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_alignment_levels": "8"},
+        {"num_alignment_levels": 8.0},
+        {"alignment": "Adaptive"},
+        {"vision_config": "clip"},
+        {"model_type": ["aligngpt"]},
+        None,
+        [],
+        "deep",
+    ],
+)
+def test_a_wrong_value_in_the_configuration_is_an_error_that_says_so(folder: Path, change: Any) -> None:
+    path = folder / "config.json"
+    written = json.loads(path.read_text()) | change if isinstance(change, dict) else change
+    path.write_text("[" * 100_000 if change == "deep" else json.dumps(written))
+    with pytest.raises(EngineError, match=r"(?s)cannot be loaded: .*download the model again"):
+        Engine.load(folder, device="cpu")
+
+
+def test_a_model_with_the_processor_of_another_is_refused(folder: Path) -> None:
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "LlavaProcessor"}))
+    with pytest.raises(EngineError, match="has a LlavaProcessor, expected an AlignGPTProcessor"):
+        Engine.load(folder, device="cpu")
+
+
 def test_an_unknown_architecture_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "something_new"}))
     with pytest.raises(EngineError, match="something_new"):
         Engine.load(folder, device="cpu")
+
+
+def test_the_advice_about_an_adapter_folder_is_the_command_that_merges_it(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(EngineError, match=r"write the merged model first: aligngpt merge ADAPTER --out FOLDER$"):
+        Engine.load(tmp_path, device="cpu", bits=4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -83,3 +83,28 @@ def test_an_answer_that_cannot_be_rated_is_refused(assembled: Callable) -> None:
     processor.chat_template = "{{ raise_exception('only one turn') }}"
     with pytest.raises(EngineError, match="the answer 'red' cannot be rated: "):
         Engine(model, processor).likelihood(Request([{"role": "user", "content": "what ?"}]), ["red"])
+
+
+@pytest.mark.parametrize("language", ["llama", "mamba2"])
+def test_damaged_weights_are_an_error_and_no_likelihood(
+    assembled: Callable, pictures: list[Any], language: str
+) -> None:
+    engine = Engine(*assembled(language))
+    with torch.no_grad():
+        engine.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(EngineError, match="the model's output is not a number"):
+        engine.likelihood(Request.ask("what colour is the circle ?", pictures[0]), ANSWERS)
+
+
+def test_an_impossible_answer_has_no_probability(assembled: Callable, pictures: list[Any]) -> None:
+    model, processor = assembled("llama")
+    engine = Engine(model, processor)
+    request = Request.ask("what colour is the circle ?", pictures[0])
+    _, (first, *_) = engine.prompts.answer_ids(request, "red")
+
+    def forbid(_: Any, __: Any, output: Any) -> None:
+        output.logits[..., first] = -torch.inf
+
+    model.register_forward_hook(forbid)
+    ((rated,),) = engine.likelihood(request, ["red"])
+    assert rated.log_probability == -torch.inf

@@ -1,5 +1,6 @@
 """Text as it comes: no part of a character, nothing beyond a stop text, and the pieces join to the whole."""
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,29 @@ def test_no_part_of_a_character_is_shown() -> None:
     assert [piece for piece in shown if piece] == ["🐺", "🐺"]
     cut, answer = pieces("a🐺", cut=3)
     assert "".join(cut) == answer.text == "a\ufffd"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_broken_bytes_are_shown_as_they_come(seed: int) -> None:
+    draw = random.Random(seed)
+    whole, parts = ["a", "é", "€", "🐺", "\ufffd"], [b"\xff", b"\xf0\x9f", b"\xe2\x82", b"\x80"]
+    said = b"".join(draw.choices([*map(str.encode, whole), *parts, 30 * b"\xff", 30 * "\ufffd".encode()], k=60))
+    lengths: list[int] = []
+
+    class Measured(Bytes):
+        def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+            lengths.append(len(tokens))
+            return super().decode(tokens, skip_special_tokens)
+
+    answer = AnswerText(Measured())
+    shown = [answer.add(token) for token in said]
+    assert "".join(shown) + answer.finish() == answer.text == said.decode(errors="replace")
+    assert max(lengths) < 30
+
+
+def test_a_stop_text_is_found_among_broken_bytes() -> None:
+    shown, answer = pieces("\ufffd" * 9, ["\ufffd\ufffd"], cut=20)
+    assert (answer.text, answer.stopped, len(shown)) == ("", True, 10)
 
 
 @pytest.mark.parametrize(

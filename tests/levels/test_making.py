@@ -265,7 +265,11 @@ def test_options_that_do_not_go_together_are_refused(source: Path, scores: Path,
     text = tmp_path / "notes.txt"
     text.write_text("notes")
     cases: list[tuple[Path, dict[str, Any], str]] = [
-        (scores, {"out": tmp_path / "o.json"}, r"with --source, or write o\.parquet"),
+        (
+            scores,
+            {"out": tmp_path / "o.json"},
+            r"the file or folder that was scored with --source, or write o\.parquet",
+        ),
         (scores, {"out": tmp_path / "o.json", "source": text}, "is not a JSON file"),
         (scores, {"out": tmp_path / "o.parquet", "source": source}, "omit it"),
         (scores, {"out": tmp_path / "o.csv"}, r"must end in \.json, \.jsonl or \.parquet"),

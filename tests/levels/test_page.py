@@ -265,6 +265,18 @@ def test_bins_have_the_means_of_their_scores() -> None:
     assert binned.correlation() == pytest.approx(np.corrcoef(np.log2(values), scores)[0, 1])
 
 
+def test_bins_keep_small_differences_of_large_scores() -> None:
+    generator = np.random.default_rng(0)
+    values, scores = generator.integers(1, 9, 1000), 1e6 + generator.normal(0, 0.01, 1000)
+    binned = BinnedScores((1,))
+    for start in range(0, 1000, 100):
+        binned.add(values[start : start + 100], scores[start : start + 100])
+    (found,) = binned.bins()
+    assert found.mean == pytest.approx(scores.mean(), rel=1e-12)
+    assert found.deviation == pytest.approx(scores.std(), rel=1e-4)
+    assert binned.correlation() == pytest.approx(np.corrcoef(np.log2(values), scores)[0, 1], rel=1e-3)
+
+
 def test_a_parquet_source_is_cut_as_when_it_was_scored(
     clip_scorer: PairScorer, tmp_path: Path, pages: list[LevelsPage]
 ) -> None:

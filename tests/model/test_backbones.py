@@ -170,6 +170,21 @@ def test_damaged_weights_are_an_error(
         load(folder)
 
 
+@pytest.mark.parametrize("load", [load_vision_tower, load_language_model])
+def test_a_wrong_value_in_the_configuration_is_an_error(
+    tower_folder: Callable[[str], Path],
+    language_folder: Callable[[str], Path],
+    tmp_path: Path,
+    load: Callable[[Path], object],
+) -> None:
+    whole = tower_folder("clip") if load is load_vision_tower else language_folder("llama")
+    folder = Path(shutil.copytree(whole, tmp_path / "damaged"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "large"}))
+    with pytest.raises(BackboneError, match="damaged cannot be loaded"):
+        load(folder)
+
+
 def test_a_tower_without_preprocessor_is_an_error(tower_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tower_folder("clip"), tmp_path / "bare"))
     (folder / "preprocessor_config.json").unlink()

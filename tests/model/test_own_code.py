@@ -36,11 +36,22 @@ def test_old_code_of_a_model_that_transformers_knows_may_stay(tmp_path: Path) ->
         refuse_own_code(tmp_path, "the model", AlignGPTError, unless_known=True)
 
 
+@pytest.mark.parametrize("deeper", [False, True])
+def test_code_of_a_part_without_a_network_in_transformers_is_refused(tmp_path: Path, deeper: bool) -> None:
+    part: dict[str, Any] = {"model_type": "blip_text_model", "auto_map": OWN}
+    write(tmp_path, model_type="aligngpt", text_config={"text_config": part} if deeper else part)
+    with pytest.raises(AlignGPTError, match=r"brings code of its own .*model type 'blip_text_model'"):
+        refuse_own_code(tmp_path, "the model", AlignGPTError)
+    write(tmp_path, model_type="aligngpt", text_config=part | {"model_type": "llama"})
+    refuse_own_code(tmp_path, "the model", AlignGPTError)
+
+
 def test_a_model_without_code_or_configuration_passes(tmp_path: Path) -> None:
     refuse_own_code(tmp_path, "the model", AlignGPTError)
     refuse_own_code(write(tmp_path, model_type="made_up", text_config={"auto_map": OWN}), "the model", AlignGPTError)
-    (tmp_path / "config.json").write_text("{")
-    refuse_own_code(tmp_path, "the model", AlignGPTError)
+    for damaged in ("{", "null", "[]", '"auto_map"', "[" * 100_000):
+        (tmp_path / "config.json").write_text(damaged)
+        refuse_own_code(tmp_path, "the model", AlignGPTError)
 
 
 @pytest.fixture

@@ -198,11 +198,11 @@ def test_bad_records_are_rejected_with_their_reason_and_change_no_other_score(
         9: "missing",
         13: "empty",
         17: "turns",
-        21: "unreadable",
+        21: "too_large",
         30: "not_an_image",
     }
     assert run(rows, "some") == PartSummary(
-        COUNT - 7, {"empty": 1, "missing": 1, "not_an_image": 2, "truncated": 1, "turns": 1, "unreadable": 1}
+        COUNT - 7, {"empty": 1, "missing": 1, "not_an_image": 2, "too_large": 1, "truncated": 1, "turns": 1}
     )
     found = rejects(tmp_path / "some")
     assert {reject["record"]: reject["reason"] for reject in found} == expected

@@ -15,6 +15,8 @@ from aligngpt.data.rejects import TooManyRejects
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import ScoreSummary, read_scores, score_source
 from aligngpt.scoring.picture_marks import ABSENT, mark_of, mark_of_file
+from aligngpt.scoring.reject_share import RejectLimit
+from aligngpt.scoring.score_files import ScoresError
 
 SHARD_SIZE = 3
 
@@ -65,6 +67,30 @@ def test_the_part_of_a_picture_that_was_replaced_is_scored_again(
     assert parts(tmp_path / "out")["part-00001.parquet"] != old
     after = written(tmp_path / "out")
     assert {name for name in before if after[name] != before[name]} == {"part-00001.parquet"}
+
+
+def test_parts_that_wait_to_be_scored_again_are_not_read(
+    score: Callable, write_pairs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = write_pairs(7)
+    score(pairs)
+    for number in (0, 4, 6):
+        draw(tmp_path / f"{number}.png")
+
+    def stop(_: RejectLimit) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # Called after each part.
+        patch.setattr(RejectLimit, "check_certain", stop)
+        score(pairs)
+    assert written(tmp_path / "out").keys() == {"part-00000.parquet"}
+    with pytest.raises(ScoresError, match="is not finished; run the same `aligngpt score` command again"):
+        read_scores(tmp_path / "out")
+    assert not score(pairs, shard=(0, 2)).finished
+    assert score(pairs, shard=(1, 2)).finished
+    score(pairs, "fresh")
+    assert parts(tmp_path / "out") == parts(tmp_path / "fresh")
 
 
 def test_a_copy_of_the_pictures_with_other_times_is_not_scored_again(

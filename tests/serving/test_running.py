@@ -23,7 +23,17 @@ from typer.testing import CliRunner
 from aligngpt import cli
 from aligngpt.loopback import is_loopback
 from aligngpt.serving.media import MediaPolicy, picture_from_url
-from aligngpt.serving.running import KEY_VARIABLE, Options, ServingError, _listen, fingerprint, read_key, serve
+from aligngpt.serving.running import (
+    KEY_VARIABLE,
+    Options,
+    ServingError,
+    _header,
+    _listen,
+    _print_how,
+    fingerprint,
+    read_key,
+    serve,
+)
 
 
 def test_an_address_that_others_can_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +92,22 @@ def with_damaged_exif(entries: int) -> str:
 
 
 @pytest.mark.medium
+@pytest.mark.skipif(sys.platform == "win32", reason="runs a POSIX shell")
+@pytest.mark.parametrize("from_file", [False, True])
+def test_the_printed_request_has_the_key_from_where_the_server_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], from_file: bool
+) -> None:
+    file = tmp_path / "my key's.txt"
+    file.write_text("secret-key\n")
+    environment = {"PATH": os.environ["PATH"]} | ({} if from_file else {KEY_VARIABLE: "secret-key"})
+    _print_how("mine", "127.0.0.1", 8000, _header(True, file if from_file else None))
+    printed = capsys.readouterr().out.partition("\n")[2]
+    assert "secret-key" not in printed
+    script = f'curl() {{ printf "%s\\n" "$@"; }}\n{printed}'
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "Authorization: Bearer secret-key" in done.stdout.splitlines()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_prints_its_address_and_stops_cleanly(

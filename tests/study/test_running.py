@@ -115,6 +115,31 @@ def test_a_pretraining_outlives_a_run_that_comes_to_nothing(
     assert (runner.folder / "work" / run_of("global").pretraining_id / "aligned.safetensors").is_file()
 
 
+@pytest.mark.parametrize("arm", ["none", "plain-end"])
+def test_a_pretraining_that_a_kill_leaves_unmeasured_is_not_trained_again(
+    arm: str, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(arm)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(running, "_remove", killed)
+        runner._pretrain(run)
+    folder = runner.folder / "work" / run.pretraining_id
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_train_pretraining", lambda *_: pytest.fail("is trained again"))
+        path = runner._pretrain(run)
+    (row,) = read_rows(runner.folder / "results")
+    assert row["steps"] > 0 and row["wall_seconds"] > 0
+    weights = path.read_bytes()
+    # Without its figures, it is trained again, although what is left of its stages says that they are finished.
+    runner.result_path(run.pretraining_id).unlink()
+    (folder / running.TRAINED).unlink()
+    assert runner._pretrain(run).read_bytes() == weights
+
+
 def test_the_fresh_table_is_another_and_all_else_is_not(runner: Runner) -> None:
     run = run_of("fresh-table")
     pretrained = runner._pretrain(run)

@@ -200,6 +200,23 @@ def test_the_work_is_that_of_the_steps(tiny_recipe: TinyRecipe, changes: dict[st
     assert operations(one.text(), "work") == pytest.approx(one.work, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({"max_steps": None, "epochs": 2.0, "batch_size": 32}, 2 * 25),
+        ({"max_steps": None, "epochs": 0.5, "batch_size": 10}, 2 * 10),
+        ({"max_steps": 4, "batch_size": 10}, 25 + 10),
+    ],
+)
+def test_the_last_step_of_an_epoch_has_the_rows_that_are_left(
+    tiny_recipe: TinyRecipe, changes: dict[str, Any], rows: int
+) -> None:
+    recipe = tiny_recipe(**{f"instruct__{name}": value for name, value in changes.items()})
+    [one] = plan(recipe, ("instruct",))
+    of_row = operations(one.text(), "a step") / recipe.instruct.batch_size
+    assert one.work == pytest.approx(rows * of_row, rel=0.005)
+
+
 def test_adapters_count_once_and_a_frozen_head_has_no_gradient(tiny_recipe: TinyRecipe) -> None:
     recipe = tiny_recipe(instruct__lora={"rank": 2})
     [one] = plan(recipe, ("instruct",))

@@ -11,6 +11,7 @@ import yaml
 from stopping import stopped
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.training.dry_run import plan
 from aligngpt.training.recipe import Recipe, RecipeError, load_recipe
 from aligngpt.training.run import train
 from aligngpt.training.stage import model_folder
@@ -48,6 +49,13 @@ def finished_run(tiny_recipe: TinyRecipe) -> Recipe:
     recipe = tiny_recipe(**SHORT)
     train(recipe)
     return recipe
+
+
+def test_what_a_job_in_another_container_left_of_the_model_is_removed(finished_run: Recipe) -> None:
+    left = Path(finished_run.output) / ".model.0123abcd-7-01234567.tmp"
+    left.mkdir()
+    train(finished_run)
+    assert not left.exists()
 
 
 def test_missing_weights_that_an_index_names_are_told(finished_run: Recipe) -> None:
@@ -107,6 +115,23 @@ def test_a_refused_recipe_does_not_replace_that_of_the_run(tiny_recipe: TinyReci
     with pytest.raises(RecipeError, match="other settings"):
         train(tiny_recipe(**SHORT | {"pretrain__learning_rate": 0.5}))
     assert load_recipe(Path(recipe.output) / "recipe.yaml") == recipe
+
+
+def test_only_a_result_of_a_run_is_replaced(tiny_recipe: TinyRecipe, language_folder: Callable) -> None:
+    run = Path(tiny_recipe().output)
+    shutil.copytree(language_folder("qwen2"), run / "model")
+    (run / "recipe.yaml").write_text("a recipe of the user\n")
+    named = tiny_recipe(**SHORT, model=tiny_recipe().model.model_dump() | {"language_model": str(run / "model")})
+    with pytest.raises(RecipeError, match=r"would replace the backbone .*model; choose another output"):
+        train(named, ["pretrain"])
+    with pytest.raises(RecipeError, match=r"model, but that folder is not of a run .* choose another output"):
+        train(tiny_recipe(**SHORT))
+    assert [problem for one in plan(tiny_recipe(**SHORT)) for problem in one.problems if "not of a run" in problem]
+    assert (run / "model" / "model.safetensors").is_file() and not (run / "pretrain").exists()
+    shutil.rmtree(run)
+    train(tiny_recipe(**SHORT))
+    shutil.rmtree(run / "instruct")
+    assert len(train(tiny_recipe(**SHORT))) == 2
 
 
 def test_an_output_that_is_a_file_is_told(tiny_recipe: TinyRecipe, tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """Operations of a training step: a count by hand, and what torch counts in a real forward and backward pass."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from language_families import LANGUAGES, save_language
 from torch.utils.flop_counter import FlopCounterMode
 
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.examples import Example
 from aligngpt.data.batches.layouts import WithLayout
+from aligngpt.model.assembling import assemble
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.packing.attention import NAME
 from aligngpt.training.flops import Flops, ModelFlops, peak_of
@@ -133,9 +136,23 @@ def test_a_window_limits_what_is_seen(assembled: Callable) -> None:
     assert found == flops.attention[window] * (window * (window + 1) / 2 + 2 * window * window)
 
 
+def test_a_layer_may_have_its_own_number_of_experts(tower_folder: Callable, tmp_path: Path) -> None:
+    save_language(tmp_path, LANGUAGES["hunyuan_v1_moe"])
+    model, _ = assemble(tower_folder("clip"), tmp_path)
+    text = model.config.text_config
+
+    def layers(chosen: int | list[int]) -> float:
+        text.moe_topk = chosen
+        return ModelFlops.of(model).layers
+
+    half = text.num_hidden_layers // 2
+    assert layers(1) < layers([1] * half + [2] * half) == pytest.approx((layers(1) + layers(2)) / 2)
+
+
 def test_cards_are_known_by_their_full_names() -> None:
     known = {
         "NVIDIA H200": 989e12,
+        "NVIDIA H200 NVL": 835e12,
         "NVIDIA H100 80GB HBM3": 989e12,
         "NVIDIA H100 PCIe": 756e12,
         "NVIDIA GH200 480GB": 989e12,
@@ -143,6 +160,10 @@ def test_cards_are_known_by_their_full_names() -> None:
         "NVIDIA L4": 121e12,
         "NVIDIA L40S": 362e12,
         "NVIDIA GeForce RTX 4090": 165e12,
+        "NVIDIA GeForce RTX 4090 D": None,
+        "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+        "NVIDIA GeForce RTX 3090 Ti": None,
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb": None,
         "NVIDIA T400": None,
         "Tesla V100-SXM2-16GB": None,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from several_processes import figures, losses, run
 from stopping import stopped
 
@@ -117,6 +117,29 @@ def test_a_stage_is_not_resumed_with_other_samples(
     shutil.rmtree(Path(recipe.output) / "pretrain" / "checkpoints")
     (result,) = train(recipe)
     assert (result.steps, result.rejects) == (4, 0)
+
+
+def test_instruction_tuning_goes_on_only_from_the_pretraining_that_it_started_from(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(pretrain__max_steps=1, instruct__checkpoint_minutes=EVERY_STEP)
+    stopped(recipe, monkeypatch, 3, "instruct")
+    path = Path(recipe.output) / "pretrain" / "aligned.safetensors"
+    first = path.read_bytes()
+    shutil.rmtree(path.parent)
+    # On another machine, pre-training gives slightly other weights.
+    train(recipe, ["pretrain"])
+    save_file({name: tensor + 1e-3 for name, tensor in load_file(path).items()}, path)
+    second = path.read_bytes()
+    with pytest.raises(RecipeError, match=r"pre-training was done again. Restore .* or remove .*instruct and run"):
+        train(recipe)
+    path.write_bytes(first)
+    train(recipe)
+    path.write_bytes(second)
+    with pytest.raises(RecipeError, match="pre-training was done again"):
+        train(recipe)
+    shutil.rmtree(Path(recipe.output) / "instruct")
+    assert len(train(recipe)) == 2
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +298,24 @@ def test_a_loss_that_is_no_number_stops_the_stage(tiny_recipe: Callable) -> None
     assert not (Path(recipe.output) / "pretrain" / "stopped.json").exists()
 
 
+def test_a_stage_that_stopped_is_to_be_removed_if_it_has_a_checkpoint(
+    tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tiny_recipe(pretrain__checkpoint_minutes=1e-9, pretrain__max_steps=8), monkeypatch, 3, "pretrain")
+    monkeypatch.setattr(
+        trainer_module.LossWatch, "next", lambda self: trainer_module.StepLosses(3, [(math.nan, ["7"])])
+    )
+    advice = r"correct the data, remove .*pretrain and run the command again"
+    with pytest.raises(AlignGPTError, match=f"the loss is nan after step 3; .*{advice}"):
+        train(tiny_recipe(pretrain__checkpoint_minutes=1e-9, pretrain__max_steps=8), ["pretrain"])
+    monkeypatch.undo()
+    corrected = tiny_recipe(pretrain__learning_rate=0.001, pretrain__max_steps=8)
+    with pytest.raises(RecipeError, match="unfinished stage with other settings"):
+        train(corrected, ["pretrain"])
+    shutil.rmtree(Path(corrected.output) / "pretrain")
+    assert train(corrected, ["pretrain"])[0].steps == 8
+
+
 def test_the_samples_of_every_micro_batch_and_process_are_named(
     tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +396,14 @@ def test_the_precision_is_chosen_once(tiny_recipe: Callable, monkeypatch: pytest
     train(recipe, ["pretrain"])
     assert len(asked) == 1
     assert (Path(recipe.output) / "pretrain" / "precision").read_text() == "bfloat16"
+
+
+def test_only_the_main_process_forgets_a_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "precision").write_text("bfloat16")
+    for is_main in (False, True):
+        monkeypatch.setattr(identity, "is_main_process", lambda is_main=is_main: is_main)
+        identity.claim(tmp_path, "fingerprint")
+        assert (tmp_path / "precision").exists() != is_main
 
 
 @pytest.mark.slow
@@ -543,6 +571,31 @@ def test_compiled_layers_train_alike(tiny_recipe: Callable, packing: str) -> Non
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     found, expected = (load_file(model_folder(one) / "model.safetensors") for one in (compiled, plain))
     assert set(found) == set(expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "devices", "said"),
+    [
+        (8, None, 3, "batch_size 8 is not a multiple of 3, the number of devices"),
+        (8, 1, 3, "batch_size 8 is not a multiple of 3, the number of devices"),
+        (
+            12,
+            4,
+            2,
+            "6 rows on each of 2 devices, not a multiple of micro_batch_size 4; set the latter to a divisor of 6",
+        ),
+        (8, None, 2, "not a multiple of micro_batch_size 8; set the latter to a divisor of 4"),
+    ],
+)
+def test_a_step_that_cannot_be_divided_among_the_devices_says_which_value_would_do(
+    tiny_recipe: Callable, rows: int, micro: int | None, devices: int, said: str
+) -> None:
+    stage = tiny_recipe().instruct.model_copy(update={"batch_size": rows, "micro_batch_size": micro})
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        module._accumulation(stage, devices)
+    for divisor in (1, 3):
+        fits = stage.model_copy(update={"batch_size": 12, "micro_batch_size": divisor})
+        assert module._accumulation(fits, 2) == 6 // divisor
 
 
 def test_compiling_without_a_compiler_says_what_to_do(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 
 from aligngpt.inference.engine import Engine, Request, Sampling
-from aligngpt.web.answering import FAULT, NO_PICTURE, NO_QUESTION, PICTURE_FAULTS, STOPPED, Answering
+from aligngpt.web.answering import (
+    FAULT,
+    LONG_QUESTION,
+    NO_PICTURE,
+    NO_QUESTION,
+    PICTURE_FAULTS,
+    STOPPED,
+    Answering,
+)
 
 QUESTION = "what colour is the circle ?"
 LONG = 200
@@ -104,18 +112,25 @@ def test_what_is_missing_is_said(engine: Engine, upload: str) -> None:
     assert _status(engine, None, QUESTION) == NO_PICTURE
     assert _status(engine, upload, " ") == _status(engine, upload, None) == NO_QUESTION
     assert "level 9 is not one of the model's, 1…8" in _status(engine, upload, QUESTION, 9)
+    assert _status(engine, upload, "red " * 1001) == LONG_QUESTION
     assert "context is 512 tokens" in _status(engine, upload, "red " * 600)
 
 
-def _huge() -> bytes:
+def _huge(width: int = 9_000, height: int = 9_000) -> bytes:
     stream = io.BytesIO()
-    Image.new("1", (9000, 9000)).save(stream, "PNG")
+    Image.new("1", (width, height)).save(stream, "PNG")
     return stream.getvalue()
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"%PDF-1.7", "not_an_image"), (_huge(), "too_large"), (_huge()[:300], "too_large")],
+    [
+        (b"", "empty"),
+        (b"%PDF-1.7", "not_an_image"),
+        (_huge(), "too_large"),
+        (_huge()[:300], "too_large"),
+        (_huge(2_000, 1), "too_large"),
+    ],
 )
 def test_a_bad_picture_is_said_without_a_path(engine: Engine, tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "bad.png").write_bytes(content)

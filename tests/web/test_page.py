@@ -13,6 +13,8 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs the extra web")
 
+import httpx
+
 from aligngpt.errors import AlignGPTError
 from aligngpt.inference.engine import Engine
 from aligngpt.web.answering import NO_PICTURE, Answering
@@ -98,6 +100,44 @@ def test_an_address_in_place_of_an_upload_is_not_fetched() -> None:
 
     with pytest.raises(gradio.Error, match="Addresses are not read"):
         asyncio.run(upload_only(gradio.Image()).async_move_resource_to_block_cache("HTTP://192.0.2.1/a.png"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:7860", "Origin": "http://localhost:7860"}, 200),
+        ({"Host": "[::1]:7860"}, 200),
+        ({"Host": "evil.example:7860"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(address: str, upload: Path, headers: dict[str, str], status: int) -> None:
+    content = upload.read_bytes()
+    sent = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", content)}, headers=headers)
+    assert (sent.status_code, httpx.get(address, headers=headers).status_code) == (status, status)
+
+
+def test_whoever_serves_other_machines_is_reached_by_any_name(engine: Engine, tmp_path: Path) -> None:
+    page = build(Answering(engine), tmp_path, "tiny")
+    port = _free_port()
+    launch(page, "0.0.0.0", port)
+    try:
+        assert httpx.get(f"http://127.0.0.1:{port}/", headers={"Host": "models.example"}).status_code == 200
+    finally:
+        page.close(verbose=False)
+
+
+def test_messages_do_not_name_folders_of_this_machine(address: str) -> None:
+    url = f"{address}gradio_api/"
+    picture = {"path": "invented.png", "meta": {"_type": "gradio.FileData"}}
+    asked = {"data": [picture, QUESTION, 0], "fn_index": 0, "session_hash": "visitor"}
+    assert httpx.post(f"{url}queue/join", json=asked).status_code == 200
+    events = httpx.get(f"{url}queue/data", params={"session_hash": "visitor"}, timeout=30).text
+    assert '"success":false' in events and str(Path.cwd()) not in events
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ class AlignmentLevels:
         borders: N - 1 scores in strictly ascending order; a score equal to a border belongs to the level above it.
         method: how the borders were found: `quantile` (levels of equal frequency) or `width` (of equal width).
         statistics: statistics of the scores that the borders were fitted to.
-        rank_error: largest deviation of the share of scores below a border from its target, 0…1; 0 if exact.
+        rank_error: largest deviation of the share of scores below a border from its target, 0…1, for each border at
+            99 % confidence and apart from what equal scores do to it; 0 if exact.
 
     Raises:
         LevelsError: there are no borders, they are not finite or not ascending, or the method is unknown.

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from rich.text import Text
 
-from aligngpt.chatting.conversation import Conversation, Shown, printable
+from aligngpt.chatting.conversation import Conversation, Shown
 from aligngpt.chatting.heat import drawn
 from aligngpt.chatting.lines import Lines, Stopped
 from aligngpt.chatting.paths import dropped, paths_in
@@ -23,6 +23,7 @@ from aligngpt.inference.ask import NOT_UNICODE, describe_alignment, is_unicode
 from aligngpt.inference.engine import Engine, Finished, Piece, Sampling
 from aligngpt.inference.generation.prompts import ContextLengthError
 from aligngpt.inference.similarity_map import similarity_map
+from aligngpt.printing import printable
 from aligngpt.progress import console
 
 COMMANDS = {
@@ -169,7 +170,7 @@ class Chat:
                 for event in events:
                     if isinstance(event, Piece):
                         said += event.text
-                        print(event.text, end="", flush=True)
+                        print(printable(event.text), end="", flush=True)
                     elif isinstance(event, Finished):
                         finished = event.answer
         except Stopped:

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from aligngpt.inference.requests import Request
+from aligngpt.printing import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +90,6 @@ class Conversation:
     def shown(self) -> list[Shown]:
         """The images of all turns, in the order in which they were shown."""
         return [one for turn in self.turns for one in turn.shown]
-
-
-def printable(text: str) -> str:
-    """A text in which bytes that were not UTF-8, as in names of files, are written as escapes."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _request(turns: list[Turn], question: str, shown: tuple[Shown, ...], level: int | None) -> Request:

@@ -11,6 +11,7 @@ from aligngpt.data.records.ratings import Lowest
 from aligngpt.data.sources.remote import located
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
+from aligngpt.model.backbones import LOADING_ERRORS
 from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
@@ -37,7 +38,7 @@ def check_for_model(
             # Fail early: for a name unknown to the hub, AutoProcessor would request its many files one by one.
             AutoConfig.from_pretrained(model, trust_remote_code=False)
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise AlignGPTError(
             f"the processor of {model} cannot be loaded: {str(error).rstrip('.')}. Give a model folder or a hub name"
         ) from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aligngpt.checking.notes import note_lines
+from aligngpt.printing import printable
 
 SHOWN = 3
 """Number of examples shown per reason; the JSON results list all of them."""
@@ -106,9 +107,12 @@ class FileCheck:
         return facts | paths | {"rejected": self.rejected, "lengths": lengths}
 
     def text(self) -> str:
-        """The results as lines for the terminal."""
+        """The results as lines for the terminal; the records' own texts have no line breaks or control codes there."""
+        return "\n".join(printable(line).replace("\n", "\\n") for line in self._lines())
+
+    def _lines(self) -> list[str]:
         if self.error is not None and not self.records:
-            return self.error
+            return [self.error]
         if self.good:
             title = f"all {_number(self.records, 'record')} can be used"
         elif self.problems:
@@ -122,8 +126,7 @@ class FileCheck:
         if 0 < self.images == self.broken_images:
             lines.append(f"  none of the images can be used: is {self.image_root} the right image root?")
         lines += [*self._problem_lines(), *self._level_lines(), *self._length_lines(), *self._repeat_lines()]
-        lines += note_lines(self.not_read, self.notes)
-        return "\n".join(lines)
+        return lines + note_lines(self.not_read, self.notes)
 
     def _counts(self) -> list[tuple[str, int, str]]:
         share = f" ({self.text_only / self.samples:.1%} of the samples)" if self.samples else ""

@@ -34,6 +34,7 @@ from aligngpt.cli import (
 )
 from aligngpt.cli.options import Shown, Verb
 from aligngpt.endings import INTERRUPTED, said_in_one_line, stoppable
+from aligngpt.printing import printable
 from aligngpt.progress import console
 
 FORMER_NAMES = {"address": "ray-address", "actors": "ray-actors"}
@@ -151,5 +152,5 @@ def main() -> None:
             elif shown.traceback:
                 traceback.print_exception(error)
             console.quiet = False
-            console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+            console.print(Text.assemble(("error: ", "bold red"), printable(message)), soft_wrap=True)
             sys.exit(1)

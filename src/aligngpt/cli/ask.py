@@ -24,6 +24,7 @@ def ask(
 ) -> None:
     """Ask one question about one image; the answer is printed as it is generated."""
     from aligngpt.inference.ask import ask
+    from aligngpt.printing import printable
 
     for piece in ask(
         model,
@@ -36,5 +37,5 @@ def ask(
         device=device,
         precision=precision,
     ):
-        print(piece, end="", flush=True)
+        print(printable(piece), end="", flush=True)
     print()

@@ -77,9 +77,10 @@ def check(
     if out == STANDARD_OUTPUT:
         print(checks_as_json(checks))
     else:
+        if out is not None:
+            write_checks(out, checks)
         print("\n\n".join(one.text() for one in checks))
-    if out is not None and out != STANDARD_OUTPUT:
-        write_checks(out, checks)
-        print(f"\nall problems: {out}")
+        if out is not None:
+            print(f"\nall problems: {out}")
     if not all(one.good for one in checks):
         raise typer.Exit(PROBLEMS_FOUND)

@@ -95,7 +95,9 @@ def convert(
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder written by a stage with lora.merge=false.")],
+    adapter: Annotated[
+        Path, typer.Argument(help="Adapter folder in peft's format, as a stage with lora.merge=false writes it.")
+    ],
     target: Annotated[
         Path | None, typer.Argument(help="Folder for the merged model.", show_default="the folder given by --out")
     ] = None,

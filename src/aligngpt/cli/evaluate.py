@@ -42,7 +42,9 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with the benchmarks' files, laid out as LLaVA's eval.zip.", show_default=False),
+        typer.Option(
+            help="Folder with the benchmarks' files, most laid out as in LLaVA's eval.zip.", show_default=False
+        ),
     ] = None,
     answers: Annotated[
         Path | None,
@@ -149,7 +151,8 @@ def evaluate(
     from aligngpt.evaluation.accuracy import evaluate_file
     from aligngpt.evaluation.matching import JUDGING
     from aligngpt.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE, read_predictions, wrong_answers
-    from aligngpt.evaluation.run_evaluations import run_of
+    from aligngpt.evaluation.run_evaluations import TRAINED_ON, run_of
+    from aligngpt.progress import console
     from aligngpt.scoring.places import same_place
 
     # Both names are of files that an evaluation keeps in its folder.
@@ -171,6 +174,14 @@ def evaluate(
         precision=precision,
     )
     print(result.table())
+    if result.asked is not None and result.asked.trained_on:
+        console.print(
+            f"warning: these are {TRAINED_ON}, so the accuracy says nothing about others; evaluate on questions about "
+            "images that are in neither stage",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     print(f"judged by comparison: {JUDGING}")
     if wrong := wrong_answers(read_predictions(out / PREDICTIONS_FILE).values()):
         print(wrong)

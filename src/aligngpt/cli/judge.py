@@ -55,10 +55,11 @@ def judge(
         typer.Option(help="Folder that image paths are relative to.", show_default="the folder of SOURCE"),
     ] = None,
     caption_column: Annotated[
-        str | None, typer.Option(help="Field with the caption.", show_default="caption, text or TEXT")
+        str | None, typer.Option(help="Field with the caption.", show_default="caption, text, TEXT or title")
     ] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Field with the image.", show_default="image, file_name or path")
+        str | None,
+        typer.Option(help="Field with the image.", show_default="image, file_name, filepath, path, jpg, png or webp"),
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Field with the id.", show_default="id, uid or key")] = None,
     max_reject_share: Annotated[
@@ -125,7 +126,7 @@ def judge(
     if distinct < 2:
         print("all scores are equal, so no levels can be made of them")
         return
-    print(f"next: {next_command(source, out, distinct if distinct < DEFAULT_LEVELS else None)}")
+    print(f"next: {next_command(source, out, pairs.kind, distinct if distinct < DEFAULT_LEVELS else None)}")
 
 
 def _distinct_scores(out: Path) -> int:

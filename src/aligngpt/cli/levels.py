@@ -38,7 +38,7 @@ def levels(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(help="Source that was scored, for REPORT; for a JSON OUT, the JSON file that was scored."),
+        typer.Option(help="Source that was scored, for REPORT; for a JSON OUT, the file or folder that was scored."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -61,11 +61,13 @@ def levels(
     ] = None,
     caption_column: Annotated[
         str | None,
-        typer.Option(help="Field with the caption, for REPORT.", show_default="caption, text or TEXT"),
+        typer.Option(help="Field with the caption, for REPORT.", show_default="caption, text, TEXT or title"),
     ] = None,
     image_column: Annotated[
         str | None,
-        typer.Option(help="Field with the image, for REPORT.", show_default="image, file_name or path"),
+        typer.Option(
+            help="Field with the image, for REPORT.", show_default="image, file_name, filepath, path, jpg, png or webp"
+        ),
     ] = None,
 ) -> None:
     """Divide scores into N levels, from 1 (worst aligned) to N (best), and add the levels to the data."""

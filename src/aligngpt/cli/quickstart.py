@@ -12,7 +12,10 @@ def quickstart(
     minutes: Annotated[
         float | None,
         typer.Option(
-            min=1, callback=finite, help="Time limit for the whole run, in minutes.", show_default="12; 15 for scenes"
+            min=1,
+            callback=finite,
+            help="Target for the whole run, in minutes; a slow machine takes longer.",
+            show_default="12; 15 for scenes",
         ),
     ] = None,
     out: Annotated[

@@ -66,10 +66,11 @@ def score(
         typer.Option(min=1, help="Score only the first records, as a try; OUT cannot be resumed without this option."),
     ] = None,
     caption_column: Annotated[
-        str | None, typer.Option(help="Field with the caption.", show_default="caption, text or TEXT")
+        str | None, typer.Option(help="Field with the caption.", show_default="caption, text, TEXT or title")
     ] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Field with the image.", show_default="image, file_name or path")
+        str | None,
+        typer.Option(help="Field with the image.", show_default="image, file_name, filepath, path, jpg, png or webp"),
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Field with the id.", show_default="id, uid or key")] = None,
     max_reject_share: Annotated[
@@ -185,7 +186,7 @@ def score(
         print(separation_text(summary.auc))
         if warning := separation_warning(summary.auc, summary.scored):
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    print(f"next: {next_command(source, out)}")
+    print(f"next: {next_command(source, out, pairs.kind)}")
 
 
 def _refuse_for_tars(source: str, **options: object) -> None:

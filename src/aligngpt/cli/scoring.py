@@ -6,24 +6,34 @@ from pathlib import Path
 SHARD_SIZE = 10_000
 """Pairs per shard, and so per part of the scores."""
 
+ARCHIVES = ("parquet", "webdataset", "dataset")
+"""The kinds of sources whose records `aligngpt levels` cannot write."""
 
-def next_command(source: str, out: Path, levels: int | None = None) -> str:
-    """The command that makes levels of the scores.
+
+def next_command(source: str, out: Path, kind: str, levels: int | None = None) -> str:
+    """The command that makes levels of the scores, and writes them into the records where it can.
 
     Args:
         source: the source that was scored.
         out: folder of the scores.
+        kind: kind of the source, see `PairSource.kind`.
         levels: the number of levels; the default if None.
     """
     from aligngpt.data.sources.remote import written_beside
 
-    path = Path(source)
-    if path.suffix in (".json", ".jsonl"):
-        options = ["--source", source, "--out", str(written_beside(source, f"{path.stem}-levels{path.suffix}"))]
-    else:
-        # `.` and `..` have no name of their own.
-        place = out if out.name not in ("", "..") else out.resolve()
+    if kind in ARCHIVES:
+        place = _with_name(out)
         options = ["--out", str(place.parent / f"{place.name or 'scores'}-levels.parquet")]
+    else:
+        path = _with_name(Path(source))
+        plain = path.suffix in (".json", ".jsonl")
+        name = f"{path.stem}-levels{path.suffix}" if plain else f"{path.name.partition('.')[0]}-levels.jsonl"
+        options = ["--source", source, "--out", str(written_beside(path, name))]
     if levels is not None:
         options = ["--levels", str(levels), *options]
     return shlex.join(["aligngpt", "levels", str(out), *options])
+
+
+def _with_name(path: Path) -> Path:
+    """The same place; `.` and `..` have no name of their own."""
+    return path if path.name not in ("", "..") else path.resolve()

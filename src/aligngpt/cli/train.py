@@ -42,7 +42,8 @@ def train(
 
     from aligngpt.training.distributed.processes import is_main_process
     from aligngpt.training.dry_run import plan
-    from aligngpt.training.run import RECIPE_FILE, train
+    from aligngpt.training.run import train
+    from aligngpt.training.run_folder import RECIPE_FILE
     from aligngpt.training.stage import model_folder
 
     stages = STAGES if stage == "all" else (stage,)

@@ -88,5 +88,5 @@ class Rejects:
             raise TooManyRejects(
                 f"{self.count} of {total} records cannot be used ({self.count / total:.1%}; the limit is "
                 f"{self.max_share:.1%}): {reasons}{place}. Check the data and the image root, or "
-                "allow a larger share"
+                "where the command has it allow a larger share: --max-reject-share, or max_reject_share in a recipe"
             )

@@ -10,11 +10,12 @@ from pathlib import Path
 from aligngpt.data.images.opening import ImageError
 from aligngpt.data.records.sample import Sample
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.sources.finding import content_of
 from aligngpt.data.sources.remote import located
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.benchmarks.asking import ASKED_FILE
-from aligngpt.evaluation.fingerprint import fingerprint_of
+from aligngpt.evaluation.fingerprint import fingerprint_of, state_of_model
 from aligngpt.evaluation.matching import matches, right_answers
 from aligngpt.evaluation.questions import Questions, read_questions
 from aligngpt.evaluation.results import (
@@ -32,6 +33,7 @@ from aligngpt.files import atomic_write
 from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Sampling
 from aligngpt.locks import owned_folder
 from aligngpt.progress import Meter
+from aligngpt.training.run_card import DataFacts
 
 EXTRA_TOKENS = 4
 FINGERPRINT_FILE = "fingerprint"
@@ -91,6 +93,7 @@ def evaluate_file(
         started = time.monotonic()
         try:
             shown = shuffled_images(samples, seed) if shuffle_images else [sample.images for sample in samples]
+            known = trained_on(model, questions)
             fingerprint = fingerprint_of(model, base, questions, asked_of, samples, shown)
             precision = _decide_precision(out, fingerprint, precision, device)
             drop_incomplete(out / PREDICTIONS_FILE)
@@ -110,14 +113,34 @@ def evaluate_file(
                 done[prediction.record] = prediction
         named = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
         asked = AskedAbout(
-            named, str(questions.resolve()), str(root.resolve()), shuffle_images, asked_of.has_stored_images
+            named,
+            str(questions.resolve()),
+            str(root.resolve()),
+            shuffle_images,
+            asked_of.has_stored_images,
+            state_of_model(Path(model)),
+            known,
         )
         result = summarise(list(done.values()), time.monotonic() - started, rejects.by_reason, asked)
-    # Nothing was asked, so only the duration is another; results of an older version are completed.
-    if engine is None and (before := _saved(out / RESULTS_FILE)) is not None:
-        result = replace(result, seconds=before.seconds)
-    result.save(out / RESULTS_FILE)
+        # Nothing was asked, so only the duration is another; results of an older version are completed.
+        if engine is None and (before := _saved(out / RESULTS_FILE)) is not None:
+            result = replace(result, seconds=before.seconds)
+        result.save(out / RESULTS_FILE)
     return result
+
+
+def trained_on(model: str | Path, questions: Path) -> bool:
+    """Whether a model in the folder of a run was tuned on this file; records that another file repeats are not found.
+
+    Raises:
+        AlignGPTError: the run's facts about its data are damaged, or the file cannot be read.
+    """
+    folder = Path(model).resolve()
+    # `base` in a run is the model before instruction tuning.
+    if not folder.is_dir() or folder.name == "base":
+        return False
+    facts = DataFacts.load(folder.parent / "instruct")
+    return facts is not None and content_of(questions) in facts.files.values()
 
 
 def _saved(path: Path) -> EvaluationResult | None:

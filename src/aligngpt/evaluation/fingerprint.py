@@ -47,6 +47,15 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
+def state_of_model(model: Path) -> str | None:
+    """SHA-256 of the state of a model folder: of its weights the sizes and times, of its settings the contents.
+
+    Returns:
+        None for a model of the hub.
+    """
+    return hashlib.sha256(json.dumps(_model_state(model)).encode()).hexdigest() if model.is_dir() else None
+
+
 def _model_state(model: Path) -> list[list[str | int]]:
     """The state of a local model's files; empty for a model of the hub.
 

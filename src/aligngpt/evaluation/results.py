@@ -108,6 +108,8 @@ class AskedAbout:
         image_root: folder that the images of the predictions are relative to.
         shuffled: whether each question was shown another question's image.
         archived: whether the images are stored in Parquet or tar files.
+        model_state: see `state_of_model`; None for a model of the hub and in results of older versions.
+        trained_on: whether the model was trained on this file of questions, see `trained_on`.
     """
 
     model: str
@@ -115,6 +117,8 @@ class AskedAbout:
     image_root: str
     shuffled: bool
     archived: bool = False
+    model_state: str | None = None
+    trained_on: bool = False
 
 
 @dataclass(frozen=True)

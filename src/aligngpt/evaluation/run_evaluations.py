@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aligngpt.evaluation.benchmarks.asking import ASKED_FILE
+from aligngpt.evaluation.fingerprint import WEIGHTS, state_of_model
 from aligngpt.evaluation.results import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
@@ -26,6 +27,7 @@ from aligngpt.reports.statistics import difference_interval
 OWN = "AlignGPT"
 PHOTOGRAPHS = "photographs"
 ANSWERS_OF_EACH = 12
+TRAINED_ON = "the questions that the model was trained on"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def find_evaluations(run: Path) -> tuple[list[RunEvaluation], list[str]]:
 
     Returns:
         The evaluations, those of the run's own model first and of them the main one (`test`, if there is one), and a
-        sentence on each one that cannot be shown in full.
+        sentence on each one that cannot be shown, or not in full.
 
     Raises:
         EvaluationError: results beside predictions are damaged.
@@ -90,6 +92,13 @@ def find_evaluations(run: Path) -> tuple[list[RunEvaluation], list[str]]:
             )
         elif RESULTS_FILE in files and (PREDICTIONS_FILE in files or is_evaluation(folder / RESULTS_FILE)):
             result = EvaluationResult.load(folder / RESULTS_FILE)
+            if _has_changed_since(run, folder, result):
+                notes.append(
+                    f"The evaluation {name} is not shown: the weights in this run's model folder have changed since, "
+                    "by training again or by copying without their times; evaluate again into another folder, or "
+                    "remove it."
+                )
+                continue
             root = _image_root(run, name, result)
             found.append(RunEvaluation(name, folder, result, root, _other_model(run, result)))
             if root is None:
@@ -133,7 +142,7 @@ def accuracy_rows(evaluations: Sequence[RunEvaluation], baselines: dict[str, Any
     others: list[AccuracyRow] = []
     if main is not None:
         note = "" if main.name in ("test", "evaluation") else main.name
-        rows.append(_row(main.system, main.result.overall, note=note))
+        rows.append(_row(main.system, main.result.overall, note=_with_origin(note, main)))
         rows += [_row(kind, tally, part=True) for kind, tally in main.result.by_kind.items() if tally.total]
     compared = shuffled_baselines(evaluations)
     for one in evaluations:
@@ -145,7 +154,7 @@ def accuracy_rows(evaluations: Sequence[RunEvaluation], baselines: dict[str, Any
             (rows if baseline else others).append(_row(one.title, one.result.overall, note=note, baseline=baseline))
         else:
             note = "natural images, not part of the training data" if one.name == PHOTOGRAPHS else ""
-            others.append(_row(one.title, one.result.overall, note=note))
+            others.append(_row(one.title, one.result.overall, note=_with_origin(note, one)))
     for name, facts in baselines.items():
         rows.append(_row(name, Tally.of_facts(facts), note=facts["note"], baseline=True))
     return rows + others
@@ -205,6 +214,12 @@ def _row(name: str, tally: Tally, *, note: str = "", baseline: bool = False, par
     )
 
 
+def _with_origin(note: str, one: RunEvaluation) -> str:
+    """The note, and that the model was trained on the questions if it was."""
+    trained_on = one.result.asked is not None and one.result.asked.trained_on
+    return ", ".join(filter(None, (note, TRAINED_ON if trained_on else "")))
+
+
 def _difference(name: str, both: Sequence[tuple[Prediction, bool]]) -> list[DifferenceRow]:
     """One row, or none if there is no question that both answered."""
     if not both:
@@ -248,15 +263,31 @@ def _is_list(results: Path) -> bool:
 
 def _other_model(run: Path, result: EvaluationResult) -> str | None:
     """The end of the path of an evaluation's model, if it is not the run's own."""
-    root = run.resolve()
-    # The quickstart gives the folder of its evaluations.
-    own = (root.parent if root.name == "evaluation" else root) / "model"
+    own = _own_model(run)
     if result.asked is None or not own.is_dir():
         return None
     model = Path(result.asked.model)
     end = model.parts[-2:]
     moved = not model.exists() and end == own.parts[-2:]
     return None if moved or model.resolve() == own.resolve() else "/".join(end)
+
+
+def _has_changed_since(run: Path, folder: Path, result: EvaluationResult) -> bool:
+    """Whether an evaluation is of the run's own model folder, which then had other weights than today."""
+    own, asked = _own_model(run), result.asked
+    # Of a run that moved this is not known: its files may have the times of the copy.
+    if not own.is_dir() or (asked is not None and Path(asked.model).resolve() != own.resolve()):
+        return False
+    if asked is not None and asked.model_state is not None:
+        return asked.model_state != state_of_model(own)
+    evaluated = (folder / RESULTS_FILE).stat().st_mtime_ns
+    return any(path.suffix in WEIGHTS and path.stat().st_mtime_ns > evaluated for path in own.iterdir())
+
+
+def _own_model(run: Path) -> Path:
+    root = run.resolve()
+    # The quickstart gives the folder of its evaluations.
+    return (root.parent if root.name == "evaluation" else root) / "model"
 
 
 def _same_asked(first: RunEvaluation, second: RunEvaluation) -> bool:

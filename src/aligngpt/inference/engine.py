@@ -207,7 +207,7 @@ class Engine:
             Per level, one entry per answer.
 
         Raises:
-            EngineError: see `submit`; or an answer is empty in the chat template.
+            EngineError: see `submit`; an answer is empty in the chat template; or the model's output is not a number.
         """
         return likelihoods(self.loop, self.prompts, request, answers, [request.level] if levels is None else levels)
 

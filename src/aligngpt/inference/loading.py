@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
 
 from aligngpt.device import resolve_device, resolve_dtype
@@ -11,6 +10,7 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 from aligngpt.inference.requests import EngineError
 from aligngpt.model.adapters import is_adapter, load_adapter
+from aligngpt.model.backbones import LOADING_ERRORS
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.own_code import refuse_own_code
@@ -55,7 +55,7 @@ def load_model(
         if bits is not None or device_map is not None:
             raise error(
                 f"{source} is an adapter folder, which is merged in memory; to load it in {bits or 'fewer'} bits or on "
-                "several devices, write the merged model first: aligngpt convert ADAPTER --out FOLDER"
+                "several devices, write the merged model first: aligngpt merge ADAPTER --out FOLDER"
             )
         adapted, own_processor = load_adapter(Path(source), base=base, dtype=precision)
         return adapted.to(target), own_processor
@@ -72,11 +72,16 @@ def load_model(
         model: AlignGPTForConditionalGeneration = load_whole(
             AlignGPTForConditionalGeneration, source, "the model", error, dtype=precision or "auto", **placing
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as why:
+    except LOADING_ERRORS as why:
         raise error(
             f"the model {source} cannot be loaded: {str(why).rstrip('.')}. One of its files is missing "
             "or damaged; save or download the model again"
         ) from why
+    if not isinstance(processor, AlignGPTProcessor):
+        raise error(
+            f"{source} has a {type(processor).__name__}, expected an AlignGPTProcessor: correct processor_class in its "
+            "processor_config.json, or save or download the model again"
+        )
     return (model if placing else model.to(target)), processor
 
 
@@ -91,10 +96,10 @@ def read_config(source: str | Path, error: type[AlignGPTError] = EngineError) ->
     refuse_own_code(source, "the model", error)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as why:
+    except LOADING_ERRORS as why:
         raise error(
-            f"the model {source} cannot be loaded: {str(why).rstrip('.')}. Give a model folder "
-            "(with config.json) or a hub name"
+            f"the model {source} cannot be loaded: {str(why).rstrip('.')}. Give a model folder (with config.json) or a "
+            "hub name; if its config.json is damaged, correct it, or save or download the model again"
         ) from why
     if not isinstance(config, AlignGPTConfig):
         raise error(f"{source} is a {config.model_type!r} model, expected an AlignGPT model")

@@ -260,7 +260,7 @@ def _source_of_records(table: ScoreTable, source: Path | None, out: Path | None)
     if (scored := scored_base(table)) is None:
         raise ScoresError(f"the scores are a table without JSON records for {out}; write {out.stem}.parquet instead")
     if source is None:
-        raise ScoresError(f"give the JSON file that was scored with --source, or write {out.stem}.parquet")
+        raise ScoresError(f"give the file or folder that was scored with --source, or write {out.stem}.parquet")
     names = scored_columns(scored)
     if not _has_records(source, names):
         raise ScoresError(

@@ -327,6 +327,8 @@ class BinnedScores:
 
     def __init__(self, edges: Sequence[int]) -> None:
         self._edges = np.asarray(edges, dtype=np.int64)
+        # Scores are summed as differences from the first, so that small ones far from zero are not rounded away.
+        self._first: float | None = None
         # Per bin: number of pairs, sum of scores, sum of squared scores.
         self._sums = np.zeros((3, len(edges)))
         # Over all pairs: sums of the logarithm, of its square, and of its product with the score.
@@ -334,6 +336,11 @@ class BinnedScores:
 
     def add(self, values: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
         """Add pairs, `(pairs,)`."""
+        if not len(scores):
+            return
+        if self._first is None:
+            self._first = float(scores[0])
+        scores = scores - self._first
         bins = (np.searchsorted(self._edges, values, side="right") - 1).clip(min=0)
         for sums, weights in zip(self._sums, (np.ones(len(scores)), scores, scores**2), strict=True):
             sums += np.bincount(bins, weights, minlength=len(self._edges))
@@ -347,7 +354,7 @@ class BinnedScores:
             if count:
                 mean = total / count
                 deviation = math.sqrt(max(0.0, squares / count - mean**2))
-                found.append(Bin(self._name(index), int(count), float(mean), deviation))
+                found.append(Bin(self._name(index), int(count), float((self._first or 0.0) + mean), deviation))
         return found
 
     def correlation(self) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
@@ -22,11 +22,13 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationCon
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_folder
 from aligngpt.hub_names import local_or_hub
+from aligngpt.model.backbones import LOADING_ERRORS
 from aligngpt.model.card import write_card
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.foreign.checkpoint_formats import EMBEDDINGS, HEAD
 from aligngpt.model.foreign.weight_files import ShardError, read_shapes
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.new_folder import check_new_folder
 from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.templates import for_images, one_template
@@ -130,7 +132,7 @@ def load_adapter(
     refuse_own_code(source, "the base", AdapterError)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise AdapterError(
             f"the base {source} of the adapter {folder} cannot be loaded: {str(error).rstrip('.')}. If it is stored "
             "elsewhere, name it with --base FOLDER"
@@ -165,7 +167,7 @@ def load_adapter(
         model = adapted.merge_and_unload()
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError, ShardError) as error:
+    except (*LOADING_ERRORS, ShardError) as error:
         raise AdapterError(
             f"the adapter {folder} cannot be applied to its base {source}: {str(error).rstrip('.')}. A file is "
             "missing or damaged, or adapter and base do not belong together; save or download them again, or name the "
@@ -183,22 +185,21 @@ def merge_adapter(folder: Path, out: Path, *, base: str | Path | None = None) ->
 
     Args:
         folder: the adapter folder.
-        out: the output folder; it appears only once it is complete.
+        out: the output folder, new or empty; it appears only once it is complete.
         base: folder or hub name of the base; the base that the adapter names when None.
 
     Returns:
         The number of parameters.
 
     Raises:
-        AdapterError: `folder` has no adapters, its base is missing, or `out` would overwrite one of the two.
+        AdapterError: `folder` has no adapters, its base is missing, or `out` is not empty.
     """
     if not is_adapter(folder):
         raise AdapterError(
             f"{folder} is not an adapter folder (with {CONFIG_NAME}); give the output of a stage with lora.merge: false"
         )
     source = Path(base if base is not None else named_base(folder))
-    if out.resolve() in (folder.resolve(), source.resolve()):
-        raise AdapterError(f"{out} is the adapter or its base; choose another folder for the merged model")
+    check_new_folder(out, AdapterError)
     model, processor = load_adapter(folder, base=base)
     with atomic_folder(out) as temporary:
         model.save_pretrained(temporary)

@@ -20,9 +20,9 @@ from aligngpt.data.images.opening import ImageError, open_image, resolve_image
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
+from aligngpt.model.backbones import LOADING_ERRORS
 from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.whole_weights import load_whole
-from aligngpt.scoring.dual_encoder.model import LOADING_ERRORS
 from aligngpt.scoring.patches import inputs_of_patches, pixels_of, takes_patches
 from aligngpt.scoring.tokenizer_content import tokenizer_content
 

@@ -139,7 +139,7 @@ def _score(
     limit.add(done)
     total = sum(done.values(), PartSummary())
     if todo:
-        before_rescoring(out, manifest)
+        before_rescoring(out, todo)
         records = _records(todo)
         count = _worker_count(records) if workers is None else workers
         known = None if records is None else total.records + records

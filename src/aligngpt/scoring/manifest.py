@@ -4,17 +4,18 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aligngpt.data.records.pairs import PairSource
+from aligngpt.data.sources.base import Shard
 from aligngpt.leftovers import remove_leftovers, temporary_beside
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.first_pairs import FirstPairs
-from aligngpt.scoring.score_files import PART_PATTERN, PartSummary, ScoresError, write_whole
+from aligngpt.scoring.score_files import PART_PATTERN, PartSummary, ScoresError, part_path, write_whole
 from aligngpt.scoring.several_models import FurtherModel, further_models
 
 MANIFEST = "manifest.json"
@@ -256,17 +257,25 @@ def finish(
     return finished
 
 
-def before_rescoring(out: Path, manifest: Manifest) -> Manifest:
-    """Remove what the manifest says about the scores before some of them are replaced; returns the new manifest.
+def before_rescoring(out: Path, shards: Iterable[Shard]) -> None:
+    """Remove the parts that are about to be scored again, and the outcome in the manifest.
+
+    Otherwise, an interrupted job would leave a folder that mixes old and new scores and passes for finished.
+
+    Args:
+        out: folder of the scores, with a manifest.
+        shards: the shards to score; they may have no parts.
 
     Raises:
+        ScoresError: the manifest is damaged.
         OSError: the disk is full or the folder is not writable.
     """
-    if manifest.auc is None:
-        return manifest
-    changed = replace(manifest, auc=None)
-    changed.write(out)
-    return changed
+    # Another process that shares the job may have written it meanwhile.
+    manifest = read_manifest(out)
+    if manifest.finished is not None or manifest.auc is not None:
+        replace(manifest, finished=None, auc=None).write(out)
+    for shard in shards:
+        part_path(out, shard.index).unlink(missing_ok=True)
 
 
 def _differences(found: Manifest, wanted: Manifest) -> Iterator[str]:

@@ -18,10 +18,6 @@ from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.patches import pixels_of
 from aligngpt.scoring.picture_marks import ABSENT, has_file, mark_of
 
-MAX_ASPECT = 200
-"""Images with a larger ratio of longer to shorter side are rejected: resized by the shorter side, as for CLIP, one of
-20000 × 1 pixels would need gigabytes."""
-
 
 class Prepared(NamedTuple):
     """An image ready for the model.
@@ -87,9 +83,6 @@ class Preparation:
             content = picture.read()
             mark = mark and mark_of(content)
             image = replace(picture, path=None, offset=0, length=None, content=content).open()
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                size = f"{image.width} × {image.height} pixels"
-                return Refused("unreadable", f"{picture.name} is too narrow for the model: {size}", mark)
             array, *more = (one.pixels_for(image) for one in (self, *self.others))
         except ImageError as error:
             return Refused(error.reason, str(error), mark)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import os
+import shlex
 import socket
 import warnings
 from contextlib import suppress
@@ -143,7 +144,7 @@ def serve(
         with Engine.load(source, base=base, device=device, dtype=precision, bits=bits, rows=options.rows) as engine:
             name = options.name or Path(source).resolve().name if Path(source).is_dir() else options.name or source
             server = make_server(engine, name, options, key)
-            _print_how(name, options.host, listening.getsockname()[1], key is not None)
+            _print_how(name, options.host, listening.getsockname()[1], _header(key is not None, options.key_file))
             # uvicorn raises the signal again once it has stopped in order.
             with suppress(KeyboardInterrupt):
                 server.run(sockets=[listening])
@@ -195,9 +196,18 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _print_how(name: str, host: str, port: int, keyed: bool) -> None:
+def _header(keyed: bool, file: Path | None) -> str:
+    """The option of curl that sends the API key, which is not printed itself; empty if there is none."""
+    if not keyed:
+        return ""
+    if file is None:
+        return f" -H 'Authorization: Bearer '\"${KEY_VARIABLE}\""
+    return f" -H 'Authorization: Bearer '\"$(cat {shlex.quote(str(file))})\""
+
+
+def _print_how(name: str, host: str, port: int, header: str) -> None:
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    key = f" \\\n  -H 'Authorization: Bearer '\"${KEY_VARIABLE}\"" if keyed else ""
+    key = f" \\\n {header}" if header else ""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
     quoted = body.replace("'", "'\\''")
     print(f"serving {name} at {address}/v1; Ctrl-C stops it. Try:", flush=True)

@@ -23,7 +23,7 @@ from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.study.arms import ARMS
 from aligngpt.study.data import StudyData
 from aligngpt.study.measuring import Measure, mean_weights
-from aligngpt.study.pairs import PLAIN_END_SHARE, PretrainingData, write_pretraining
+from aligngpt.study.pairs import PLAIN_END_SHARE, write_pretraining
 from aligngpt.study.plan import Plan, Run
 from aligngpt.study.results import FAILED, write_row
 from aligngpt.study.warming import write_warm_start, write_warmed
@@ -36,6 +36,8 @@ from aligngpt.training.stage import StageResult
 TABLE = "model.alignment.levels"
 STOPPED = "stopped.txt"
 """In the folder of a pre-training that came to nothing: why."""
+TRAINED = "trained.json"
+"""In the folder of a pre-training that is done: its loss and steps, and the time it took."""
 KEPT_ANSWERS_SEED = 20_240_524
 """Draws the questions of runs with fewer answers: the same for all arms and seeds, smaller sets within larger ones."""
 
@@ -124,32 +126,38 @@ class Runner:
         stopped = folder / STOPPED
         if stopped.is_file():
             raise TrainingStopped(stopped.read_text(encoding="utf-8"), "other runs share this pre-training")
+        if not (path.is_file() and (folder / TRAINED).is_file()):
+            try:
+                self._train_pretraining(run, folder, path)
+            except TrainingStopped as error:
+                # The other runs that share it need not find out again.
+                with atomic_write(stopped) as file:
+                    file.write(f"in pre-training {error.reason}")
+                raise TrainingStopped(f"in pre-training {error.reason}", "lower its learning rate") from error
+        trained = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
         started = time.monotonic(), time.process_time()
-        pairs = self.data.pairs(run.noise)
-        written = write_pretraining(run.arm, pairs, run.levels, run.seed, folder / "data")
-        try:
-            trained = self._train_pretraining(run, written, folder, path)
-        except TrainingStopped as error:
-            # The other runs that share it need not find out again.
-            with atomic_write(stopped) as file:
-                file.write(f"in pre-training {error.reason}")
-            raise TrainingStopped(f"in pre-training {error.reason}", "lower its learning rate") from error
-        seconds = time.process_time() - started[1]
         row = self._facts(run) | {
             "run": run.pretraining_id,
             "arm": run.arm.pretraining,
             "answers": None,
-            "loss": trained.loss,
-            "steps": trained.steps,
-            "training_cpu_seconds": seconds,
+            "loss": trained["loss"],
+            "steps": trained["steps"],
+            "training_cpu_seconds": trained["cpu_seconds"],
             **self._probes(run, path),
-            "cpu_seconds": time.process_time() - started[1],
-            "wall_seconds": time.monotonic() - started[0],
+            "cpu_seconds": trained["cpu_seconds"] + time.process_time() - started[1],
+            "wall_seconds": trained["wall_seconds"] + time.monotonic() - started[0],
         }
         write_row(done, row)
         return path
 
-    def _train_pretraining(self, run: Run, written: PretrainingData, folder: Path, path: Path) -> StageResult:
+    def _train_pretraining(self, run: Run, folder: Path, path: Path) -> None:
+        """Write the `aligned.safetensors` of a run's pre-training to `path`, and what it took beside it."""
+        if path.is_file():
+            # What remains of the runs says that they are finished, but their result was moved to `path`.
+            _remove(folder / "run", folder / "end")
+        started = time.monotonic(), time.process_time()
+        pairs = self.data.pairs(run.noise)
+        written = write_pretraining(run.arm, pairs, run.levels, run.seed, folder / "data")
         with_levels = run.arm.levels != "none"
         settings = self.plan.pretrain | {
             "data": written.data,
@@ -174,10 +182,16 @@ class Runner:
         left = folder / "run" / "pretrain" / PRETRAINED_FILE
         if written.end is not None:
             left = self._plain_end(run, settings, written.end, left, folder)
+        figures = {
+            "loss": trained.loss,
+            "steps": trained.steps,
+            "cpu_seconds": time.process_time() - started[1],
+            "wall_seconds": time.monotonic() - started[0],
+        }
+        with atomic_write(folder / TRAINED) as file:
+            json.dump(figures, file)
         left.replace(path)
-        rmtree(folder / "run")
-        rmtree(folder / "data")
-        return trained
+        _remove(folder / "run", folder / "end", folder / "data")
 
     def _warm_start(self, run: Run) -> Path:
         """The projector after the warm start, which reads all pairs whatever the arm does with them.
@@ -321,6 +335,11 @@ class Runner:
 
 def _trained(recipe: Mapping[str, Any], stage: str) -> StageResult:
     return train(make_recipe(dict(recipe), "the study's recipe"), [stage])[0]  # type: ignore[list-item]
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        rmtree(folder, ignore_errors=True)
 
 
 def _write_without(path: Path, name: str, out: Path) -> None:

@@ -32,6 +32,7 @@ from aligngpt.training.flops_plan import flops_lines
 from aligngpt.training.memory_plan import MemoryEstimate, MemoryPlan, device_memory, sharded_note
 from aligngpt.training.origin import other_origin
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, SourceRecipe, StageName, StageRecipe
+from aligngpt.training.run_folder import check_run_folder
 from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.parameter_summary import PartRow, parts_of, parts_table
@@ -171,6 +172,7 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         notes += [] if (warning := other_origin(recipe, name)) is None else [warning]
     if name == "instruct":
         try:
+            check_run_folder(recipe)
             notes += [] if (warning := without_pretraining(recipe)) is None else [warning]
         except RecipeError as error:
             problems.append(str(error))
@@ -205,7 +207,7 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
         notes.append(estimate.without_layers)
     work = None
     if measured and steps:
-        work = _work(model, measured, recomputed=estimate.share) * steps * stage.batch_size
+        work = _work(model, measured, recomputed=estimate.share) * _rows_of(steps, stage, measured)
     rate = matrix_product_rate(device, torch.bfloat16 if in_bfloat16 else torch.float32) if work else 1.0
     if stage.sharding != "none":
         notes.append(sharded_note(memory, stage, parts, in_bfloat16=in_bfloat16))
@@ -274,6 +276,12 @@ def _steps(stage: StageRecipe, data: DataPlan | None) -> int | None:
         return stage.max_steps
     # The last batch of an epoch may be smaller.
     return math.ceil(stage.epochs * math.ceil(data.epoch_rows / stage.batch_size))
+
+
+def _rows_of(steps: int, stage: StageRecipe, data: DataPlan) -> int:
+    """Number of rows of the steps; the last step of each epoch may have fewer than a batch."""
+    epochs, more = divmod(steps, math.ceil(data.epoch_rows / stage.batch_size))
+    return epochs * data.epoch_rows + more * stage.batch_size
 
 
 def _data_plan(

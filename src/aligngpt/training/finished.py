@@ -7,9 +7,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.files import atomic_write, sha256_of
+from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName
 from aligngpt.training.setup.freezing import PRETRAINED_FILE
-from aligngpt.training.stage import DESCRIPTIONS, base_folder, fingerprint_of, model_folder, stage_folder, stage_result
+from aligngpt.training.stage import DESCRIPTIONS, fingerprint_of, result_folders, stage_folder, stage_result
+
+START_FILE = "started_from"
+"""In the folder of instruction tuning: SHA-256 of the result of pre-training that it started from."""
 
 
 def check_output(recipe: Recipe, name: StageName) -> None:
@@ -47,6 +52,45 @@ def check_pretrained(recipe: Recipe) -> None:
         )
 
 
+def note_start(recipe: Recipe) -> None:
+    """Note which result of pre-training an instruction tuning starts from, for `check_start`; not if it is resumed."""
+    folder = stage_folder(recipe, "instruct")
+    if newest_checkpoint(folder / "checkpoints") is None and (started_from := _pretrained_sha256(recipe)) is not None:
+        with atomic_write(folder / START_FILE) as file:
+            file.write(started_from)
+
+
+def check_start(recipe: Recipe) -> None:
+    """Check that an instruction tuning that was begun or finished belongs to the result of pre-training that is there.
+
+    Pre-training that is done again gives other weights if it is limited by time or runs on another machine.
+
+    Raises:
+        RecipeError: pre-training was done again since.
+    """
+    folder = stage_folder(recipe, "instruct")
+    if stage_result(recipe, "instruct") is None and newest_checkpoint(folder / "checkpoints") is None:
+        return
+    noted, now = folder / START_FILE, _pretrained_sha256(recipe)
+    if now is not None and noted.is_file() and noted.read_text(encoding="utf-8") != now:
+        raise RecipeError(
+            f"{stage_folder(recipe, 'pretrain') / PRETRAINED_FILE} is not the one that instruction tuning in {folder} "
+            f"started from: pre-training was done again. Restore the earlier file, or remove {folder} and run the same "
+            "command to train the stage again"
+        )
+
+
+def _pretrained_sha256(recipe: Recipe) -> str | None:
+    """Of the run's own result of pre-training; None if instruction tuning does not start from it, or it is gone."""
+    path = stage_folder(recipe, "pretrain") / PRETRAINED_FILE
+    if recipe.pretrain is None or recipe.instruct is None or recipe.instruct.pretrained is not None:
+        return None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return sha256_of(file)
+
+
 def without_pretraining(recipe: Recipe) -> str | None:
     """A warning if instruction tuning starts from a projector and levels that nothing has trained; else None.
 
@@ -82,11 +126,7 @@ def _problems(recipe: Recipe, name: StageName) -> Iterator[str]:
     if name == "pretrain":
         yield from _damage([stage_folder(recipe, name) / PRETRAINED_FILE])
         return
-    assert recipe.instruct is not None
-    lora = recipe.instruct.lora
-    folders = [model_folder(recipe)]
-    if lora is not None and not lora.merge:
-        folders.append(base_folder(recipe))
+    folders = result_folders(recipe)
     for folder in folders:
         if not folder.is_dir():
             yield f"{folder} is missing"

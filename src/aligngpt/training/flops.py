@@ -19,6 +19,7 @@ from aligngpt.model.multiscale import crops_per_image
 
 PEAKS = {
     "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -33,6 +34,9 @@ PEAKS = {
 """Peak of products in bfloat16 without sparsity, operations per second, from NVIDIA's datasheets (for the consumer
 cards, from the white papers of their architectures, with sums in float32). A name stands after those that begin with
 it."""
+
+OTHER_CARDS = re.compile(r"\b(MIG|Laptop)\b|\b(D|Ti|Max-Q)$")
+"""In the name of a device that has less or more than the card it is named after, such as a slice of it."""
 
 
 class Flops(NamedTuple):
@@ -78,7 +82,7 @@ class ModelFlops(NamedTuple):
         width = text.num_attention_heads * _head_width(text) if getattr(text, "num_attention_heads", None) else 0
         for number, layer in enumerate(_layers_of(language)):
             trains = _trains(layer)
-            of_layers += _matrices(layer, flows=flows, experts=_share_of_experts(text))
+            of_layers += _matrices(layer, flows=flows, experts=_share_of_experts(text, number))
             if (window := _window(text, number)) != 0:
                 attention[window] = attention.get(window, 0.0) + 4 * width * (3 if flows or trains else 1)
             flows = flows or trains
@@ -111,6 +115,8 @@ class ModelFlops(NamedTuple):
 
 def peak_of(name: str) -> float | None:
     """Peak of a device by its name as CUDA tells it, operations per second; None if it is not known."""
+    if OTHER_CARDS.search(name):
+        return None
     return next((peak for card, peak in PEAKS.items() if re.search(rf"\b{card}\b", name)), None)
 
 
@@ -144,11 +150,17 @@ def _window(text: object, layer: int) -> int | None:
     return 0 if kinds[layer] in ("linear_attention", "conv", "mamba") else None
 
 
-def _share_of_experts(text: object) -> float:
-    """The fraction of a layer's experts that a token is sent to."""
-    chosen: int | None = getattr(text, "num_experts_per_tok", None)
-    all_: int | None = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
+def _share_of_experts(text: object, layer: int) -> float:
+    """The fraction of a layer's experts that a token is sent to; 0 without experts."""
+    chosen, all_ = (_of_layer(text, name, layer) for name in ("num_experts_per_tok", "num_local_experts"))
+    all_ = all_ or _of_layer(text, "num_experts", layer)
     return chosen / all_ if chosen and all_ else 0.0
+
+
+def _of_layer(text: object, name: str, layer: int) -> int | None:
+    """A setting that is one number for all layers or, as in Hunyuan-A13B, one for each."""
+    found: int | Sequence[int] | None = getattr(text, name, None)
+    return found[layer] if isinstance(found, Sequence) else found
 
 
 def _matrices(part: nn.Module, *, flows: bool, experts: float = 0.0, units: float = 1) -> float:

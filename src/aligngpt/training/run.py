@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import TrainingArguments
 from transformers.trainer_utils import set_seed
 
@@ -18,6 +17,7 @@ from aligngpt.data.samples.columns import columns_of
 from aligngpt.device import peak_device_memory, peak_memory, reset_peak_memory, resolve_device
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
+from aligngpt.leftovers import remove_leftovers
 from aligngpt.locks import owned_folder
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.progress import console
@@ -36,7 +36,14 @@ from aligngpt.training.feed.datasets import training_data, training_samples, val
 from aligngpt.training.feed.feature_cache import features_kept_for
 from aligngpt.training.feed.level_checks import levels_without_samples, untrained_levels_warning
 from aligngpt.training.feed.source_checks import source_problems, swapped_warning
-from aligngpt.training.finished import check_output, check_pretrained, other_settings, without_pretraining
+from aligngpt.training.finished import (
+    check_output,
+    check_pretrained,
+    check_start,
+    note_start,
+    other_settings,
+    without_pretraining,
+)
 from aligngpt.training.loop.callback import StageCallback, forget_metrics_after
 from aligngpt.training.loop.checkpoints import checkpoint_seconds, newest_checkpoint, remove_checkpoints, step_of
 from aligngpt.training.loop.rejected import RejectedSamples
@@ -45,6 +52,7 @@ from aligngpt.training.loop.trainer import STOPPED_FILE, StageTrainer
 from aligngpt.training.origin import origin_of, other_origin
 from aligngpt.training.recipe import STAGES, Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.run_card import DataFacts, write_run_card
+from aligngpt.training.run_folder import check_run_folder, save_recipe
 from aligngpt.training.setup.checkpointing import checkpointing_arguments
 from aligngpt.training.setup.freezing import (
     compile_layers,
@@ -64,12 +72,10 @@ from aligngpt.training.stage import (
     decide_precision,
     fingerprint_of,
     model_folder,
+    result_folders,
     stage_folder,
     stage_result,
 )
-
-RECIPE_FILE = "recipe.yaml"
-"""File in the run folder with the recipe as trained."""
 
 
 def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageResult]:
@@ -84,7 +90,8 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
 
     Raises:
         RecipeError: the recipe has none of the `stages`, the output holds a run of another recipe, data files are
-            missing, swapped or have no levels, or stage 2 is to run before stage 1.
+            missing, swapped or have no levels, stage 2 is to run before stage 1 or had started from an earlier result
+            of it, or its own result would replace a backbone or files of something else.
         FolderInUse: another process is training in the output folder.
         AlignGPTError: a backbone, the data or a checkpoint cannot be used.
     """
@@ -98,8 +105,14 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
 
 def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> list[StageResult]:
     fingerprints = _check_before(recipe, wanted)
+    if is_main_process():
+        for folder in result_folders(recipe):
+            # Of a job that was killed in another container; a model is too large to keep several of them.
+            remove_leftovers(folder, owned=True)
     results = []
     for name, stage in wanted:
+        if name == "instruct":
+            check_start(recipe)
         done = stage_result(recipe, name)
         if done is None:
             done = _run_stage(recipe, name, stage, fingerprints[name])
@@ -118,6 +131,7 @@ def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> l
 
 def _check_before(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> dict[StageName, str]:
     """Check everything that can be checked before the first stage runs; returns the fingerprint of each stage."""
+    check_run_folder(recipe)
     unfinished = [name for name, _ in wanted if stage_result(recipe, name) is None]
     if problems := source_problems(recipe, unfinished):
         raise RecipeError("; ".join(problems))
@@ -136,13 +150,6 @@ def _check_before(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]
     return fingerprints
 
 
-def _save_recipe(recipe: Recipe) -> None:
-    """Write the recipe with all defaults and overrides filled in, so that `train` can read it, into the run folder."""
-    with atomic_write(Path(recipe.output) / RECIPE_FILE) as file:
-        file.write("# The recipe of this run; relative paths start from the folder that the command ran in.\n")
-        yaml.safe_dump(recipe.model_dump(mode="json"), file, sort_keys=False, allow_unicode=True)
-
-
 def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: str) -> StageResult:
     folder = stage_folder(recipe, name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +158,9 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
         claim(folder, fingerprint)
         in_bfloat16 = decide_precision(stage, device, folder) == "bfloat16"
     if is_main_process():
-        _save_recipe(recipe)
+        save_recipe(recipe)
+        if name == "instruct":
+            note_start(recipe)
         (folder / STOPPED_FILE).unlink(missing_ok=True)
     check_sharding(stage)
     reset_peak_memory(device)
@@ -352,18 +361,18 @@ def _train_from_checkpoint(trainer: StageTrainer, callback: StageCallback, folde
 
 
 def _accumulation(stage: StageRecipe, devices: int) -> int:
-    micro = rows_per_batch(stage, devices) * devices
-    if stage.batch_size % micro and stage.micro_batch_tokens is not None:
+    if stage.batch_size % devices:
         raise RecipeError(
             f"batch_size {stage.batch_size} is not a multiple of {devices}, the number of devices; change it so that "
             "each gets as many rows of a step"
         )
-    if stage.batch_size % micro:
+    own, rows = stage.batch_size // devices, rows_per_batch(stage, devices)
+    if own % rows:
         raise RecipeError(
-            f"batch_size {stage.batch_size} is not a multiple of {devices} devices times micro_batch_size "
-            f"{stage.micro_batch_size or stage.batch_size}; set the latter to {stage.batch_size // devices} or less"
+            f"batch_size {stage.batch_size} is {own} rows on each of {devices} devices, not a multiple of "
+            f"micro_batch_size {rows}; set the latter to a divisor of {own}"
         )
-    return stage.batch_size // micro
+    return own // rows
 
 
 def _last_loss(metrics: Path) -> float:

@@ -14,6 +14,7 @@ from aligngpt.device import supports_bfloat16
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.model.templates import NAMED_TEMPLATES
+from aligngpt.training.distributed.processes import is_main_process
 from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.setup.freezing import PRETRAINED_FILE
@@ -78,6 +79,12 @@ def model_folder(recipe: Recipe) -> Path:
 def base_folder(recipe: Recipe) -> Path:
     """The folder of the base model, written if instruction tuning writes adapters instead of a merged model."""
     return Path(recipe.output) / "base"
+
+
+def result_folders(recipe: Recipe) -> list[Path]:
+    """The folders that instruction tuning writes: that of the model, and that of the base of separate adapters."""
+    lora = None if recipe.instruct is None else recipe.instruct.lora
+    return [model_folder(recipe)] if lora is None or lora.merge else [model_folder(recipe), base_folder(recipe)]
 
 
 def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
@@ -164,8 +171,8 @@ def claim(folder: Path, fingerprint: str) -> None:
     Raises:
         RecipeError: the folder has a checkpoint of a run with another fingerprint.
     """
-    if newest_checkpoint(folder / "checkpoints") is None:
-        # Nothing is resumed: the precision is that of the device which trains now.
+    if newest_checkpoint(folder / "checkpoints") is None and is_main_process():
+        # Nothing is resumed: the precision is that of the device which trains now, and the main process decides it.
         (folder / "precision").unlink(missing_ok=True)
     path = folder / "fingerprint"
     if path.is_file() and path.read_text() != fingerprint:

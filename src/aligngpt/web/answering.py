@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 from PIL import Image
 
-from aligngpt.data.images.opening import FORMATS, MAX_PIXELS, ImageError, open_image
+from aligngpt.data.images.opening import FORMATS, MAX_PIXELS, MAX_RATIO, MAX_SIDE, ImageError, open_image
 from aligngpt.errors import AlignGPTError
 from aligngpt.inference.engine import Engine, Failed, Finished, Piece, Request, Sampling
 from aligngpt.inference.requests import Event
@@ -19,13 +19,20 @@ from aligngpt.web.drawing import gate_bars, highlighted, seen_by_model
 
 _log = logging.getLogger(__name__)
 
+MAX_QUESTION = 4000
+"""Characters of a question."""
+
 NO_PICTURE = "There is no picture yet: paste or upload one."
 NO_QUESTION = "The question is empty: type what you want to know about the picture."
+LONG_QUESTION = f"The question is too long: the limit is {MAX_QUESTION} characters. Shorten it."
 FAULT = "The model failed to answer. The terminal in which the page was started shows why."
 STOPPED = "Stopped."
 PICTURE_FAULTS = {
     "empty": "The file is empty: upload another one.",
-    "too_large": f"The picture is too large: the limit is {MAX_PIXELS // 1_000_000} million pixels. Make it smaller.",
+    "too_large": (
+        f"The picture is too large: the limit is {MAX_PIXELS // 1_000_000} million pixels, {MAX_SIDE} along a side, "
+        f"and one side {MAX_RATIO} times as long as the other. Make it smaller, or cut it into parts."
+    ),
     "truncated": "The picture is damaged or was cut short: upload it again.",
     "not_an_image": f"The file is not a picture that can be read. Upload one of {', '.join(FORMATS)}.",
 }
@@ -134,6 +141,10 @@ class Answering:
             return
         if not question or not question.strip():
             yield Shown(status=NO_QUESTION)
+            return
+        # The limit of the page's text field holds in the browser only.
+        if len(question) > MAX_QUESTION:
+            yield Shown(status=LONG_QUESTION)
             return
         image = _opened(Path(picture))
         request = Request.ask(question.strip(), image)

@@ -9,7 +9,8 @@ from typing import Any
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.inference.engine import Engine
-from aligngpt.web.answering import Answering, Shown
+from aligngpt.loopback import is_loopback
+from aligngpt.web.answering import MAX_QUESTION, Answering, Shown
 from aligngpt.web.drawing import example_pictures
 
 # Read when gradio is imported: without it, gradio reports its use over the network.
@@ -17,6 +18,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
+
+    from aligngpt.web.local_only import LocalOnly
 except ModuleNotFoundError as error:
     raise AlignGPTError(
         f"the page needs the package {error.name}, which is missing; run pip install 'aligngpt[web]'"
@@ -26,8 +30,6 @@ MAX_WAITING = 16
 """Questions that may wait at once; further ones are told to come back."""
 
 MAX_UPLOAD = "20mb"
-MAX_QUESTION = 4000
-"""Characters of a question."""
 
 SECONDS_KEPT = 3600
 """Uploads older than this are deleted."""
@@ -163,6 +165,8 @@ def _updates(shown: Shown, before: Shown | None, level: int) -> list[Any]:
 def launch(page: "gr.Blocks", host: str, port: int) -> str:
     """Serve a page in the background; returns its address. `page.close()` ends it.
 
+    At an address that only this machine can reach, requests of other sites' pages are refused (see `LocalOnly`).
+
     Raises:
         AlignGPTError: the port is taken or the host is not one of this machine's.
     """
@@ -174,7 +178,8 @@ def launch(page: "gr.Blocks", host: str, port: int) -> str:
             server_port=port,
             share=False,
             quiet=True,
-            show_error=True,
+            # Messages of gradio name folders of this machine.
+            show_error=False,
             prevent_thread_lock=True,
             max_file_size=MAX_UPLOAD,
             footer_links=[],
@@ -182,6 +187,7 @@ def launch(page: "gr.Blocks", host: str, port: int) -> str:
             css=CSS,
             ssr_mode=False,
             enable_monitoring=False,
+            app_kwargs={"middleware": [Middleware(LocalOnly)] if is_loopback(host) else []},
         )
     except OSError as error:
         raise AlignGPTError(

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from aligngpt.data.batches import dataset as datasets
+from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset, row_lengths
 from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.data.batches.rows import rows_of
@@ -171,6 +172,24 @@ def test_pairs_of_different_levels_never_share_a_row() -> None:
     samples = [sample("", "a", level=1), sample("", "b", level=2), sample("", "c", level=1)]
     assert rows_of(samples, 8) == [(0, 2), (1,)]
     assert rows_of(samples, 8, by_level=False) == [(0, 1, 2)]
+
+
+def test_samples_with_different_system_prompts_never_share_a_row() -> None:
+    systems = [None, "be brief", None, "be brief", "be kind"]
+    samples = [replace(sample("is it red ?", "yes"), system=system) for system in systems]
+    assert rows_of(samples, 8) == [(0, 2), (1, 3), (4,)]
+
+
+def test_questions_about_one_image_train_with_and_without_a_system_prompt(
+    dataset_of: Callable, assembled: Callable
+) -> None:
+    model, processor = assembled("qwen2")
+    systems = ["be brief", None, "be brief", None]
+    samples = [replace(sample("is it red ?", "yes"), system=system) for system in systems]
+    dataset = dataset_of(samples, questions_per_prefix=4, with_levels=False)
+    batch = Collator(processor.tokenizer.pad_token_id)([dataset[place] for place in range(len(dataset))])
+    assert len(batch["input_ids"]) == len(batch["pixel_values"]) == 2
+    assert torch.isfinite(model(**batch).loss)
 
 
 def test_an_example_has_the_pictures_and_the_level(dataset_of: Callable) -> None:

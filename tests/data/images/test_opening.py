@@ -188,9 +188,21 @@ def test_whatever_a_decoder_raises_is_an_image_error(
     assert "inside the decoder" in message
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2000, 1), (1, 2000)])
+@pytest.mark.parametrize("size", [(1, 1), (200, 1), (1, 200), (16_384, 100)])
 def test_extreme_shapes_are_opened(size: tuple[int, int]) -> None:
     assert open_image(encoded(Image.new("RGB", size))).size == size
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"), [((201, 1), "200 times"), ((1, 20_000), "200 times"), ((1_080, 16_385), "may have 16384")]
+)
+def test_a_shape_that_an_image_processor_blows_up_is_refused(size: tuple[int, int], limit: str, tmp_path: Path) -> None:
+    path = tmp_path / "strip.png"
+    path.write_bytes(encoded(Image.new("1", size)))
+    for look in (open_image, check_image):
+        reason, message = reason_of(lambda look=look: look(path))
+        assert reason == "too_large"
+        assert f"{path} has {size[0]} × {size[1]} pixels" in message and limit in message
 
 
 def test_a_missing_picture_is_rejected_with_its_reason(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ def shown(sample: Sample) -> list[str]:
         (talk(" A? ", "a", "B? <image> <image>", "b"), ["/ A? /", "/a/", "II/B?/", "/b/"]),
         (talk("A?", "a", "<image>", "b", images=1), ["/A?/", "/a/", "I//", "/b/"]),
         (
+            talk(f"A{' ' * 200_000}<image>{' ' * 200_000}B?", "a", images=1),
+            [f"/A{' ' * 200_000}/I/{' ' * 200_000}B?/", "/a/"],
+        ),
+        (
             talk([{"type": "text", "text": "Is "}, IMAGE, {"type": "text", "text": " it?"}], "b", images=1),
             ["/Is /I/ it?/", "/b/"],
         ),

@@ -20,6 +20,7 @@ from aligngpt.data.rejects import Rejects, TooManyRejects
 from aligngpt.data.samples import preparing as prepared
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.data.samples.index import SAMPLES_FILE, PreparedSamples
+from aligngpt.data.samples.mixtures import Mixture
 from aligngpt.data.samples.preparing import prepare_samples
 from aligngpt.data.samples.reading import load_samples, write_records
 from aligngpt.data.sources.base import SourceError
@@ -77,6 +78,16 @@ def test_prepared_samples_are_those_that_are_loaded(
     assert rows_of(found, 4) == rows_of(loaded, 4) == [(0, 4), (1,), (2,), (3,)]
     again = pickle.loads(pickle.dumps(found))
     assert list(again) == loaded
+
+
+def test_prepared_samples_know_their_system_prompts_apart(folder: Path) -> None:
+    record = {"image": "a.png", "question": "Which?", "answer": "A cat."}
+    systems = [{"system": "Be brief."}, {}, {"system": "Be kind."}, {"system": "Be brief."}, {}]
+    path = folder / "data.json"
+    write_records(path, [record | system for system in systems])
+    found = prepare_samples(path, rejects=Rejects(None))
+    assert rows_of(found, 4) == rows_of(list(found), 4) == [(0, 3), (1, 4), (2,)]
+    assert rows_of(Mixture([found, found]), 4) == [(0, 3), (1, 4), (2,), (5, 8), (6, 9), (7,)]
 
 
 def test_the_second_time_nothing_is_read_and_the_rejects_are_the_same(
@@ -165,6 +176,24 @@ def test_an_entry_that_is_damaged_or_half_gone_is_made_anew(folder: Path, record
         rejects = Rejects(None, max_share=1)
         assert list(prepare_samples(folder / "data.json", rejects=rejects)) == expected
         assert rejects.count == 3
+
+
+def test_samples_that_another_process_prepared_meanwhile_are_not_replaced(
+    folder: Path, records: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(folder / "data.json", records)
+    find, running, made = prepared._found_in, [], []
+
+    def slow(*given: Any) -> Any:
+        running.append(given)
+        if len(running) == 1:
+            prepare_samples(folder / "data.json", rejects=Rejects(None, max_share=1))
+            made.extend((one / SAMPLES_FILE).stat().st_ino for one in entries(folder) if one.suffix != ".tmp")
+        yield from find(*given)
+
+    monkeypatch.setattr(prepared, "_found_in", slow)
+    assert len(prepare_samples(folder / "data.json", rejects=Rejects(None, max_share=1))) == 5
+    assert [(entry / SAMPLES_FILE).stat().st_ino for entry in entries(folder)] == made
 
 
 def test_a_file_that_cannot_be_read_leaves_no_entry(folder: Path) -> None:

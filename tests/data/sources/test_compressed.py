@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from aligngpt.cache import CACHE_VARIABLE
+from aligngpt.cache import CACHE_VARIABLE, cache_folder
 from aligngpt.data.records.pairs import Pair, PairSource, Unusable, open_pairs
 from aligngpt.data.sources import converted
 from aligngpt.data.sources.base import SourceError
@@ -82,6 +82,35 @@ def test_a_file_is_decompressed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = everything(open_pairs(packed))
     monkeypatch.setattr(converted, "cache_entry", None)
     assert everything(open_pairs(packed)) == before
+
+
+def test_a_file_that_is_replaced_while_it_is_decompressed_is_not_kept(tmp_path: Path) -> None:
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(b"packed")
+
+    def replacing(path: Path, out: Path) -> str | None:
+        path.write_bytes(b"another")
+        out.write_bytes(b"another one unpacked")
+        return None
+
+    with pytest.raises(SourceError, match=r"a\.jsonl\.gz changed while it was being read"):
+        converted._made(packed, "a.jsonl", replacing)
+    assert list(cache_folder("converted").iterdir()) == []
+
+
+def test_the_entry_of_a_process_that_was_faster_is_kept(tmp_path: Path) -> None:
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(b"packed")
+    running, made = [], []
+
+    def slow(path: Path, out: Path) -> str | None:
+        running.append(path)
+        if len(running) == 1:
+            made.append(converted._made(path, out.name, slow).path.stat().st_ino)
+        out.write_bytes(b"unpacked")
+        return None
+
+    assert [converted._made(packed, "a.jsonl", slow).path.stat().st_ino] == made
 
 
 def test_a_worker_elsewhere_decompresses_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

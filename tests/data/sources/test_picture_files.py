@@ -113,6 +113,24 @@ def test_what_is_no_pair_is_rejected_by_name(folder: Path) -> None:
     assert broken[1].endswith("3.json: expected a JSON object, found list")
 
 
+@pytest.mark.parametrize("name", ["a.b.txt", "00000/0.json"])
+def test_a_text_that_links_out_of_the_folder_is_not_read(folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "key").write_text('{"caption": "secret"}')
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / "key")
+    (folder / "00001" / "2.txt").unlink()
+    (folder / "00001" / "2.txt").symlink_to(folder / "00000" / "1.txt")
+    before = content_of(folder)
+    pairs = open_pairs(folder, shard_size=1)
+    found = [one for shard in pairs.shards() for one in pairs.read(shard)]
+    (bad,) = (one for one in found if isinstance(one, Unusable))
+    assert bad.reason == "outside_root"
+    assert bad.detail.startswith(f"{folder / name} is a symbolic link to {tmp_path / 'key'}")
+    assert [one.caption for one in found if isinstance(one, Pair)][-1] == "caption 1: ü"
+    (tmp_path / "key").write_text('{"caption": "SECRET"}')
+    assert content_of(folder) == before
+
+
 def test_the_fingerprint_follows_names_and_texts(folder: Path, tmp_path: Path) -> None:
     before = content_of(folder)
     assert content_of(folder.rename(tmp_path / "moved")) == before

@@ -1,4 +1,7 @@
-"""Links in tar files: hard links to earlier members are followed, others are rejects that say what to do."""
+"""Links in tar files: hard links to earlier members are followed, others are rejects that say what to do.
+
+Long names, which a header of their own holds, may be damaged.
+"""
 
 import io
 import tarfile
@@ -9,7 +12,7 @@ from PIL import Image
 
 from aligngpt.data.records.pairs import Pair, Unusable, open_pairs
 from aligngpt.data.sources import tar_members
-from aligngpt.data.sources.tar_members import Member, read_members
+from aligngpt.data.sources.tar_members import BrokenTar, Member, read_members
 
 
 def png(red: int) -> bytes:
@@ -86,3 +89,16 @@ def test_names_are_only_kept_from_the_first_link_on(tmp_path: Path, monkeypatch:
     linked = packed(tmp_path / "b.tar", ("0.png", b"x"), ("1.png", "0.png"), ("2.png", "1.png"), ("3.png", "2.png"))
     contents = [one.read() for one in read_members(linked) if isinstance(one, Member)]
     assert contents == [b"x"] * 4 and len(reads) == 1
+
+
+@pytest.mark.parametrize(("size", "count"), [(1 << 70, 1), (1 << 45, 1), (0, 1_500)])
+def test_long_names_of_absurd_size_and_number_break_the_file_from_there_on(
+    size: int, count: int, tmp_path: Path
+) -> None:
+    good = packed(tmp_path / "a.tar", ("a.txt", b"a text")).read_bytes()[: 2 * tarfile.BLOCKSIZE]
+    name = tarfile.TarInfo("x")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, size
+    (tmp_path / "a.tar").write_bytes(good + count * name.tobuf(tarfile.GNU_FORMAT) + good + bytes(1024))
+    first, broken = read_members(tmp_path / "a.tar")
+    assert isinstance(first, Member) and first.name == "a.txt"
+    assert isinstance(broken, BrokenTar) and f"{tmp_path / 'a.tar'} is not a complete" in broken.reason

@@ -82,6 +82,8 @@ def test_winogrounds_three_scores() -> None:
     assert single.text.value == 0.5 and single.image is None
     with pytest.raises(MeasureError, match="measure them apart"):
         choices([tables[0], np.array([[1.0, 0.0]])], ["a", "b"])
+    with pytest.raises(MeasureError, match="not a number"):
+        choices([np.array([[np.nan, -1.0]])], ["a"])
 
 
 def test_levels_as_detector_and_dose_response() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import benchmark_layouts as layouts
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from aligngpt.cli import app
-from aligngpt.evaluation.benchmarks.identity import identity_of, without_name
+from aligngpt.evaluation.benchmarks.identity import PLAIN, UNTRAINED, identity_of, remarks_on, without_name
 from aligngpt.inference.engine import Engine
 
 
@@ -48,6 +49,22 @@ def test_a_model_is_asked_and_known_by_its_weights(plain_folder: Path, tmp_path:
     (result,) = json.loads((tmp_path / "out/results.json").read_text())
     assert result["model"].endswith(", float32)") and result["questions"] == 6 and not result["as_published"]
     assert "| POPE, published rules |" in (tmp_path / "out/table.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_figures_with_levels_that_nothing_has_trained_have_a_remark(assembled: Callable, dtype: torch.dtype) -> None:
+    model, processor = assembled()
+    levels = model.model.alignment.levels
+    with Engine(model.to(dtype), processor) as engine:
+        assert remarks_on(engine) == [UNTRAINED]
+        with torch.no_grad():
+            levels.add_(0.05 * levels.sign() * levels.abs().max())
+        assert remarks_on(engine) == []
+        with torch.no_grad():
+            levels.mul_(0.5)
+        assert remarks_on(engine) == []
+    with Engine(*assembled(alignment="none")) as plain:
+        assert remarks_on(plain) == [PLAIN]
 
 
 def test_other_weights_have_another_identity(assembled: Callable) -> None:

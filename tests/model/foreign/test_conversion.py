@@ -413,6 +413,28 @@ def test_only_our_models_go_back(original: Callable, tmp_path: Path, assembled: 
     assert not (tmp_path / "back").exists()
 
 
+def test_only_a_new_or_empty_folder_is_written(
+    original: Callable, tmp_path: Path, tower_folder: Callable, language_folder: Callable
+) -> None:
+    folder, model, _ = original()
+    torch.save(first_stage_of(model), tmp_path / STAGE_ONE_FILE)
+    backbones = {"vision_tower": tower_folder("clip"), "language_model": language_folder("llama")}
+    (tmp_path / "out").mkdir()
+    convert(folder, tmp_path / "out")
+    (tmp_path / "notes.txt").touch()
+    said = "is not empty, and its files would be lost; choose another folder"
+    # The last holds the model that is read.
+    for out in (folder, tmp_path / "out", tmp_path):
+        with pytest.raises(LayoutError, match=said):
+            convert(folder, out)
+        with pytest.raises(LayoutError, match=said):
+            convert(tmp_path / STAGE_ONE_FILE, out, **backbones)
+        with pytest.raises(LayoutError, match=said):
+            to_original(tmp_path / "out", out, vision_tower="tower")
+    with pytest.raises(LayoutError, match=r"notes\.txt is a file; choose another folder"):
+        convert(folder, tmp_path / "notes.txt")
+
+
 def test_a_tower_with_registers_goes_neither_way(
     original: Callable, tmp_path: Path, assembled: Callable, tower_folder: Callable, language_folder: Callable
 ) -> None:
@@ -566,7 +588,7 @@ def test_the_settings_beside_a_first_stage_are_its_own(
     assert AutoProcessor.from_pretrained(tmp_path / "out").image_processor.do_pad is False
     reconfigured(left, image_aspect_ratio="anyres")
     with pytest.raises(LayoutError, match="cuts images into tiles"):
-        convert(left, tmp_path / "out", **backbones)
+        convert(left, tmp_path / "again", **backbones)
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,10 @@ def test_a_long_chain_of_near_duplicates_is_one_group(monkeypatch: pytest.Monkey
     chain = torch.stack([angles.cos(), angles.sin()], dim=1)[order]
     assert set(near_duplicates.near_duplicates(chain, 0.994).tolist()) == {0}
     assert near_duplicates.near_duplicates(chain, 0.996).tolist() == list(range(50))
+
+
+def test_a_cosine_of_one_joins_equal_images_only() -> None:
+    different = F.normalize(torch.randn(200, 768, generator=torch.Generator().manual_seed(4)), dim=1).half()
+    numbers = np.arange(200).repeat(2)
+    found = near_duplicates.near_duplicates(different[torch.from_numpy(numbers)], 1)
+    assert found.tolist() == (2 * numbers).tolist()

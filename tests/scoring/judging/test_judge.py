@@ -134,6 +134,7 @@ def test_a_slow_reply_is_asked_for_again(run: Run, server: Server, pairs: Path) 
         ((200, {}, "<html>hello"), "unanswered"),
         ((200, {}, '{"choices": []}'), "unanswered"),
         ((200, {}, '{"choices": ["8"]}'), "unanswered"),
+        ((200, {}, '{"choices": ' + "[" * 10_000), "unanswered"),
     ],
 )
 def test_no_number_is_a_reject_with_its_text(
@@ -145,12 +146,17 @@ def test_no_number_is_a_reject_with_its_text(
     (reject,) = run.rejects()
     assert (reject["id"], reject["record"]) == ("pair-1", 1) and "pair-1" not in run.scores()
     text = json.loads(reply[2])["choices"][0]["message"]["content"] if "message" in reply[2] else reply[2]
-    assert str(text or "content") in reject["detail"]
+    assert str(text or "content")[:100] in reject["detail"]
 
 
 def test_a_pair_without_a_reply_is_asked_about_again(run: Run, server: Server, pairs: Path) -> None:
     server.answer = lambda request, _: (503, {}, "busy") if caption_in(request) == "c4" else said("8")
     assert run(pairs, max_reject_share=0.3).outcome.reasons == {"unanswered": 1}
+    server.answer = lambda _, __: (401, {}, "who are you")
+    with pytest.raises(JudgeError, match="the key is missing or wrong"):
+        run(pairs, max_reject_share=0.3)
+    with pytest.raises(ScoresError, match="is not finished; run the same `aligngpt judge` command again"):
+        run.scores()
     before = len(server.asked)
     server.answer = lambda _, __: said("2")
     summary = run(pairs, max_reject_share=0.3)

@@ -23,6 +23,7 @@ from aligngpt.scoring.judging.questions import JudgeError, Prompt, Scale, Unread
         ("The score is 8.", 8),
         ('{"score": 8}', 8),
         ('```json\n{"rating": 7.5}\n```', 7.5),
+        ("```\n8\n```", 8),
         ("<think>I see 3 dogs, so 2/10?</think>\n\n9", 9),
         ("10", 10),
         ("0", 0),
@@ -57,6 +58,10 @@ def test_a_number_is_read(reply: str, score: float) -> None:
         '{"score": 8',
         '{"score": 1' + "0" * 400 + "}",
         "8\n9",
+        '{"score": ' + "[" * 10_000,
+        '{"score": 8, "why": ' + "[" * 10_000 + "]" * 10_000 + "}",
+        "```",
+        "```" + " " * 200_000 + "x",
     ],
 )
 def test_anything_else_is_unreadable(reply: str) -> None:

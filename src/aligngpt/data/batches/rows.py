@@ -53,16 +53,17 @@ class Rows(Sequence[tuple[int, ...]]):
 def rows_of(samples: Sequence[Sample], questions_per_prefix: int, *, by_level: bool = True) -> Rows:
     """Group samples into rows of indices into `samples`.
 
-    Samples of one source with the same images (and, if `by_level`, the same level) are split into the smallest number
-    of rows of at most `questions_per_prefix` samples, of about equal size. Samples without an image get a row each:
-    they have no prefix to share. So do interleaved samples, whose images are not all in the prefix.
+    Samples of one source with the same images and system prompt (and, if `by_level`, the same level) are split into the
+    smallest number of rows of at most `questions_per_prefix` samples, of about equal size: chat templates write the
+    system prompt before the images, so these are in the common prefix only if it is the same. Samples without an image
+    get a row each: they have no prefix to share. So do interleaved samples, whose images are not all in the prefix.
     """
     places = np.arange(len(samples))
     if questions_per_prefix == 1 or not len(samples):
         return Rows(places, places)
     columns = columns_of(samples)
     alone = np.where((columns.images == 0) | (columns.interleaved == 1), places + 1, 0)
-    keys = (columns.levels * by_level, columns.keys, columns.sources, alone)
+    keys = (columns.levels * by_level, columns.keys, columns.systems, columns.sources, alone)
     order = np.lexsort((places, *keys))
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = np.logical_or.reduce([key[order][1:] != key[order][:-1] for key in keys])

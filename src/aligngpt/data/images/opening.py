@@ -137,7 +137,8 @@ def open_image(
         check_size: called with the width and height before the image is decoded; it may raise an error of its own.
 
     Raises:
-        ImageError: the image is missing, empty, of an unknown format, truncated, too large (see also `check_shape`) or damaged.
+        ImageError: the image is missing, empty, of an unknown format, truncated, too large (see also `check_shape`) or
+            damaged.
     """
     image = _identify(source, max_pixels, formats, check_size)
     name = _name(source)
@@ -222,8 +223,8 @@ def check_shape(width: int, height: int, name: str = "the image") -> None:
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ImageError(
             "too_large",
-            f"{name} has {width} × {height} pixels; one side may be {MAX_RATIO} times as long as the other: cut it into "
-            "parts",
+            f"{name} has {width} × {height} pixels; one side may be {MAX_RATIO} times as long as the other: cut it "
+            "into parts",
         )
     if max(width, height) > MAX_SIDE:
         raise ImageError(

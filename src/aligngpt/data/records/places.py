@@ -10,7 +10,6 @@ from typing import Any
 from aligngpt.data.records.tags import IMAGE_PLACEHOLDER
 
 _FRONT = re.compile(r"(?:<image>\s*)*")
-_END = re.compile(r"(?:\s*<image>)*$")
 
 
 def placed(text: str) -> str:
@@ -25,7 +24,9 @@ def placed(text: str) -> str:
     text = text.strip()
     words = _FRONT.sub("", text, count=1)
     if IMAGE_PLACEHOLDER in words:
-        words = _END.sub("", text, count=1)
+        words = text
+        while words.endswith(IMAGE_PLACEHOLDER):
+            words = words.removesuffix(IMAGE_PLACEHOLDER).rstrip()
     if IMAGE_PLACEHOLDER in words:
         return text
     return "\n".join([IMAGE_PLACEHOLDER] * count + [words] * bool(words))

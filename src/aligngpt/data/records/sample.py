@@ -269,7 +269,7 @@ def _level(record: Mapping[str, Any]) -> int | None:
     if found is None or isinstance(found, float):
         return None
     if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-        raise RecordError("level", f"`similarity` must be a level 0…N-1, found {found!r}")
+        raise RecordError("level", f"`similarity` must be a level 0…N-1, found {found!r:.80}")
     return found + 1
 
 
@@ -282,5 +282,5 @@ def _score(record: Mapping[str, Any]) -> float | None:
 def _number(record: Mapping[str, Any], name: str) -> float | None:
     found = record.get(name)
     if found is not None and (isinstance(found, bool) or not isinstance(found, (int, float))):
-        raise RecordError(name, f"`{name}` must be a number, found {found!r}")
+        raise RecordError(name, f"`{name}` must be a number, found {found!r:.80}")
     return found

@@ -21,6 +21,7 @@ class Columns:
         images: number of images.
         interleaved: 1 if an image stands elsewhere than before the first question, else 0.
         keys: equal for two samples of one source if and only if their images are equal; meaningless without images.
+        systems: equal for two samples of one source if and only if their system prompts are.
         sources: number of the source the sample comes from.
         blocks: number, within its source, of the block that must be read as a whole to get the sample's image; -1 if
             the image can be read alone.
@@ -32,6 +33,7 @@ class Columns:
     images: NDArray[np.int64]
     interleaved: NDArray[np.int64]
     keys: NDArray[np.int64]
+    systems: NDArray[np.int64]
     sources: NDArray[np.int64]
     blocks: NDArray[np.int64]
     block_bytes: NDArray[np.int64]
@@ -55,6 +57,7 @@ def columns_of(samples: Sequence[Sample]) -> Columns:
     if isinstance(samples, HasColumns):
         return samples.columns
     known: dict[tuple[str, ...], int] = {}
+    known_systems: dict[str | None, int] = {}
 
     def column(values: Iterator[int]) -> NDArray[np.int64]:
         return np.fromiter(values, dtype=np.int64, count=len(samples))
@@ -65,6 +68,7 @@ def columns_of(samples: Sequence[Sample]) -> Columns:
         images=column(len(sample.images) for sample in samples),
         interleaved=column(int(sample.interleaved) for sample in samples),
         keys=column(known.setdefault(tuple(map(plain_name, sample.images)), len(known)) for sample in samples),
+        systems=column(known_systems.setdefault(sample.system, len(known_systems)) for sample in samples),
         sources=np.zeros(len(samples), dtype=np.int64),
         blocks=np.full(len(samples), -1),
         block_bytes=np.zeros(len(samples), dtype=np.int64),

@@ -82,6 +82,7 @@ class PreparedSamples(LazySamples):
             images=self._column("image_count"),
             interleaved=self._column("interleaved"),
             keys=self._column("key"),
+            systems=self._column("system_key"),
             sources=np.zeros(self._count, dtype=np.int64),
             blocks=blocks,
             block_bytes=block_bytes,

@@ -64,6 +64,7 @@ class Mixture(LazySamples):
             images=np.concatenate([part.images for part in parts]),
             interleaved=np.concatenate([part.interleaved for part in parts]),
             keys=np.concatenate([part.keys for part in parts]),
+            systems=np.concatenate([part.systems for part in parts]),
             sources=np.repeat(np.arange(len(parts)), [len(source) for source in self.sources]),
             blocks=np.concatenate([part.blocks for part in parts]),
             block_bytes=np.concatenate([part.block_bytes for part in parts]),

@@ -29,7 +29,7 @@ from aligngpt.data.sources.remote import located
 from aligngpt.data.sources.stored_images import ArchivePictures
 from aligngpt.progress import Meter
 
-FORMAT = 4
+FORMAT = 5
 """Format version of a cache entry; changing it rebuilds all entries."""
 
 RULES = Path(__file__).parents[1]
@@ -213,7 +213,7 @@ def _build(
 ) -> None:
     state = _state_of(path, archive)
     with (
-        cache_entry(folder) as made,
+        cache_entry(folder, is_made=lambda: _opened(folder, root, demands) is not None) as made,
         _Kept(made / REJECTS_FILE) as rejects,
         pa.OSFile(str(made / SAMPLES_FILE), "wb") as file,
         pa.ipc.new_file(file, SCHEMA) as writer,

@@ -1,5 +1,6 @@
 """Conversion between samples and rows of an Arrow table, with numeric columns for vectorised access."""
 
+import hashlib
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ SCHEMA = pa.schema(
         ("image_count", pa.int64()),
         ("interleaved", pa.int64()),
         ("key", pa.int64()),
+        ("system_key", pa.int64()),
         # Location of the image in an archive (see `StoredAt`); `file` is -1 if it is a file below the image root.
         ("file", pa.int64()),
         ("group", pa.int64()),
@@ -75,6 +77,7 @@ def row_of(sample: Sample, stored: StoredAt | None = None, key: int | None = Non
         "interleaved": int(sample.interleaved),
         # Samples without an image are identified by their id.
         "key": image_key(sample.images or ("", sample.id)) if key is None else key,
+        "system_key": 0 if sample.system is None else _hash(encoded(sample.system)),
     } | (stored or NOWHERE)._asdict()
 
 
@@ -96,3 +99,8 @@ def sample_of(row: dict[str, Any]) -> Sample:
         accepted=tuple(decoded(answer) for answer in row["accepted"]),
         context=tuple(row["context"]),
     )
+
+
+def _hash(content: bytes) -> int:
+    """A signed 64-bit hash."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)

@@ -11,11 +11,18 @@ from aligngpt.data.sources.tar_samples import MAX_TEXT, PICTURES, TEXTS
 
 @dataclass(slots=True)
 class Companions:
-    """The files of one folder with the same name up to the last dot."""
+    """The files of one folder with the same name up to the last dot.
+
+    Attributes:
+        pictures, texts: names of the images and texts.
+        json: name of the `.json`; None if there is none.
+        links: those of the texts and the `.json` that are symbolic links.
+    """
 
     pictures: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     json: str | None = None
+    links: list[str] = field(default_factory=list)
 
 
 def folders_in(folder: Path, *, hidden: bool = False) -> Iterator[Path]:
@@ -46,19 +53,24 @@ def companions_in(folder: Path) -> dict[str, Companions]:
     """The files of a folder that belong to records, by the name without the suffix."""
     found: dict[str, Companions] = {}
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+        names = sorted((entry.name, entry.is_symlink()) for entry in os.scandir(folder) if entry.is_file())
     except OSError as error:
         raise SourceError(f"{folder} cannot be read: {error.strerror or error}") from error
-    for name in names:
+    for name, is_link in names:
         stem, _, suffix = name.rpartition(".")
         if not stem:
             continue
         if suffix.lower() in PICTURES:
             found.setdefault(stem, Companions()).pictures.append(name)
-        elif suffix.lower() in TEXTS:
+            continue
+        if suffix.lower() in TEXTS:
             found.setdefault(stem, Companions()).texts.append(name)
         elif suffix.lower() == "json":
             found.setdefault(stem, Companions()).json = name
+        else:
+            continue
+        if is_link:
+            found[stem].links.append(name)
     # Folders have many other JSON files, such as the results of a command.
     return {stem: entry for stem, entry in found.items() if entry.pictures or entry.texts}
 

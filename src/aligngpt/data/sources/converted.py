@@ -41,7 +41,7 @@ class ConvertedSource(RecordSource):
         open_as: opens the converted file.
 
     Raises:
-        SourceError: the original cannot be read.
+        SourceError: the original cannot be read, or changes while it is converted.
         CacheError: there is no room for the converted file.
     """
 
@@ -105,18 +105,18 @@ class ConvertedSource(RecordSource):
 
 def _made(path: Path, name: str, convert: Convert) -> _Made:
     """The converted file, from the cache if it is there."""
-    try:
-        state = path.stat()
-        content = _content(path, state.st_mtime_ns, state.st_size)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    content = _content_of(path)
     key = json.dumps([FORMAT, f"{convert.__module__}.{convert.__qualname__}", name, content])
     folder = entry_path("converted", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
     if (found := _entry(folder, name, path)) is not None:
         return found
     try:
-        with cache_entry(folder) as made:
+        with cache_entry(folder, is_made=lambda: _entry(folder, name, path) is not None) as made:
             broken = convert(path, made / name)
+            if _content_of(path) != content:
+                raise SourceError(
+                    f"{path} changed while it was being read; run the command again once it is fully written"
+                )
             # The file may later be read under another path.
             kept = None if broken is None else broken.replace(str(path), "")
             (made / BROKEN_FILE).write_text(json.dumps(kept), encoding="utf-8")
@@ -134,6 +134,14 @@ def _entry(folder: Path, name: str, path: Path) -> _Made | None:
     except (OSError, ValueError):
         return None
     return _Made(folder / name, None if broken is None else f"{path}{broken}")
+
+
+def _content_of(path: Path) -> str:
+    try:
+        state = path.stat()
+        return _content(path, state.st_mtime_ns, state.st_size)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 @lru_cache(maxsize=64)

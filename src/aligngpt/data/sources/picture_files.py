@@ -17,8 +17,9 @@ TEXT = ".txt"
 class PictureFiles(RecordSource):
     """The images of a folder, at any depth, with the captions beside them; also the `files` output of img2dataset.
 
-    The caption is in a text file, or in a field of a `.json`. An image without a caption and a text without an image
-    are broken records; a `.json` without an image is not a record. The id is the path without its suffix.
+    The caption is in a text file, or in a field of a `.json`. An image without a caption, a text without an image, and
+    a text or `.json` that links to a file outside the folder are broken records; a `.json` without an image is not a
+    record. The id is the path without its suffix.
 
     Args:
         folder: the folder.
@@ -70,9 +71,10 @@ class PictureFiles(RecordSource):
         for folder in folders_in(self.folder):
             for _, entry in sorted(companions_in(folder).items()):
                 texts = [*entry.texts, *([] if entry.json is None else [entry.json])]
+                outside = self._links_outside(folder, entry)
                 for name in (*entry.pictures, *texts):
                     path = folder / name
-                    content = read_text(path) if name in texts else b""
+                    content = read_text(path) if name in texts and name not in outside else b""
                     digest.update(
                         f"{path.relative_to(self.folder).as_posix()}\t{path.stat().st_size}\t".encode(
                             "utf-8", "surrogateescape"
@@ -95,6 +97,14 @@ class PictureFiles(RecordSource):
         picture = folder / entry.pictures[0]
         if not texts:
             return BrokenRecord(number, "no_caption", f"{picture} has no .txt or .json of the same name beside it")
+        if outside := self._links_outside(folder, entry):
+            link = folder / outside[0]
+            return BrokenRecord(
+                number,
+                "outside_root",
+                f"{link} is a symbolic link to {link.resolve()}, which is not inside {self.folder}; copy the text into "
+                "the folder",
+            )
         if self.field is None and (differing := _differing(folder, entry.texts)):
             found = " and ".join(differing)
             return BrokenRecord(number, "text_count", f"{picture} has {found}, which differ; expected one caption")
@@ -104,6 +114,11 @@ class PictureFiles(RecordSource):
             return BrokenRecord(number, "broken_text", str(error))
         value = {"image": picture.relative_to(self.folder).as_posix(), self._columns.caption: caption, "id": path}
         return Record(number, value, str(picture), self._columns)
+
+    def _links_outside(self, folder: Path, entry: Companions) -> list[str]:
+        """The texts, and the `.json`, that link to files outside the source."""
+        root = self.folder.resolve() if entry.links else self.folder
+        return [name for name in entry.links if not (folder / name).resolve().is_relative_to(root)]
 
     def _caption(self, folder: Path, entry: Companions) -> object:
         """The caption of an image; None if its `.json` has none. Raises ValueError if a file cannot be read."""

@@ -10,6 +10,9 @@ from aligngpt.data.sources.base import SourceError
 
 CHUNK = 2048 * tarfile.BLOCKSIZE
 
+_ERRORS = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError, RecursionError)
+"""What tarfile raises for damaged headers; the last three for a long name of absurd size, and for many in a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -95,8 +98,9 @@ def read_members(path: Path, stop: int | None = None) -> Iterator[Member | Broke
                 start = _not_zero(file, end)
             except SourceError:
                 raise  # A lost connection or a changed object, which is no fault in the file.
-            except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-                yield BrokenTar(f"{path} is not a complete, uncompressed tar file, at byte {file.tell()}: {error}")
+            except _ERRORS as error:
+                why = str(error) or type(error).__name__
+                yield BrokenTar(f"{path} is not a complete, uncompressed tar file, at byte {file.tell()}: {why}")
                 return
 
 

@@ -52,9 +52,14 @@ def choices(tables: Sequence[Numbers], groups: Sequence[Hashable]) -> Choices:
         groups: the picture of each set, for the intervals.
 
     Raises:
-        MeasureError: there are no sets, or some have one picture and some several.
+        MeasureError: there are no sets, some have one picture and some several, or a log-probability is not a number.
     """
     _need(tables, "sets of captions")
+    if any(np.isnan(one).any() for one in tables):
+        raise MeasureError(
+            "a log-probability is not a number, so captions cannot be compared; check the model's weights, and measure "
+            "again in another folder"
+        )
     several = {len(one) > 1 for one in tables}
     if len(several) > 1:
         raise MeasureError("some sets have one picture and others several; measure them apart")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from aligngpt.inference.engine import Engine
 
 PLAIN = "the model has no alignment module (`alignment: none`): it is evaluated as a plain LLaVA"
+UNTRAINED = (
+    "the alignment levels are as drawn at random, and each prompt with an image contains them: these are not the "
+    "figures of the model that this one was converted from; train it first"
+)
 
 
 def identity_of(engine: "Engine", name: str) -> str:
@@ -78,4 +83,13 @@ def _tokenizer_content(tokenizer: Any) -> list[Any]:
 
 def remarks_on(engine: "Engine") -> list[str]:
     """What a reader of the model's figures has to know."""
-    return [PLAIN] if engine.model.config.alignment == "none" else []
+    if engine.model.config.alignment == "none":
+        return [PLAIN]
+    return [UNTRAINED] if _as_drawn(engine.model.model.alignment.levels) else []
+
+
+def _as_drawn(levels: torch.Tensor) -> bool:
+    """Whether a level table `(levels, hidden)` fills the range of its Xavier-uniform draw, which training leaves."""
+    bound = math.sqrt(6 / sum(levels.shape))
+    # bfloat16 may round up by 1/512.
+    return 0.9 * bound < float(levels.abs().max()) <= bound * (1 + 1 / 512)

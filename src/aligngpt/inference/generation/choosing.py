@@ -1,5 +1,6 @@
 """The choice of the next token: greedy, or drawn with a random generator of each answer's own."""
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ class Chooser:
 
     def __init__(self, sampling: Sampling, index: int = 0) -> None:
         self.sampling = sampling
-        self._generator = torch.Generator().manual_seed((sampling.seed + index) % 2**63)
+        self._generator = torch.Generator().manual_seed(_in_32_bits(sampling.seed + index))
 
     @property
     def is_greedy(self) -> bool:
@@ -63,6 +64,13 @@ def choose(logits: Tensor, choosers: Sequence[Chooser]) -> tuple[list[int | None
         if token is not None and (alternatives := chooser.sampling.log_probabilities) is not None:
             told[row] = _told(torch.log_softmax(logits[row], dim=-1), token, alternatives)
     return tokens, told
+
+
+def _in_32_bits(seed: int) -> int:
+    """The seed, or a hash of a longer one: torch's generator on the CPU ignores all higher bits."""
+    if 0 <= seed < 2**32:
+        return seed
+    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
 
 
 def _told(log_probabilities: Tensor, token: int, alternatives: int) -> TokenChoice:

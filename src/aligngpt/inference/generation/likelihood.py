@@ -1,5 +1,6 @@
 """How likely given answers are: the conversation is read once, then all answers in one pass."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,11 +8,11 @@ import torch
 from torch import Tensor
 
 from aligngpt.inference.generation.cache import PooledCache, can_be_pooled
-from aligngpt.inference.generation.loop import Loop
+from aligngpt.inference.generation.loop import NOT_A_NUMBER, Loop
 from aligngpt.inference.generation.pictures import Seen, encoder_outputs
 from aligngpt.inference.generation.prompts import Prompt, PromptWriter, as_row
 from aligngpt.inference.generation.rotation import changes_rotation, forget_lengths
-from aligngpt.inference.requests import Likelihood, Request
+from aligngpt.inference.requests import EngineError, Likelihood, Request
 
 
 def likelihoods(
@@ -20,7 +21,7 @@ def likelihoods(
     """How likely each answer is at each level; see `Engine.likelihood`.
 
     Raises:
-        EngineError: the request, a level or an answer cannot be used.
+        EngineError: the request, a level or an answer cannot be used, or the model's output is not a number.
     """
     parts = [writer.answer_ids(request, answer) for answer in answers]
     longest = max((len(answer) for _, answer in parts), default=1)
@@ -97,4 +98,6 @@ def _likelihood(logits: Tensor, answer: Sequence[int]) -> Likelihood:
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
     ids: Any = torch.tensor(answer, device=logits.device)
     of_tokens = log_probabilities.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
+    if any(map(math.isnan, of_tokens)):
+        raise EngineError(NOT_A_NUMBER)
     return Likelihood(sum(of_tokens), tuple(of_tokens), bool((logits.argmax(dim=-1) == ids).all()))

@@ -6,6 +6,9 @@ from typing import Any
 UNFINISHED = "\ufffd"
 """What the first bytes of a character are decoded to."""
 
+MOST_UNFINISHED = 8
+"""Tokens that may wait for the rest of a character. It has four bytes at most, so the first of more are broken."""
+
 
 class AnswerText:
     """Turns tokens into text piece by piece; the pieces join to `text`.
@@ -34,9 +37,13 @@ class AnswerText:
         # The tokens before are decoded too: some tokenizers write a token differently at the beginning.
         before = self._decode(self._tokens[self._decoded_to : self._read_to])
         now = self._decode(self._tokens[self._decoded_to :])
-        if len(now) > len(before) and not now.endswith(UNFINISHED):
+        end = len(self._tokens)
+        if now.endswith(UNFINISHED):
+            end = self._broken_to(now)
+            now = self._decode(self._tokens[self._decoded_to : end])
+        if len(now) > len(before):
             self._append(now[len(before) :])
-            self._decoded_to, self._read_to = self._read_to, len(self._tokens)
+            self._decoded_to, self._read_to = self._read_to, end
         return self._show(self._held())
 
     def finish(self) -> str:
@@ -45,6 +52,15 @@ class AnswerText:
             before = self._decode(self._tokens[self._decoded_to : self._read_to])
             self._append(self._decode(self._tokens[self._decoded_to :])[len(before) :])
         return self._show(0)
+
+    def _broken_to(self, text: str) -> int:
+        """How many of the tokens of a text that ends with an unfinished character can be read."""
+        if len(self._tokens) - self._read_to <= MOST_UNFINISHED:
+            return self._read_to
+        # The unfinished character is in the last three tokens, and no other may be cut.
+        ends = range(len(self._tokens) - 3, self._read_to, -1)
+        whole = (end for end in ends if text.startswith(self._decode(self._tokens[self._decoded_to : end])))
+        return next(whole, self._read_to)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ""

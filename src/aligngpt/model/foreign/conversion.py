@@ -37,6 +37,7 @@ from aligngpt.model.foreign.settings import (
 from aligngpt.model.foreign.tokens import carried_generation, check_tokens, without_our_tokens
 from aligngpt.model.foreign.weight_files import read_shapes, read_shard, shard_files, write_shards
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.new_folder import check_new_folder
 from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcessor
 from aligngpt.model.templates import VICUNA, for_images, one_template, stored_template
 from aligngpt.model.vision_towers import VisionTower, load_vision_tower
@@ -65,7 +66,7 @@ def convert(
 
     Args:
         source: a model folder, or a `mm_projector_align.bin` or `mm_projector.bin`.
-        out: the output folder; it appears only once it is complete.
+        out: the output folder, new or empty; it appears only once it is complete.
         vision_tower: folder or hub name of the tower, with its image processor; the one the source names when None.
         language_model: only for the output of a first stage: the language model it was trained for.
         tokenizer: folder or hub name; the source's own when None.
@@ -75,11 +76,12 @@ def convert(
 
     Raises:
         LayoutError: the source is none of these, weights are missing, unknown or of a wrong shape, its tokenizer has
-            tokens without an embedding row, or a setting that changes its answers cannot be kept.
+            tokens without an embedding row, a setting that changes its answers cannot be kept, or `out` is not empty.
         ShardError: its files are damaged, or contain more than tensors.
         ChatTemplateError: its chat template cannot be used.
         BackboneError: the vision tower, the language model or the tokenizer cannot be loaded.
     """
+    check_new_folder(out, LayoutError)
     stage_one = first_stage_file(source)
     if stage_one is not None:
         if tokenizer is not None:
@@ -180,20 +182,21 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
 
     Args:
         source: one of our model folders.
-        out: the output folder; it appears only once it is complete.
+        out: the output folder, new or empty; it appears only once it is complete.
         vision_tower: where the original code will load the tower's configuration from.
 
     Returns:
         The number of parameters.
 
     Raises:
-        LayoutError: the model has a feature that the original code does not support.
+        LayoutError: the model has a feature that the original code does not support, or `out` is not empty.
         ShardError: the weights are missing or damaged.
     """
+    check_new_folder(out, LayoutError)
     ours = read_config(source)
     if ours.get("model_type") != AlignGPTConfig.model_type or "text_config" not in ours:
         raise LayoutError(f"{source} is not one of our model folders; only those can be written in the original layout")
-    config = AlignGPTConfig.from_pretrained(source)
+    config = AlignGPTConfig.from_pretrained(source, trust_remote_code=False)
     check_registers(source, config.vision_register_tokens)
     processor = AlignGPTProcessor.from_pretrained(source)
     pads = bool(processor.image_processor.do_pad)

@@ -6,11 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 MOST_IMAGES = 200_000
 """Largest number of different image files to compare: all pairs of them are, which takes 2 · 10¹⁰ similarities."""
 
 BLOCK = 2048
+
+ROUNDING = 1e-5
+"""How far single precision may leave the cosine of two equal images below 1."""
 
 
 def near_duplicates(
@@ -21,10 +25,11 @@ def near_duplicates(
     """Connected components of the images that have at least some cosine with each other.
 
     Two images are in one group if a chain of images leads from one to the other in which each has at least this cosine
-    with the next. Exact: every two images are compared, in blocks of `BLOCK`.
+    with the next. Every two images are compared, in blocks of `BLOCK`; a cosine that is less than `ROUNDING` too small
+    is enough, so that 1 joins equal images.
 
     Args:
-        features: image features of unit length, `(images, dim)`.
+        features: image features of unit length, which rounding may have changed, `(images, dim)`.
         cosine: the smallest cosine of near-duplicates, -1…1.
         advance: called with the number of images compared with all later ones.
 
@@ -34,9 +39,10 @@ def near_duplicates(
     count = len(features)
     groups = np.arange(count)
     for start in range(0, count, BLOCK):
-        rows = features[start : start + BLOCK].float()
+        rows = F.normalize(features[start : start + BLOCK].float(), dim=1)
         for other in range(start, count, BLOCK):
-            near = rows @ features[other : other + BLOCK].float().T >= cosine
+            others = F.normalize(features[other : other + BLOCK].float(), dim=1)
+            near = rows @ others.T >= cosine - ROUNDING
             first, second = (found.cpu().numpy() for found in torch.nonzero(near, as_tuple=True))
             _join(groups, first + start, second + other)
         advance(len(rows))

@@ -9,18 +9,17 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.model.backbones import LOADING_ERRORS
 from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.whole_weights import load_whole
 
 ImagePooling = Literal["class", "mean"]
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 class DualEncoderError(AlignGPTError):

@@ -239,7 +239,7 @@ def _text_of(content: str) -> str:
     try:
         choice = json.loads(content)["choices"][0]
         text = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise Unanswered(UNANSWERED, f"the reply is not that of a chat endpoint: {shown(content)}") from error
     why = choice.get("finish_reason")
     if not isinstance(text, str) or not text.strip():

@@ -19,7 +19,7 @@ from aligngpt.scoring.judging.judge import Judge
 from aligngpt.scoring.judging.pictures import NotShown, Shown, shown_picture
 from aligngpt.scoring.judging.questions import UnreadableReply, read_score
 from aligngpt.scoring.judging.replies import SavedReplies, key_of
-from aligngpt.scoring.manifest import claim
+from aligngpt.scoring.manifest import before_rescoring, claim
 from aligngpt.scoring.picture_marks import has_file
 from aligngpt.scoring.reject_share import RejectLimit
 from aligngpt.scoring.resuming import kept_parts
@@ -90,6 +90,7 @@ def judge_source(
             with SavedReplies(replies or out / REPLIES) as saved:
                 pairs = sum(isinstance(item, Pair) for shard in todo for item in source.read(shard))
                 confirm(Plan(pairs, len(saved)))
+                before_rescoring(out, todo)
                 asking = _Asking(source, judge, out, saved)
                 asyncio.run(asking.run(endpoint, todo, done, limit))
         finish_job(out, manifest, done, source, max_reject_share, rescored=bool(todo))

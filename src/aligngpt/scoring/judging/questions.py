@@ -25,7 +25,7 @@ _REPLY = re.compile(
     rf"(?:(?:the\s+)?(?:score|rating|answer)\s*(?::|=|is)\s*)?{_NUMBER}(?:\s*(?:/|out of)\s*{_NUMBER})?\s*\.?",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
+_FENCE = "```"
 _NAMES = ("score", "rating", "answer")
 
 SHOWN = 300
@@ -118,8 +118,8 @@ def read_score(reply: str, scale: Scale) -> float:
         UnreadableReply: the reply is anything else, or the number is outside the scale.
     """
     text = _THINKING.sub("", reply).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced[1]
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        text = text.removeprefix(_FENCE).removesuffix(_FENCE).removeprefix("json").strip()
     if text.startswith("{"):
         number = _of_json(text, reply)
     else:
@@ -142,7 +142,7 @@ def shown(text: str) -> str:
 def _of_json(text: str, reply: str) -> float:
     try:
         content: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableReply(f"the reply is neither a number nor JSON: {shown(reply)}") from error
     numbers = [content[name] for name in _NAMES if name in content]
     if len(numbers) != 1 or isinstance(numbers[0], bool) or not isinstance(numbers[0], int | float):

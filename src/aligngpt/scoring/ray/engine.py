@@ -333,16 +333,13 @@ def _score(
     lost: Counter[Shard] = Counter()
     reasons: dict[Shard, str] = {}
     if todo:
-        before_rescoring(out, manifest)
+        before_rescoring(out, todo)
         with Meter("scoring pairs", _records(todo, total.records), initial=total.records, unit="pairs") as meter:
             while todo or pool.scoring:
                 while pool.size < min(pool.room.actors, len(todo) + pool.scoring):
                     pool.add()
                 while todo and pool.idle:
-                    shard = todo.popleft()
-                    # If its actor dies, the part of an earlier run must not count as the new one.
-                    part_path(out, shard.index).unlink(missing_ok=True)
-                    pool.give(shard)
+                    pool.give(todo.popleft())
                 before = total.records
                 for shard, result, reason in pool.wait():
                     # The actor may have died after writing the part but before reporting it.

@@ -226,8 +226,8 @@ class StageTrainer(Trainer):
                 json.dump({"step": step, "what": what, "samples": ids}, file, indent=2)
         raise TrainingStopped(
             f"{what} after step {step}",
-            f"the samples are listed in {path}. Lower the learning rate or check the data, then run the same command "
-            "again",
+            f"the samples are listed in {path}. Lower the learning rate or correct the data, remove {path.parent} and "
+            "run the command again",
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
