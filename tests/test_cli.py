@@ -35,7 +35,7 @@ from aligngpt.scoring.job import ScoreSummary
 VERBS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
 
 
-PAIRS = SimpleNamespace(kind="llava")
+PAIRS = SimpleNamespace(kind="parquet")
 """In place of a source of pairs."""
 
 
@@ -759,9 +759,9 @@ def test_the_command_line_imports_nothing_heavy_at_the_top() -> None:
         imported = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
         imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         ours = {name for name in imported if name.startswith("aligngpt") and not name.startswith("aligngpt.cli")}
-        light = {f"aligngpt.{name}" for name in ("endings", "errors", "hub_names", "loopback", "progress")} | {
-            "aligngpt"
-        }
+        light = {
+            f"aligngpt.{name}" for name in ("endings", "errors", "hub_names", "loopback", "printing", "progress")
+        } | {"aligngpt"}
         assert ours <= light, file
         assert not imported & {"torch", "transformers", "numpy", "matplotlib"}, file
 

@@ -64,9 +64,10 @@ def llava(made: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def converted(tmp_path: Path, tower_folder: Callable) -> Callable[..., Any]:
-    """The result of a conversion to the folder `out`."""
+    """The result of a conversion to the folder `out`, in place of an earlier one."""
 
     def run(folder: Path, **options: Any) -> Any:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         return convert(folder, tmp_path / "out", vision_tower=tower_folder("clip"), **options)
 
     return run
