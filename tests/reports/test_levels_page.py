@@ -83,7 +83,7 @@ def test_everything_is_on_the_page(page: str) -> None:
         "1,200 pairs in 2 levels",
         "below 0.200 1,150 95.8% 7.2 320 px",
         "from 0.200 50 4.2% – – thin",
-        "each may be off by 0.07% of the pairs",
+        "each is off by at most 0.07% of the pairs",
         "Mean 0.125 Deviation 0.250 Lowest −0.500 1% −0.400 Median 0.100 Highest 0.750",
         "logarithm of the caption length: 0.62",
         "9 of 1,200 pairs (0.8%) have the image of another pair; 3 images occur more than once.",

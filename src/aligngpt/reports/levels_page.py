@@ -125,7 +125,7 @@ class LevelsPage:
 
     Attributes:
         borders: the N-1 ascending scores between the N levels.
-        rank_error: largest deviation of the share of scores below a border from its target, 0…1; 0 if exact.
+        rank_error: see `AlignmentLevels`.
         levels: level 1…N.
         bin_counts: number of scores in each bin of the histogram, `(bins,)`.
         bin_edges: edges of these bins, `(bins + 1,)`.
