@@ -76,9 +76,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         questions.append({"id": f"{place}b", "image": name, "question": "is it red ?", "answer": "no"})
     questions.append({"question": "describe a circle please", "answer": "it is big"})
     # Its header can be read, so that it is found only by what decodes it.
-    cut = (folder / "5.png").read_bytes()
-    (folder / "5.png").write_bytes(cut[: len(cut) // 2])
-    (folder / "7.png").unlink()
+    cut = (folder / "9.png").read_bytes()
+    (folder / "9.png").write_bytes(cut[: len(cut) // 2])
+    (folder / "11.png").unlink()
     for name, records in (("captions", captions), ("questions", questions)):
         (folder / f"{name}.json").write_text(json.dumps(records))
     return folder
