@@ -97,6 +97,9 @@ windows, and so pad; a family with windows packs samples that are no longer than
 model that generates without a cache is slow. "in Gemma 3" means that the folder contains the larger model; the language
 model is taken out of it.
 
+Adapters (`lora`) and fewer bits (`lora.bits`, `--bits`) change linear layers only. Of a mixture of experts these are
+little more than the attention; a note then says which share of the weights is left out.
+
 | language model | works | |
 |---|---|---|
 """

@@ -261,8 +261,9 @@ def save_language(folder: Path, language: Language) -> None:
         vision = vision if vision.__name__ != "AutoConfig" else CONFIG_MAPPING["siglip_vision_model"]
         known = fields_of(vision)
         small = {name: value for name, value in VISION.items() if name in known}
-        tied = bool(getattr(config, "tie_word_embeddings", False))
-        config = whole(text_config=config.to_dict(), vision_config=vision(**small).to_dict(), tie_word_embeddings=tied)
+        # If it is not stated, the larger model's own default decides, which may differ from its text part's.
+        tied = {name: value for name, value in language.settings.items() if name == "tie_word_embeddings"}
+        config = whole(text_config=config.to_dict(), vision_config=vision(**small).to_dict(), **tied)
         auto = AutoModelForImageTextToText
     torch.manual_seed(1)
     model = auto.from_config(config)

@@ -16,7 +16,7 @@ from aligngpt.data.sources.base import Record, Shard
 class ListedPairs(PairSource):
     """Captions and the names of their pictures in a folder, cut into shards; a caption of None is no pair.
 
-    `fails_at` is a shard whose reading ends in an error, as a kill would end it.
+    `fails_at` is a shard whose reading ends in `error`, by default as Ctrl-C would end it.
     """
 
     kind = "listed"  # type: ignore[assignment]
@@ -25,6 +25,7 @@ class ListedPairs(PairSource):
     def __init__(self, rows: Sequence[tuple[str | None, str]], root: Path, shard_size: int) -> None:
         self.rows, self.root, self.shard_size = rows, root, shard_size
         self.fails_at: int | None = None
+        self.error: type[BaseException] = KeyboardInterrupt
         self.was_read: list[int] = []
 
     def shards(self) -> list[Shard]:
@@ -37,7 +38,7 @@ class ListedPairs(PairSource):
         start = shard.index * self.shard_size
         for record, (caption, name) in enumerate(self.rows[start : start + self.shard_size]):
             if shard.index == self.fails_at and record == 1:
-                raise KeyboardInterrupt
+                raise self.error
             if caption is None:
                 yield Unusable(record, f"pair-{start + record}", "turns", "there is no caption")
             else:

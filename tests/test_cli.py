@@ -538,9 +538,8 @@ def test_levels_writes_a_page_of_what_was_scored(aligngpt_command: Command, call
 
 def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, calls: Callable) -> None:
     backbones = SimpleNamespace(vision_tower="clip", language_model="model")
-    read = calls(
-        "aligngpt.training.recipe.load_recipe", SimpleNamespace(output="runs/mine", model=backbones, instruct=True)
-    )
+    recipe = SimpleNamespace(output="runs/mine", model=backbones, instruct=SimpleNamespace(image_root="my images"))
+    read = calls("aligngpt.training.recipe.load_recipe", recipe)
     done = {name: SimpleNamespace(stage=name, steps=3, loss=1.5, seconds=61.2) for name in ("pretrain", "instruct")}
     trained = calls("aligngpt.training.run.train", [done["pretrain"]])
     ended = aligngpt_command("train", "r.yaml", "--stage", "pretrain", "--set", "seed=1", "--set", "output=x")
@@ -549,14 +548,20 @@ def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, c
     assert read[0][0] == (Path("r.yaml"), ["seed=1", "output=x"])
     assert trained[0][0][1] == ("pretrain",)
 
+    rejects = Path("runs/mine/pretrain/rejects.jsonl")
+    rejects.parent.mkdir(parents=True)
+    rejects.write_text("".join(f'{{"reason": "{reason}"}}\n' for reason in ("no_answer", "missing", "missing")))
     trained = calls("aligngpt.training.run.train", list(done.values()))
     ended = aligngpt_command("train", "r.yaml")
+    skipped = f"3 records skipped (missing 2, no_answer 1); {rejects} lists all of them"
+    assert ended.out.splitlines()[1] == f"pretrain: {skipped}"
     assert trained[0][0][1] == ("pretrain", "instruct")
     model = Path("runs/mine/model")
     assert ended.out.splitlines()[-4:] == [
         f"model: {model}",
         f'ask: aligngpt ask {model} IMAGE "QUESTION" --show-alignment',
-        f"measure: aligngpt evaluate {model} QUESTIONS.json --out {Path('runs/mine/evaluation/test')}",
+        f"measure: aligngpt evaluate {model} QUESTIONS.json --image-root 'my images' "
+        f"--out {Path('runs/mine/evaluation/test')}",
         "then: aligngpt report runs/mine",
     ]
 

@@ -174,7 +174,8 @@ def test_a_dry_run_lists_what_is_still_to_do(tmp_path: Path) -> None:
 
 def test_the_commands_to_run_next_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbones = SimpleNamespace(vision_tower=str(tmp_path), language_model=str(tmp_path))
-    recipe = SimpleNamespace(output="my runs/mine", model=backbones, instruct=True)
+    instruct = SimpleNamespace(image_root="my images")
+    recipe = SimpleNamespace(output="my runs/mine", model=backbones, instruct=instruct)
     monkeypatch.setattr("aligngpt.training.recipe.load_recipe", lambda *_: recipe)
     for stage, commands in (("pretrain", ["train"]), ("instruct", ["ask", "evaluate", "report"])):
         result = SimpleNamespace(stage=stage, steps=3, loss=1.5, seconds=61.2)

@@ -1,6 +1,10 @@
 """Progress display: plain lines without a terminal, a bar on one, and a rate without the items done before a resume."""
 
 import io
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -183,3 +187,33 @@ def test_on_a_terminal_a_failure_ends_the_bar(terminal: io.StringIO) -> None:
     with pytest.raises(KeyError), Meter("training", 10):
         raise KeyError
     assert terminal.getvalue().endswith("\x1b[?25h"), "the cursor is shown again"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_beside_a_bar_writes_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write of the screen takes a while, as over a network: a thread that draws would mostly hold its lock."""
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            time.sleep(0.005)
+            return super().write(text)
+
+    screen, plain = Slow(), io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=True, width=100))
+    monkeypatch.setattr(sys, "stderr", plain)
+    codes = []
+    with Meter("training", 1000) as meter:
+        assert sys.stderr is not plain
+        for _ in range(20):
+            meter.advance()
+            time.sleep(0.007)
+            if not (child := os.fork()):
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(2)
+                print("a warning", file=sys.stderr)
+                progress.console.print("another")
+                told = plain.getvalue() == "a warning\n" and screen.getvalue().endswith("another\n")
+                redrawn = "training" in screen.getvalue().rpartition("another")[2]
+                os._exit(0 if told and not redrawn else 3)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert codes == [0] * 20

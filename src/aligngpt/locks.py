@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -82,6 +84,32 @@ def owned_folder(folder: str | Path, verb: str) -> Iterator[None]:
                     _held[key] = lock, entered - 1
                 else:
                     _release(lock, folder)
+
+
+@contextmanager
+def folder_in_turn(folder: str | Path, verb: str, *, patience: float) -> Iterator[None]:
+    """Like `owned_folder`, but wait for a process that holds the folder for a moment only.
+
+    Args:
+        folder, verb: see `owned_folder`.
+        patience: seconds to wait.
+
+    Raises:
+        FolderInUse: another process has held it all that time.
+        AlignGPTError, OSError: see `owned_folder`.
+    """
+    give_up = time.monotonic() + patience
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(owned_folder(folder, verb))
+                break
+            except FolderInUse:
+                if time.monotonic() > give_up:
+                    raise
+            # At random, so that processes that start together do not meet again.
+            time.sleep(random.uniform(0.01, 0.1))
+        yield
 
 
 def _make(folder: Path) -> None:

@@ -1,11 +1,13 @@
 """Progress with rate and ETA: a bar on a terminal, occasional plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,7 +21,11 @@ Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
 
+SECONDS_BETWEEN_DRAWINGS = 0.1
+
 console = Console(stderr=True)
+
+_started_bars: list[Progress] = []
 
 
 def track(
@@ -54,7 +60,7 @@ class Meter:
     def __init__(self, description: str, total: int | None, *, initial: int = 0, unit: str = "items") -> None:
         self.description, self.total, self.done, self.initial, self.unit = description, total, initial, initial, unit
         self._bar: Progress | None = None
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_line = self._drawn = time.monotonic()
 
     def __enter__(self) -> "Meter":
         self._started = self._last_line = time.monotonic()
@@ -68,8 +74,12 @@ class Meter:
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=console,
+                # A thread that draws would hold the console's lock now and then. A process that is forked at such a
+                # moment, such as one that loads images, would wait for it for ever at the first thing it writes.
+                auto_refresh=False,
             )
             self._bar.start()
+            _started_bars.append(self._bar)
             self._task = self._bar.add_task(self.description, total=self.total, completed=self.initial, remark="")
         return self
 
@@ -79,6 +89,9 @@ class Meter:
         if self._bar is not None:
             shown = " ".join(part for part in (self._rate_text(), remark) if part)
             self._bar.update(self._task, total=self.total, completed=self.done, remark=shown)
+            if time.monotonic() - self._drawn >= SECONDS_BETWEEN_DRAWINGS:
+                self._drawn = time.monotonic()
+                self._bar.refresh()
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._line(remark)
@@ -86,6 +99,7 @@ class Meter:
     def __exit__(self, kind: object, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+            _started_bars.remove(self._bar)
         elif kind is None:
             self._line("")
 
@@ -121,3 +135,19 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _without_bars() -> None:
+    """Let a forked process write as any other does: the bars on the screen are its parent's."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, FileProxy):
+            setattr(sys, name, stream.rich_proxied_file)
+    if _started_bars:
+        # Of several bars, the first draws all.
+        console.pop_render_hook()
+        _started_bars.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_without_bars)

@@ -31,7 +31,8 @@ def quiet_libraries() -> None:
     getLogger("bitsandbytes").setLevel(ERROR)
     # torchao does so too.
     getLogger("torchao").setLevel(ERROR)
-    warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+    # Pillow warns of each image with odd metadata.
+    warnings.filterwarnings("ignore", module=r"torch|transformers|accelerate|PIL\.")
 
 
 def is_busy() -> bool:

@@ -86,7 +86,16 @@ def test_mean_is_the_mean_of_the_table(module: Any, image_tokens: Tensor, text: 
     torch.testing.assert_close(out.embedding, expected.expand(4, HIDDEN))
 
 
-@pytest.mark.parametrize("mode", ["adaptive", "global", "local", "mean"])
+def test_average_is_the_best_level_and_an_equal_mix_of_the_others(
+    module: Any, image_tokens: Tensor, text: Tensor
+) -> None:
+    out = module(image_tokens, text, mode="average")
+    equal = torch.full((4, LEVELS - 1), 1 / (LEVELS - 1))
+    assert out.weights is None
+    torch.testing.assert_close(out.embedding, module(image_tokens, text, mode="adaptive", weights=equal).embedding)
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "global", "local", "average", "mean"])
 def test_a_given_level_is_taken_in_every_mode(module: Any, image_tokens: Tensor, text: Tensor, mode: str) -> None:
     out = module(image_tokens, text, mode=mode, level=torch.tensor([1, 5, 3, 1]))
     assert torch.equal(out.embedding, module.levels[[0, 4, 2, 0]])
@@ -111,7 +120,7 @@ def test_given_weights_replace_the_gate(module: Any, image_tokens: Tensor, text:
 
 @pytest.mark.parametrize("mode", ["none", "Adaptive", ""])
 def test_an_unknown_mode_is_an_error(module: Any, image_tokens: Tensor, text: Tensor, mode: str) -> None:
-    with pytest.raises(ValueError, match="adaptive, global, local or mean"):
+    with pytest.raises(ValueError, match="adaptive, global, local, average or mean"):
         module(image_tokens, text, mode=mode)
 
 

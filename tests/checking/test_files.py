@@ -1,6 +1,7 @@
 """Tests that checking data reports everything that would fail in training, all at once."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from aligngpt.checking.files import Reading, check_files, write_checks
-from aligngpt.checking.result import FileCheck, Repeat
+from aligngpt.checking.result import FileCheck, Repeat, Repeats
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import load_samples
 from aligngpt.data.sources.base import SourceError
@@ -116,6 +117,45 @@ def test_of_each_reason_three_examples_are_shown(file_of: Callable, tmp_path: Pa
     assert found["path"] == str(check.path) and found["rejected"] == 5
 
 
+def test_samples_are_checked_in_parts_and_all_are_counted(file_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [pair(image, id=id) for image in ("a.png", "b.jpg", "no.png", "none.png") for id in "xyz"]
+    path = file_of(*records, [1], "{broken", [2], [3])
+    whole = checked(path)
+    monkeypatch.setattr("aligngpt.checking.files.PART", 5)
+    assert checked(path) == whole
+    assert (whole.records, whole.samples, whole.rejected, whole.images, whole.broken_images) == (16, 6, 10, 4, 2)
+    assert whole.repeated_ids.count == 9 and whole.identical.count == 8
+    for module in ("files", "repeats"):
+        monkeypatch.setattr(f"aligngpt.checking.{module}.MOST_LISTED", 2)
+    check = checked(path)
+    assert check.problem_counts == {"missing": 6, "not_an_object": 3, "broken_line": 1}
+    listed = [(6, "missing"), (7, "missing"), (12, "not_an_object"), (13, "broken_line"), (14, "not_an_object")]
+    assert reasons(check) == listed
+    assert check.repeated_ids == Repeats((Repeat(3, 0, "x"), Repeat(4, 1, "y")), 9)
+    assert check.identical == Repeats((Repeat(1, 0, "y"), Repeat(2, 0, "z")), 8)
+    assert (check.samples, check.rejected) == (6, 10) and "rejected, missing: 6 records" in check.text()
+    assert check.facts()["identical_count"] == 8 and check.facts()["problem_counts"]["missing"] == 6
+
+
+def test_samples_are_not_kept_in_memory(file_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aligngpt.checking.files.PART", 16)
+    monkeypatch.setattr("aligngpt.checking.files.MOST_LISTED", 16)
+    monkeypatch.setattr("aligngpt.checking.files.MOST_KNOWN", 16)
+
+    def peak(count: int) -> int:
+        """Bytes taken at most by checking samples of 4 KB, each with an image that is missing."""
+        path = file_of(*[talk("is it ?", "yes " * 1_000, images=[f"{place}.png"]) for place in range(count)])
+        tracemalloc.start()
+        check = checked(path)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert check.rejected == count
+        return most
+
+    peak(1)
+    assert peak(1_000) - peak(200) < 800 * 400
+
+
 @pytest.mark.parametrize(
     ("name", "there"), [("a.jpg", "a.png"), ("b.jpeg", "b.jpg"), ("A.png", "a.png"), ("B.JPG", "b.jpg")]
 )
@@ -148,8 +188,8 @@ def test_repeats_are_noted_and_no_problem(file_of: Callable) -> None:
     path = file_of(pair(id="x"), pair("b.jpg", id="x"), pair(id="y", similarity=2), pair("b.jpg", "blue"), pair(id=3))
     check = checked(path)
     assert check.good
-    assert check.repeated_ids == (Repeat(1, 0, "x"),)
-    assert check.identical == (Repeat(2, 0, "y"), Repeat(4, 0, "3"))
+    assert check.repeated_ids == Repeats((Repeat(1, 0, "x"),), 1)
+    assert check.identical == Repeats((Repeat(2, 0, "y"), Repeat(4, 0, "3")), 2)
     assert "note: 1 record with the id of an earlier record: record 1 (id x) repeats 0" in check.text()
     assert (
         "note: 2 records with the images and turns of an earlier record: record 2 (id y) repeats 0; record 4 "
@@ -199,7 +239,7 @@ def test_tokens_are_counted_and_samples_too_long_are_named(assembled: Callable, 
     check = checked(path, reading=Reading(processor, max_length=limit))
     assert reasons(check) == [(10, "too_long")]
     assert check.lengths is not None and check.lengths[:4] == whole.lengths[:4]
-    assert check.lengths.cut == (6, 7, 8, 9)
+    assert (check.lengths.cut, check.lengths.cut_count) == ((6, 7, 8, 9), 4)
     assert f"4 samples of more than {limit} tokens would lose turns" in check.text()
     assert "records 6, 7, 8, …" in check.text()
 
@@ -208,7 +248,7 @@ def test_samples_with_nothing_to_learn_from_are_found(assembled: Callable, file_
     _, processor = assembled("qwen2")
     silent = "{% for message in messages %}{{ message['role'] if message['role'] == 'user' }}{% endfor %}"
     check = checked(file_of(talk("a", "b")), reading=Reading(processor, silent))
-    assert reasons(check) == [(0, "no_answer")] and check.lengths is None
+    assert reasons(check) == [(0, "template")] and check.lengths is None
     refuses = "{{ raise_exception('no system') if messages[0]['role'] == 'system' }}" + processor.chat_template
     told = {"conversations": [{"from": "system", "value": "Be brief."}, *talk("a", "b")["messages"]]}
     check = checked(file_of(talk("a", "b"), told), reading=Reading(processor, refuses))

@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 from aligngpt.evaluation.matching import matches
+from aligngpt.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -144,6 +145,13 @@ def test_documented_commands_parse(
         targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         asked = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
         assert set(asked) <= set(targets)
+
+
+@pytest.mark.parametrize("words", [one for one in COMMANDS if one.values[0][:2] == ["aligngpt", "train"]])
+def test_documented_settings_are_those_of_a_recipe(words: list[str]) -> None:
+    recipe = ROOT / words[2]
+    if recipe.is_file():
+        load_recipe(recipe, [words[place + 1] for place, word in enumerate(words) if word == "--set"])
 
 
 @pytest.mark.parametrize("line", ["aligngpt no-such-verb", "aligngpt quickstart --no-such-option", "aligngpt ask"])

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from PIL import Image
 from transformers import AutoProcessor
 
 from aligngpt.inference.engine import Engine, Request
+from aligngpt.inference.loading import NOT_QUANTISED
 from aligngpt.model.adapters import merge_adapter
 
 PAGE = Path(__file__).parents[2] / "docs" / "fine-tuning.md"
@@ -27,12 +29,16 @@ def snippet(heading: str) -> str:
     return str(code)
 
 
+IMPORTS = snippet("transformers").partition("\n\n")[0] + "\n"
+(LAYERS,) = re.findall(r"^layers = .*$", snippet("peft"), flags=re.MULTILINE)
+
+
 @pytest.fixture
 def session(tmp_path: Path, assembled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of a Python session in a folder with the files of the page, after its first snippet."""
     monkeypatch.chdir(tmp_path)
     model, processor = assembled("qwen2")
-    model.save_pretrained("runs/mine/model")
+    model.bfloat16().save_pretrained("runs/mine/model")  # as with `save_dtype: bfloat16`
     processor.save_pretrained("runs/mine/model")
     Path("images").mkdir()
     generator = np.random.default_rng(0)
@@ -66,6 +72,7 @@ def test_the_trainer_snippet_trains_and_saves_a_model(session: dict[str, Any]) -
     found = losses(session["trainer"])
     assert len(found) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in found)
+    assert {one.dtype for one in session["model"].parameters()} == {torch.float32}
     saved = AutoProcessor.from_pretrained("runs/trainer/model")
     assert saved.tokenizer.padding_side == "left", "as generation needs it"
     after = _weights("runs/trainer/model")
@@ -77,7 +84,8 @@ def test_the_trainer_snippet_trains_and_saves_a_model(session: dict[str, Any]) -
 
 @pytest.mark.medium
 def test_the_peft_snippet_trains_adapters_that_the_commands_read(session: dict[str, Any]) -> None:
-    exec(snippet("transformers").partition("\n\n")[0] + "\n" + snippet("peft"), session)
+    exec(IMPORTS + snippet("peft"), session)
+    assert {one.dtype for one in session["adapted"].parameters() if one.requires_grad} == {torch.float32}
     changed = [name for name, one in session["adapted"].named_parameters() if "lora_B" in name and one.any()]
     assert len(changed) == 2 * 7
     assert all("language_model" in name for name in changed)
@@ -90,11 +98,21 @@ def test_the_peft_snippet_trains_adapters_that_the_commands_read(session: dict[s
     assert len(changed) == 2 * 7 and all("_proj.weight" in name for name in changed)
 
 
+def test_the_snippet_for_4_bits_quantises_the_language_model_alone(session: dict[str, Any]) -> None:
+    exec(IMPORTS + f"from peft import LoraConfig, get_peft_model\n{LAYERS}\n" + snippet("peft in 4 bits"), session)
+    quantised = [name for name, one in session["base"].named_modules() if type(one) is Linear4bit]
+    assert len(quantised) == 2 * 7
+    assert all("language_model" in name for name in quantised)
+    assert set(session["quantization"].llm_int8_skip_modules) == set(NOT_QUANTISED)
+    session["adapted"](**session["collate"](session["records"][:2])).loss.backward()
+    trained = [one for one in session["adapted"].parameters() if one.requires_grad]
+    assert all(one.grad is not None and torch.isfinite(one.grad).all() for one in trained)
+
+
 @pytest.mark.medium
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
 def test_the_trl_snippet_trains_adapters(session: dict[str, Any]) -> None:
-    (layers,) = re.findall(r"^layers = .*$", snippet("peft"), flags=re.MULTILINE)
-    exec(f"from peft import LoraConfig\n{layers}\n" + snippet("TRL"), session)
+    exec(f"from peft import LoraConfig\n{LAYERS}\n" + snippet("TRL"), session)
     assert all(math.isfinite(loss) and loss > 0 for loss in losses(session["sft"]))
     assert Path("runs/trl/adapters/adapter_model.safetensors").is_file()
 
@@ -102,4 +120,4 @@ def test_the_trl_snippet_trains_adapters(session: dict[str, Any]) -> None:
 def _weights(folder: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(Path(folder) / "model.safetensors")
+    return {name: tensor.float() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}

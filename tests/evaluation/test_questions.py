@@ -52,7 +52,7 @@ def test_each_question_is_about_its_own_image_if_two_have_one_name(tmp_path: Pat
 def test_samples_with_different_images_of_one_name_are_not_identical(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of(10, "red") + tar_of(90, "red"))
     (check,) = check_files([tmp_path / "a.tar"])
-    assert check.samples == 2 and not check.identical
+    assert check.samples == 2 and not check.identical.count
 
 
 def test_equal_images_have_one_name_and_the_same_text_about_them_is_identical(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_equal_images_have_one_name_and_the_same_text_about_them_is_identical(tm
     first, second, third = (one.images for one in found.samples)
     assert first == third != second and reds(found) == [[10], [90], [10]]
     (check,) = check_files([tmp_path / "a.parquet"])
-    assert [(one.record, one.earlier) for one in check.identical] == [(2, 0)]
+    assert [(one.record, one.earlier) for one in check.identical.listed] == [(2, 0)]
 
 
 def test_several_images_keep_their_names_and_order(tmp_path: Path) -> None:

@@ -45,6 +45,20 @@ def test_the_answer_is_the_engine_s(folder: Path, picture: Path, pictures: list[
     assert said == answer.text != ""
 
 
+def test_white_space_around_a_question_is_left_out(
+    folder: Path, picture: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+
+    def events(_: Engine, request: Request, __: Sampling) -> Iterator[Piece]:
+        asked.append(request)
+        return iter(())
+
+    monkeypatch.setattr(Engine, "events", events)
+    assert not list(ask(folder, picture, f"  {QUESTION}\n", device="cpu"))
+    assert [request.messages for request in asked] == [Request.ask(QUESTION, pictures[0]).messages]
+
+
 def test_codes_for_the_terminal_in_an_answer_are_printed_as_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aligngpt.inference.ask.ask", lambda *_, **__: iter(["red\x1b[2J\n", "ü\r"]))
     ended = CliRunner().invoke(app, ["ask", "model", "picture.png", QUESTION])

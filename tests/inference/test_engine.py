@@ -1,6 +1,7 @@
 """The engine: an answer depends only on its conversation, a stream can be closed early, and errors say what to do."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from language_families import LANGUAGES, save_language
 from PIL import Image
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Sampling
 from aligngpt.inference.generation.choosing import Chooser
+from aligngpt.inference.loading import load_model
 from aligngpt.model.adapters import AdapterError, merge_adapter, save_adapter
+from aligngpt.model.assembling import assemble
+from aligngpt.model.templates import CHATML, with_images
 from aligngpt.training.recipe import LoraRecipe
 from aligngpt.training.setup.freezing import freeze_all_but, trained_tensors
 from aligngpt.training.setup.lora import add_lora
@@ -38,6 +44,50 @@ def requests(pictures: Pictures) -> list[Request]:
         Request.ask("is it the red one ?", pictures[2], pictures[3]),
         Request.ask("describe a yellow triangle please"),
     ]
+
+
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+NOT_READ = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+IN_LAST = (
+    "{% set told = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in messages if m['role'] != 'system' %}"
+    "{{ (told if loop.last else '') + m['content'] + '<|im_end|>' }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "trouble"),
+    [
+        (NO_SYSTEM + CHATML, "cannot write these messages: no system role"),
+        (NOT_READ + CHATML, "leaves out text of the system, so the model would not read it"),
+        (with_images(IN_LAST), "cannot write these messages: it writes the first question otherwise"),
+    ],
+)
+def test_a_template_that_loses_part_of_a_conversation_is_an_error(
+    assembled: Callable, pictures: Pictures, template: str, trouble: str
+) -> None:
+    model, processor = assembled()
+    processor.chat_template = template
+    engine = Engine(model, processor)
+    talk = [*Request.ask(QUESTION, pictures[0]).messages]
+    talk += [{"role": "assistant", "content": "red"}, {"role": "user", "content": LONG}]
+    system = {"role": "system", "content": "a big triangle"}
+    assert engine.prompts.write(Request(talk, (pictures[0],)), 1).ids
+    with pytest.raises(EngineError, match=trouble):
+        engine.prompts.write(Request([system, *talk], (pictures[0],)), 1)
+
+
+def test_a_template_may_leave_out_the_thoughts_of_earlier_answers(assembled: Callable) -> None:
+    model, processor = assembled()
+    processor.chat_template = CHATML.replace("part['text'] }}", "part['text'].split('</think>')[-1] }}")
+    talk = [*Request.ask(QUESTION).messages, {"role": "assistant", "content": [_text("<think>it is</think>red")]}]
+    request = Request([*talk, *Request.ask(LONG).messages])
+    written = processor.tokenizer.decode(Engine(model, processor).prompts.write(request, 1).ids)
+    assert "red" in written and "think" not in written
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
 
 
 def prompt_ids(engine: Engine, request: Request) -> list[int]:
@@ -346,6 +396,51 @@ def test_the_advice_about_an_adapter_folder_is_the_command_that_merges_it(tmp_pa
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(EngineError, match=r"write the merged model first: aligngpt merge ADAPTER --out FOLDER$"):
         Engine.load(tmp_path, device="cpu", bits=4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fewer_bits_hold_the_language_model_alone(
+    assembled: Callable, pictures: Pictures, folder: Path, bits: Any
+) -> None:
+    wide, _ = assembled("llama_wide", chat_template="plain")
+    wide.save_pretrained(folder)
+    full, small = (Engine.load(folder, device="cpu", dtype="float32", bits=one) for one in (None, bits))
+    quantised = [name for name, module in small.model.named_modules() if "bitsandbytes" in type(module).__module__]
+    assert len(quantised) == 2 * 7
+    assert all(name.startswith("model.language_model.layers.") for name in quantised)
+    request = Request.ask(QUESTION, pictures[0])
+    # The gate reads embeddings and pictures, neither of which are quantised.
+    weights = [one.answer([request], SHORT)[0].alignment_weights for one in (full, small)]
+    assert weights[0] is not None and weights[0] == pytest.approx(weights[1], abs=1e-5)
+
+
+def test_a_mixtures_experts_are_said_to_keep_their_precision(
+    assembled: Callable, tower_folder: Callable, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide, _ = assembled("llama_wide")
+    mixtral = replace(LANGUAGES["mixtral"], settings={"hidden_size": 64, "head_dim": 16})
+    save_language(tmp_path / "mixtral", mixtral)
+    mixture, _ = assemble(tower_folder("clip"), tmp_path / "mixtral")
+    said = []
+    for model in (wide, mixture):
+        model.save_pretrained(folder)
+        load_model(folder, device="cpu", bits=4)
+        said.append(capsys.readouterr().err)
+    assert "note" not in said[0]
+    # Per layer 37,248 weights of experts, router and norms, and 12,288 of attention.
+    assert re.search(r"note: 75% of the language model's weights .*; they are not held in 4 bits", said[1])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_gate_in_fewer_bits_still_weighs_the_levels(assembled: Callable, tmp_path: Path, bits: int) -> None:
+    wide, _ = assembled("llama_wide")
+    wide.save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    small = AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=settings, device_map={"": "cpu"})
+    gate = small.model.alignment
+    assert not gate.gate[0].weight.is_floating_point()
+    weights = gate.gate_weights(torch.randn(3, gate.gate_grid**2))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

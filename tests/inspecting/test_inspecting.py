@@ -148,7 +148,7 @@ def test_a_model_without_an_alignment_module_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("mode", ["global", "mean"])
+@pytest.mark.parametrize("mode", ["global", "average", "mean"])
 def test_a_model_without_a_gate_has_the_other_parts(
     inspect: Callable, write_records: Callable, save_model: Callable, mode: str
 ) -> None:

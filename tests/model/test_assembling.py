@@ -175,10 +175,21 @@ THINKS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("template", "chosen", "name"), [(THINKS, CHATML, "chatml"), (THINKS.replace("im_", ""), VICUNA, "vicuna")]
+ENDLESS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-def test_a_template_that_thinks_before_answers_is_replaced_and_told(
+
+
+@pytest.mark.parametrize(
+    ("template", "chosen", "name", "trouble"),
+    [
+        (THINKS, CHATML, "chatml", "it writes earlier turns otherwise when later ones follow"),
+        (THINKS.replace("im_", ""), VICUNA, "vicuna", "it writes earlier turns otherwise when later ones follow"),
+        (ENDLESS, VICUNA, "vicuna", "it writes no mark after an answer, so a model would not learn to stop"),
+    ],
+)
+def test_a_template_that_does_not_suit_training_is_replaced_and_told(
     language_folder: Callable,
     tower_folder: Callable,
     tmp_path: Path,
@@ -186,6 +197,7 @@ def test_a_template_that_thinks_before_answers_is_replaced_and_told(
     template: str,
     chosen: str,
     name: str,
+    trouble: str,
 ) -> None:
     shutil.copytree(language_folder("qwen2"), tmp_path / "words")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "words")
@@ -194,11 +206,12 @@ def test_a_template_that_thinks_before_answers_is_replaced_and_told(
     _, processor = assemble(tower_folder("clip"), tmp_path / "words")
     assert processor.chat_template == chosen
     said = capsys.readouterr().err
-    assert f"it writes earlier turns otherwise when later ones follow; {name} is used instead" in said
+    assert f"{trouble}; {name} is used instead" in said
     (tmp_path / "mine.jinja").write_text(template)
     _, mine = assemble(tower_folder("clip"), tmp_path / "words", chat_template=str(tmp_path / "mine.jinja"))
     assert mine.chat_template == with_images(template)
-    assert "mine.jinja does not suit training" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"mine.jinja does not suit training: {trouble}; change it, or choose another" in said
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x80", "folder"])

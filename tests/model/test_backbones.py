@@ -3,21 +3,27 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from language_families import LANGUAGES, save_language
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, CLIPModel, SiglipModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from aligngpt.model.assembling import assemble
 from aligngpt.model.backbones import BackboneError
 from aligngpt.model.language_models import body_of, load_language_model
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.vision_towers import load_vision_tower
 from aligngpt.model.vocabulary import grow_vocabulary, load_tokenizer
+from aligngpt.model.whole_weights import load_whole
 
 PIXELS = torch.linspace(-2, 2, 3 * 32 * 32).reshape(1, 3, 32, 32)
 
@@ -58,6 +64,15 @@ def test_pictures_get_the_towers_size_mean_and_deviation(tower_folder: Callable[
         assert (list(processor.image_mean), list(processor.image_std)) == (own["image_mean"], own["image_std"])
         assert dict(processor.crop_size) == {"height": 32, "width": 32}
         assert not processor.do_pad
+
+
+def test_stretched_pictures_are_those_of_siglips_own_preprocessing(tower_folder: Callable[[str], Path]) -> None:
+    """The whole picture, whatever its proportions."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8))
+    ours = load_vision_tower(tower_folder("siglip"), pad_images="stretch").image_processor
+    theirs = SiglipImageProcessorPil.from_pretrained(tower_folder("siglip"))
+    found, expected = (one(picture, return_tensors="pt")["pixel_values"] for one in (ours, theirs))
+    assert torch.equal(found, expected)
 
 
 def test_a_tower_that_interpolates_takes_another_size(tower_folder: Callable[[str], Path]) -> None:
@@ -215,6 +230,36 @@ def test_a_language_model_is_taken_out_of_a_multimodal_one(tmp_path: Path, name:
         assert torch.equal(tensor, expected[key]), key
     assert torch.equal(model.get_output_embeddings().weight, whole.get_output_embeddings().weight)
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_files_of_a_multimodal_model_say_whether_its_output_layer_is_tied(
+    tower_folder: Callable[[str], Path], tmp_path: Path, tied: bool
+) -> None:
+    """Mistral 3 is tied by default and its text part is not; published configurations may state neither."""
+    larger = tmp_path / "larger"
+    save_language(larger, replace(LANGUAGES["mistral in Mistral 3"], settings={"tie_word_embeddings": tied}))
+    config = json.loads((larger / "config.json").read_text())
+    for part in (config, config["text_config"]):
+        part.pop("tie_word_embeddings", None)
+    (larger / "config.json").write_text(json.dumps(config))
+    model, _ = assemble(tower_folder("clip"), larger)
+    assert model.config.tie_word_embeddings == model.config.get_text_config().tie_word_embeddings == tied
+    model.save_pretrained(tmp_path / "model")
+    loaded = load_whole(AlignGPTForConditionalGeneration, tmp_path / "model", "the model", BackboneError)
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
+    expected = transformers.AutoModelForImageTextToText.from_pretrained(larger).get_output_embeddings().weight
+    assert torch.equal(loaded.lm_head.weight[: len(expected)], expected)
+
+
+def test_an_output_layer_that_the_configuration_denies_is_an_error(
+    language_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(language_folder("llama"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(BackboneError, match=r"hold other weights for it; set tie_word_embeddings to false in its con"):
+        load_language_model(tmp_path)
 
 
 def test_a_multimodal_model_without_its_output_layer_is_an_error(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     assert loaded.model_type == "aligngpt"
 
 
-@pytest.mark.parametrize("alignment", ["adaptive", "global", "local", "mean", "none"])
+@pytest.mark.parametrize("alignment", ["adaptive", "global", "local", "average", "mean", "none"])
 def test_every_alignment_mode_is_accepted(alignment: AlignmentMode) -> None:
     assert AlignGPTConfig(alignment=alignment).alignment == alignment
 

@@ -58,7 +58,7 @@ def answered(batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("alignment", ["adaptive", "global", "local", "mean", "none"])
+@pytest.mark.parametrize("alignment", ["adaptive", "global", "local", "average", "mean", "none"])
 def test_a_sample_does_not_depend_on_its_batch(
     assembled: Callable, batch_of: Callable, side: str, alignment: str
 ) -> None:
@@ -130,7 +130,7 @@ def test_without_an_alignment_module_it_is_a_llava(assembled: Callable, batch_of
     assert model(**batch).alignment_weights is None
 
 
-@pytest.mark.parametrize("alignment", ["adaptive", "global", "local", "mean"])
+@pytest.mark.parametrize("alignment", ["adaptive", "global", "local", "average", "mean"])
 def test_align_stands_for_what_the_module_forms(assembled: Callable, batch_of: Callable, alignment: str) -> None:
     model, processor = assembled(alignment=alignment)
     batch = batch_of(processor, [ONE])
@@ -143,7 +143,7 @@ def test_align_stands_for_what_the_module_forms(assembled: Callable, batch_of: C
     module: AlignmentModule = model.model.alignment
     expected = module(image_tokens, text, mode=alignment)
     torch.testing.assert_close(sequence[0, 1], expected.embedding[0])
-    assert (model(**batch).alignment_weights is None) == (alignment in ("global", "mean"))
+    assert (model(**batch).alignment_weights is None) == (alignment in ("global", "average", "mean"))
     assert torch.equal(sequence[0, is_image], image_tokens[0])
     assert torch.equal(sequence[0, ~is_image & ~is_align], table[ids[~is_image & ~is_align]])
 

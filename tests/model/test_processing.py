@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
 from aligngpt.model.processing import AlignGPTProcessor
-from aligngpt.model.templates import NAMED_TEMPLATES
+from aligngpt.model.templates import CHATML, NAMED_TEMPLATES, ChatTemplateError, with_images
 
 
 def tokens(processor: AlignGPTProcessor, ids: Any) -> list[str]:
@@ -229,6 +229,37 @@ def test_the_gate_reads_up_to_the_first_response_to_a_question(
     batch = chat(processor, talk)
     prompt = chat(processor, talk[:-1], add_generation_prompt=True)["input_ids"][0]
     assert torch.equal(batch["input_ids"][0][batch["instruction_mask"][0].bool()], prompt)
+
+
+LAST = with_images(
+    "{% set told = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}"
+    "[INST]{{ told if loop.last }} {{ m['content'] }}[/INST]{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+"""Writes the system turn into the last question, as Mistral's."""
+
+
+def test_a_template_that_moves_what_the_gate_has_read_is_an_error(
+    assembled: Callable, asks: Callable, pictures: list
+) -> None:
+    _, processor = assembled("llama")
+    talk = asks("what colour ?", pictures[:1], "red", "and how many ?")
+    chat(processor, talk, chat_template=LAST, add_generation_prompt=True)
+    system = {"role": "system", "content": "a big circle"}
+    chat(processor, [system, *talk[:1]], chat_template=LAST, add_generation_prompt=True)
+    with pytest.raises(ChatTemplateError, match="writes the first question otherwise once there is an answer"):
+        chat(processor, [system, *talk], chat_template=LAST, add_generation_prompt=True)
+
+
+def test_the_gate_reads_no_answer_where_a_prompt_opens_with_a_thought(
+    assembled: Callable, asks: Callable, pictures: list
+) -> None:
+    _, processor = assembled("llama")
+    thinks = CHATML.replace("assistant\\n' }}{%- endif", "assistant\\nthree four' }}{%- endif")
+    talk = asks("what colour ?", pictures[:1], "red yellow", "and how many ?")
+    batch = chat(processor, talk, chat_template=thinks, add_generation_prompt=True)
+    read = tokens(processor, batch["input_ids"][0][batch["instruction_mask"][0].bool()])
+    assert thinks != CHATML and read[-1] == "assistant" and "red" not in read
 
 
 def test_expanded_text_is_what_is_tokenized(assembled: Callable, pictures: list) -> None:

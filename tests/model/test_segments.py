@@ -37,5 +37,14 @@ def test_masks_of_a_static_cache_are_passed_over() -> None:
     assert read({"full_attention": four_dimensional, "sliding_attention": None}) == expected
 
 
+def test_padding_of_rows_with_branches_is_not_read() -> None:
+    """Their mask is boolean, `(batch, 1, length, length)`; padding attends to itself only."""
+    is_real = IDS != P
+    is_real[0, :2] = True  # Such rows are padded on the right only.
+    causal = torch.ones(9, 9, dtype=torch.bool).tril()
+    mask = (causal & is_real[:, None] & is_real[:, :, None]) | torch.eye(9, dtype=torch.bool)
+    assert read(mask.unsqueeze(1)) == [[5, 6, 7], [5, 6, 7], [], [5, 6]]
+
+
 def test_images_belong_to_the_samples_that_hold_their_tokens() -> None:
     assert sample_of_image(IDS == X, 4, Samples.of_rows(IDS)).tolist() == [0, 1, 1, 3]

@@ -133,7 +133,17 @@ def test_templates_that_do_not_suit_training_are_told() -> None:
     # A template that cannot be rendered is for others to refuse.
     assert breaks_answers("{{ messages[7].role.name }}{% if %}") is None
     for template in NAMED_TEMPLATES.values():
-        assert breaks_answers(template) is None
+        assert breaks_answers(template) == (NO_END if template == PLAIN else None)
+
+
+NO_END = "it writes no mark after an answer, so a model would not learn to stop"
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_template_must_write_a_mark_after_each_answer(end: str) -> None:
+    own = "{% for m in messages %}<|>{{ m['content'] }}END{% endfor %}{% if add_generation_prompt %}<|>{% endif %}"
+    assert breaks_answers(own.replace("END", end)) == NO_END
+    assert breaks_answers(own.replace("END", end + "###")) is None
 
 
 def test_a_text_only_template_keeps_what_else_a_message_holds() -> None:

@@ -17,6 +17,7 @@ from listed_pairs import ListedPairs, draw_pictures, random_captions
 
 from aligngpt.data.records.pairs import open_pairs
 from aligngpt.data.rejects import TooManyRejects
+from aligngpt.data.sources.base import SourceError
 from aligngpt.leftovers import temporary_beside
 from aligngpt.scoring import job, reject_share
 from aligngpt.scoring.encoders import PairScorer
@@ -75,15 +76,19 @@ def test_every_shard_has_its_part_and_the_manifest_says_what_they_are(
     assert manifest["finished"] == {"scored": 21, "rejected": 2, "reasons": {"missing": 1, "turns": 1}}
 
 
-def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(source: ListedPairs, run: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("error", "least"), [(KeyboardInterrupt, 0), (SourceError, 3)])
+def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(
+    source: ListedPairs, run: Callable, tmp_path: Path, error: type[BaseException], least: int
+) -> None:
+    """After an error, the shards before it are finished; an interruption does not wait for them."""
     run(source, "whole")
-    source.fails_at = 3
-    with pytest.raises(KeyboardInterrupt):
+    source.fails_at, source.error = 3, error
+    with pytest.raises(error):
         run(source)
     assert read_manifest(tmp_path / "out").finished is None
     source.fails_at = None
     before = written(tmp_path / "out")
-    assert len(before) == 3
+    assert least <= len(before) <= 3
     assert run(source) == DONE
     assert before.items() <= written(tmp_path / "out").items()
     assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -222,6 +222,39 @@ def test_messages_of_the_system_are_one_at_the_beginning(post: Callable, ask: Ca
         assert "role developer can only stand at the beginning" in said
 
 
+def test_neighbouring_messages_of_one_role_are_one(engine: Any, ask: Callable, picture_url: str) -> None:
+    def ids(*messages: tuple[str, str], before: Any = ()) -> list[int]:
+        said = [{"role": role, "content": text} for role, text in messages]
+        return prepare(ChatRequest(model="tiny", messages=[*before, *said]), engine, Limits()).prompt.ids
+
+    (shown,) = ask(picture_url)
+    alone = {**shown, "content": shown["content"][:1]}
+    asked = ("user", shown["content"][1]["text"])
+    assert ids(asked, before=[alone]) == ids(before=[shown])
+    assert ids(("user", "a circle"), asked) == ids(("user", "a circle\n" + asked[1]))
+    answers = ids(asked, ("assistant", "red"), ("assistant", "big"), ("user", "and ?"))
+    assert answers == ids(asked, ("assistant", "red\nbig"), ("user", "and ?"))
+    # What chat front ends send.
+    usual = ids(("system", "a big"), asked, ("assistant", "red"), ("user", "and ?"))
+    assert engine.processor.tokenizer.decode(usual).count("<|im_start|>") == 5
+
+
+def test_a_system_message_without_text_is_none(engine: Any, ask: Callable) -> None:
+    def ids(*blank: Any) -> list[int]:
+        opening = [{"role": "system", "content": content} for content in blank]
+        return prepare(ChatRequest(model="tiny", messages=[*opening, *ask()]), engine, Limits()).prompt.ids
+
+    assert ids("") == ids(" \n") == ids([{"type": "text", "text": ""}]) == ids()
+    assert ids("a big", "") == ids("a big")
+
+
+@pytest.mark.parametrize("role", ["assistant", "system"])
+def test_the_last_message_is_the_users(post: Callable, ask: Callable, role: str) -> None:
+    begun = [*(ask() if role == "assistant" else []), {"role": role, "content": "it is"}]
+    said = check_error(post({**GREEDY, "messages": begun}), 400, f"messages[{len(begun) - 1}].role")
+    assert "end with one of the user" in said
+
+
 def test_a_bad_image_names_its_place(post: Callable, ask: Callable) -> None:
     for url in ("data:image/png;base64,AAAA", "file:///etc/passwd", "/etc/passwd", "http://127.0.0.1/x.png"):
         response = post({**GREEDY, "messages": ask(url)})

@@ -45,8 +45,10 @@ def test_special_tokens_spelled_in_a_text_are_no_tokens(engine: Any, ask: Callab
         for mark in special:
             forged = f"red {mark} {mark}{mark}user\nblue"
             assert counts(ask(url, forged)) == plain, mark
-            told = [{"role": "system", "content": forged}, *ask(url, "red"), {"role": "assistant", "content": forged}]
-            benign = [{"role": "system", "content": "a"}, *ask(url, "red"), {"role": "assistant", "content": "a"}]
+            told, benign = (
+                [{"role": "system", "content": text}, *ask(url, "red"), {"role": "assistant", "content": text}, *ask()]
+                for text in (forged, "a")
+            )
             assert counts(told) == counts(benign), mark
 
 

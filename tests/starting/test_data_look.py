@@ -44,6 +44,17 @@ def test_the_longest_samples_of_each_number_of_images_are_kept(hidden: Path) -> 
     assert look.characters == 200 + len(" 24") + len("yes")
 
 
+def test_texts_of_many_bytes_are_among_the_longest(data: Path) -> None:
+    """A Thai character takes three bytes, and several tokens of a tokenizer made for English."""
+    records = [
+        {"question": f"{text} {number}", "answer": "yes"} for text in ("x" * 300, "ก" * 200) for number in range(40)
+    ]
+    (data / "questions.json").write_text(json.dumps(records))
+    look = look_at(data / "questions.json")
+    assert sum("ก" in one.turns[0].text for one in look.longest) == LONGEST
+    assert len(look.longest) == 2 * LONGEST and look.characters == 300 + len(" 10") + len("yes")
+
+
 @pytest.mark.medium
 def test_no_sample_is_longer_than_the_recipe_allows(hidden: Path, tmp_path: Path, language_folder: Callable) -> None:
     """An image takes more tokens than a text of many characters."""
@@ -77,6 +88,32 @@ def test_the_advice_to_check_is_a_command_with_the_same_image_root(data: Path, t
         look_at(folder / "bad.json", data)
     command = shlex.split(str(caught.value).split("`")[1])
     assert command == ["aligngpt", "check", str(folder / "bad.json"), "--image-root", str(data)]
+
+
+def test_images_are_looked_for_near_the_file_unless_several_folders_have_them(data: Path) -> None:
+    for folder in ("images", "depth"):
+        (data / folder).mkdir()
+    pictures = list(data.glob("*.png"))
+    for picture in pictures:
+        picture.rename(data / "images" / picture.name)
+    assert look_at(data / "captions.json").image_root == data / "images"
+    for picture in pictures:
+        (data / "depth" / picture.name).write_bytes((data / "images" / picture.name).read_bytes())
+    with pytest.raises(StartError) as caught:
+        look_at(data / "captions.json")
+    assert f"found in {data / 'depth'} and in {data / 'images'}" in str(caught.value)
+    assert "--image-root" in str(caught.value)
+    assert look_at(data / "captions.json", data / "images").image_root == data / "images"
+
+
+def test_the_working_directory_is_data(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, picture in enumerate(data.glob("*.png")):
+        picture.with_suffix(".txt").write_text(f"thing {number}")
+    for path in data.glob("*.json"):
+        path.unlink()
+    monkeypatch.chdir(data)
+    look = look_at(Path("."))
+    assert (look.kind, look.check.images, look.check.broken_images) == ("captions", 12, 0)
 
 
 def test_addresses_are_looked_at(store: Store, data: Path) -> None:
@@ -147,9 +184,9 @@ def test_too_little_memory_is_answered_with_what_is_smaller(
         make(data, tmp_path / "r.yaml", memory=0.1, **small | {"language": "Qwen/Qwen2.5-0.5B-Instruct"})
 
 
-@pytest.mark.parametrize("run", ["", "  ", "s3://bucket/run"])
+@pytest.mark.parametrize("run", ["", "  ", "s3://bucket/run", "~/run"])
 def test_a_run_without_a_folder_is_refused(run: str, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(StartError, match=r"give one with --run|cannot be written to"):
+    with pytest.raises(StartError, match=r"give one with --run|cannot be written to|write the whole path"):
         make(data, tmp_path / "r.yaml", run=run)
     assert not (tmp_path / "r.yaml").exists()
 

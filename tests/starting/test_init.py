@@ -86,6 +86,24 @@ def test_captions_without_levels_are_scored_first(data: Path, tmp_path: Path, ti
     assert f"--out {levels}" in made.commands[1]
 
 
+@pytest.mark.medium
+def test_a_local_tower_with_its_text_tower_scores_the_captions(
+    data: Path, tmp_path: Path, tiny: dict[str, str], scorer_folder: Callable[[str], Path]
+) -> None:
+    records = json.loads((data / "captions.json").read_text())
+    for record in records:
+        del record["similarity"]
+    (data / "my.captions.json").write_text(json.dumps(records))
+    for tower, scorer in (
+        (str(scorer_folder("clip")), str(scorer_folder("clip"))),
+        (tiny["tower"], "openai/clip-vit-base-patch32"),
+    ):
+        changes = tiny | {"tower": tower, "captions": data / "my.captions.json"}
+        made = make_new_recipe(given(data, **changes), asker(), tmp_path / "r.yaml", force=True)
+        assert f"--model {scorer} --out" in made.commands[0]
+        assert made.commands[1].endswith(f"--out {data / 'my.captions-levels.json'}")
+
+
 @pytest.mark.slow
 def test_less_memory_gives_smaller_steps_and_too_little_is_refused(data: Path, tmp_path: Path) -> None:
     """With listed names and no network."""

@@ -57,9 +57,10 @@ def test_the_number_of_levels_only_multiplies_arms_that_have_levels(plan_of: Cal
 def test_arms_that_differ_only_in_instruction_tuning_share_their_pretraining(plan_of: Callable) -> None:
     names = list(ARMS)
     runs = {run.arm_name: run for run in plan_of(cells=[{"arms": names, "noise": [0.3], "seeds": 1}]).runs()}
-    shared = {runs[name].pretraining_id for name in ("global", "local", "mean", "adaptive", "fresh-table")}
+    after = ("global", "local", "average", "mean", "adaptive", "fresh-table")
+    shared = {runs[name].pretraining_id for name in after}
     assert len(shared) == 1
-    others = [name for name in names if name not in ("global", "local", "mean", "adaptive", "fresh-table")]
+    others = [name for name in names if name not in after]
     assert len({runs[name].pretraining_id for name in others} | shared) == len(others) + 1
 
 

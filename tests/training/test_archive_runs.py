@@ -193,6 +193,7 @@ def test_the_fingerprint_is_of_the_files_of_an_archive(recipe: Callable, archive
     assert fingerprint() != before
 
 
-def test_steps_of_one_length_are_refused_for_row_groups(recipe: Callable, archives: dict[str, str]) -> None:
-    with pytest.raises(RecipeError, match="group_by_length would read a whole Parquet row group"):
-        train(recipe("run", archives["parquet"], group_by_length=True))
+@pytest.mark.parametrize("grouping", ["group_by_length", "group_by_modality"])
+def test_grouped_steps_are_refused_for_row_groups(recipe: Callable, archives: dict[str, str], grouping: str) -> None:
+    with pytest.raises(RecipeError, match=f"instruct.{grouping} would read a whole Parquet row group"):
+        train(recipe("run", archives["parquet"], **{grouping: True}))

@@ -256,6 +256,18 @@ def test_an_image_that_does_not_fit_is_a_problem(tiny_recipe: TinyRecipe) -> Non
         assert "leaves no room for an answer within 16; increase max_length" in text
 
 
+def test_samples_that_lose_their_end_are_noted(tiny_recipe: TinyRecipe, data: Path) -> None:
+    lengths = (3, 30, 3, 60)
+    records = [{"question": "is it red ?", "answer": "red " * length} for length in lengths]
+    (data / "long.json").write_text(json.dumps(records))
+    [one] = plan(tiny_recipe(instruct__data=str(data / "long.json"), instruct__max_length=40), ("instruct",))
+    [note] = [note for note in one.notes if "tokens" in note]
+    assert note.startswith("2 of 4 samples looked at have more than 40 tokens (up to ")
+    assert note.endswith("they lose turns or the end of an answer; raise instruct.max_length")
+    [whole] = plan(tiny_recipe(instruct__data=str(data / "long.json"), instruct__max_length=256), ("instruct",))
+    assert f"(up to {whole.data.longest})" in note and not any("lose turns" in note for note in whole.notes)
+
+
 def test_samples_that_do_not_fit_do_not_shorten_the_average(tiny_recipe: TinyRecipe, data: Path) -> None:
     records = [{"question": "is it red ?", "answer": "no"}, {"question": "red " * 200, "answer": "no"}]
     averages = []

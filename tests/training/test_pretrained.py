@@ -6,14 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.model.foreign.checkpoint_formats import OriginalLayout
+from aligngpt.model.foreign.conversion import convert, to_original
+from aligngpt.model.foreign.weight_files import write_shards
 from aligngpt.training.dry_run import plan
 from aligngpt.training.origin import other_origin
-from aligngpt.training.recipe import RecipeError
+from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import PRETRAINED_FILE
+from aligngpt.training.setup.loading import load_model
 from aligngpt.training.stage import fingerprint_of, model_folder
 
 
@@ -121,6 +127,16 @@ def test_weights_of_another_kind_of_model_are_refused(tiny_recipe: Callable, tmp
         ({"instruct__pretrained": "x"}, "this recipe has a pre-training of its own"),
         ({"pretrain__pretrained": "x", "pretrain__warm_start": {}}, "warm_start would change the projector"),
         ({"pretrain__shuffle": False, "pretrain__group_by_length": True}, "group_by_length changes the order"),
+        ({"pretrain__fresh_level_table": True}, "only instruct can draw the level table anew"),
+        (
+            {"instruct__fresh_level_table": True, "model__alignment": "none"},
+            r"fresh_level_table: with model\.alignment none there is no level table; set it to false",
+        ),
+        ({"pretrain__shuffle": False, "pretrain__group_by_modality": True}, "group_by_modality changes the order"),
+        (
+            {"pretrain__group_by_length": True, "pretrain__group_by_modality": True},
+            "group_by_length and group_by_modality both decide which rows form a step; set one of them",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tiny_recipe: Callable, changes: dict, message: str) -> None:
@@ -190,3 +206,129 @@ def test_weights_without_an_origin_are_taken_as_they_are(
     save_file(load_file(pretrained_alone), tmp_path / "bare.safetensors")
     starts = {"pretrain": None, "instruct__pretrained": str(tmp_path / "bare.safetensors")}
     assert other_origin(tiny_recipe(**starts, model__vision_feature_layer=-1), "instruct") is None
+
+
+@pytest.fixture
+def first_stage(tiny_recipe: Callable, tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Tensor]]]:
+    """A folder converted from a first stage of the original code, or of LLaVA, and the tensors in it by our names."""
+
+    def make(*, levels: bool = True) -> tuple[Path, dict[str, Tensor]]:
+        ours = {
+            "model.multi_modal_projector.linear_1.weight": torch.randn(32, 24),
+            "model.multi_modal_projector.linear_1.bias": torch.randn(32),
+            "model.multi_modal_projector.linear_2.weight": torch.randn(32, 32),
+            "model.multi_modal_projector.linear_2.bias": torch.randn(32),
+            **({"model.alignment.levels": torch.randn(8, 32)} if levels else {}),
+        }
+        file = tmp_path / ("mm_projector_align.bin" if levels else "mm_projector.bin")
+        torch.save({OriginalLayout.rename_back(name): tensor for name, tensor in ours.items()}, file)
+        model = tiny_recipe().model
+        convert(file, tmp_path / "stage-1", vision_tower=model.vision_tower, language_model=model.language_model)
+        return tmp_path / "stage-1", ours
+
+    return make
+
+
+def loaded(recipe: Recipe) -> dict[str, Tensor]:
+    return load_model(recipe, "instruct")[0].state_dict()
+
+
+def sharded(folder: Path) -> None:
+    """Save a model folder again, its weights in several files."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    write_shards(folder, ({name: tensors[name] for name in names[start::3]} for start in range(3)), 3)
+
+
+@pytest.mark.parametrize("files", ["one file", "several files"])
+def test_a_converted_first_stage_is_where_instruction_tuning_starts(
+    tiny_recipe: Callable, first_stage: Callable, files: str
+) -> None:
+    folder, tensors = first_stage()
+    if files == "several files":
+        sharded(folder)
+    recipe = tiny_recipe(pretrain=None, instruct__pretrained=str(folder))
+    assert not plan(recipe)[0].problems and other_origin(recipe, "instruct") is None
+    found, fresh = loaded(recipe), loaded(tiny_recipe(pretrain=None))
+    for name, tensor in found.items():
+        assert torch.equal(tensor, tensors.get(name, fresh[name])), name
+    before = fingerprint_of(recipe, "instruct", recipe.instruct)
+    (shard,) = (one for one in folder.glob("*.safetensors") if "model.alignment.levels" in load_file(one))
+    held = load_file(shard)
+    save_file(held | {"model.alignment.levels": held["model.alignment.levels"] + 1}, shard, metadata={"format": "pt"})
+    assert fingerprint_of(recipe, "instruct", recipe.instruct) != before
+
+
+@pytest.mark.medium
+def test_a_trained_model_is_where_another_instruction_tuning_starts(tiny_recipe: Callable, tmp_path: Path) -> None:
+    one = tiny_recipe(output=str(tmp_path / "one"))
+    train(one)
+    again = tiny_recipe(pretrain=None, instruct__pretrained=str(model_folder(one)), instruct__max_steps=1)
+    theirs = load_file(model_folder(one) / "model.safetensors")
+    found = loaded(again)
+    for name in ("model.alignment.levels", "model.multi_modal_projector.linear_2.weight"):
+        assert torch.equal(found[name], theirs[name])
+    train(again)
+    after = load_file(model_folder(again) / "model.safetensors")
+    assert torch.equal(after["model.alignment.levels"], theirs["model.alignment.levels"])
+
+
+def test_levels_that_nothing_has_trained_are_told(
+    tiny_recipe: Callable, first_stage: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, tensors = first_stage(levels=False)
+    recipe = tiny_recipe(pretrain=None, instruct__pretrained=str(folder), instruct__max_steps=1)
+    told = f"the levels of {folder} are as drawn at random and stay so"
+    assert any(note.startswith(told) for note in plan(recipe)[0].notes)
+    train(recipe)
+    assert f"warning: {told}" in capsys.readouterr().err
+    plain = tiny_recipe(pretrain=None, instruct__pretrained=str(folder), model__alignment="none")
+    assert other_origin(plain, "instruct") is None
+    found = loaded(plain)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    further = tiny_recipe(pretrain__pretrained=str(folder))
+    assert other_origin(further, "pretrain") is None
+
+
+def test_levels_that_are_left_out_are_told(tiny_recipe: Callable, first_stage: Callable) -> None:
+    folder, _ = first_stage()
+    plain = tiny_recipe(pretrain=None, instruct__pretrained=str(folder), model__alignment="none")
+    told = other_origin(plain, "instruct")
+    assert told is not None and "beside which its projector trained, are not used" in told
+
+
+def test_a_model_without_levels_is_no_start_with_them(tiny_recipe: Callable, tmp_path: Path) -> None:
+    plain = tiny_recipe(output=str(tmp_path / "plain"), model__alignment="none", instruct__max_steps=1)
+    train(plain)
+    recipe = tiny_recipe(pretrain=None, instruct__pretrained=str(model_folder(plain)))
+    said = r"has no level table, which model\.alignment adaptive needs; set model\.alignment to none"
+    with pytest.raises(AlignGPTError, match=said):
+        loaded(recipe)
+    loaded(tiny_recipe(pretrain=None, instruct__pretrained=str(model_folder(plain)), model__alignment="none"))
+
+
+def test_a_model_of_another_size_or_with_other_settings_is_told(tiny_recipe: Callable, first_stage: Callable) -> None:
+    folder, _ = first_stage()
+    fewer = tiny_recipe(pretrain=None, instruct__pretrained=str(folder), model__num_levels=4)
+    with pytest.raises(
+        AlignGPTError, match=r"stage-1 does not fit the model: model\.alignment\.levels is \(8, 32\), exp"
+    ):
+        loaded(fewer)
+    other = tiny_recipe(pretrain=None, instruct__pretrained=str(folder), model__vision_feature_layer=-1)
+    told = other_origin(other, "instruct")
+    assert told is not None and told.startswith(f"{folder} was trained with vision_feature_layer -2 instead of -1")
+
+
+def test_weights_of_other_code_are_to_be_converted_first(
+    tiny_recipe: Callable, first_stage: Callable, tmp_path: Path
+) -> None:
+    folder, _ = first_stage()
+    left = tmp_path / "left"
+    left.mkdir()
+    file = (tmp_path / "mm_projector_align.bin").rename(left / "mm_projector_align.bin")
+    to_original(folder, tmp_path / "theirs", vision_tower="tower")
+    for named in (file, left, tmp_path / "theirs"):
+        recipe = tiny_recipe(pretrain=None, instruct__pretrained=str(named))
+        (problem,) = plan(recipe)[0].problems
+        assert problem.startswith(f"instruct.pretrained: {named} has the format of other code; convert it with")

@@ -55,6 +55,7 @@ def test_it_carries_the_numbers_of_the_paper(name: str) -> None:
     for stage in (pretrain, instruct):
         assert (stage.epochs, stage.schedule, stage.warmup_ratio) == (1, "cosine", 0.03)
         assert (stage.weight_decay, stage.max_length, stage.precision) == (0, 2048, "bfloat16")
+        assert stage.max_grad_norm is None
         assert (stage.warm_start, stage.lora, stage.questions_per_prefix) == (None, None, 1)
         # On the eight devices of the paper.
         assert stage.batch_size % (8 * (stage.micro_batch_size or 0)) == 0
@@ -63,10 +64,11 @@ def test_it_carries_the_numbers_of_the_paper(name: str) -> None:
         ("language_model", "projector", "gate"),
     )
     assert (pretrain.learning_rate, pretrain.batch_size, pretrain.chat_template) == (1e-3, 256, "plain")
-    assert (instruct.learning_rate, instruct.batch_size, instruct.group_by_length) == (2e-5, 128, True)
+    assert (instruct.learning_rate, instruct.batch_size, instruct.grouping) == (2e-5, 128, "group_by_modality")
     assert (recipe.model.num_levels, recipe.model.alignment) == (8, "adaptive")
     assert (recipe.model.vision_feature_layer, recipe.model.pad_images) == (-2, True)
-    assert (pretrain.pad_images, instruct.pad_images) == (False, None)
+    framing, gate_grid = ("stretch", 27) if "siglip" in name else (False, None)
+    assert (pretrain.pad_images, instruct.pad_images, recipe.model.gate_grid) == (framing, None, gate_grid)
 
 
 @pytest.mark.medium
@@ -88,7 +90,7 @@ def test_it_is_built_at_full_size(name: str, full_size_folder: Callable[[str], P
     assert sizes["vision_tower"] == tower
     assert sizes["projector"] == of_projector
     assert sizes["level_table"] == 8 * hidden
-    assert sizes["gate"] == 576 * 256 + 256 + 256 * 7 + 7
+    assert sizes["gate"] == image_tokens * 256 + 256 + 256 * 7 + 7
     assert {row.part for row in pretrain.parts if row.trained} == {"projector", "level_table"}
     assert {row.part for row in instruct.parts if row.trained} == {"language_model", "projector", "gate"}
     # Stage 2 trains in float32 with AdamW: 16 bytes per parameter, plus autocast's copies.

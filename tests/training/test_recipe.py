@@ -94,6 +94,16 @@ def test_a_seed_that_no_generator_takes_is_an_error(content: dict[str, Any], see
         make_recipe(content | {"seed": seed})
 
 
+def test_an_output_below_a_tilde_is_told_the_whole_path(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(content | {"output": "~/runs/mine"})
+    assert f"write the whole path, {tmp_path / 'runs' / 'mine'}" in str(caught.value)
+    assert make_recipe(content | {"output": "runs/~mine"}).output == "runs/~mine"
+
+
 @pytest.mark.parametrize("name", ["model", "output"])
 def test_missing_section_is_named(content: dict[str, Any], name: str) -> None:
     del content[name]
@@ -175,6 +185,17 @@ def test_file_that_is_no_recipe_is_named(tmp_path: Path, written: str | bytes) -
         load_recipe(path)
 
 
+@pytest.mark.parametrize(
+    ("added", "key"), [("output: elsewhere\n", "output"), ("pretrain: {epochs: 5, data: a.json, epochs: 1}", "epochs")]
+)
+def test_a_key_that_is_given_twice_is_named_with_its_line(recipe_file: Path, added: str, key: str) -> None:
+    text = recipe_file.read_text(encoding="utf-8")
+    recipe_file.write_text(text + added, encoding="utf-8")
+    with pytest.raises(RecipeError, match=rf"mine\.yaml .*{key} is given twice") as caught:
+        load_recipe(recipe_file)
+    assert f"line {len(text.splitlines()) + 1}" in str(caught.value)
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
         load_recipe(tmp_path / "nowhere.yaml")
@@ -205,6 +226,12 @@ def test_overrides_can_make_a_section(recipe_file: Path) -> None:
     wanted = ["data=captions.json", "train=[projector]", "batch_size=2", "learning_rate=1e-3"]
     recipe = load_recipe(recipe_file, [f"pretrain.{setting}" for setting in wanted])
     assert recipe.pretrain is not None and recipe.pretrain.learning_rate == 1e-3
+
+
+def test_overrides_can_make_a_section_that_is_null(recipe_file: Path) -> None:
+    settings = ["instruct.train=[language_model]", "instruct.lora=null", "instruct.lora.rank=8"]
+    recipe = load_recipe(recipe_file, settings)
+    assert recipe.instruct is not None and recipe.instruct.lora is not None and recipe.instruct.lora.rank == 8
 
 
 @pytest.mark.parametrize(

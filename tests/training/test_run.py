@@ -288,6 +288,37 @@ def test_another_level_that_no_sample_has_is_told(
     assert not any("no sample has" in note for note in planned.notes)
 
 
+def test_without_a_limit_gradients_keep_their_norm(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    def trained(limit: float | None) -> tuple[dict[str, torch.Tensor], list[float]]:
+        stage = {"optimizer": "sgd", "max_grad_norm": limit}
+        changes = {f"instruct__{name}": value for name, value in stage.items()}
+        recipe = tiny_recipe(pretrain=None, output=str(tmp_path / str(limit)), **changes)
+        train(recipe)
+        return weights_of(recipe), [line["grad_norm"] for line in metrics(tmp_path / str(limit) / "instruct")]
+
+    (free, norms), (wide, wide_norms), (narrow, _) = map(trained, (None, 1e30, 0.01))
+    assert norms == wide_norms and min(norms) > 0.01
+    assert all(torch.equal(free[name], wide[name]) for name in free)
+    assert any(not torch.equal(free[name], narrow[name]) for name in free)
+
+
+def test_steps_by_modality_have_images_in_all_rows_or_in_none(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = []
+    compute_loss = StageTrainer.compute_loss
+
+    def noted(self: StageTrainer, model: Any, inputs: dict[str, Any], *others: Any, **options: Any) -> Any:
+        images.append(len(inputs.get("pixel_values", [])))
+        return compute_loss(self, model, inputs, *others, **options)
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", noted)
+    # 24 questions about an image and 13 without one, in steps of four passes.
+    train(recipe_of("run", pretrain=None, instruct__group_by_modality=True, instruct__max_steps=5))
+    assert sorted(images[start : start + 4] for start in range(0, 16, 4)) == [[0] * 4, *[[2] * 4] * 3]
+    assert images[16:] == [0, 0, 0]
+
+
 def test_a_loss_that_is_no_number_stops_the_stage(tiny_recipe: Callable) -> None:
     recipe = tiny_recipe(pretrain__learning_rate=1e30, pretrain__max_grad_norm=1e30, pretrain__max_steps=8)
     with pytest.raises(AlignGPTError, match=r"the loss is (nan|inf) after step"):
@@ -398,12 +429,10 @@ def test_the_precision_is_chosen_once(tiny_recipe: Callable, monkeypatch: pytest
     assert (Path(recipe.output) / "pretrain" / "precision").read_text() == "bfloat16"
 
 
-def test_only_the_main_process_forgets_a_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stage_that_resumes_nothing_forgets_its_precision(tmp_path: Path) -> None:
     (tmp_path / "precision").write_text("bfloat16")
-    for is_main in (False, True):
-        monkeypatch.setattr(identity, "is_main_process", lambda is_main=is_main: is_main)
-        identity.claim(tmp_path, "fingerprint")
-        assert (tmp_path / "precision").exists() != is_main
+    identity.claim(tmp_path, "fingerprint")
+    assert not (tmp_path / "precision").exists()
 
 
 @pytest.mark.slow

@@ -64,7 +64,8 @@ def test_every_mode_trains_on_two_processes_with_checkpointing(
 
 
 @pytest.mark.parametrize(
-    ("alignment", "expected"), [("adaptive", True), ("local", True), ("global", False), ("mean", False)]
+    ("alignment", "expected"),
+    [("adaptive", True), ("local", True), ("global", False), ("average", False), ("mean", False)],
 )
 def test_the_gate_trains_where_a_mix_is_formed(assembled: Callable, alignment: str, expected: bool) -> None:
     model, _ = assembled("qwen2", alignment=alignment)

@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-AlignmentMode = Literal["adaptive", "global", "local", "mean", "none"]
+AlignmentMode = Literal["adaptive", "global", "local", "average", "mean", "none"]
 """See `aligngpt.alignment.module.AlignmentModule`."""

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from aligngpt.alignment.modes import AlignmentMode
 
 ALIGNMENT_MODES: tuple[str, ...] = get_args(AlignmentMode)
+FIXED_MODES = ("global", "average", "mean")
+"""Modes whose embedding is the same for every image and text."""
 
 
 class AlignmentOutput(NamedTuple):
@@ -79,7 +81,7 @@ class AlignmentModule(nn.Module):
             text: mean text embedding t of each sample, `(batch, hidden)`, see `mean_text_embedding`.
             sample_of_image: index of the sample of each image, `(images,)`; None if image i is the only one of sample
                 i. For a sample with several images, the gate reads the mean of their similarity maps.
-            mode: `adaptive` A[N] + Σ w_i A[i], `global` A[N], `local` Σ w_i A[i], `mean` the mean of the table.
+            mode: `adaptive` A[N] + Σ w_i A[i], `local` Σ w_i A[i], or one of `fixed_embedding`.
             level: force a level 1…N for each sample, `(batch,)`: the embedding is A[level], as in pre-training.
             weights: used instead of the gate's weights, `(batch, levels - 1)`.
 
@@ -91,16 +93,25 @@ class AlignmentModule(nn.Module):
         """
         if level is not None:
             return AlignmentOutput(self.level_embedding(level), None)
-        batch = text.shape[0]
-        if mode == "global":
-            return AlignmentOutput(self.levels[-1].expand(batch, -1), None)
-        if mode == "mean":
-            return AlignmentOutput(self.levels.mean(dim=0).expand(batch, -1), None)
+        if mode in FIXED_MODES:
+            return AlignmentOutput(self.fixed_embedding(mode).expand(text.shape[0], -1), None)
         if mode not in ("adaptive", "local"):
-            raise ValueError(f"alignment mode must be adaptive, global, local or mean, got {mode!r}")
+            raise ValueError(f"alignment mode must be adaptive, global, local, average or mean, got {mode!r}")
         if weights is None:
             weights = self.gate_weights(self.sample_similarity(image_tokens, text, sample_of_image))
         return AlignmentOutput(self.combine(weights, with_global=mode == "adaptive"), weights)
+
+    def fixed_embedding(self, mode: str) -> Tensor:
+        """The embedding of one of the `FIXED_MODES`, `(hidden)`.
+
+        `global` A[N], `average` A[N] + Σ A[i] / (N-1) (equal weights in place of the gate's), `mean` the mean of the
+        table.
+        """
+        if mode == "global":
+            return self.levels[-1]
+        if mode == "average":
+            return self.levels[-1] + self.levels[:-1].mean(dim=0)
+        return self.levels.mean(dim=0)
 
     def level_embedding(self, level: Tensor) -> Tensor:
         """A[level] for levels 1…N, `(batch,)` → `(batch, hidden)`; others raise IndexError (on a GPU, an assertion)."""
@@ -114,7 +125,9 @@ class AlignmentModule(nn.Module):
 
     def gate_weights(self, similarity: Tensor) -> Tensor:
         """softmax(MLP(s)) of similarity maps on the gate's grid, `(batch, grid²)` → `(batch, levels - 1)`."""
-        logits = self.gate(similarity.to(next(self.gate.parameters()).dtype))
+        # Weights in 4 or 8 bits are whole numbers, in which the similarity cannot be; biases are never quantised.
+        dtype = next(part.dtype for part in self.gate.parameters() if part.is_floating_point())
+        logits = self.gate(similarity.to(dtype))
         return torch.softmax(logits.float(), dim=-1)
 
     def sample_similarity(self, image_tokens: Tensor, text: Tensor, sample_of_image: Tensor | None) -> Tensor:
@@ -129,6 +142,13 @@ class AlignmentModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_levels={self.num_levels}, gate_grid={self.gate_grid}"
+
+
+def is_as_drawn(levels: Tensor) -> bool:
+    """Whether a level table `(levels, hidden)` fills the range of its Xavier-uniform draw, which training leaves."""
+    bound = math.sqrt(6 / sum(levels.shape))
+    # bfloat16 may round up by 1/512.
+    return 0.9 * bound < float(levels.abs().max()) <= bound * (1 + 1 / 512)
 
 
 def mean_text_embedding(

@@ -1,18 +1,25 @@
 """Check data before running a job: which records would be rejected and why, and what is unusual but valid."""
 
 import json
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aligngpt.checking.notes import Notes
-from aligngpt.checking.result import FileCheck, Lengths, Problem, Repeat
+from aligngpt.checking.repeats import Seen
+from aligngpt.checking.result import MOST_LISTED, FileCheck, Lengths, Problem
 from aligngpt.checking.tables import columns_ignored
 from aligngpt.cpus import usable_cpus
 from aligngpt.data.batches.examples import ExampleError, tokenize
+from aligngpt.data.images.keys import image_key
 from aligngpt.data.images.opening import ImageError, check_image, open_image, resolve_image
 from aligngpt.data.records.columns import columns_not_read
 from aligngpt.data.records.error import RecordError
@@ -33,6 +40,15 @@ from aligngpt.progress import track
 WORKERS = min(16, 4 + usable_cpus())
 """Number of threads that check images: reading waits for the disk, and Pillow releases the GIL while decoding."""
 
+PART = 1_024
+"""Number of samples that are checked together, and held in memory at a time."""
+
+MOST_KNOWN = 1_000_000
+"""Number of images whose result is kept; those beyond are looked at again when they are named again."""
+
+Trouble = tuple[str, str]
+"""Reason and detail of a problem."""
+
 
 class Reading(NamedTuple):
     """The settings with which a model tokenizes samples; see `tokenize`."""
@@ -52,7 +68,9 @@ def check_files(
     lowest: Mapping[Path, Lowest] | None = None,
     full: bool = False,
 ) -> list[FileCheck]:
-    """Check files of records and list all their problems; holds the samples of one file at a time in memory.
+    """Check files of records and list their problems, at most `MOST_LISTED` per reason; all are counted.
+
+    Of each sample only its id and about 50 bytes are kept in memory, of an image its result up to `MOST_KNOWN`.
 
     Args:
         paths: files or folders of records, as for `load_samples`; or archives, as for `prepare_samples`.
@@ -74,12 +92,12 @@ def check_files(
     for path in paths:
         root = root_of_data(path, image_root)
         rated = (lowest or {}).get(path, Lowest())
-        checks.append(_check_file(path, root, pictures, levels, needs_level, reading, rated))
+        checks.append(_Check(root, pictures, levels, needs_level, reading, rated).run(path))
     return checks
 
 
 def checks_as_json(checks: Sequence[FileCheck]) -> str:
-    """The full results as JSON, with every problem of every record."""
+    """The full results as JSON; see `FileCheck.facts`."""
     # A lone surrogate, which UTF-8 cannot encode, becomes the escape it was read from.
     return json.dumps({"files": [check.facts() for check in checks]}, indent=1)
 
@@ -91,15 +109,31 @@ def write_checks(path: Path, checks: Sequence[FileCheck]) -> None:
 
 
 class _Found(Rejects):
-    """Rejects that are kept in memory."""
+    """Rejects that are counted, the first `MOST_LISTED` of each reason being kept in memory.
+
+    Attributes:
+        unread: number of records that are no samples, or samples that are rated too low.
+        rejected: number of rejected records, these among them; each may have several problems.
+        problems: the problems that are kept.
+    """
 
     def __init__(self) -> None:
         super().__init__(None, max_share=1.0)
+        self.unread, self.rejected = 0, 0
         self.problems: list[Problem] = []
 
     def add(self, record: int, id: str | None, reason: str, detail: str) -> None:
-        super().add(record, id, reason, detail)
-        self.problems.append(Problem(record, id, reason, detail))
+        """Note a record that is no sample."""
+        self.unread += 1
+        self.reject(record, id, [(reason, detail)])
+
+    def reject(self, record: int, id: str | None, problems: Sequence[Trouble]) -> None:
+        """Note the problems of a record."""
+        self.rejected += 1
+        for reason, detail in problems:
+            super().add(record, id, reason, detail)
+            if self.by_reason[reason] <= MOST_LISTED:
+                self.problems.append(Problem(record, id, reason, detail))
 
 
 class _Pictures:
@@ -108,35 +142,34 @@ class _Pictures:
     def __init__(self, full: bool) -> None:
         self.full = full
         self._look: Callable[[Path], object] = open_image if full else check_image
-        self._known: dict[Path, tuple[str, str] | None] = {}
+        self._known: dict[int, Trouble | None] = {}
 
-    def broken(self, names: Sequence[str], root: Path) -> dict[str, tuple[str, str]]:
-        """Reason and detail of each unusable image, by name."""
+    def broken(self, names: Sequence[str], root: Path) -> dict[str, Trouble]:
+        """Why each unusable image is so, by name."""
         if not names:
             return {}
         pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="pictures")
         try:
-            looked = track(
-                pool.map(lambda name: self._trouble(name, root), names),
-                "checking images",
-                len(names),
-                unit="images",
-            )
+            looked = pool.map(lambda name: self._trouble(name, root), names)
             return {name: found for name, found in zip(names, looked, strict=True) if found is not None}
         finally:
             # Ctrl-C must not wait for images that have not been checked yet.
             pool.shutdown(cancel_futures=True)
 
-    def _trouble(self, name: str, root: Path) -> tuple[str, str] | None:
+    def _trouble(self, name: str, root: Path) -> Trouble | None:
         try:
             path = resolve_image(name, root)
         except ImageError as error:
             return error.reason, str(error)
-        if path not in self._known:
-            self._known[path] = self._look_at(path)
-        return self._known[path]
+        key = image_key([str(path)])
+        if key in self._known:
+            return self._known[key]
+        trouble = self._look_at(path)
+        if len(self._known) < MOST_KNOWN:
+            self._known[key] = trouble
+        return trouble
 
-    def _look_at(self, path: Path) -> tuple[str, str] | None:
+    def _look_at(self, path: Path) -> Trouble | None:
         try:
             self._look(path)
         except ImageError as error:
@@ -144,197 +177,235 @@ class _Pictures:
         return None
 
 
-def _check_file(
-    path: Path,
-    root: Path,
-    pictures: _Pictures,
-    levels: int | None,
-    needs_level: bool,
-    reading: Reading | None,
-    lowest: Lowest,
-) -> FileCheck:
-    found, notes, error = _Found(), Notes(), None
-    samples: list[Sample] = []
-    named: set[int] = set()
-    stored = _Stored({}, set(), set(), [])
-    try:
-        archive = archive_at(path)
-        if archive is not None:
-            _read_archive(archive, pictures.full, lowest, samples, named, stored, found, notes)
-        else:
-            for sample, record in track(read_samples(path, found), f"reading {path.name}", unit="samples"):
-                if _is_rated_low(sample, record, lowest, found):
-                    continue
-                samples.append(sample)
-                notes.add(record)
-                if own_id(record) is not None:
-                    named.add(sample.record)
-            notes.not_read.update(dict.fromkeys(columns_ignored(path), len(samples)))
-        for name in lowest.ratings:
-            notes.not_read.pop(name + RATINGS_SUFFIX, None)
-    except SourceError as caught:
-        error = str(caught)
-    records = len(samples) + found.count
-    for problem in stored.problems:
-        found.add(*problem)
-    _check_levels(samples, levels, needs_level, found)
-    files = (name for sample in samples if sample.record not in stored.records for name in sample.images)
-    names = list(dict.fromkeys(files))
-    broken = pictures.broken(names, root)
-    _check_images([sample for sample in samples if sample.record not in stored.records], broken, found)
-    lengths = _check_tokens(samples, reading, found) if reading is not None and samples else None
-    bad = {problem.record for problem in found.problems}
-    usable = [sample for sample in samples if sample.record not in bad]
-    if error is None and not usable:
-        error = f"{path} contains no usable record"
-    pictured = [sample for sample in samples if sample.images]
-    return FileCheck(
-        path=path,
-        image_root=root,
-        error=error,
-        records=records,
-        samples=len(usable),
-        turns=sum(len(sample.turns) for sample in usable),
-        text_only=sum(not sample.images for sample in usable),
-        images=len(names) + len(stored.pictures),
-        broken_images=len(broken) + len(stored.broken),
-        problems=tuple(sorted(found.problems, key=lambda problem: problem.record)),
-        repeated_ids=_repeats((sample.id, sample) for sample in samples if sample.record in named),
-        identical=_repeats(
-            # In concatenated tar files, different images may have the same name.
-            ((stored.records.get(sample.record, sample.images), sample.system, sample.turns), sample)
-            for sample in samples
-        ),
-        levels=dict(sorted(Counter(sample.level for sample in samples if sample.level is not None).items())),
-        without_level=sum(sample.level is None for sample in pictured),
-        expected_levels=levels,
-        lengths=lengths,
-        not_read=dict(notes.not_read),
-        notes=dict(notes.others),
-    )
+class _Read(NamedTuple):
+    """A sample as read.
 
-
-class _Stored(NamedTuple):
-    """The images of an archive: by record, distinct images, unusable images, and problems.
-
-    An image is identified by the hash of its content or place; by its name if there is none.
+    Attributes:
+        sample: the sample.
+        named: whether it has an id of its own.
+        picture: identifies the image that is stored with it, by the hash of its content or place, or by its name; None
+            if there is none.
+        trouble: why that image cannot be used.
     """
 
-    records: dict[int, object]
-    pictures: set[object]
-    broken: set[object]
-    problems: list[Problem]
+    sample: Sample
+    named: bool
+    picture: int | str | None = None
+    trouble: Trouble | None = None
 
 
-def _read_archive(
-    archive: Archive,
-    full: bool,
-    lowest: Lowest,
-    samples: list[Sample],
-    named: set[int],
-    stored: _Stored,
-    found: _Found,
-    notes: Notes,
-) -> None:
-    """Read the samples of an archive and check their images along the way.
+class _Distinct:
+    """Counts distinct images by 64-bit hashes."""
 
-    Raises:
-        SourceError: see `archive_samples`.
-    """
-    places = ArchivePictures.of(archive)
-    if isinstance(archive, ParquetSource):
-        notes.not_read.update(columns_not_read(archive.files))
-    for one in track(archive_samples(archive, check_images=True), f"reading {archive.folder.name}", unit="samples"):
-        if isinstance(one, Unread):
-            found.add(*one)
-            continue
-        sample = one.sample
-        if _is_rated_low(sample, one.fields, lowest, found):
-            continue
-        samples.append(sample)
-        notes.add(one.fields)
-        if sample.id != str(sample.record):
-            named.add(sample.record)
-        if one.stored is None:
-            continue
-        picture = sample.images[0] if one.key is None else one.key
-        stored.records[sample.record] = picture
-        stored.pictures.add(picture)
-        trouble = one.trouble
+    def __init__(self) -> None:
+        self._keys: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._new = array("q")
+
+    def add(self, picture: int | str) -> None:
+        self._new.append(picture if isinstance(picture, int) else image_key([picture]))
+        if len(self._new) > max(PART, len(self._keys)):
+            self._merge()
+
+    def count(self) -> int:
+        self._merge()
+        return len(self._keys)
+
+    def _merge(self) -> None:
+        self._keys = np.unique(np.concatenate([self._keys, np.frombuffer(self._new, dtype=np.int64)]))
+        self._new = array("q")
+
+
+class _Tokens:
+    """Token counts of the untruncated samples."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._counts = array("q")
+        self._cut: list[int] = []
+        self._cut_count = 0
+
+    def trouble(self, sample: Sample) -> Trouble | None:
+        """Count a sample's tokens; why it cannot be trained on, if so."""
+        processor, template, max_length = self._reading
+        messages = sample.messages()
         try:
-            if full and trouble is None:
-                places.picture(sample.images[0], one.stored).open()
-            elif one.picture is not None:
-                one.picture.check()
-        except ImageError as error:
-            trouble = error.reason, str(error)
-        if trouble is not None:
-            stored.broken.add(picture)
-            stored.problems.append(Problem(sample.record, sample.id, *trouble))
-
-
-def _is_rated_low(sample: Sample, record: Mapping[str, Any], lowest: Lowest, found: _Found) -> bool:
-    """Whether a record is rejected because of its ratings."""
-    try:
-        lowest.applied_to(sample, record)
-    except RecordError as error:
-        found.add(sample.record, sample.id, error.reason, str(error))
-        return True
-    return False
-
-
-def _check_levels(samples: Sequence[Sample], levels: int | None, needs_level: bool, found: _Found) -> None:
-    for sample in samples:
-        if sample.level is None and sample.images and needs_level:
-            detail = "no alignment level (field `similarity`); run `aligngpt levels` first"
-            found.add(sample.record, sample.id, "no_level", detail)
-        elif sample.level is not None and levels is not None and sample.level > levels:
-            detail = (
-                f"`similarity` is {sample.level - 1}, expected 0…{levels - 1} (levels 1…{levels}); give the number of "
-                "levels that the data was made with"
-            )
-            found.add(sample.record, sample.id, "level_outside", detail)
-
-
-def _check_images(samples: Sequence[Sample], broken: dict[str, tuple[str, str]], found: _Found) -> None:
-    for sample in samples:
-        details: dict[str, list[str]] = {}
-        for name in dict.fromkeys(sample.images):
-            if name in broken:
-                reason, detail = broken[name]
-                details.setdefault(reason, []).append(detail)
-        for reason, told in details.items():
-            found.add(sample.record, sample.id, reason, "; ".join(told))
-
-
-def _check_tokens(samples: Sequence[Sample], reading: Reading, found: _Found) -> Lengths | None:
-    """Token counts of the untruncated samples; those that cannot be trained on are rejected."""
-    lengths, cut = [], []
-    for sample in track(samples, "counting tokens", unit="samples"):
-        try:
-            messages = sample.messages()
-            ids, _ = tokenize(messages, reading.processor, chat_template=reading.chat_template, max_length=1 << 30)
-            lengths.append(len(ids))
-            if len(ids) > reading.max_length:
-                tokenize(
-                    messages, reading.processor, chat_template=reading.chat_template, max_length=reading.max_length
-                )
-                cut.append(sample.record)
+            ids, _ = tokenize(messages, processor, chat_template=template, max_length=1 << 30)
+            self._counts.append(len(ids))
+            if len(ids) > max_length:
+                tokenize(messages, processor, chat_template=template, max_length=max_length)
+                self._cut_count += 1
+                self._cut += [sample.record] * (self._cut_count <= MOST_LISTED)
         except ExampleError as error:
-            found.add(sample.record, sample.id, error.reason, str(error))
-    if not lengths:
+            return error.reason, str(error)
         return None
-    lengths.sort()
-    p50, p95, p99 = (lengths[ceil(share * len(lengths)) - 1] for share in (0.5, 0.95, 0.99))
-    return Lengths(p50, p95, p99, lengths[-1], reading.max_length, tuple(cut))
+
+    def lengths(self) -> Lengths | None:
+        if not self._counts:
+            return None
+        counts = np.sort(np.frombuffer(self._counts, dtype=np.int64))
+        p50, p95, p99 = (int(counts[ceil(share * len(counts)) - 1]) for share in (0.5, 0.95, 0.99))
+        return Lengths(p50, p95, p99, int(counts[-1]), self._reading.max_length, tuple(self._cut), self._cut_count)
 
 
-def _repeats(keyed: Iterable[tuple[object, Sample]]) -> tuple[Repeat, ...]:
-    """The samples whose key occurred before."""
-    first: dict[object, int] = {}
-    repeats = []
-    for key, sample in keyed:
-        earlier = first.setdefault(key, sample.record)
-        if earlier != sample.record:
-            repeats.append(Repeat(sample.record, earlier, sample.id))
-    return tuple(repeats)
+class _Check:
+    """Checks one file, a part of its samples at a time."""
+
+    def __init__(
+        self,
+        root: Path,
+        pictures: _Pictures,
+        levels: int | None,
+        needs_level: bool,
+        reading: Reading | None,
+        lowest: Lowest,
+    ) -> None:
+        self.root, self.pictures, self.lowest = root, pictures, lowest
+        self.num_levels, self.needs_level = levels, needs_level
+        self.tokens = None if reading is None else _Tokens(reading)
+        self.error: str | None = None
+        self.found, self.notes, self.seen = _Found(), Notes(), Seen()
+        self.images, self.broken = _Distinct(), _Distinct()
+        self.levels: Counter[int] = Counter()
+        self.samples, self.turns, self.text_only, self.without_level = 0, 0, 0, 0
+
+    def run(self, path: Path) -> FileCheck:
+        """Check all records of a file and return the results."""
+        read = track(self._read(path), f"checking {path.name}", unit="samples")
+        while part := list(islice(read, PART)):
+            self._check(part)
+        for name in self.lowest.ratings:
+            self.notes.not_read.pop(name + RATINGS_SUFFIX, None)
+        if self.error is None and not self.samples:
+            self.error = f"{path} contains no usable record"
+        return FileCheck(
+            path=path,
+            image_root=self.root,
+            error=self.error,
+            records=len(self.seen) + self.found.unread,
+            samples=self.samples,
+            turns=self.turns,
+            text_only=self.text_only,
+            images=self.images.count(),
+            broken_images=self.broken.count(),
+            rejected=self.found.rejected,
+            problems=tuple(sorted(self.found.problems, key=lambda problem: problem.record)),
+            problem_counts=dict(self.found.by_reason),
+            repeated_ids=self.seen.repeated_ids(),
+            identical=self.seen.identical(),
+            levels=dict(sorted(self.levels.items())),
+            without_level=self.without_level,
+            expected_levels=self.num_levels,
+            lengths=None if self.tokens is None else self.tokens.lengths(),
+            not_read=dict(self.notes.not_read),
+            notes=dict(self.notes.others),
+        )
+
+    def _read(self, path: Path) -> Iterator[_Read]:
+        """The samples of a file; an error that ends reading is kept."""
+        try:
+            archive = archive_at(path)
+            if archive is not None:
+                yield from self._read_archive(archive)
+                return
+            count = 0
+            for sample, record in read_samples(path, self.found):
+                if not self._is_rated_low(sample, record):
+                    count += 1
+                    self.notes.add(record)
+                    yield _Read(sample, own_id(record) is not None)
+            self.notes.not_read.update(dict.fromkeys(columns_ignored(path), count))
+        except SourceError as caught:
+            self.error = str(caught)
+
+    def _read_archive(self, archive: Archive) -> Iterator[_Read]:
+        """The samples of an archive, whose stored images are checked along the way.
+
+        Raises:
+            SourceError: see `archive_samples`.
+        """
+        places = ArchivePictures.of(archive)
+        if isinstance(archive, ParquetSource):
+            self.notes.not_read.update(columns_not_read(archive.files))
+        for one in archive_samples(archive, check_images=True):
+            if isinstance(one, Unread):
+                self.found.add(*one)
+                continue
+            sample = one.sample
+            if self._is_rated_low(sample, one.fields):
+                continue
+            self.notes.add(one.fields)
+            named = sample.id != str(sample.record)
+            if one.stored is None:
+                yield _Read(sample, named)
+                continue
+            trouble = one.trouble
+            try:
+                if self.pictures.full and trouble is None:
+                    places.picture(sample.images[0], one.stored).open()
+                elif one.picture is not None:
+                    one.picture.check()
+            except ImageError as error:
+                trouble = error.reason, str(error)
+            yield _Read(sample, named, sample.images[0] if one.key is None else one.key, trouble)
+
+    def _is_rated_low(self, sample: Sample, record: Mapping[str, Any]) -> bool:
+        """Whether a record is rejected because of its ratings."""
+        try:
+            self.lowest.applied_to(sample, record)
+        except RecordError as error:
+            self.found.add(sample.record, sample.id, error.reason, str(error))
+            return True
+        return False
+
+    def _check(self, part: Sequence[_Read]) -> None:
+        names = dict.fromkeys(name for one in part if one.picture is None for name in one.sample.images)
+        broken = self.pictures.broken(list(names), self.root)
+        for name in names:
+            self.images.add(name)
+        for name in broken:
+            self.broken.add(name)
+        for one in part:
+            sample = one.sample
+            self.seen.add(sample, named=one.named, picture=sample.images if one.picture is None else one.picture)
+            if one.picture is not None:
+                self.images.add(one.picture)
+                if one.trouble is not None:
+                    self.broken.add(one.picture)
+            if sample.level is not None:
+                self.levels[sample.level] += 1
+            elif sample.images:
+                self.without_level += 1
+            if problems := list(self._problems(one, broken)):
+                self.found.reject(sample.record, sample.id, problems)
+            else:
+                self.samples += 1
+                self.turns += len(sample.turns)
+                self.text_only += not sample.images
+
+    def _problems(self, one: _Read, broken: Mapping[str, Trouble]) -> Iterator[Trouble]:
+        """Why a sample would be rejected; `broken` has the unusable images below the image root, by name."""
+        sample = one.sample
+        if one.trouble is not None:
+            yield one.trouble
+        if (trouble := self._level_trouble(sample)) is not None:
+            yield trouble
+        if one.picture is None:
+            details: dict[str, list[str]] = {}
+            for name in dict.fromkeys(sample.images):
+                if name in broken:
+                    reason, detail = broken[name]
+                    details.setdefault(reason, []).append(detail)
+            yield from ((reason, "; ".join(told)) for reason, told in details.items())
+        if self.tokens is not None and (trouble := self.tokens.trouble(sample)) is not None:
+            yield trouble
+
+    def _level_trouble(self, sample: Sample) -> Trouble | None:
+        if sample.level is None and sample.images and self.needs_level:
+            return "no_level", "no alignment level (field `similarity`); run `aligngpt levels` first"
+        if sample.level is not None and self.num_levels is not None and sample.level > self.num_levels:
+            return (
+                "level_outside",
+                f"`similarity` is {sample.level - 1}, expected 0…{self.num_levels - 1} (levels 1…{self.num_levels}); "
+                "give the number of levels that the data was made with",
+            )
+        return None

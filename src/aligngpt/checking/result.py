@@ -9,7 +9,10 @@ from aligngpt.checking.notes import note_lines
 from aligngpt.printing import printable
 
 SHOWN = 3
-"""Number of examples shown per reason; the JSON results list all of them."""
+"""Number of examples shown per reason."""
+
+MOST_LISTED = 10_000
+"""Number of problems listed per reason in the JSON results, and of repeats and cut samples; all are counted."""
 
 
 class Problem(NamedTuple):
@@ -29,6 +32,14 @@ class Repeat(NamedTuple):
     id: str
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """The first `MOST_LISTED` repeats, and the number of all."""
+
+    listed: tuple[Repeat, ...]
+    count: int
+
+
 class Lengths(NamedTuple):
     """Token counts of the untruncated samples.
 
@@ -36,7 +47,8 @@ class Lengths(NamedTuple):
         p50, p95, p99: percentiles.
         longest: maximum.
         max_length: length that longer samples are truncated to.
-        cut: numbers of the records that lose turns or the end of their answer to truncation.
+        cut: numbers of the records that lose turns or the end of their answer to truncation; the first `MOST_LISTED`.
+        cut_count: the number of all of these.
     """
 
     p50: int
@@ -45,6 +57,7 @@ class Lengths(NamedTuple):
     longest: int
     max_length: int
     cut: tuple[int, ...]
+    cut_count: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,9 @@ class FileCheck:
         records: number of records.
         samples: number of usable records; `turns` and `text_only` (samples without an image) refer to these.
         images: number of distinct images the records name, `broken_images` of which are unusable.
-        problems: all problems, sorted by record; a record may have several.
+        rejected: number of records that would be rejected.
+        problems: the problems, sorted by record, at most `MOST_LISTED` per reason; a record may have several.
+        problem_counts: number of all problems per reason.
         repeated_ids: records with the id of an earlier one.
         identical: records with the same images and turns as an earlier one.
         levels: number of samples per level.
@@ -78,20 +93,17 @@ class FileCheck:
     text_only: int
     images: int
     broken_images: int
+    rejected: int
     problems: tuple[Problem, ...]
-    repeated_ids: tuple[Repeat, ...]
-    identical: tuple[Repeat, ...]
+    problem_counts: dict[str, int]
+    repeated_ids: Repeats
+    identical: Repeats
     levels: dict[int, int]
     without_level: int
     expected_levels: int | None
     lengths: Lengths | None
     not_read: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def rejected(self) -> int:
-        """How many records would be rejected."""
-        return len({problem.record for problem in self.problems})
 
     @property
     def good(self) -> bool:
@@ -101,10 +113,12 @@ class FileCheck:
     def facts(self) -> dict[str, Any]:
         """The results as JSON-compatible values."""
         facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        facts |= {name: [one._asdict() for one in facts[name]] for name in ("problems", "repeated_ids", "identical")}
+        facts["problems"] = [one._asdict() for one in self.problems]
+        for name, repeats in (("repeated_ids", self.repeated_ids), ("identical", self.identical)):
+            facts |= {name: [one._asdict() for one in repeats.listed], f"{name}_count": repeats.count}
         lengths = None if self.lengths is None else self.lengths._asdict()
         paths = {"path": str(self.path), "image_root": str(self.image_root)}
-        return facts | paths | {"rejected": self.rejected, "lengths": lengths}
+        return facts | paths | {"lengths": lengths}
 
     def text(self) -> str:
         """The results as lines for the terminal; the records' own texts have no line breaks or control codes there."""
@@ -143,11 +157,11 @@ class FileCheck:
         for problem in self.problems:
             by_reason[problem.reason].append(problem)
         lines = []
-        for reason, problems in sorted(by_reason.items(), key=lambda pair: -len(pair[1])):
-            lines.append(f"  rejected, {reason}: {_number(len(problems), 'record')}")
-            lines += [f"    {_name(one.record, one.id)}: {one.detail}" for one in problems[:SHOWN]]
-            if len(problems) > SHOWN:
-                lines.append(f"    and {len(problems) - SHOWN:,} more")
+        for reason, count in sorted(self.problem_counts.items(), key=lambda pair: -pair[1]):
+            lines.append(f"  rejected, {reason}: {_number(count, 'record')}")
+            lines += [f"    {_name(one.record, one.id)}: {one.detail}" for one in by_reason[reason][:SHOWN]]
+            if count > SHOWN:
+                lines.append(f"    and {count - SHOWN:,} more")
         return lines
 
     def _level_lines(self) -> list[str]:
@@ -178,19 +192,20 @@ class FileCheck:
         ]
         if one.cut:
             lines.append(
-                f"    {_number(len(one.cut), 'sample')} of more than {one.max_length:,} tokens would lose turns or the "
-                f"end of an answer: {_listed(one.cut)}"
+                f"    {_number(one.cut_count, 'sample')} of more than {one.max_length:,} tokens would lose turns or "
+                f"the end of an answer: {_listed(one.cut)}"
             )
         return lines
 
     def _repeat_lines(self) -> list[str]:
         lines = []
         for repeats, what in ((self.repeated_ids, "the id"), (self.identical, "the images and turns")):
-            if repeats:
-                examples = "; ".join(f"{_name(one.record, one.id)} repeats {one.earlier}" for one in repeats[:SHOWN])
-                more = "; …" if len(repeats) > SHOWN else ""
+            if repeats.count:
+                shown = repeats.listed[:SHOWN]
+                examples = "; ".join(f"{_name(one.record, one.id)} repeats {one.earlier}" for one in shown)
+                more = "; …" if repeats.count > SHOWN else ""
                 lines.append(
-                    f"  note: {_number(len(repeats), 'record')} with {what} of an earlier record: {examples}{more}"
+                    f"  note: {_number(repeats.count, 'record')} with {what} of an earlier record: {examples}{more}"
                 )
         return lines
 

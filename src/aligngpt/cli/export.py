@@ -14,8 +14,8 @@ def export(
     fold: Annotated[
         str | None,
         typer.Option(
-            help="The one alignment embedding for every image and question: global (level N), mean (the mean of the "
-            "levels) or level:K.",
+            help="The one alignment embedding for every image and question: global (level N), average (level N plus "
+            "the mean of the others), mean (the mean of all levels) or level:K.",
             show_default="that of MODEL, if it never changes",
         ),
     ] = None,

@@ -19,21 +19,14 @@ def next_command(source: str, out: Path, kind: str, levels: int | None = None) -
         kind: kind of the source, see `PairSource.kind`.
         levels: the number of levels; the default if None.
     """
-    from aligngpt.data.sources.remote import written_beside
+    from aligngpt.data.sources.levels_file import levels_file
 
     if kind in ARCHIVES:
-        place = _with_name(out)
+        # `.` and `..` have no name of their own.
+        place = out if out.name not in ("", "..") else out.resolve()
         options = ["--out", str(place.parent / f"{place.name or 'scores'}-levels.parquet")]
     else:
-        path = _with_name(Path(source))
-        plain = path.suffix in (".json", ".jsonl")
-        name = f"{path.stem}-levels{path.suffix}" if plain else f"{path.name.partition('.')[0]}-levels.jsonl"
-        options = ["--source", source, "--out", str(written_beside(path, name))]
+        options = ["--source", source, "--out", str(levels_file(source))]
     if levels is not None:
         options = ["--levels", str(levels), *options]
     return shlex.join(["aligngpt", "levels", str(out), *options])
-
-
-def _with_name(path: Path) -> Path:
-    """The same place; `.` and `..` have no name of their own."""
-    return path if path.name not in ("", "..") else path.resolve()

@@ -42,9 +42,10 @@ def train(
 
     from aligngpt.training.distributed.processes import is_main_process
     from aligngpt.training.dry_run import plan
+    from aligngpt.training.feed.skipped import skipped_in
     from aligngpt.training.run import train
     from aligngpt.training.run_folder import RECIPE_FILE
-    from aligngpt.training.stage import model_folder
+    from aligngpt.training.stage import model_folder, stage_folder
 
     stages = STAGES if stage == "all" else (stage,)
     if dry_run:
@@ -58,13 +59,17 @@ def train(
         return
     for result in results:
         print(f"{result.stage}: {result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s")
+        if skipped := skipped_in(stage_folder(read, result.stage) / "rejects.jsonl"):
+            print(f"{result.stage}: {skipped}")
     model = shlex.quote(str(model_folder(read)))
     if results[-1].stage == "instruct":
         out = shlex.quote(str(Path(read.output) / "evaluation" / "test"))
+        root = None if read.instruct is None else read.instruct.image_root
+        images = "" if root is None else f" --image-root {shlex.quote(root)}"
         print(
             f"model: {model}\n"
             f'ask: aligngpt ask {model} IMAGE "QUESTION" --show-alignment\n'
-            f"measure: aligngpt evaluate {model} QUESTIONS.json --out {out}\n"
+            f"measure: aligngpt evaluate {model} QUESTIONS.json{images} --out {out}\n"
             f"then: aligngpt report {shlex.quote(read.output)}"
         )
     elif read.instruct is not None:

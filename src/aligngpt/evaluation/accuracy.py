@@ -189,9 +189,6 @@ def _answer_all(
     repeats whole batches.
     """
     before = frozenset(answered)
-    rights = (answer for sample, _ in questions for answer in right_answers(sample))
-    longest = max(len(engine.processor.tokenizer(answer)["input_ids"]) for answer in rights)
-    sampling = Sampling(max_new_tokens=longest + EXTRA_TOKENS)
     # Batches of questions of similar length need little padding.
     ordered = sorted(questions, key=lambda pair: (len(pair[1]), sum(len(turn.text) for turn in pair[0].turns[:-1])))
     correct = asked_so_far = 0
@@ -210,7 +207,7 @@ def _answer_all(
                 for sample, shown in batch
                 if (request := _request(sample, shown, source, rejects))
             ]
-            for sample, shown, answer in _answer(engine, asked, sampling, rejects):
+            for sample, shown, answer in _answer(engine, asked, rejects):
                 if sample.record in before:
                     continue
                 prediction = Prediction(
@@ -237,21 +234,29 @@ def _answer_all(
 def _answer(
     engine: Engine,
     asked: Sequence[tuple[Sample, tuple[str, ...], Request]],
-    sampling: Sampling,
     rejects: Rejects,
 ) -> list[tuple[Sample, tuple[str, ...], Answer]]:
     """The answers of a batch; if the batch fails, its questions are asked one by one and the failing ones rejected."""
     if not asked:
         return []
     try:
-        answers = engine.answer([request for _, _, request in asked], sampling)
+        answers = engine.answer(
+            [request for _, _, request in asked],
+            Sampling(max_new_tokens=_longest_right_answer(engine, [sample for sample, _, _ in asked]) + EXTRA_TOKENS),
+        )
     except EngineError as error:
         if len(asked) > 1:
-            return [found for one in asked for found in _answer(engine, [one], sampling, rejects)]
+            return [found for one in asked for found in _answer(engine, [one], rejects)]
         sample = asked[0][0]
         rejects.add(sample.record, sample.id, "cannot_be_asked", str(error))
         return []
     return [(sample, shown, answer) for (sample, shown, _), answer in zip(asked, answers, strict=True)]
+
+
+def _longest_right_answer(engine: Engine, samples: Sequence[Sample]) -> int:
+    """Tokens of the longest answer that is right for one of the samples: a longer one is wrong."""
+    rights = (answer for sample in samples for answer in right_answers(sample))
+    return max(len(engine.processor.tokenizer(answer)["input_ids"]) for answer in rights)
 
 
 def _request(sample: Sample, images: Sequence[str], source: Questions, rejects: Rejects) -> Request | None:

@@ -1,44 +1,51 @@
 """Folding: the alignment embedding as an ordinary row of the embedding table.
 
-A plain LLaVA has no alignment module. With one embedding for every image and question (level N, level k, or the mean of
-the table), the row of `<align>` in the embedding table can hold it. The gate cannot be folded: its mix depends on the
+A plain LLaVA has no alignment module. With one embedding for every image and question (level k, or a fixed mix of
+levels), the row of `<align>` in the embedding table can hold it. The gate cannot be folded: its mix depends on the
 image and the question.
 """
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from aligngpt.alignment.modes import AlignmentMode
+from aligngpt.alignment.module import FIXED_MODES, AlignmentModule
 from aligngpt.exporting.loading import ExportError
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
-CHOICES = "global (level N), mean (the mean of the levels) or level:K (level K, 1…N)"
+CHOICES = (
+    "global (level N), average (level N plus the mean of the others), mean (the mean of all levels) "
+    "or level:K (level K, 1…N)"
+)
 _LEVEL = re.compile(r"level:(\d+)")
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Which embedding replaces the alignment module: that of a level 1…N, or the mean of all of them if None."""
+    """Which embedding replaces the alignment module: that of a level 1…N, or of a mode in `FIXED_MODES`."""
 
-    level: int | None
+    choice: int | AlignmentMode
 
     def __str__(self) -> str:
-        return "mean" if self.level is None else f"level:{self.level}"
+        return f"level:{self.choice}" if isinstance(self.choice, int) else self.choice
 
-    def embedding(self, levels: Tensor) -> Tensor:
-        """The embedding, `(hidden)`, from the level table `(levels, hidden)`."""
-        return levels.mean(dim=0) if self.level is None else levels[self.level - 1]
+    def embedding(self, alignment: AlignmentModule) -> Tensor:
+        """The embedding, `(hidden)`."""
+        if isinstance(self.choice, int):
+            return alignment.levels[self.choice - 1]
+        return alignment.fixed_embedding(self.choice)
 
 
 def chosen_fold(wanted: str | None, config: AlignGPTConfig) -> Fold | None:
     """The fold that `--fold` names; None for a model without an alignment module.
 
     Args:
-        wanted: `global`, `mean` or `level:K`; None for that of the model, if its embedding never changes.
+        wanted: `global`, `average`, `mean` or `level:K`; None for that of the model, if its embedding never changes.
         config: the model's configuration.
 
     Raises:
@@ -51,17 +58,17 @@ def chosen_fold(wanted: str | None, config: AlignGPTConfig) -> Fold | None:
             raise ExportError(f"--fold {wanted}: the model has no alignment module to fold; leave --fold out")
         return None
     if wanted is None:
-        if config.alignment not in ("global", "mean"):
+        if config.alignment not in FIXED_MODES:
             raise ExportError(
                 f"the model forms its alignment embedding anew for each image (alignment: {config.alignment}), which "
                 f"other programs cannot; choose a fixed one with --fold: {CHOICES}, or run the model with "
                 "aligngpt ask, aligngpt evaluate or as a library"
             )
         wanted = config.alignment
-    if wanted == "mean":
-        return Fold(None)
     if wanted == "global":
         return Fold(levels)
+    if wanted in FIXED_MODES:
+        return Fold(cast(AlignmentMode, wanted))
     if not (found := _LEVEL.fullmatch(wanted)):
         raise ExportError(f"--fold {wanted}: expected {CHOICES}")
     if not 1 <= int(found[1]) <= levels:
@@ -94,7 +101,7 @@ def fold(model: AlignGPTForConditionalGeneration, chosen: Fold | None) -> dict[s
     table_name = next(name for name, module in model.named_modules() if module is table)
     if chosen is not None:
         assert model.model.alignment is not None
-        embedding = chosen.embedding(model.model.alignment.levels.detach()).to(table.weight.dtype)
+        embedding = chosen.embedding(model.model.alignment).detach().to(table.weight.dtype)
         rows = state[f"{table_name}.weight"].clone()
         rows[model.config.align_token_index] = row_for(table, embedding)
         state[f"{table_name}.weight"] = rows

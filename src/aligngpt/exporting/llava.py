@@ -73,7 +73,7 @@ def export_llava(
     Args:
         source: model folder, hub name or adapter folder.
         out: the output folder; it appears only once it is complete. An earlier export there is replaced.
-        chosen: `global`, `mean` or `level:K`, see `chosen_fold`.
+        chosen: `global`, `average`, `mean` or `level:K`, see `chosen_fold`.
         engine: the program that must be able to read the folder.
         base: base model of an adapter folder; the one it names when None.
 
@@ -165,12 +165,12 @@ def _logits_of_ours(loaded: Loaded, kept: Fold | None) -> _Expected:
     expected = _Expected([], [])
     own_mode = model.config.alignment
     try:
-        if kept is not None and kept.level is None:
-            model.config.alignment = "mean"
+        if kept is not None and isinstance(kept.choice, str):
+            model.config.alignment = kept.choice
         for messages in PROBES:
             inputs = _inputs(processor, messages, model.dtype)
-            if kept is not None and kept.level is not None:
-                inputs["alignment_level"] = torch.tensor([kept.level])
+            if kept is not None and isinstance(kept.choice, int):
+                inputs["alignment_level"] = torch.tensor([kept.choice])
             with torch.inference_mode():
                 logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
             expected.ids.append(inputs["input_ids"])

@@ -69,7 +69,7 @@ def ask(
         from aligngpt.inference.engine import Engine, Finished, Request, Sampling
 
         engine = Engine.load(model, base=base, device=device, dtype=precision)
-    request = Request.ask(question, picture, level=level)
+    request = Request.ask(question.strip(), picture, level=level)
     empty, stopped = True, True
     for event in engine.events(request, Sampling(max_new_tokens=max_new_tokens)):
         if isinstance(event, Finished):

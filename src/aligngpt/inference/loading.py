@@ -12,13 +12,17 @@ from aligngpt.inference.requests import EngineError
 from aligngpt.model.adapters import is_adapter, load_adapter
 from aligngpt.model.backbones import LOADING_ERRORS
 from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.language_models import note_stacked_weights
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.own_code import refuse_own_code
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.whole_weights import load_whole
 
-NOT_QUANTISED = ("vision_tower", "multi_modal_projector", "alignment", "lm_head")
-"""Parts that keep their precision: they are small, and their rounding would show in every token."""
+NOT_QUANTISED = ("model.vision_tower", "model.multi_modal_projector", "model.alignment", "lm_head")
+"""Parts that keep their precision: they are small, and their rounding would show in every token.
+
+Their full names, because transformers compares from a module's first name on.
+"""
 
 
 def load_model(
@@ -40,7 +44,7 @@ def load_model(
         dtype: `float32`, `bfloat16`, `auto` for bfloat16 if it is faster on the device, or `stored` for the precision
             of the files.
         device_map: `auto` spreads the layers over all GPUs, and over the memory of the machine if they are too small.
-        bits: hold the language model's weights in 8 or 4 bits (needs bitsandbytes).
+        bits: hold the weights of the language model's linear layers in 8 or 4 bits (needs bitsandbytes).
         error: exception class to raise in place of `EngineError`.
 
     Raises:
@@ -82,6 +86,8 @@ def load_model(
             f"{source} has a {type(processor).__name__}, expected an AlignGPTProcessor: correct processor_class in its "
             "processor_config.json, or save or download the model again"
         )
+    if bits is not None:
+        note_stacked_weights(model.model.language_model, f"are not held in {bits} bits")
     return (model if placing else model.to(target)), processor
 
 

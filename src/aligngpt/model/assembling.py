@@ -20,7 +20,7 @@ from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcesso
 from aligngpt.model.projector import AlignGPTProjector
 from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, breaks_answers, one_template, with_images
 from aligngpt.model.token_merging import merged_tokens
-from aligngpt.model.vision_towers import VisionTower, load_vision_tower
+from aligngpt.model.vision_towers import Framing, VisionTower, load_vision_tower
 from aligngpt.model.vocabulary import grow_vocabulary, load_tokenizer
 from aligngpt.progress import console
 
@@ -37,7 +37,7 @@ def assemble(
     gate_grid: int | None = None,
     text_pooling: TextPooling = "instruction",
     chat_template: str | None = None,
-    pad_images: bool = True,
+    pad_images: Framing = True,
     image_size: int | None = None,
     image_scales: Sequence[int] | None = None,
     merge_image_tokens: int = 1,
@@ -56,7 +56,8 @@ def assemble(
             that of the image tokens when None, at most 24 per side.
         chat_template: a name in `NAMED_TEMPLATES` (`vicuna`, `chatml`, …), a Jinja file, or None for the tokenizer's
             own (Vicuna's if the tokenizer has none).
-        pad_images: pad images to a square with the mean colour, as in the paper; False takes a centre crop.
+        pad_images: pad images to a square with the mean colour, as in the paper; False takes a centre crop, `stretch`
+            resizes images to the square without keeping their proportions.
         image_size: side in pixels that images are resized to; the tower's own when None.
         image_scales: several sides at which each image is read; see `AlignGPTConfig`.
         merge_image_tokens: side of the square of patches that become one image token; see `AlignGPTConfig`.
@@ -297,7 +298,7 @@ def chosen_template(wanted: str | None, tokenizer: Any, source: str | Path) -> s
             f"{error}"
         ) from error
     if trouble := breaks_answers(template):
-        _note(f"the chat template {wanted} does not suit training: {trouble}")
+        _note(f"the chat template {wanted} does not suit training: {trouble}; change it, or choose another")
     return template
 
 

@@ -20,8 +20,9 @@ class AlignGPTConfig(LlavaConfig):
 
     Args:
         alignment: how the alignment embedding is formed if no level is given: `adaptive` (level N plus a gated mix
-            of the others; the paper), `global` (level N), `local` (the mix alone), `mean` (the mean of the table), or
-            `none` (no alignment embedding: a plain LLaVA).
+            of the others; the paper), `global` (level N), `local` (the mix alone), `average` (level N plus the mean of
+            the others), `mean` (the mean of the table; no row of the paper), or `none` (no alignment embedding: a plain
+            LLaVA).
         num_alignment_levels: N, at least 2; 8 in the published models.
         align_token_index: id of `<align>`, whose embedding the alignment module computes.
         gate_grid: side of the similarity map that the gate reads; 24 (576 image tokens) in the published models.

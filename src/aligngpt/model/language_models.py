@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 from aligngpt.model.backbones import (
     LOADING_ERRORS,
@@ -18,6 +19,10 @@ from aligngpt.model.backbones import (
     on_meta,
     some,
 )
+from aligngpt.progress import console
+
+NOTEWORTHY_SHARE = 0.1
+"""Norms, convolutions and the like are a smaller share of a language model than this."""
 
 
 def load_language_model(
@@ -75,6 +80,17 @@ def load_language_model(
         raise BackboneError(
             f"{source}: its embeddings are {width} wide and its layers {config.hidden_size}; they must match"
         )
+    tied = head.weight is embeddings.weight
+    if config is not whole:
+        # A larger model's class may say the contrary by default, and its text part something else than the whole.
+        model.config.tie_word_embeddings = tied
+    elif config.tie_word_embeddings and not tied:
+        # Enlarging the vocabulary would replace the output layer.
+        raise BackboneError(
+            f"{source}: its configuration says that the output layer shares the embeddings' weights "
+            "(tie_word_embeddings), but its files hold other weights for it; set tie_word_embeddings to false in its "
+            "config.json"
+        )
     language: PreTrainedModel = model.eval()
     return language
 
@@ -95,6 +111,35 @@ def body_of(model: PreTrainedModel, source: str | Path = "") -> PreTrainedModel:
         )
     body: Any = model.get_submodule(name)
     return body
+
+
+def note_stacked_weights(body: nn.Module, they: str) -> None:
+    """Print a note if more than a tenth of a language model's weights are in no linear layer.
+
+    A mixture's experts are matrices stacked in one parameter, which adapters and quantisation leave out.
+
+    Args:
+        body: the language model without its head; its linear layers may be quantised.
+        they: what the note says about these weights: they …
+    """
+    linear = stacked = 0
+    for module in body.modules():
+        if isinstance(module, nn.Linear):
+            # Not the size of its weight, which is smaller in 4 bits.
+            linear += module.in_features * module.out_features
+        elif isinstance(module, Conv1D):
+            linear += module.weight.numel()
+        elif not isinstance(module, nn.Embedding):
+            stacked += sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    share = stacked / max(linear + stacked, 1)
+    if share > NOTEWORTHY_SHARE:
+        console.print(
+            f"note: {share:.0%} of the language model's weights are in no linear layer, as a mixture's experts are; "
+            f"they {they}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _check_separable(source: str | Path, whole: PretrainedConfig, config: PretrainedConfig) -> None:

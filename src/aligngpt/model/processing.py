@@ -8,6 +8,8 @@ from jinja2 import TemplateError
 from transformers import BatchFeature, LlavaProcessor
 from transformers.processing_utils import MultiModalData
 
+from aligngpt.model.templates import PLAIN, ChatTemplateError
+
 ALIGN_TOKEN = "<align>"
 IMAGE_TOKEN = "<image>"
 WORD_JOINER = "\u2060"
@@ -147,6 +149,26 @@ class AlignGPTProcessor(LlavaProcessor):
             for message in messages
         ]
 
+    def left_out(
+        self, messages: Sequence[dict[str, Any]], rendered: str, chat_template: str | None = None
+    ) -> str | None:
+        """The role of the first message with a text that the chat template left out; None if all texts are there.
+
+        White space is not compared. `PLAIN` leaves out the system turn and questions by design.
+
+        Args:
+            messages: the conversation that was rendered, or some of it.
+            rendered: the text it was rendered to.
+            chat_template: the template it was rendered with; the processor's own when None.
+        """
+        plain = (chat_template or self.chat_template) == PLAIN
+        found = _without_space(rendered)
+        for message in messages:
+            meant = not plain or message["role"] == "assistant"
+            if meant and any(_without_space(text) not in found for text in _texts(message["content"])):
+                return str(message["role"])
+        return None
+
     def turn_end(self) -> str:
         """The text that the chat template writes after an answer; empty if there is a token or only white space."""
         talk = [{"role": role, "content": [{"type": "text", "text": _PROBE}]} for role in ("user", "assistant")]
@@ -190,6 +212,9 @@ class AlignGPTProcessor(LlavaProcessor):
 
         Returns:
             A copy of `attention_mask`, zero from the first response on.
+
+        Raises:
+            ChatTemplateError: the template writes what is asked first otherwise once there is a response.
         """
         mask = deepcopy(attention_mask)
         for row, turns in enumerate(conversations):
@@ -198,10 +223,8 @@ class AlignGPTProcessor(LlavaProcessor):
             first = next((place for place in range(asked, len(turns)) if roles[place] == "assistant"), len(turns))
             if first == len(turns):
                 continue
-            opening = super().apply_chat_template(
-                turns[:first], chat_template, add_generation_prompt=True, tokenize=False
-            )
             whole = super().apply_chat_template(turns, chat_template, tokenize=False)
+            opening = self._opening(turns[:first], str(whole), chat_template)
             _, offsets = self.encode(self.expand(whole))
             start = list(mask[row]).index(1)
             # Element by element, which works for lists, arrays and tensors alike.
@@ -209,6 +232,20 @@ class AlignGPTProcessor(LlavaProcessor):
             for position in range(start + instruction_length(offsets, response), len(mask[row])):
                 mask[row][position] = 0
         return mask
+
+    def _opening(self, asked: list[dict[str, Any]], whole: str, chat_template: str | None) -> str:
+        """The beginning of a rendered conversation: its first turns, and what opens the response to them."""
+        opening: Any = super().apply_chat_template(asked, chat_template, add_generation_prompt=True, tokenize=False)
+        if whole.startswith(opening):
+            return str(opening)
+        # A template may open a response with more than it keeps, such as a thought, but must not move the first turns.
+        if not whole.startswith(str(super().apply_chat_template(asked, chat_template, tokenize=False))):
+            raise ChatTemplateError(
+                "it writes the first question otherwise once there is an answer, so the gate cannot read it as it did; "
+                "leave out the system message, or use another template"
+            )
+        differs = (place for place, (ours, theirs) in enumerate(zip(opening, whole, strict=False)) if ours != theirs)
+        return whole[: next(differs, None)]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a rendered and expanded conversation, and the character offsets of each token in the text.
@@ -232,6 +269,10 @@ class AlignGPTProcessor(LlavaProcessor):
 
 def _texts(content: str | Sequence[dict[str, Any]]) -> list[str]:
     return [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 def _with_texts(messages: Sequence[dict[str, Any]], change: Callable[[str], str]) -> list[dict[str, Any]]:

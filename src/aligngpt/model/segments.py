@@ -3,7 +3,7 @@
 `Samples` assigns each token to a sample: a sample is a row or, in a packed row, one of its segments.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -47,9 +47,21 @@ def readable_text(
     # A static cache has masks of another shape (a dictionary of several if layers differ) and no right padding.
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         readable = readable & (attention_mask != 0)
+    elif _has_branches(attention_mask, length):
+        # Each token but padding attends to the first one of its row.
+        readable = readable & attention_mask[:, 0, :, 0]
     if instruction_mask is not None:
         readable = readable & (instruction_mask != 0)
     return readable
+
+
+def _has_branches(attention_mask: object, length: int) -> TypeGuard[Tensor]:
+    """Whether a mask is that of padded rows with branches, boolean `(batch, 1, length, length)`."""
+    return (
+        isinstance(attention_mask, Tensor)
+        and attention_mask.dtype == torch.bool
+        and attention_mask.shape[-2:] == (length, length)
+    )
 
 
 def sample_of_image(is_image: Tensor, images: int, samples: Samples) -> Tensor:

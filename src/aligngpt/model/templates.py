@@ -288,8 +288,9 @@ def with_fixed_date(template: str) -> str:
 def breaks_answers(template: str) -> str | None:
     """What is wrong with a template for training on a conversation's answers; None if nothing is, or it is not known.
 
-    A prompt must continue with the answer, and later turns must not change earlier ones. Templates of models that think
-    before they answer write an empty thought before the last answer that the prompt does not have.
+    A prompt must continue with the answer, a mark must end it, and later turns must not change earlier ones. Templates
+    of models that think before they answer write an empty thought before the last answer that the prompt does not have.
+    (`PLAIN` has no mark, as in LLaVA.)
     """
     said = [{"role": role, "content": f"{_PROBE} {role} {turn}"} for turn in "12" for role in ("user", "assistant")]
     try:
@@ -301,6 +302,8 @@ def breaks_answers(template: str) -> str | None:
             written = after[len(prompt) :].partition(said[end]["content"])[0]
             if written.strip():
                 return f"it writes {written.strip()!r} before an answer, but not in the prompt for one"
+        if not _render(template, said[:2], opens=False).rpartition(said[1]["content"])[2].strip():
+            return "it writes no mark after an answer, so a model would not learn to stop"
     except (TemplateError, TypeError, ValueError):
         return None
     return None

@@ -32,6 +32,9 @@ from aligngpt.model.configuration_timm_tower import is_timm_checkpoint
 AS_THE_TOWER = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
 """Settings of a tower's own image processor that determine how pixels are scaled and normalised."""
 
+Framing = bool | Literal["stretch"]
+"""How an image becomes a square: padded with the mean colour (True), its centre cut out (False), or `stretch`."""
+
 INSTEAD = "use one that reads images of a fixed size, such as CLIP, SigLIP, SigLIP 2 (not NaFlex) or DINOv2"
 
 
@@ -62,7 +65,7 @@ class VisionTower:
 def load_vision_tower(
     source: str | Path,
     *,
-    pad_images: bool = True,
+    pad_images: Framing = True,
     image_size: int | None = None,
     image_scales: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
@@ -72,7 +75,8 @@ def load_vision_tower(
 
     Args:
         source: folder or hub name, with a preprocessor configuration.
-        pad_images: pad images to a square with the mean colour; False takes a centre crop.
+        pad_images: pad images to a square with the mean colour; False takes a centre crop, `stretch` resizes images to
+            the square without keeping their proportions.
         image_size: side in pixels that images are resized to; the side in the preprocessor configuration when None.
         image_scales: several sides instead of `image_size`; the tower reads squares of the first, images are
             resized to the last.
@@ -129,6 +133,16 @@ def load_vision_tower(
         register_tokens=leading - has_class_token,
         stretches=_stretches(settings),
     )
+
+
+def framing(pad_images: Framing, side: int) -> dict[str, Any]:
+    """The settings of an image processor that make a square of `side` pixels of an image."""
+    stretched = pad_images == "stretch"
+    return {
+        "do_pad": pad_images is True,
+        "do_center_crop": not stretched,
+        "size": {"height": side, "width": side} if stretched else {"shortest_edge": side},
+    }
 
 
 def stretch(images: LlavaImageProcessorPil) -> None:
@@ -306,15 +320,14 @@ def _stretches(settings: Any) -> bool:
     return bool(lengths.get("height") and lengths.get("width"))
 
 
-def _image_processor(settings: Any, size: int, pad_images: bool, source: str | Path) -> LlavaImageProcessorPil:
+def _image_processor(settings: Any, size: int, pad_images: Framing, source: str | Path) -> LlavaImageProcessorPil:
     """LLaVA's preprocessing with the tower's settings; the Pillow version: pixels never depend on what is installed."""
     if getattr(settings, "resample", None) is None:
         raise BackboneError(
             f"{source}: its preprocessor configuration names no `resample` filter; add it (2: bilinear, 3: bicubic)"
         )
     return LlavaImageProcessorPil(
-        do_pad=pad_images,
-        size={"shortest_edge": size},
+        **framing(pad_images, size),
         crop_size={"height": size, "width": size},
         resample=settings.resample,
         # Towers that normalise internally say so here.

@@ -1,9 +1,7 @@
 """Opens images ahead of the model, in threads or processes."""
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,6 +15,7 @@ from aligngpt.data.images.reference import Picture
 from aligngpt.errors import AlignGPTError
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.preparation import Preparation, Prepared, Refused
+from aligngpt.worker_processes import end_with_parent
 
 PICTURES_PER_TASK = 8
 TASKS_AHEAD = 2
@@ -122,15 +121,7 @@ def _start_worker(preparation: Preparation) -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches every process of the terminal; the parent process ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker with its parent: if the parent is killed, the worker would otherwise hang waiting for work."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _prepare_in_worker(pictures: Sequence[Picture]) -> list[Prepared | Refused]:

@@ -74,7 +74,7 @@ class ShardsAhead:
 
     def __init__(self, source: PairSource, shards: Iterable[Shard]) -> None:
         self.begun: deque[ShardReading] = deque()
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         self._source = source
         self._shards = shards
 
@@ -89,14 +89,14 @@ class ShardsAhead:
             try:
                 pictures = reading.pictures(self._source.read(shard))
                 task = list(islice(pictures, PICTURES_PER_TASK))
-            except BaseException as error:
+            except Exception as error:
                 self.failure = error
                 return
             while task:
                 yield task
                 try:
                     task = list(islice(pictures, PICTURES_PER_TASK))
-                except BaseException as error:
+                except Exception as error:
                     self.failure = error
                     return
             yield ()

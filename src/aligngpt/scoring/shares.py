@@ -1,14 +1,12 @@
 """Shares of a source's shards: several processes can each score one share into the same folder."""
 
-import random
 import re
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from math import gcd
 from pathlib import Path
 
-from aligngpt.locks import FolderInUse, owned_folder
+from aligngpt.locks import FolderInUse, folder_in_turn
 from aligngpt.scoring.score_files import ScoresError
 
 PATIENCE = 3.0
@@ -47,32 +45,11 @@ def owned_share(out: Path, share: tuple[int, int] | None) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(_held(out / f".share-{index}-of-{count}"))
+            stack.enter_context(folder_in_turn(out / f".share-{index}-of-{count}", "score", patience=PATIENCE))
         except FolderInUse as error:
             what = "these scores are" if share is None else f"the share {index}/{count} of these scores is"
             raise FolderInUse(f"{what} already being written into {out}: {error}") from error
         _check_others(out, index, count)
-        yield
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a share.
-
-    Raises:
-        FolderInUse: another process has held it for `PATIENCE`.
-    """
-    give_up = time.monotonic() + PATIENCE
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(owned_folder(folder, "score"))
-                break
-            except FolderInUse:
-                if time.monotonic() > give_up:
-                    raise
-            # At random, so that processes that start together do not meet again.
-            time.sleep(random.uniform(0.01, 0.1))
         yield
 
 
@@ -90,7 +67,7 @@ def _check_others(out: Path, index: int, count: int) -> None:
         if (index - other[0]) % gcd(count, other[1]):
             continue
         try:
-            with _held(folder):
+            with folder_in_turn(folder, "score", patience=PATIENCE):
                 pass
         except FolderInUse as error:
             raise FolderInUse(

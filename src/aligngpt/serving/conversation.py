@@ -5,7 +5,6 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from PIL.Image import Image
 
 from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
@@ -67,10 +66,6 @@ def prepare(body: ChatRequest, engine: Engine, limits: Limits) -> Prepared:
         raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from error
     except EngineError as error:
         raise ApiError(400, str(error), param="messages") from error
-    except TemplateError as error:
-        raise ApiError(
-            400, f"the model's chat template cannot write these messages: {error}", param="messages"
-        ) from error
     context = engine.prompts.context
     if asked is None:
         asked = limits.answer_tokens if context is None else min(limits.answer_tokens, context - len(prompt.ids))
@@ -111,23 +106,29 @@ def _check_level(level: int | None, engine: Engine) -> None:
 
 
 def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dict[str, Any]], tuple[Image, ...]]:
-    """The messages in transformers' chat format, those of the system as one, and the images in order."""
+    """The messages in transformers' chat format, neighbours of one role as one, and the images in order.
+
+    Models are trained on conversations in which questions and answers alternate, and on system turns with a text.
+    """
     urls: list[str] = []
     written: list[dict[str, Any]] = []
     where = "messages"
     for number, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
+        if role == "system" and _is_blank(message):
+            continue
+        if role == "system" and written and written[-1]["role"] != "system":
+            raise ApiError(
+                400,
+                f"a message of role {message.role} can only stand at the beginning; put its text there, or into a "
+                "message of the user",
+                param=f"messages[{number}].role",
+            )
         parts: list[dict[str, Any]] = []
-        if role == "system" and written:
-            if written[-1]["role"] != "system":
-                raise ApiError(
-                    400,
-                    f"a message of role {message.role} can only stand at the beginning; put its text there, or into a "
-                    "message of the user",
-                    param=f"messages[{number}].role",
-                )
+        if written and written[-1]["role"] == role:
             parts = written.pop()["content"]
-            parts.append(_text("\n\n"))
+            if parts[-1].get("text"):
+                parts.append(_text("\n\n" if role == "system" else "\n"))
         content = [message.content] if isinstance(message.content, str) else message.content
         for place, part in enumerate(content):
             if not isinstance(part, ImagePart):
@@ -139,15 +140,29 @@ def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dic
             urls.append(part.image_url.url)
             parts.append({"type": "image"})
         written.append({"role": role, "content": parts})
-    if written[0]["role"] == "system":
+    if not written or written[-1]["role"] != "user":
+        raise ApiError(
+            400,
+            "the model answers a message of role user, but the last one is of another; end with one of the user, and "
+            "leave an unfinished answer out",
+            param=f"messages[{len(messages) - 1}].role",
+        )
+    for told in written:
         # Some templates write the first part only.
-        written[0]["content"] = [_text("".join(part["text"] for part in written[0]["content"]))]
+        if all(part["type"] == "text" for part in told["content"]):
+            told["content"] = [_text("".join(part["text"] for part in told["content"]))]
     try:
         return written, tuple(pictures_from_urls(urls, media))
     except MediaError as error:
         log.info("an image was refused", exc_info=error)
         where = where if len(urls) == 1 else "messages"
         raise ApiError(error.status, error.message, param=where, code=error.code) from error
+
+
+def _is_blank(message: Message) -> bool:
+    if isinstance(message.content, str):
+        return not message.content.strip()
+    return not any(isinstance(part, ImagePart) or part.text.strip() for part in message.content)
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ FIRST = 100
 """Number of leading samples with an image by which captions and questions are told apart, as in training."""
 
 LONGEST = 20
-"""Number of the longest samples with each number of images whose tokens are counted."""
+"""Number of the longest samples with each number of images, in characters and in bytes, whose tokens are counted."""
 
 NAMES_TRIED, FOLDERS_TRIED = 20, 50
 """Images and subfolders that are tried to find the image root."""
@@ -43,7 +43,7 @@ class DataLook(NamedTuple):
         is_archive: whether it is Parquet or tar files, whose images may be inside.
         image_root: folder that its image paths are relative to; None for an archive that holds its images.
         check: the results of `aligngpt check`.
-        longest: of the samples with each number of images, the longest in characters; the longest of all first.
+        longest: see `longest_samples`.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class DataLook(NamedTuple):
     @property
     def characters(self) -> int:
         """Length of the longest sample's texts."""
-        return _length(self.longest[0])
+        return _characters(self.longest[0])
 
     def text(self) -> str:
         """The file in one line."""
@@ -91,7 +91,7 @@ def look_at(path: Path, image_root: Path | None = None) -> DataLook:
         SourceError: the image root is not a folder.
     """
     path = located(path)
-    if not str(path).strip(".") or not is_there(path):
+    if not is_there(path):
         near = [] if isinstance(path, RemotePath) else near_paths(path)
         said = f"did you mean {' or '.join(near)}?" if near else "give a file of captions or questions"
         raise StartError(f"the data {path} does not exist; {said}")
@@ -136,21 +136,23 @@ def samples_of(path: Path) -> Iterator[Sample]:
 
 
 def longest_samples(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    """The longest samples in characters with each number of images, the longest of all first.
+    """The longest samples with each number of images in characters, and those in bytes of UTF-8; by characters.
 
     An image takes a fixed number of tokens, up to several hundred, which depends on the vision tower: samples with
-    different numbers of images cannot be compared by their characters.
+    different numbers of images cannot be compared by their texts. A character of another script may take several
+    tokens, as it takes several bytes.
     """
-    kept: dict[int, list[tuple[int, int, Sample]]] = defaultdict(list)
+    kept: dict[tuple[int, int], list[tuple[int, int, Sample]]] = defaultdict(list)
     for place, sample in enumerate(samples):
-        # The place keeps two samples of the same length from being compared themselves.
-        one, same = (_length(sample), -place, sample), kept[len(sample.images)]
-        if len(same) < LONGEST:
-            heapq.heappush(same, one)
-        else:
-            heapq.heappushpop(same, one)
-    everything = sorted((one for same in kept.values() for one in same), reverse=True)
-    return tuple(sample for _, _, sample in everything)
+        for measure, length in enumerate((_characters(sample), _bytes(sample))):
+            # The place keeps two samples of the same length from being compared themselves.
+            one, same = (length, -place, sample), kept[measure, len(sample.images)]
+            if len(same) < LONGEST:
+                heapq.heappush(same, one)
+            else:
+                heapq.heappushpop(same, one)
+    found = {-place: sample for same in kept.values() for _, place, sample in same}
+    return tuple(sorted((found[place] for place in sorted(found)), key=_characters, reverse=True))
 
 
 def _check_command(path: Path, image_root: Path | None) -> str:
@@ -164,8 +166,16 @@ def _are_questions(samples: list[Sample]) -> bool:
     return 2 * asked > len(samples) or not samples
 
 
-def _length(sample: Sample) -> int:
-    return sum(len(turn.text) for turn in sample.turns) + len(sample.system or "")
+def _characters(sample: Sample) -> int:
+    return sum(map(len, _texts(sample)))
+
+
+def _bytes(sample: Sample) -> int:
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in _texts(sample))
+
+
+def _texts(sample: Sample) -> list[str]:
+    return [sample.system or "", *(turn.text for turn in sample.turns)]
 
 
 def _format(path: Path, archive: str | None) -> str:
@@ -177,7 +187,11 @@ def _format(path: Path, archive: str | None) -> str:
 
 
 def _guessed_root(path: Path) -> Path | None:
-    """The first folder near the file in which its first images exist; None for the file's own, or if none has them."""
+    """The folder near the file in which its first images exist; None for the file's own, or if none has them.
+
+    Raises:
+        StartError: several have them, such as masks with the names of their images.
+    """
     place = located(path)
     if isinstance(place, RemotePath) or place.is_dir() or archive_at(path) is not None:
         return None
@@ -185,10 +199,15 @@ def _guessed_root(path: Path) -> Path | None:
     if not names or _all_in(place.parent, names):
         return None
     below = sorted(one for one in place.parent.iterdir() if one.is_dir() and not one.name.startswith("."))
-    for folder in (*below[:FOLDERS_TRIED], Path("."), Path("images"), place.parent.parent):
-        if _all_in(folder, names):
-            return folder
-    return None
+    tried = (*below[:FOLDERS_TRIED], Path("."), Path("images"), place.parent.parent)
+    # The same folder may be tried under two paths.
+    found = {folder.resolve(): folder for folder in reversed(tried) if _all_in(folder, names)}
+    if len(found) > 1:
+        folders = " and in ".join(sorted(map(str, found.values())))
+        raise StartError(
+            f"the images of {path} are found in {folders}; name the folder of the right ones with --image-root"
+        )
+    return next(iter(found.values()), None)
 
 
 def _all_in(folder: Path, names: list[str]) -> bool:

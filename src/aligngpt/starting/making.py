@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from aligngpt.data.sources.remote import written_beside
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from aligngpt.data.sources.levels_file import levels_file
 from aligngpt.files import atomic_write
+from aligngpt.model.backbones import load_config
 from aligngpt.progress import console
 from aligngpt.starting.asking import Asker
 from aligngpt.starting.backbones import Backbone, Part, UnknownSizes, check_like, find_backbone, like_unused
@@ -103,7 +106,7 @@ def make_new_recipe(given: Given, asker: Asker, out: Path, *, force: bool = Fals
     levels = captions.num_levels
     if levels == 1:
         raise StartError(f"all captions of {captions.path} have level 1; `aligngpt levels` gives them 2 levels or more")
-    data, steps = _level_commands(captions, machine, given.run)
+    data, steps = _level_commands(captions, _scorer(tower, machine), given.run)
     fitted = fit(
         Wanted(captions, questions, data, tower, language, machine, given.run, levels or DEFAULT_LEVELS),
     )
@@ -244,19 +247,27 @@ def _again(part: Part) -> Backbone:
     raise _OtherName(f"give another {part}")
 
 
-def _level_commands(captions: DataLook, machine: Machine, run: str) -> tuple[str, list[str]]:
+def _scorer(tower: Backbone, machine: Machine) -> str:
+    """The model that scores the pairs: the folder of the tower if that has the text tower too, else a listed CLIP."""
+    listed = SCORERS.get(machine.device, PAPER_SCORER)
+    if tower.folder is None or tower.folder != Path(tower.name):
+        return listed
+    kind = load_config(tower.name, "vision tower").model_type
+    # Models that tell classes by their names have both towers.
+    return tower.name if kind in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES else listed
+
+
+def _level_commands(captions: DataLook, scorer: str, run: str) -> tuple[str, list[str]]:
     """The file that the recipe names for stage 1, and the commands that write it; none if the captions have levels."""
     path = captions.path
     if captions.check.levels:
         return str(path), []
     scores = shlex.quote(str(Path(run) / "scores"))
     root = "" if captions.image_root is None else f" --image-root {shlex.quote(str(captions.image_root))}"
-    scorer = SCORERS.get(machine.device, PAPER_SCORER)
-    score = f"aligngpt score {shlex.quote(str(path))}{root} --model {scorer} --out {scores}"
+    score = f"aligngpt score {shlex.quote(str(path))}{root} --model {shlex.quote(scorer)} --out {scores}"
     if captions.is_archive:
         return str(path), [score, f"aligngpt levels {scores} --levels {DEFAULT_LEVELS} --out levels.parquet"]
-    suffix = path.suffix if path.suffix in (".json", ".jsonl") else ".jsonl"
-    out = written_beside(path, f"{path.name.partition('.')[0]}-levels{suffix}")
+    out = levels_file(path)
     files = f"--source {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
     return str(out), [score, f"aligngpt levels {scores} --levels {DEFAULT_LEVELS} {files}"]
 

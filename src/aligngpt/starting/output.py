@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.hub_names import written_locally
+from aligngpt.training.recipe_data import output_trouble
 
 
 class StartError(AlignGPTError):
@@ -14,11 +14,11 @@ def check_run(run: str) -> None:
     """Check before anything is asked that the folder of the run has a name.
 
     Raises:
-        StartError: it is empty, or an address.
+        StartError: it is empty, or nothing can be written there, see `output_trouble`.
     """
     if not run.strip():
         raise StartError("the folder of the run has no name; give one with --run, such as runs/mine, or omit --run")
-    if (trouble := written_locally(run)) is not None:
+    if (trouble := output_trouble(run)) is not None:
         raise StartError(trouble)
 
 

@@ -69,7 +69,8 @@ ARMS = {
         Arm("constant", "one learnt token for all pairs: as many parameters, no information", "constant", "global"),
         Arm("global", "levels in pre-training, level N afterwards", "scores", "global"),
         Arm("local", "levels in pre-training, the gate's mix of levels below N afterwards", "scores", "local"),
-        Arm("mean", "levels in pre-training, the mean of the table afterwards", "scores", "mean"),
+        Arm("average", "levels in pre-training, level N plus the mean of the others afterwards", "scores", "average"),
+        Arm("mean", "levels in pre-training, the mean of all levels afterwards (not in the paper)", "scores", "mean"),
         Arm(
             "adaptive",
             "the method: levels in pre-training, level N plus the gate's mix afterwards",

@@ -29,6 +29,7 @@ from aligngpt.study.plan import Plan, PlanError, Run
 from aligngpt.study.results import merge_files, settings_in, take_over
 from aligngpt.study.running import Runner
 from aligngpt.study.scenes_data import prepare_scenes_data
+from aligngpt.worker_processes import end_with_parent
 
 RESULTS_FILE = "results.parquet"
 DEFAULT_WORKERS = 2
@@ -165,6 +166,7 @@ def _begin(data: StudyData, logs: Path) -> None:
     """Prepare a worker process: its data, one thread, and its output into a file."""
     global _data
     _data = data
+    end_with_parent()
     # Ctrl-C reaches the whole group; the main process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log = os.open(logs / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

@@ -18,6 +18,7 @@ from aligngpt.device import matrix_product_rate, resolve_device, supports_bfloat
 from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
+from aligngpt.training.feed.cut_off import LOOKED_AT, cut_off_warning
 from aligngpt.training.feed.datasets import open_sources, training_part, usable_length
 from aligngpt.training.feed.level_checks import (
     levels_without_samples,
@@ -36,9 +37,6 @@ from aligngpt.training.run_folder import check_run_folder
 from aligngpt.training.setup.freezing import freeze_all_but
 from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.parameter_summary import PartRow, parts_of, parts_table
-
-LOOKED_AT = 200
-"""Number of rows sampled to count tokens; the remaining rows are assumed to be similar."""
 
 CAPTION_TOKENS = 64
 """Assumed length of a long caption, used if there is no data to sample."""
@@ -59,6 +57,7 @@ class DataPlan(NamedTuple):
         images: mean number of images per row.
         unusable: why the first sampled row cannot be trained on, if none can; the means are then 0.
         without_samples: see `levels_without_samples`.
+        cut_off: see `cut_off_warning`.
     """
 
     samples: int
@@ -70,6 +69,7 @@ class DataPlan(NamedTuple):
     images: float
     unusable: str | None = None
     without_samples: Sequence[int] = ()
+    cut_off: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,7 @@ def _stage_plan(recipe: Recipe, name: StageName, stage: StageRecipe) -> StagePla
     if not missing:
         data = _data_plan(recipe, name, stage, processor, longest)
         measured = data if data.unusable is None else None
+        notes += [] if data.cut_off is None else [data.cut_off]
         trouble = untrained_top_level(data.without_samples, recipe, name)
         # Data without any levels has been reported already.
         if trouble is not None and not problems:
@@ -287,7 +288,10 @@ def _rows_of(steps: int, stage: StageRecipe, data: DataPlan) -> int:
 def _data_plan(
     recipe: Recipe, name: StageName, stage: StageRecipe, processor: AlignGPTProcessor, longest: int
 ) -> DataPlan:
-    """Count samples, and the tokens of some rows, whose samples are cut off after `longest` tokens."""
+    """Count samples, and the tokens of some rows, whose samples are cut off after `longest` tokens.
+
+    The remaining rows are assumed to be similar.
+    """
     rejects = Rejects(None, max_share=stage.max_reject_share)
     sources = [_without_missing_root(one) for one in stage.sources]
     samples = open_sources(sources, rejects, check_images=False, min_ratings=stage.min_ratings)
@@ -309,6 +313,7 @@ def _data_plan(
         images=sum(one.images for one in figures) / count,
         unusable=None if figures else next(one for one in found if isinstance(one, str)),
         without_samples=levels_without_samples(samples, recipe, name),
+        cut_off=cut_off_warning(samples, recipe, name, processor, longest),
     )
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from aligngpt.alignment.module import is_as_drawn
+from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.training.recipe import Recipe, StageName
-from aligngpt.training.setup.freezing import PRETRAINED_FILE
+from aligngpt.training.setup.freezing import LEVEL_TABLE, PRETRAINED_FILE, pretrained_parts_of
 from aligngpt.training.stage import content_of_backbone, pretrained_file, stage_folder
 
 KEY = "trained_for"
@@ -20,6 +22,9 @@ BACKBONES = ("vision_tower", "language_model")
 
 SETTINGS = ("vision_feature_layer", "pad_images", "image_size", "image_scales", "merge_image_tokens")
 """Fields of `ModelRecipe` that change the image features or their number without changing a tensor's shape."""
+
+SETTINGS_OF_A_MODEL = ("vision_feature_layer", "image_scales", "merge_image_tokens")
+"""Those of the `SETTINGS` that the configuration of a model folder has under the same name."""
 
 
 def origin_of(recipe: Recipe) -> dict[str, str]:
@@ -42,9 +47,11 @@ def origin_of(recipe: Recipe) -> dict[str, str]:
 def other_origin(recipe: Recipe, name: StageName) -> str | None:
     """A warning if a stage starts from weights that were trained for another model; None if there is no sign of it.
 
+    Of a model folder it also says if its levels were never trained, or are not used.
+
     Raises:
-        RecipeError: the stage's `pretrained` names no file.
-        SourceError: a file of a backbone cannot be read.
+        RecipeError: the stage's `pretrained` names no weights.
+        AlignGPTError: a file of a backbone or of a model folder cannot be read.
     """
     stage = recipe.stage(name)
     if stage is not None and stage.pretrained is not None:
@@ -53,6 +60,12 @@ def other_origin(recipe: Recipe, name: StageName) -> str | None:
         path = stage_folder(recipe, "pretrain") / PRETRAINED_FILE
         if name == "pretrain" or recipe.pretrain is None or not path.is_file():
             return None
+    trains_levels = stage is not None and "level_table" in stage.train
+    said = (_other_settings(recipe, path), _unsuited_levels(recipe, path, trains_levels))
+    return "; ".join(filter(None, said)) or None
+
+
+def _other_settings(recipe: Recipe, path: Path) -> str | None:
     theirs = _kept_in(path)
     if theirs is None:
         return None
@@ -79,8 +92,29 @@ def other_origin(recipe: Recipe, name: StageName) -> str | None:
     )
 
 
+def _unsuited_levels(recipe: Recipe, path: Path, trains_levels: bool) -> str | None:
+    """Conversion gives a LLaVA a table as well, drawn at random; a file always has the one that was trained."""
+    table = pretrained_parts_of(path).get(LEVEL_TABLE) if path.is_dir() else None
+    if table is None:
+        return None
+    if recipe.model.alignment == "none":
+        return None if is_as_drawn(table) else f"the levels of {path}, beside which its projector trained, are not used"
+    if trains_levels or not is_as_drawn(table):
+        return None
+    return (
+        f"the levels of {path} are as drawn at random and stay so, because level_table does not train; set "
+        "model.alignment to none, or pre-train"
+    )
+
+
 def _kept_in(path: Path) -> dict[str, object] | None:
-    """The entry of a weights file; None without one. A file that cannot be read is reported when it is loaded."""
+    """The entry of a weights file, or what a model's configuration says of it; None if there is nothing.
+
+    A file that cannot be read is reported when it is loaded.
+    """
+    if path.is_dir():
+        config = AlignGPTConfig.from_pretrained(path, trust_remote_code=False)
+        return {setting: getattr(config, setting) for setting in SETTINGS_OF_A_MODEL}
     try:
         with safe_open(path, framework="pt") as file:
             kept = (file.metadata() or {}).get(KEY)

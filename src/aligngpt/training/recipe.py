@@ -29,8 +29,9 @@ class ModelRecipe(RecipeSection):
             transformer.
         language_model: folder or hub name of a causal language model with its tokenizer.
         alignment: how the embedding of `<align>` is formed: `adaptive`, the top level plus the gate's mix of the
-            others, as in the paper; `global`, the top level alone; `local`, the mix alone; `mean`, the mean of all
-            levels; `none`, no alignment module.
+            others, as in the paper; `global`, the top level alone; `local`, the mix alone; `average`, the top level
+            plus the mean of the others; `mean`, the mean of all levels, which is not in the paper; `none`, no alignment
+            module.
         num_levels: number of alignment levels N. The captions have levels 1…N, as `similarity` 0…N−1 in the data.
         vision_feature_layer: the tower's layer whose patch features represent the image, counted from the end if
             negative; a list concatenates the features of several layers.
@@ -39,7 +40,8 @@ class ModelRecipe(RecipeSection):
             original code.
         chat_template: `plain`, `vicuna`, `llava_v1`, `llava_v0`, `llava_llama_2`, `chatml`, `bare` or a Jinja file;
             the tokenizer's own when None, or ChatML's or Vicuna's if it has none that suits training.
-        pad_images: pad images to a square with the mean colour; False takes a centre crop.
+        pad_images: pad images to a square with the mean colour; False takes a centre crop, `stretch` resizes images to
+            the square without keeping their proportions, as SigLIP's own preprocessing does.
         image_size: side in pixels that images are resized to; the tower's own when None.
         image_scales: several sides at which each image is read, such as `[336, 672]`.
         merge_image_tokens: side of the square of neighbouring patches that become one image token; 1 keeps every patch.
@@ -56,7 +58,7 @@ class ModelRecipe(RecipeSection):
     gate_grid: int | None = Field(None, ge=1)
     text_pooling: Literal["instruction", "all"] = "instruction"
     chat_template: str | None = None
-    pad_images: bool = True
+    pad_images: bool | Literal["stretch"] = True
     image_size: int | None = Field(None, ge=1)
     image_scales: list[int] | None = None
     merge_image_tokens: int = Field(1, ge=1)
@@ -119,9 +121,12 @@ class StageRecipe(RecipeSection):
         minutes: end after this much training time: the learning rate schedule then follows the time used, or the
             steps done if they are further along.
         min_steps: minimum number of steps, however long they take; makes `minutes` work on machines of any speed.
-        pretrained: projector and level table to start from: the folder `pretrain` of another run, or a file
-            `aligned.safetensors`; a warning says if it was trained with other backbones or image settings. When None,
-            fresh ones, or in instruction tuning those of this recipe's pre-training.
+        pretrained: projector and level table to start from: the folder `pretrain` of another run, its file
+            `aligned.safetensors`, or a model folder, of which nothing else is taken; a warning says if it was trained
+            with other backbones or image settings. When None, fresh ones, or in instruction tuning those of this
+            recipe's pre-training.
+        fresh_level_table: draw the level table anew, at random, instead of starting with the pre-trained one: the
+            control of the paper for what the pre-trained table contributes. Only in `instruct`.
         warm_start: projector warm start before pre-training, not in the paper; None skips it.
         cache_features: cache the frozen vision tower's features of each image on disk, so that later epochs and runs
             do not compute them again. See `aligngpt.training.feed.feature_cache`.
@@ -142,7 +147,7 @@ class StageRecipe(RecipeSection):
         warmup_ratio: fraction of the run in which the learning rate rises.
         weight_decay: strength of the weight decay; biases and norms have none.
         adam_betas: decay rates of Adam's two moments.
-        max_grad_norm: gradients with a larger norm are scaled down to it.
+        max_grad_norm: gradients with a larger norm are scaled down to it; None leaves all as they are.
         precision: of the computation: `bfloat16` (trained weights stay in float32), `float32`, or `auto` for bfloat16
             if it is faster on this device.
         weight_precision: what the large trained tensors of language model and vision tower are held in: `float32`, or
@@ -152,13 +157,15 @@ class StageRecipe(RecipeSection):
             precision in which each is trained, or if frozen was read.
         chat_template: the name of one in `aligngpt.model.templates`; the model's own when None. In `instruct` it can
             only be the model's.
-        pad_images: pad images to a square with the mean colour, or crop the centre; `model.pad_images` when None, and
-            in `instruct` always.
+        pad_images: how images become squares, as for `model.pad_images`, which holds when None, and in `instruct`
+            always.
         max_length: maximum tokens per sample.
         packing: `packed` concatenates the rows of a forward pass without padding, `padded` pads them to the longest;
             `auto` packs if the language model supports it, the attention over packed rows proves exact on this
             device, and `model.attention` is not set. The losses are equal.
         group_by_length: build optimiser steps from rows of similar length; not for images in Parquet files.
+        group_by_modality: build each optimiser step from rows that all have images or all have none, drawn at random,
+            as in the original code; not for images in Parquet files. The rows left over come last, together.
         shuffle: read the rows in random order, another one in each epoch; False reads them in the order of the data.
         gradient_checkpointing: recompute the language model's activations in the backward pass: less memory, more time.
             A number n recomputes every n-th layer only, which takes less time and more memory than True.
@@ -185,6 +192,7 @@ class StageRecipe(RecipeSection):
     minutes: float | None = Field(None, gt=0)
     min_steps: int | None = Field(None, ge=1)
     pretrained: str | None = None
+    fresh_level_table: bool = False
     warm_start: WarmStartRecipe | None = None
     cache_features: bool = False
     questions_per_prefix: int = Field(1, ge=1)
@@ -199,15 +207,16 @@ class StageRecipe(RecipeSection):
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     weight_precision: Literal["float32", "bfloat16"] = "float32"
     save_dtype: Literal["trained", "float32", "bfloat16"] = "trained"
     chat_template: TemplateName | None = None
-    pad_images: bool | None = None
+    pad_images: bool | Literal["stretch"] | None = None
     max_length: int = Field(2048, ge=8)
     packing: Literal["auto", "packed", "padded"] = "auto"
     group_by_length: bool = False
+    group_by_modality: bool = False
     shuffle: bool = True
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
     compile: bool = False
@@ -272,8 +281,12 @@ class StageRecipe(RecipeSection):
 
     @model_validator(mode="after")
     def _one_order(self) -> "StageRecipe":
-        if self.group_by_length and not self.shuffle:
-            raise ValueError("group_by_length changes the order of the data; set it to false, or shuffle to true")
+        if self.group_by_length and self.group_by_modality:
+            raise ValueError(
+                "group_by_length and group_by_modality both decide which rows form a step; set one of them"
+            )
+        if self.grouping is not None and not self.shuffle:
+            raise ValueError(f"{self.grouping} changes the order of the data; set it to false, or shuffle to true")
         return self
 
     @model_validator(mode="after")
@@ -296,6 +309,13 @@ class StageRecipe(RecipeSection):
         if frozen := [part for part in self.learning_rates if part not in self.train]:
             raise ValueError(f"learning_rates: {', '.join(frozen)} does not train; name it in train, or leave it out")
         return self
+
+    @property
+    def grouping(self) -> Literal["group_by_length", "group_by_modality"] | None:
+        """The setting that decides which rows form an optimiser step; None if chance does."""
+        if self.group_by_length:
+            return "group_by_length"
+        return "group_by_modality" if self.group_by_modality else None
 
     @property
     def sources(self) -> list[SourceRecipe]:
@@ -369,6 +389,16 @@ class Recipe(RecipeSection):
     def _one_pretraining(self) -> "Recipe":
         if self.pretrain is not None and self.instruct is not None and self.instruct.pretrained is not None:
             raise ValueError("instruct.pretrained: this recipe has a pre-training of its own; remove one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _fresh_table_of_a_model_with_one(self) -> "Recipe":
+        if self.pretrain is not None and self.pretrain.fresh_level_table:
+            raise ValueError("pretrain.fresh_level_table: only instruct can draw the level table anew; move it there")
+        if self.instruct is not None and self.instruct.fresh_level_table and self.model.alignment == "none":
+            raise ValueError(
+                "instruct.fresh_level_table: with model.alignment none there is no level table; set it to false"
+            )
         return self
 
     @model_validator(mode="after")

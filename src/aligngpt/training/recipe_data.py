@@ -1,5 +1,6 @@
 """The data sections of a recipe: files of samples, sources to be mixed, and validation data."""
 
+import os
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -13,14 +14,23 @@ class RecipeSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _on_this_machine(path: str) -> str:
+def output_trouble(path: str) -> str | None:
+    """Why a run cannot be written to a path: it is an address, or begins with `~`; None if it can."""
     if (trouble := written_locally(path)) is not None:
+        return trouble
+    if (whole := os.path.expanduser(path)) != path:
+        return f"the ~ in {path} is not replaced, so a folder of that name would be made; write the whole path, {whole}"
+    return None
+
+
+def _on_this_machine(path: str) -> str:
+    if (trouble := output_trouble(path)) is not None:
         raise ValueError(trouble)
     return path
 
 
 OutputFolder = Annotated[str, AfterValidator(_on_this_machine)]
-"""A folder to write, which must not be an address."""
+"""A folder to write, see `output_trouble`."""
 
 
 class SourceRecipe(RecipeSection):

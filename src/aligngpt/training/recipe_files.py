@@ -13,6 +13,20 @@ class RecipeError(AlignGPTError):
     """A recipe cannot be read or has an invalid value; the message names the file and the field."""
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        known: list[Any] = []
+        for key, _ in node.value:
+            if key.value in known:
+                said = f"{key.value} is given twice; keep one of the two"
+                raise yaml.composer.ComposerError(None, None, said, key.start_mark)
+            known.append(key.value)
+        return node
+
+
 def recipe_content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The plain data of a recipe, merged over that of its bases; it is not validated.
 
@@ -24,7 +38,7 @@ def recipe_content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         RecipeError: the file or one of its bases cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except FileNotFoundError as error:
         raise RecipeError(f"the recipe {path} cannot be read: no such file{_instead_of(path)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -82,10 +96,13 @@ def set_value(content: dict[str, Any], override: str) -> None:
         raise RecipeError(f"{override!r} is not a setting; write section.field=value, such as instruct.epochs=2")
     target = content
     for section in sections:
-        target = target.setdefault(section, {})
+        # A section that is not there may be written as null.
+        if target.get(section) is None:
+            target[section] = {}
+        target = target[section]
         if not isinstance(target, dict):
             raise RecipeError(f"{override!r}: {section} is a value, not a section")
     try:
-        target[field] = yaml.safe_load(value)
+        target[field] = yaml.load(value, _UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import set_seed
 
+from aligngpt.data.batches.dataset import rows_digest
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.device import peak_device_memory, peak_memory, reset_peak_memory, resolve_device
@@ -21,17 +22,19 @@ from aligngpt.leftovers import remove_leftovers
 from aligngpt.locks import owned_folder
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.progress import console
+from aligngpt.training.distributed.agreement import check_same
 from aligngpt.training.distributed.fsdp import check_sharding, reads_weights, shard, sharding_line, whole_tensors
 from aligngpt.training.distributed.processes import (
     from_main,
     is_main_process,
+    join_processes,
     launched,
     main_process_first,
     processes,
 )
 from aligngpt.training.distributed.weights_from_main import has_other_tensors
 from aligngpt.training.export import export_model
-from aligngpt.training.feed.collators import collators_of, rows_per_batch
+from aligngpt.training.feed.collators import check_open_files, collators_of, rows_per_batch
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.feed.feature_cache import features_kept_for
 from aligngpt.training.feed.level_checks import levels_without_samples, untrained_levels_warning
@@ -105,6 +108,11 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
 
 def _train(recipe: Recipe, wanted: Sequence[tuple[StageName, StageRecipe]]) -> list[StageResult]:
     fingerprints = _check_before(recipe, wanted)
+    join_processes(cpu=resolve_device().type == "cpu")
+    for name, fingerprint in fingerprints.items():
+        check_same(f"the settings and data files of {name}", f"fingerprint {fingerprint[:12]}")
+    finished = [name for name in STAGES if stage_result(recipe, name) is not None]
+    check_same(f"the finished stages in {recipe.output}", " and ".join(finished) or "none")
     if is_main_process():
         for folder in result_folders(recipe):
             # Of a job that was killed in another container; a model is too large to keep several of them.
@@ -155,14 +163,18 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
     folder.mkdir(parents=True, exist_ok=True)
     device = resolve_device()
     with main_process_first(cpu=device.type == "cpu"):
-        claim(folder, fingerprint)
+        if is_main_process():
+            claim(folder, fingerprint)
         in_bfloat16 = decide_precision(stage, device, folder) == "bfloat16"
+    newest = newest_checkpoint(folder / "checkpoints")
+    check_same(f"the checkpoints in {folder / 'checkpoints'}", "none" if newest is None else newest.name)
     if is_main_process():
         save_recipe(recipe)
         if name == "instruct":
             note_start(recipe)
         (folder / STOPPED_FILE).unlink(missing_ok=True)
     check_sharding(stage)
+    check_open_files(stage)
     reset_peak_memory(device)
     set_seed(recipe.seed)
     # All processes count the same rejects; only the main process writes them to the file.
@@ -181,6 +193,7 @@ def _run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint:
             if warning := untrained_levels_warning(levels_without_samples(samples, recipe, name), recipe):
                 console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
         dataset = training_data(samples, recipe, name, model, processor)
+        check_same(f"the usable samples of {name}.data", f"{len(samples)} samples (digest {rows_digest(dataset)[:12]})")
         if name == "instruct" and is_main_process() and (columns_of(samples).levels > 0).any():
             console.print(
                 "the levels in the data are ignored: in instruction tuning the gate mixes the levels", soft_wrap=True
@@ -292,7 +305,7 @@ def _arguments(
         per_device_train_batch_size=rows_per_batch(stage, processes()),
         num_train_epochs=stage.epochs,
         max_steps=stage.max_steps or -1,
-        max_grad_norm=stage.max_grad_norm,
+        max_grad_norm=stage.max_grad_norm or 0.0,  # Zero only measures.
         **checkpointing_arguments(stage),
         logging_steps=stage.log_steps,
         logging_nan_inf_filter=False,
@@ -350,6 +363,9 @@ def _train_from_checkpoint(trainer: StageTrainer, callback: StageCallback, folde
         with suppress(ValueError, AttributeError):  # Not in the main thread; not on Windows.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         callback.close(error)
+        if isinstance(error, AlignGPTError) and str(error).startswith("Caught "):
+            # torch's message of a worker's error is its stack trace, which ends with the error's own message.
+            raise AlignGPTError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         # torch raises this at any point after a worker was killed, mostly by the system because memory ran out.
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
             raise AlignGPTError(

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from aligngpt.data.sources.finding import content_of
 from aligngpt.data.sources.fingerprints import files_fingerprint
 from aligngpt.device import supports_bfloat16
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
+from aligngpt.model.configuration import AlignGPTConfig
+from aligngpt.model.foreign.checks import read_config
+from aligngpt.model.foreign.first_stage import first_stage_file
 from aligngpt.model.templates import NAMED_TEMPLATES
-from aligngpt.training.distributed.processes import is_main_process
 from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
-from aligngpt.training.setup.freezing import PRETRAINED_FILE
+from aligngpt.training.setup.freezing import PRETRAINED_FILE, pretrained_parts_of
 
 DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
 
@@ -99,19 +102,41 @@ def stage_result(recipe: Recipe, name: StageName) -> StageResult | None:
 
 
 def pretrained_file(named: str) -> Path:
-    """The weights file that a stage's `pretrained` names.
+    """The weights file or model folder that a stage's `pretrained` names.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is none, or it has the format of other code.
+        AlignGPTError: the folder's `config.json` cannot be read.
     """
     path = Path(named)
+    path = path / PRETRAINED_FILE if (path / PRETRAINED_FILE).is_file() else path
+    if path.is_dir() and (path / "config.json").is_file():
+        config = read_config(path)
+        # The original code's models have the same type, and a flat configuration.
+        if config.get("model_type") == AlignGPTConfig.model_type and "text_config" in config:
+            return path
+        is_foreign = True
+    else:
+        is_foreign = path.exists() and first_stage_file(path) is not None
+    if is_foreign:
+        raise RecipeError(
+            f"pretrained: {path} has the format of other code; convert it with `aligngpt convert`, and name the folder "
+            "that this writes"
+        )
     path = path / PRETRAINED_FILE if path.is_dir() else path
     if not path.is_file():
         raise RecipeError(
             f"pretrained: there is no file {path}; name the `pretrain` folder of a run whose pre-training is finished, "
-            f"or its {PRETRAINED_FILE}"
+            f"its {PRETRAINED_FILE}, or a model folder"
         )
     return path
+
+
+def _content_of_pretrained(path: Path) -> str:
+    """A hash of what a stage takes from what `pretrained_file` returned."""
+    if path.is_dir():
+        return hashlib.sha256(save(pretrained_parts_of(path))).hexdigest()
+    return files_fingerprint([path], path.parent)
 
 
 def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
@@ -141,7 +166,7 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
         "data": contents[0] if isinstance(stage.data, str) else contents,
     }
     if stage.pretrained is not None:
-        settings["pretrained"] = files_fingerprint([path := pretrained_file(stage.pretrained)], path.parent)
+        settings["pretrained"] = _content_of_pretrained(pretrained_file(stage.pretrained))
     if stage.validation is not None and stage.validation.share is not None:
         settings["held_out"] = stage.validation.share
     if stage.validation is not None and stage.validation.until_accuracy is not None:
@@ -168,11 +193,13 @@ def content_of_backbone(name: str) -> str:
 def claim(folder: Path, fingerprint: str) -> None:
     """Write the run's fingerprint into the folder, so that it never resumes from checkpoints of other settings.
 
+    Of several processes, the main one calls it.
+
     Raises:
         RecipeError: the folder has a checkpoint of a run with another fingerprint.
     """
-    if newest_checkpoint(folder / "checkpoints") is None and is_main_process():
-        # Nothing is resumed: the precision is that of the device which trains now, and the main process decides it.
+    if newest_checkpoint(folder / "checkpoints") is None:
+        # Nothing is resumed: the precision is that of the device which trains now.
         (folder / "precision").unlink(missing_ok=True)
     path = folder / "fingerprint"
     if path.is_file() and path.read_text() != fingerprint:

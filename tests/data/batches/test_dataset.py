@@ -1,11 +1,13 @@
 """Tests of turning samples into rows of training examples."""
 
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import PIL
 import pytest
 import torch
@@ -14,9 +16,10 @@ from PIL import Image
 from aligngpt.data.batches import dataset as datasets
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset, row_lengths
-from aligngpt.data.batches.examples import ExampleError, tokenize
-from aligngpt.data.batches.rows import rows_of
+from aligngpt.data.batches.examples import Example, ExampleError, Row, tokenize
+from aligngpt.data.batches.rows import Rows, rows_of
 from aligngpt.data.records.sample import Sample, Turn
+from aligngpt.data.rejects import Rejected
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.templates import PLAIN
@@ -122,6 +125,16 @@ def test_of_one_answer_the_end_is_cut(assembled: Callable) -> None:
     assert tokenize(talk.messages(), processor, max_length=len(whole) - 3) == (whole[:-3], labels[:-3])
 
 
+def test_a_talk_that_is_cut_before_the_first_answer_that_counts_is_too_long(assembled: Callable) -> None:
+    _, processor = assembled("qwen2")
+    messages = sample("is it red ?", "yes", "is it big ?", "no").messages()
+    messages[1]["loss"] = False
+    whole, _ = tokenize(messages, processor)
+    with pytest.raises(ExampleError, match=rf"within {len(whole) - 1} tokens; increase max_length") as raised:
+        tokenize(messages, processor, max_length=len(whole) - 1)
+    assert raised.value.reason == "too_long"
+
+
 def test_a_question_that_leaves_no_room_is_refused_with_its_numbers(assembled: Callable) -> None:
     _, processor = assembled("qwen2")
     with pytest.raises(ExampleError, match=r"take \d+ tokens, .* within 20; increase max_length") as raised:
@@ -214,7 +227,7 @@ def test_a_row_opens_its_picture_once(dataset_of: Callable, monkeypatch: pytest.
     assert len(opened) == 1
 
 
-def test_the_next_good_row_takes_the_place_of_a_bad_one(dataset_of: Callable) -> None:
+def test_a_good_row_takes_the_place_of_a_bad_one(dataset_of: Callable) -> None:
     bad = [sample("is it ?", "no", images=("bad.png",), record=place) for place in range(2)]
     dataset = dataset_of([*bad, sample("is it red ?", "yes", record=2)], questions_per_prefix=2)
     assert [example.input_ids for example in dataset[0]] == [example.input_ids for example in dataset[1]]
@@ -241,6 +254,51 @@ def test_data_of_which_nothing_can_be_used_is_an_error(dataset_of: Callable) -> 
         dataset_of(bad)[0]
 
 
+class OfNumbers(ConversationDataset):
+    """A data set of as many rows, of which some cannot be read; an example's id is its row."""
+
+    def __init__(self, rows: int, gone: range) -> None:
+        self.rows = Rows(np.arange(rows), np.arange(rows))
+        self.samples = cast(Any, range(rows))
+        self.gone, self.read = gone, Counter[int]()
+        self._rejected = {}
+
+    def _row(self, members: Sequence[int]) -> Row:
+        self.read[members[0]] += 1
+        if members[0] in self.gone:
+            self._rejected[members[0]] = Rejected(members[0], members[0], None, "missing", "gone")
+            return ()
+        return (Example([1], [1], None, None, str(members[0])),)
+
+
+def test_rows_that_are_lost_together_are_not_all_replaced_by_the_same() -> None:
+    dataset = OfNumbers(20_000, range(5000, 5400))
+    used = Counter(int(dataset[row][0].id) for row in range(len(dataset)))
+    assert used.total() == 20_000
+    assert max(used.values()) <= 6
+    # Most are near, so of the same source.
+    assert sum(count - 1 for row, count in used.items() if 4200 <= row < 6200) > 0.9 * 400
+    # A resumed epoch has the same rows.
+    again = OfNumbers(20_000, range(5000, 5400))
+    assert [again[row][0].id for row in range(5100, 5300)] == [dataset[row][0].id for row in range(5100, 5300)]
+    assert max(len(dataset[row][0].rejected) for row in range(5000, 5400)) < 20
+
+
+def test_a_lost_store_is_told_before_all_rows_are_tried() -> None:
+    dataset = OfNumbers(1_000_000, range(1_000_000))
+    with pytest.raises(
+        AlignGPTError, match=r"none of 65 rows can be used .* gone\. Check that the images can still be"
+    ):
+        dataset[7]
+    assert dataset.read.total() == 65
+
+
+def test_a_single_good_row_of_a_small_data_set_is_found() -> None:
+    dataset = OfNumbers(3000, range(2999))
+    assert dataset[5][0].id == "2999"
+    assert len(dataset[5][0].rejected) == 2999
+
+
 def test_levels_are_left_out_where_they_would_take_the_place_of_the_gate(dataset_of: Callable) -> None:
     assert dataset_of([sample("is it ?", "no", level=3)], with_levels=False)[0][0].level is None
 
@@ -259,6 +317,28 @@ def test_pictures_are_padded_or_cut_as_the_stage_says(dataset_of: Callable) -> N
     # 40 × 30 pixels of one colour: padded above and below, unless the sides are cropped.
     assert not torch.equal(padded[..., 0, 16], padded[..., 16, 16])
     torch.testing.assert_close(cut[..., 0, 16], cut[..., 16, 16])
+
+
+@pytest.mark.parametrize("of_model", [True, False, "stretch"])
+def test_a_stage_frames_pictures_whatever_the_model_does(
+    assembled: Callable, tmp_path: Path, of_model: bool | str
+) -> None:
+    margins = np.zeros((30, 60, 3), dtype=np.uint8)
+    margins[:, :12] = 255
+    Image.fromarray(margins).save(tmp_path / "a.png")
+    _, processor = assembled("qwen2", pad_images=of_model)
+
+    def pixels(how: Any) -> torch.Tensor:
+        dataset = ConversationDataset([sample("look", "yes")], processor, tmp_path, pad_images=how)
+        found = dataset[0][0].pixel_values
+        assert found is not None
+        return found[0, 0]
+
+    padded, cut, stretched = map(pixels, (True, False, "stretch"))
+    assert not torch.equal(padded[0], padded[16]) and torch.equal(stretched[0], stretched[16])
+    # A fifth of the width is white: all of it is seen unless the sides are cut off.
+    assert stretched[16, 4] > stretched[16, 20] and torch.allclose(cut, stretched[16, 20], atol=1e-4)
+    assert torch.equal(pixels(None), {True: padded, False: cut, "stretch": stretched}[of_model])
 
 
 def test_the_settings_of_pictures_tell_what_decodes_them(

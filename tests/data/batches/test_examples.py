@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import AddedToken
 
 from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset
-from aligngpt.data.batches.examples import images_in, response_of, tokenize
+from aligngpt.data.batches.examples import ExampleError, images_in, response_of, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.records.sample import parse_record
 from aligngpt.inference.engine import Engine, Request
-from aligngpt.model.templates import NAMED_TEMPLATES
+from aligngpt.model.templates import NAMED_TEMPLATES, PLAIN, with_images
 
 RECORDED = Path(__file__).with_name("token_ids.json")
 """Token ids by chat template, as they were when images could only stand before the first question."""
@@ -108,6 +109,42 @@ def test_images_inside_a_text_stay_there_in_every_template(assembled: Callable, 
             processor.neutral(said), tokenize=False, add_generation_prompt=True
         )
         assert "is <image> or <image> red ?" in text
+
+
+TWO_ROLES = with_images(
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}"
+    "{% elif m['role'] == 'assistant' %}{{ m['content'].split('</think>')[-1] + '<|end|>\n' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("system", "answer", "role"), [("a circle", "yes", "system"), ("", "<think>it is big</think>yes", "assistant")]
+)
+def test_what_a_template_leaves_out_makes_a_reject(assembled: Callable, system: str, answer: str, role: str) -> None:
+    _, processor = assembled("qwen2")
+    messages = parse_record({"system": system, "question": "is it  red ?", "answer": answer}).messages()
+    with pytest.raises(ExampleError, match=f"leaves out text of the {role}; change the record") as raised:
+        tokenize(messages, processor, chat_template=TWO_ROLES)
+    assert raised.value.reason == "template"
+
+
+def test_a_template_may_change_white_space_and_plain_leaves_out_questions(assembled: Callable) -> None:
+    _, processor = assembled("qwen2")
+    record = {"system": "a circle", "image": "a.png", "question": "is \n it  red ?", "answer": "yes  no"}
+    squeezes = NAMED_TEMPLATES["chatml"].replace("part['text'] }}", "part['text'].split() | join(' ') }}")
+    for template in (squeezes, PLAIN):
+        tokenize(parse_record(record).messages(), processor, chat_template=template)
+    assert squeezes != NAMED_TEMPLATES["chatml"]
+
+
+@pytest.mark.parametrize(("mark", "counted"), [("<|end|>", "yes<|end|>"), ("###", "yes###"), ("", "yes\n")])
+def test_a_line_break_after_an_end_mark_does_not_count(assembled: Callable, mark: str, counted: str) -> None:
+    """Whether the mark is a special token with a name, one without, or none; without a mark it is the end."""
+    _, processor = assembled("qwen2")
+    processor.tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    messages = parse_record({"question": "is it red ?", "answer": "yes"}).messages()
+    _, labels = tokenize(messages, processor, chat_template=TWO_ROLES.replace("<|end|>", mark))
+    assert processor.tokenizer.decode([label for label in labels if label != -100]) == counted
 
 
 def test_a_message_with_images_inside_its_text_is_rendered_in_order(assembled: Callable) -> None:

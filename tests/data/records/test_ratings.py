@@ -78,7 +78,7 @@ def test_the_ratings_of_a_source_are_applied_when_it_is_prepared(image_root: Pat
     assert [sample.context for sample in every] == [(), (), ()]
 
 
-@pytest.mark.parametrize("mark", [{"loss": False}, {"weight": 0}])
+@pytest.mark.parametrize("mark", [{"loss": False}, {"weight": 0}, {"train": False}])
 def test_an_answer_may_be_marked_as_context(mark: dict[str, Any]) -> None:
     turns = [("user", "A?", {}), ("assistant", "a", mark), ("user", "B?", {}), ("assistant", "b", {"loss": True})]
     record = {"messages": [{"role": role, "content": text} | more for role, text, more in turns]}

@@ -56,6 +56,12 @@ def asking(question: str = "What?", answer: str = "A cat.", **fields: Any) -> di
     return {"messages": turns, **fields}
 
 
+def in_turns(asked: dict[str, Any] | None = None, answered: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A conversation with more fields in its question and its answer."""
+    question, answer = TALK
+    return {"conversations": [question | (asked or {}), answer | (answered or {})]}
+
+
 def reason_of(record: dict[str, Any]) -> str:
     with pytest.raises(RecordError) as caught:
         parse_record(record)
@@ -146,6 +152,8 @@ def test_a_question_id_names_a_reject(tmp_path: Path) -> None:
         (talk(videos=["a.mp4"]), "video"),
         (talk(audio={"bytes": b"x", "path": None}), "audio"),
         (talk(audios=["a.wav"]), "audio"),
+        (in_turns(asked={"videos": ["a.mp4"]}), "video"),
+        (in_turns(asked={"audio": "a.wav"}), "audio"),
         (asking("<video>\nWhat?"), "video"),
         (asking("What?\n<|video_pad|>"), "video"),
         (asking("<audio>What?"), "audio"),
@@ -206,6 +214,13 @@ def test_a_system_column_of_parquet_is_the_systems_turn(parquet: Callable[..., P
         {"image": "a.jpg", "question": "Which?", "answer": "A", "choices": ["red", "green"]},
         {"question": "Translate.", "input": "Hallo", "answer": "Hello"},
         {"messages": [*asking()["messages"][:1], {"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}]},
+        in_turns(answered={"thinking": "It has whiskers."}),
+        in_turns(answered={"reasoning": "It has whiskers."}),
+        in_turns(answered={"mask": True}),
+        in_turns(asked={"image_url": "a.jpg"}),
+        in_turns(asked={"files": ["a.pdf"]}),
+        {"prompt": asking()["messages"][:1], "completion": [{"role": "assistant", "content": "x", "reasoning": "y"}]},
+        {"texts": [{"user": "What?", "assistant": "A cat.", "thinking": "It has whiskers."}]},
     ],
 )
 def test_a_field_that_changes_what_is_asked_or_answered_is_not_left_out(record: dict[str, Any]) -> None:
@@ -241,6 +256,8 @@ def test_a_field_that_holds_nothing_is_none() -> None:
 def test_a_record_that_names_its_picture_elsewhere_is_not_text_only(shown: dict[str, Any]) -> None:
     assert reason_of(talk(**shown)) == "image_field"
     assert parse_record(talk(**shown, image="a.jpg")).images == ("a.jpg",)
+    assert reason_of(in_turns(asked=shown)) == "image_field"
+    assert parse_record(in_turns(asked={**shown, "image": "a.jpg"})).images == ("a.jpg",)
 
 
 def test_two_conversations_are_not_one() -> None:
@@ -271,6 +288,17 @@ def test_finevision_is_read_from_parquet(parquet: Callable[..., Path], pictures:
     assert (check.good, check.samples, check.text_only, check.images) == (True, 3, 0, 3)
     assert check.not_read == {"source": 3}
     assert "note: ignored fields: `source` (3 records)" in check.text()
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_picture_in_a_row_can_only_be_shown_once(
+    parquet: Callable[..., Path], pictures: list, embedded: bool
+) -> None:
+    shown = {"type": "image", "index": 0, "text": None}
+    turns = [{"role": "user", "content": [shown, shown, {"type": "text", "index": None, "text": "Alike?"}]}]
+    turns.append({"role": "assistant", "content": [{"type": "text", "index": None, "text": "Yes."}]})
+    path = parquet({"messages": turns, "images": [pictures[0] if embedded else "0.png"]})
+    assert reasons(checked(path)) == (["image_count"] if embedded else [])
 
 
 def test_several_pictures_in_a_row_are_refused_and_none_are_no_picture(
@@ -320,11 +348,15 @@ def test_check_names_the_fields_that_are_not_read_and_the_turns_that_are_left_ou
         {"conversations": [*TALK, {"from": "human", "value": "Why?"}], "image": "a.png"},
         asking("What?\n<image>", image="a.png"),
         {"question": "What?", "answer": "A cat.", "label": "cat"},
+        in_turns(asked={"name": "Ada", "source": ""}, answered={"name": "Bob"}),
+        asking([{"type": "image", "path": "a.png", "detail": "low"}, {"type": "text", "text": "What?"}]),
+        {"texts": [{"user": "What?", "assistant": "A cat.", "source": "x"}]},
     ]
     (tmp_path / "data.json").write_text(json.dumps(records))
     check = checked(tmp_path / "data.json")
     assert check.good
-    assert check.not_read == {"source": 2, "hint": 1, "label": 1}
+    within = {"conversations[].name": 1, "messages[].content[].detail": 1, "texts[].source": 1}
+    assert check.not_read == {"source": 2, "hint": 1, "label": 1, **within}
     text = check.text()
     assert "note: 1 record beginning with the assistant, whose first turn is left out" in text
     assert "note: 1 record ending with a question without an answer, which is left out" in text

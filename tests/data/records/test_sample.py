@@ -157,6 +157,59 @@ def test_messages_with_their_image_in_a_field_are_a_sample(question: Any, images
     assert parse_record(openai(("user", question), ("assistant", "A cat."), id=7, **images)) == CAT
 
 
+@pytest.mark.parametrize("field", ["image", "images"])
+@pytest.mark.parametrize("question", ["What?", "<image>\nWhat?", [text("What?")], [{"type": "image"}, text("What?")]])
+def test_a_turn_that_names_its_image_in_a_field_is_read(field: str, question: Any) -> None:
+    turns = [{"role": "user", "content": question, field: "a.jpg"}, {"role": "assistant", "content": "A cat."}]
+    assert parse_record({"id": 7, "messages": turns}) == CAT
+    assert parse_record({"id": 7, "messages": turns, "image": "a.jpg"}) == CAT
+
+
+def test_images_are_shown_in_the_turns_that_name_them() -> None:
+    first = [{"role": "user", "content": "Which?", "images": ["a.jpg"]}, {"role": "assistant", "content": "A."}]
+    later = {"role": "user", "content": "<image> or <image>?", "images": ["b.jpg", "c.jpg"]}
+    sample = parse_record({"messages": [*first, later, first[1]]})
+    assert sample.images == ("a.jpg", "b.jpg", "c.jpg")
+    assert [turn.text for turn in sample.turns[::2]] == ["<image>\nWhich?", "<image> or <image>?"]
+    texts = [{"user": "Which?", "assistant": "A.", "image": "a.jpg"}]
+    assert parse_record({"texts": texts}) == parse_record({"messages": first})
+
+
+@pytest.mark.parametrize(
+    ("turn", "beside", "reason"),
+    [
+        ({"content": "<image><image>What?", "image": "a.jpg"}, {}, "image_count"),
+        ({"content": [{"type": "image", "path": "a.jpg"}, text("What?")], "image": "b.jpg"}, {}, "image_field"),
+        ({"content": "What?", "image": "a.jpg"}, {"image": "b.jpg"}, "image_field"),
+        ({"content": "What?", "images": [{"bytes": "x"}]}, {}, "image_field"),
+        ({"content": "What?", "image": "http://a.org/a.jpg"}, {}, "remote_image"),
+        ({"role": "assistant", "content": "What?", "image": "a.jpg"}, {}, "image_in_answer"),
+    ],
+)
+def test_a_turn_with_other_images_than_it_names_is_refused(turn: dict, beside: dict, reason: str) -> None:
+    asked = [{"role": "user", "content": "Hello?"}] if "role" in turn else []
+    answer = [] if asked else [{"role": "assistant", "content": "A cat."}]
+    assert reason_of({"messages": [*asked, {"role": "user"} | turn, *answer], **beside})[0] == reason
+
+
+def shown(*places: Any) -> dict[str, Any]:
+    """A record about a.jpg and b.jpg, whose question shows the images of these places."""
+    parts = [{"type": "image", "index": place} for place in places]
+    return openai(("user", [*parts, text("Which?")]), ("assistant", "A."), images=["a.jpg", "b.jpg"])
+
+
+def test_the_index_of_a_part_says_which_image_it_shows() -> None:
+    assert parse_record(shown(1, 0)).images == ("b.jpg", "a.jpg")
+    assert parse_record(shown(0, 1, 0)).images == ("a.jpg", "b.jpg", "a.jpg")
+    assert parse_record(shown(None, None)).images == ("a.jpg", "b.jpg")
+
+
+@pytest.mark.parametrize("places", [(1, None), (0, 0), (0, 2), (-1, 0), (1, 2)])
+def test_an_index_of_no_image_is_refused(places: tuple[Any, ...]) -> None:
+    assert reason_of(shown(*places))[0] == "image_count"
+    assert reason_of(shown("1", "0"))[0] == "message_part"
+
+
 def test_several_parts_are_images_in_their_order() -> None:
     paths = [{"type": "image", "path": name} for name in ("b.jpg", "a.jpg")]
     sample = parse_record(openai(("user", [*paths, text("Which?")]), ("assistant", "b")))
@@ -231,7 +284,7 @@ def test_a_path_is_no_url(name: str) -> None:
         (llava(images=["b.jpg"]), "image_field", "`image` and `images` name different"),
         (llava(image=None, images=[3]), "image_field", "the field `images` must be a path"),
         (
-            openai(("user", [{"type": "image", "path": "a.jpg"}]), ("assistant", "b"), image="a.jpg"),
+            openai(("user", [{"type": "image", "path": "a.jpg"}]), ("assistant", "b"), image="b.jpg"),
             "image_field",
             "once",
         ),

@@ -335,7 +335,7 @@ def test_a_check_lists_what_training_would_reject(tmp_path: Path, records: list,
     outside = {(place, "level_outside") for place in range(4, 8)}
     (silent,) = {reason for record, reason in told if record == 1}
     assert told == {(1, silent), (3, "not_an_image")} | outside
-    assert [(repeat.record, repeat.earlier) for repeat in found.repeated_ids] == [(7, 6)]
+    assert [(repeat.record, repeat.earlier) for repeat in found.repeated_ids.listed] == [(7, 6)]
     (full,) = check_files([path], full=True)
     assert {(problem.record, problem.reason) for problem in full.problems} == {
         (1, silent),

@@ -470,6 +470,10 @@ def reconfigured(folder: Path, **changes: Any) -> Path:
         ({"mm_vision_select_feature": "cls_patch"}, "keeps the class token"),
         ({"use_s2": True, "s2_scales": "large"}, "s2_scales are 'large'"),
         ({"quantization_config": {"bits": 4}}, "weights are quantized"),
+        (
+            {"model_type": "llava_granite", "architectures": ["LlavaGraniteForCausalLM"], "logits_scaling": 8.0},
+            r"its language model \(model_type 'llava_granite'\) is none of those supported",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_kept_is_refused(
@@ -536,6 +540,18 @@ def test_what_the_gate_reads_goes_there_and_back_and_is_said(
         assert AutoConfig.from_pretrained(tmp_path / f"{pooling} again").text_pooling == pooling
     with pytest.raises(LayoutError, match="its text_pooling is 'none'; expected instruction or all"):
         convert(reconfigured(back, text_pooling="none"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("levels", [8, 5])
+def test_the_number_of_levels_goes_back_and_is_said_if_only_the_family_reads_it(
+    assembled: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str], levels: int
+) -> None:
+    for part in assembled(num_levels=levels, text_pooling="all"):
+        part.save_pretrained(tmp_path / "ours")
+    to_original(tmp_path / "ours", tmp_path / "back", vision_tower="tower")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["n_indicators"] == levels
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("only the code of AlignGPT_family reads that" in said) == (levels != 8)
 
 
 @pytest.mark.parametrize("files", [["adapter_config.json"], ["non_lora_trainables.bin", "adapter_model.safetensors"]])

@@ -8,22 +8,31 @@ import pytest
 import torch
 from several_processes import assert_same_weights, figures, kill_in_instruction_tuning, losses, run
 
+from aligngpt.training.distributed import processes
 from aligngpt.training.distributed.processes import add_up, gather, is_main_process
 from aligngpt.training.recipe import Recipe
 from aligngpt.training.run import train
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    ("checkpointing", "by_modality"),
+    [
+        pytest.param(False, False, marks=pytest.mark.slow),
+        (True, False),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_have_the_losses_of_one(
-    recipe_of: Callable[..., Recipe], tmp_path: Path, checkpointing: bool
+    recipe_of: Callable[..., Recipe], tmp_path: Path, checkpointing: bool, by_modality: bool
 ) -> None:
-    # With activation checkpointing, DDP waits for every trained parameter in every step.
+    # With activation checkpointing, DDP waits for every trained parameter in every step; a step of text uses no gate.
     # An epoch of the instructions has four full steps and one of five rows, an odd number.
     # The main process alone warms the projector up.
     warm = {"steps": 5, "batch_size": 4, "learning_rate": 0.01}
     options = {
         "instruct__gradient_checkpointing": checkpointing,
+        "instruct__group_by_modality": by_modality,
         "instruct__max_steps": 7,
         "pretrain__warm_start": warm,
     }
@@ -70,3 +79,18 @@ def test_one_process_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None
     assert gather([3]) == [3]
     monkeypatch.setenv("RANK", "1")
     assert not is_main_process()
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "before"), [(0, 0, 0), (1, 1, 2), (8, 0, 1), (9, 1, 2)])
+def test_one_process_of_each_machine_goes_before_its_others(
+    monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int, before: int
+) -> None:
+    """All processes meet twice: after the main one is done, and after the first of each other machine is."""
+    met: list[int] = []
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setattr(processes, "PartialState", lambda **_: None)
+    monkeypatch.setattr(processes, "_wait_for_all", lambda: met.append(1))
+    with processes.main_process_first(cpu=True):
+        assert len(met) == before
+    assert len(met) == 2

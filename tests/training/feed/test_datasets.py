@@ -64,6 +64,31 @@ def test_rejects_name_their_source_and_their_share_is_that_of_all(
         training_samples(tiny_recipe(instruct__data=sources), "instruct", Rejects(None, max_share=0.02))
 
 
+def test_samples_that_lose_their_end_are_warned_of(
+    tiny_recipe: Callable, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{"question": "is it red ?", "answer": "red " * length} for length in (3, 30)]
+    (data / "long.json").write_text(json.dumps(records))
+    for limit, count in ((40, 1), (256, 0)):
+        dataset_of(tiny_recipe(instruct__data=str(data / "long.json"), instruct__max_length=limit), Rejects(None))
+        assert capsys.readouterr().err.count("warning: instruct: 1 of 2 samples looked at have more than 40") == count
+
+
+def test_what_training_and_validation_skip_is_told(
+    tiny_recipe: Callable, sources: list, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "other" / "0.png").unlink()
+    options = {"validation": {"data": sources[1:]}, "data": sources, "max_reject_share": 0.5}
+    recipe = tiny_recipe(**{f"instruct__{name}": value for name, value in options.items()})
+    with Rejects(tmp_path / "rejects.jsonl") as rejects:
+        dataset = dataset_of(recipe, rejects)
+    said = f"instruct.data: 1 record skipped (missing 1); {tmp_path / 'rejects.jsonl'} lists all of them\n"
+    assert said in capsys.readouterr().err
+    validation_of(recipe, "instruct", dataset, Collator(0))
+    said = "instruct.validation.data: 1 record skipped (missing 1); `aligngpt check` lists all of them\n"
+    assert said in capsys.readouterr().err
+
+
 def test_a_dry_run_sums_the_sources(tiny_recipe: Callable, sources: list) -> None:
     recipe = tiny_recipe(instruct__data=sources, instruct__max_steps=None, instruct__epochs=3)
     (one,) = plan(recipe, ("instruct",))

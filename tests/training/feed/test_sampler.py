@@ -60,6 +60,33 @@ def test_grouped_steps_have_rows_of_about_equal_length() -> None:
     assert list(sampler) != order
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_has_rows_of_one_modality_drawn_at_random(processes: int) -> None:
+    lengths = np.arange(1003)
+    with_images = lengths >= 103
+    sampler = BalancedSampler(lengths.tolist(), 5, 2, seed=0, with_images=with_images, processes=processes)
+    order = [row for row in sampler if row >= 0]
+    assert sorted(order) == list(range(1003)) and len(sampler) % processes == 0
+    steps = [order[start : start + 10] for start in range(0, 1003, 10)]
+    kinds = ["".join(sorted({"ti"[int(with_images[row])] for row in step})) for step in steps]
+    # 90 steps with images and 10 of text, in random order; the three rows of text left over come last.
+    assert Counter(kinds) == {"i": 90, "t": 11} and kinds[-1] == "t" and len(steps[-1]) == 3
+    assert kinds[:10] != ["t"] * 10 and kinds[90:-1] != ["t"] * 10
+    within = np.mean([np.var(step) for step, kind in zip(steps, kinds, strict=True) if kind == "i"])
+    assert within > 0.8 * np.var(lengths[with_images]), "steps are not of similar length"
+    sampler.set_epoch(1)
+    assert [row for row in sampler if row >= 0] != order
+
+
+def test_rows_that_fill_no_step_of_their_modality_come_last() -> None:
+    with_images = np.arange(37) < 18
+    sampler = BalancedSampler([1] * 37, 5, 2, seed=0, with_images=with_images)
+    order = list(sampler)
+    assert sorted(order) == list(range(37))
+    counts = [with_images[order[start : start + 10]].sum() for start in range(0, 37, 10)]
+    assert sorted(counts[:2]) == [0, 10] and sum(counts[2:]) == 8
+
+
 def test_a_step_sees_the_rows_that_plain_shuffling_gives_it() -> None:
     even, plain = BalancedSampler(LENGTHS, 2, 2, seed=3), BalancedSampler(LENGTHS, 4, 1, seed=3)
     first, second = list(even), list(plain)

@@ -1,6 +1,7 @@
 """Data files that training would refuse are named before anything is loaded, with what to do."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,25 @@ def test_captions_without_levels_are_told_with_the_commands_that_add_them(tiny_r
     )
     assert source_problems(tiny_recipe(), ["instruct"]) == []
     assert source_problems(tiny_recipe(model__alignment="none"), STAGES) == []
+
+
+def test_the_commands_have_the_image_root_and_quoted_paths(tiny_recipe: TinyRecipe, data: Path) -> None:
+    path = without_levels(data / "captions.json").rename(data / "my captions.json")
+    (problem,) = source_problems(tiny_recipe(pretrain__data=str(path), pretrain__image_root=str(data)), ["pretrain"])
+    score, levels = (shlex.split(command) for command in problem.split("`")[1::2])
+    assert score == ["aligngpt", "score", str(path), "--image-root", str(data), "--out", "SCORES", "…"]
+    assert levels[-4:] == ["--source", str(path), "--out", str(data / "my captions-levels.json")]
+
+
+def test_the_working_directory_without_levels_has_commands_too(
+    tiny_recipe: TinyRecipe, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data / "0.txt").write_text("a thing")
+    for path in data.glob("*.json"):
+        path.unlink()
+    monkeypatch.chdir(data)
+    (problem,) = source_problems(tiny_recipe(pretrain__data="."), ["pretrain"])
+    assert f"--source . --out {data.parent / data.name}-levels.jsonl" in problem
 
 
 def test_one_level_far_behind_is_enough_here(tiny_recipe: TinyRecipe, data: Path) -> None:

@@ -3,16 +3,18 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from language_families import LANGUAGES, save_language
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from aligngpt.model.adapters import AdapterError, load_adapter, merge_adapter, save_adapter
+from aligngpt.model.assembling import assemble
 from aligngpt.training.recipe import LoraRecipe, Recipe
 from aligngpt.training.run import train
 from aligngpt.training.setup.freezing import freeze_all_but, part_of, trained_tensors
@@ -51,6 +53,31 @@ def test_only_the_language_model_has_adapters(assembled: Callable) -> None:
     assert all(name.startswith("model.language_model.layers.") for name in adapters)
     # Seven linear layers in each of two decoder layers, two matrices each.
     assert len(adapters) == 2 * 7 * 2
+
+
+@pytest.mark.parametrize(("bits", "rest"), [(None, "get no adapters\n"), (4, "get no adapters and stay whole\n")])
+def test_a_mixtures_experts_are_said_to_get_no_adapters(
+    assembled: Callable,
+    tower_folder: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bits: Literal[4] | None,
+    rest: str,
+) -> None:
+    model, _ = assembled()
+    add_lora(model, LoraRecipe(bits=bits), seed=0)
+    assert "note" not in capsys.readouterr().err
+    save_language(tmp_path, LANGUAGES["mixtral"])
+    model, _ = assemble(tower_folder("clip"), tmp_path, weights=False)
+    body = model.model.language_model
+    tables = sum(module.weight.numel() for module in body.modules() if isinstance(module, torch.nn.Embedding))
+    linear = sum(module.weight.numel() for module in body.modules() if isinstance(module, torch.nn.Linear))
+    share = 1 - linear / (sum(parameter.numel() for parameter in body.parameters()) - tables)
+    assert share > 0.5
+    add_lora(model, LoraRecipe(bits=bits), seed=0)
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: {share:.0%} of the language model's weights are in no linear layer")
+    assert said.endswith(rest)
 
 
 def test_adapters_train_in_place_of_the_weights(assembled: Callable) -> None:

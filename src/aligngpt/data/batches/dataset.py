@@ -1,7 +1,8 @@
 """A data set of training rows, built lazily from a list of samples."""
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,9 +28,20 @@ from aligngpt.data.samples.sequence import picture_of
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.model.vision_towers import Framing, framing
 
 DECODING = Path(opening.__file__).parent
 """Folder of the modules that decode images."""
+
+NEIGHBOURS = 64
+"""Number of rows around one that cannot be used from which its replacement is drawn first; doubled at each attempt."""
+
+ATTEMPTS = 64
+"""Number of replacements that are drawn."""
+
+SEARCHED = 4096
+"""Number of rows of a data set up to which all of them are then tried. In a larger one the images are no longer
+readable at all, and trying each would take days before anyone is told."""
 
 
 class KnownFeatures(Protocol):
@@ -63,7 +75,7 @@ class ConversationDataset(Dataset[Row]):
     """The training examples of a list of samples, row by row.
 
     Only the assistant's turns and their end marks count in the loss. A row whose samples are all unusable is replaced
-    by the next usable row, so that batches keep their size. Rejected samples are attached to the row
+    by a usable one near it, so that batches keep their size. Rejected samples are attached to the row
     (`Example.rejected`) every time it is read: several processes may read rows, and only the training process can
     count the rejects.
 
@@ -75,7 +87,8 @@ class ConversationDataset(Dataset[Row]):
         chat_template: Jinja source; the processor's own when None. Pre-training uses the plain template.
         max_length: maximum number of tokens per example; see `tokenize` for the handling of longer ones.
         questions_per_prefix: maximum number of samples with the same images per row. See `Collator`.
-        pad_images: pad images to a square (True) or centre-crop them (False); the processor's setting when None.
+        pad_images: pad images to a square (True), centre-crop them (False) or `stretch` them; the processor's setting
+            when None.
         with_levels: set the level of each example to that of its sample. A given level replaces the gate, so only
             pre-training sets this.
 
@@ -94,7 +107,7 @@ class ConversationDataset(Dataset[Row]):
         chat_template: str | None = None,
         max_length: int = 2048,
         questions_per_prefix: int = 1,
-        pad_images: bool | None = None,
+        pad_images: Framing | None = None,
         with_levels: bool = True,
     ) -> None:
         self.samples = samples
@@ -105,7 +118,9 @@ class ConversationDataset(Dataset[Row]):
         self.with_levels = with_levels
         self.chat_template = chat_template
         self.max_length = max_length
-        self._how = {} if pad_images is None else {"do_pad": pad_images}
+        self._how = {}
+        if pad_images is not None:
+            self._how = framing(pad_images, dict(processor.image_processor.crop_size)["height"])
         self._rejected: dict[int, Rejected] = {}
 
     def __len__(self) -> int:
@@ -116,17 +131,47 @@ class ConversationDataset(Dataset[Row]):
             # `-1 - row` marks a row that only fills up a batch: no token of it counts in the loss.
             return tuple(replace(example, labels=[IGNORE_INDEX] * len(example.labels)) for example in self[-1 - index])
         rejected: list[Rejected] = []
-        for offset in range(len(self.rows)):
-            members = self.rows[(index + offset) % len(self.rows)]
+        tried = 0
+        for candidate in self._candidates(index):
+            members = self.rows[candidate]
             row = self._row(members)
             rejected += self._rejected_of(members)
+            tried += 1
             if row:
-                return (replace(row[0], rejected=tuple(rejected)), *row[1:])
+                return (replace(row[0], rejected=tuple(dict.fromkeys(rejected))), *row[1:])
         first = min(rejected)
+        if len(self.rows) <= SEARCHED:
+            raise AlignGPTError(
+                f"none of the {len(self.samples)} samples can be used; the first is record {first.record} "
+                f"(id {first.id}): {first.detail}"
+            )
+        last = rejected[-1]
         raise AlignGPTError(
-            f"none of the {len(self.samples)} samples can be used; the first is record {first.record} "
-            f"(id {first.id}): {first.detail}"
+            f"none of {tried} rows can be used that were drawn in place of one that cannot; the last has record "
+            f"{last.record} (id {last.id}): {last.detail}. Check that the images can still be read, then run the same "
+            "command again"
         )
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """A row, and those that may replace it if it cannot be used.
+
+        Unusable rows often lie together (a folder, an archive), so the next usable one would replace all of them. These
+        are drawn near the row, from ever wider surroundings: mostly of the same source and file. The draw depends on
+        the row alone, so a resumed epoch has the same rows.
+        """
+        yield index
+        count = len(self.rows)
+        draws = random.Random(index)
+        width = NEIGHBOURS
+        for _ in range(ATTEMPTS):
+            if width >= count:
+                yield draws.randrange(count)
+            else:
+                start = min(max(index - width // 2, 0), count - width)
+                yield start + draws.randrange(width)
+            width *= 2
+        if count <= SEARCHED:
+            yield from range(count)
 
     def row(self, index: int) -> tuple[Row, tuple[Rejected, ...]]:
         """The usable examples of a row (possibly none) and its rejected samples."""

@@ -84,17 +84,21 @@ def tokenize(
 
     Raises:
         ExampleError: images and first question leave no room for an answer, no token counts, or the template rejects
-            the conversation (some templates do not support a system turn) or rewrites earlier turns.
+            the conversation (some templates do not support a system turn), leaves out a text or rewrites earlier turns.
     """
     messages = processor.neutral(messages)
     input_ids, labels = _encode(messages, processor, chat_template)
+    if all(label == IGNORE_INDEX for label in labels):
+        raise ExampleError("no_answer", "the conversation has no answer tokens to train on")
     while len(input_ids) > max_length and sum(message["role"] == "assistant" for message in messages) > 1:
         last = max(place for place, message in enumerate(messages[:-1]) if message["role"] == "assistant")
         messages = messages[: last + 1]
         input_ids, labels = _encode(messages, processor, chat_template)
     counted = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
     if not counted:
-        raise ExampleError("no_answer", "the conversation has no answer tokens to train on")
+        raise ExampleError(
+            "too_long", f"no answer that counts in the loss is within {max_length} tokens; increase max_length"
+        )
     if counted[0] >= max_length:
         raise ExampleError(
             "too_long",
@@ -125,7 +129,6 @@ def _encode(
     messages: list[dict[str, Any]], processor: AlignGPTProcessor, chat_template: str | None
 ) -> tuple[list[int], list[int]]:
     """Token ids and labels of a whole conversation, not truncated."""
-    tokenizer = processor.tokenizer
 
     def render(turns: list[dict[str, Any]], opening: bool) -> str:
         try:
@@ -137,6 +140,13 @@ def _encode(
                 "template",
                 f"the chat template rejects the conversation: {error}; change the record or use another template",
             ) from error
+
+    def check_texts(turns: list[dict[str, Any]], written: str) -> None:
+        if role := processor.left_out(turns, written, chat_template):
+            raise ExampleError(
+                "template",
+                f"the chat template leaves out text of the {role}; change the record or use another template",
+            )
 
     rendered = render(messages, False)
     whole = processor.expand(rendered)
@@ -151,7 +161,10 @@ def _encode(
             raise ExampleError(
                 "template", "the chat template rewrites earlier turns when later ones follow; use another template"
             )
-        spans.append((len(before), len(before) + len(_counted(after[len(before) :], tokenizer))))
+        answer = after[len(before) :]
+        check_texts([message], answer)
+        spans.append((len(before), len(before) + len(_counted(answer, message))))
+    check_texts(messages, rendered)
 
     input_ids, offsets = processor.encode(whole)
     labels = [IGNORE_INDEX] * len(input_ids)
@@ -161,8 +174,12 @@ def _encode(
     return input_ids, labels
 
 
-def _counted(answer: str, tokenizer: Any) -> str:
-    """A turn without the line break that some templates add after its end mark: generation stops at the mark."""
+def _counted(answer: str, message: dict[str, Any]) -> str:
+    """A rendered turn without the line break that some templates add after its end mark: generation stops at the mark.
+
+    Without a mark after the message's own text, the line break is all that ends the turn.
+    """
+    content = message["content"]
+    text = content if isinstance(content, str) else content[-1]["text"]
     stripped = answer.rstrip()
-    ended = any(stripped.endswith(mark) for mark in tokenizer.all_special_tokens)
-    return stripped if ended else answer
+    return answer if stripped.endswith(text.rstrip()) else stripped

@@ -127,7 +127,7 @@ def parse_record(record: object, index: int = 0) -> Sample:
     context = tuple(place for place, turn in enumerate(_answered(said)) if place % 2 and not turn.learned)
     if len(context) == len(said) // 2:
         raise RecordError(
-            "no_loss", "no answer counts in the loss (`loss` or `weight`), so there is nothing to train on"
+            "no_loss", "no answer counts in the loss (`loss`, `weight` or `train`), so there is nothing to train on"
         )
     id = own_id(record)
     return Sample(

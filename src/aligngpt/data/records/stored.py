@@ -191,4 +191,10 @@ def _found(fields: Mapping[str, Any], id: object, record: int, image: str | list
     names = {} if image is None else {"image": image if isinstance(image, list) else "picture"}
     read = given | {"id": id} | names
     sample = parse_record(read, record)
+    if isinstance(image, str) and len(sample.images) > 1:
+        raise RecordError(
+            "image_count",
+            f"the turns show the image {len(sample.images)} times, but an image that is stored with its record can be "
+            "shown only once; save it as a file and list its path in JSON",
+        )
     return Found(replace(sample, images=(image,)) if isinstance(image, str) else sample, fields=read)

@@ -60,5 +60,6 @@ def _joined(first: Said, second: Said, number: int) -> Said:
         text=f"{first.text}\n{second.text}",
         parts=first.parts + second.parts,
         images=first.images + second.images,
+        picks=first.picks + second.picks,
         tool=True,
     )

@@ -20,7 +20,7 @@ from aligngpt.evaluation.alignment_measures.measures import choices, dose_respon
 from aligngpt.evaluation.benchmarks.identity import without_name
 from aligngpt.evaluation.results import refuse_evaluations
 from aligngpt.files import atomic_write
-from aligngpt.locks import owned_folder
+from aligngpt.locks import folder_in_turn, owned_folder
 from aligngpt.reports.statistics import Interval
 
 LIKELIHOODS, RESULTS, TABLE = "likelihoods.jsonl", "results.json", "table.md"
@@ -62,10 +62,12 @@ def measure_captions(
             result = {"name": name, "model": model, "prompt": DESCRIBE, "limit": limit, **_figures(sets, tables)}
             save_results(folder / RESULTS, [result])
         results.append(result)
-    everything = [*_of_others(out / RESULTS, model, names), *results]
-    save_results(out / RESULTS, everything)
-    with atomic_write(out / TABLE) as file:
-        file.write(captions_table(everything, markdown=True))
+    # Another command may write the results on other captions at this moment.
+    with folder_in_turn(out, "evaluate", patience=10):
+        everything = [*_of_others(out / RESULTS, model, names), *results]
+        save_results(out / RESULTS, everything)
+        with atomic_write(out / TABLE) as file:
+            file.write(captions_table(everything, markdown=True))
     return results
 
 

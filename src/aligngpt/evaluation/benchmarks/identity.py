@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from aligngpt.alignment.module import is_as_drawn
 
 if TYPE_CHECKING:
     from aligngpt.inference.engine import Engine
@@ -85,11 +86,4 @@ def remarks_on(engine: "Engine") -> list[str]:
     """What a reader of the model's figures has to know."""
     if engine.model.config.alignment == "none":
         return [PLAIN]
-    return [UNTRAINED] if _as_drawn(engine.model.model.alignment.levels) else []
-
-
-def _as_drawn(levels: torch.Tensor) -> bool:
-    """Whether a level table `(levels, hidden)` fills the range of its Xavier-uniform draw, which training leaves."""
-    bound = math.sqrt(6 / sum(levels.shape))
-    # bfloat16 may round up by 1/512.
-    return 0.9 * bound < float(levels.abs().max()) <= bound * (1 + 1 / 512)
+    return [UNTRAINED] if is_as_drawn(engine.model.model.alignment.levels) else []

@@ -18,7 +18,7 @@ from aligngpt.evaluation.judging.asking import AnswerJudge, judge_answers
 from aligngpt.evaluation.judging.verdicts import JudgedBenchmark
 from aligngpt.evaluation.results import refuse_evaluations
 from aligngpt.files import atomic_write, sha256_of
-from aligngpt.locks import owned_folder
+from aligngpt.locks import folder_in_turn, owned_folder
 
 RESULTS_FILE = "results.json"
 TABLE_FILE = "table.md"
@@ -102,10 +102,12 @@ def run_benchmarks(
             result = _score(benchmark, items, texts, source, folder, path, rules, model, asked, limit, remarks)
             save_results(folder / RESULTS_FILE, [result])
         results.append(result)
-    everything = [*results_of_others(out / RESULTS_FILE, model, [one.name for one in results]), *results]
-    save_results(out / RESULTS_FILE, everything)
-    with atomic_write(out / TABLE_FILE) as file:
-        file.write(comparison_markdown(everything))
+    # Another command may write the results of other benchmarks at this moment.
+    with folder_in_turn(out, "evaluate", patience=10):
+        everything = [*results_of_others(out / RESULTS_FILE, model, [one.name for one in results]), *results]
+        save_results(out / RESULTS_FILE, everything)
+        with atomic_write(out / TABLE_FILE) as file:
+            file.write(comparison_markdown(everything))
     return results
 
 

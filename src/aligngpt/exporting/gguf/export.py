@@ -70,7 +70,7 @@ def export_gguf(
     Args:
         source: model folder, hub name or adapter folder.
         out: the output folder; it appears only once it is complete. An earlier export there is replaced.
-        chosen: `global`, `mean` or `level:K`, see `chosen_fold`.
+        chosen: `global`, `average`, `mean` or `level:K`, see `chosen_fold`.
         stored: how matrices are stored.
         square_images: the images to be sent are squares; llama.cpp prepares others differently.
         base: base model of an adapter folder; the one it names when None.

@@ -8,12 +8,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from aligngpt.data.batches.examples import ExampleError, tokenize
 from aligngpt.inference.requests import EngineError, Request
 from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
+from aligngpt.model.templates import ChatTemplateError
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +77,25 @@ class PromptWriter:
 
         Raises:
             EngineError: the level does not exist, the conversation is too long for the context, its images do not
-                match its placeholders, or the chat template leaves images out.
+                match its placeholders, or the chat template refuses the conversation or leaves part of it out.
         """
+        try:
+            return self._written(request, max_new_tokens)
+        except (TemplateError, ChatTemplateError) as error:
+            raise EngineError(f"the model's chat template cannot write these messages: {error}") from error
+
+    def _written(self, request: Request, max_new_tokens: int) -> Prompt:
         self._check_places(request)
         messages = self.processor.neutral(request.messages)
         self._check_level(request.level)
         rendered = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        # Templates of models that think leave the thoughts of earlier answers out, as they should.
+        asked = [message for message in messages if message["role"] != "assistant"]
+        if role := self.processor.left_out(asked, rendered):
+            raise EngineError(
+                f"the model's chat template leaves out text of the {role}, so the model would not read it; leave that "
+                "message out, or put its text into another one"
+            )
         ids, _ = self.processor.encode(self.processor.expand(rendered))
         self._check_length(len(ids), max_new_tokens)
         image = self.model.config.image_token_id

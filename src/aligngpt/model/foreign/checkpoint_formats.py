@@ -19,6 +19,9 @@ EMBEDDINGS, HEAD, HEAD_BIAS = "model.language_model.embed_tokens.weight", "lm_he
 BY_TOKEN = (EMBEDDINGS, HEAD, HEAD_BIAS)
 """Tensors with one row per token of the vocabulary."""
 
+PUBLISHED_LEVELS = 8
+"""N in the code of the first AlignGPT, which reads no other."""
+
 Renamings = Sequence[tuple[str, str]]
 
 
@@ -100,7 +103,7 @@ class Layout(ABC):
         if text["model_type"] not in CONFIG_MAPPING:
             raise LayoutError(f"its language model has type {text['model_type']!r}, which transformers does not know")
         language = CONFIG_MAPPING[text["model_type"]].from_dict(text | {"vocab_size": vocabulary})
-        levels, gate = shapes.get(TABLE, (8,))[0], shapes.get(GATE_INPUT)
+        levels, gate = shapes.get(TABLE, (PUBLISHED_LEVELS,))[0], shapes.get(GATE_INPUT)
         fields: dict[str, Any] = {
             "vision_config": tower.model.config,
             "text_config": language,
@@ -170,8 +173,17 @@ class OriginalLayout(Layout):
             raise LayoutError(f"its s2_scales are {sides!r}, expected sides in pixels as in 336,672") from error
 
     def text_config(self) -> dict[str, Any]:
-        named = " ".join([str(self.theirs.get("model_type")), *self.theirs.get("architectures", [])]).lower()
-        family = next((one for one in self.families if one in named), "llama")
+        kind = str(self.theirs.get("model_type", "llava"))
+        named = " ".join([kind, *self.theirs.get("architectures", [])]).lower()
+        family = next((one for one in self.families if one in named), None)
+        if family is None and kind in ("aligngpt", "llava"):
+            family = "llama"  # What the first models of the two codes are, without saying so.
+        if family is None:
+            # Others, such as Granite, have the same tensors as Llama and compute something else with them.
+            raise LayoutError(
+                f"its language model (model_type {kind!r}) is none of those supported in this layout: "
+                f"{', '.join(self.families)}"
+            )
         # Files have the old settings that transformers has since merged into `rope_parameters`.
         known = CONFIG_MAPPING[family]().to_dict().keys() | _ROPE
         kept = {name: value for name, value in self.theirs.items() if name in known and name not in _NOT_OF_THE_TEXT}
@@ -234,6 +246,8 @@ class OriginalLayout(Layout):
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_layer": config.vision_feature_layer,
             "mm_vision_select_feature": "patch",
+            # Read by the code of the later models of the family.
+            "n_indicators": config.num_alignment_levels,
             "mm_use_im_start_end": False,
             "mm_use_im_patch_token": False,
             "use_mm_proj": True,

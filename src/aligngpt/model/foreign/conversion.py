@@ -17,6 +17,7 @@ from aligngpt.model.foreign.checkpoint_formats import (
     BY_TOKEN,
     EMBEDDINGS,
     HEAD,
+    PUBLISHED_LEVELS,
     TABLE,
     TOWER,
     Layout,
@@ -177,8 +178,9 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     """Write one of our models in the original code's layout, as safetensors: the exact inverse of `convert`.
 
     If the gate of the model reads the instruction only, its answers in the original code differ, because that gate
-    averages all text; this is printed, and `convert` finds the setting again. The rows of `<image>` and `<align>` are
-    omitted if they are the last two of the vocabulary, and then so are these two tokens in the tokenizer.
+    averages all text; this is printed, and `convert` finds the setting again. If the number of levels is not 8, only
+    the code of the authors' later models reads the folder, which is printed too. The rows of `<image>` and `<align>`
+    are omitted if they are the last two of the vocabulary, and then so are these two tokens in the tokenizer.
 
     Args:
         source: one of our model folders.
@@ -206,12 +208,8 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     rows = read_shapes(files)[EMBEDDINGS][0]
     vocabulary = rows - 2 if sorted(config.placeholder_ids) == [rows - 2, rows - 1] else rows
     theirs = OriginalLayout.their_config(config, vocabulary, vision_tower, pads)
-    if config.text_pooling != "all":
-        note = (
-            f"note: the gate of this model reads the text by text_pooling: {config.text_pooling}; the original code "
-            "averages all text, so its gate weights and answers there differ"
-        )
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    for note in _notes_of_differences(config):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     parameters = 0
     scale = 1 / embedding_scale(config.get_text_config().to_dict())
 
@@ -234,6 +232,20 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
         if vocabulary < rows:
             without_our_tokens(folder)
     return parameters
+
+
+def _notes_of_differences(config: AlignGPTConfig) -> Iterator[str]:
+    """What the original code does otherwise with one of our models, one sentence each."""
+    if config.text_pooling != "all":
+        yield (
+            f"the gate of this model reads the text by text_pooling: {config.text_pooling}; the original code averages "
+            "all text, so its gate weights and answers there differ"
+        )
+    if config.num_alignment_levels != PUBLISHED_LEVELS:
+        yield (
+            f"this model has {config.num_alignment_levels} levels; only the code of AlignGPT_family reads that, that "
+            f"of AlignGPT always has {PUBLISHED_LEVELS}"
+        )
 
 
 def our_shapes(source: Path, layout: Layout) -> dict[str, tuple[int, ...]]:

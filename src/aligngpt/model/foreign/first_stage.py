@@ -5,7 +5,7 @@ from typing import Any
 
 from aligngpt.files import atomic_folder
 from aligngpt.model.assembling import assemble
-from aligngpt.model.foreign.checkpoint_formats import TABLE, LayoutError, OriginalLayout, layout_of
+from aligngpt.model.foreign.checkpoint_formats import PUBLISHED_LEVELS, TABLE, LayoutError, OriginalLayout, layout_of
 from aligngpt.model.foreign.checks import Conversion, check_registers, check_weights, read_config
 from aligngpt.model.foreign.embedding_scale import embedding_scale, rescaled
 from aligngpt.model.foreign.settings import check_before_loading
@@ -62,7 +62,7 @@ def convert_first_stage(
     model, processor = assemble(
         vision_tower,
         language_model,
-        num_levels=8 if levels is None else len(levels),
+        num_levels=PUBLISHED_LEVELS if levels is None else len(levels),
         text_pooling="all",
         chat_template=chat_template,
         seed=seed,

@@ -13,8 +13,11 @@ from accelerate import PartialState
 Made = TypeVar("Made")
 
 LONGEST_WAIT = timedelta(hours=2)
-"""Timeout for waiting on another process, which may be reading a large data set for the first time; torch's default
-is ten minutes."""
+"""Timeout for waiting on another process, which may be writing a large checkpoint; torch's default is ten minutes."""
+
+LONGEST_PREPARATION = timedelta(days=30)
+"""Timeout for waiting on a process that reads a data set for the first time: millions of files may take days. One that
+dies ends the others at once, since their connection to it breaks."""
 
 
 def launched() -> bool:
@@ -42,14 +45,37 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+def is_first_of_machine() -> bool:
+    """Whether this process has the lowest rank on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def join_processes(*, cpu: bool) -> None:
+    """Connect this process to the others of its launch, if there are any; called again, it does nothing."""
+    if launched():
+        PartialState(cpu=cpu, timeout=LONGEST_WAIT)
+
+
 @contextmanager
 def main_process_first(*, cpu: bool) -> Iterator[None]:
-    """Let the main process run the body before the others do."""
+    """Let the main process run the body first, then one process of each other machine, then the rest.
+
+    What the body makes once for a machine, such as an entry of its cache, is then made by one process.
+    """
     if not launched():
         yield
         return
-    with PartialState(cpu=cpu, timeout=LONGEST_WAIT).main_process_first():
-        yield
+    join_processes(cpu=cpu)
+    turn = 0 if is_main_process() else 1 if is_first_of_machine() else 2
+    for _ in range(turn):
+        _wait_for_all()
+    yield
+    for _ in range(turn, 2):
+        _wait_for_all()
+
+
+def _wait_for_all() -> None:
+    torch.distributed.barrier(group=_on_host(torch.distributed.group.WORLD, LONGEST_PREPARATION))
 
 
 def add_up(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -67,16 +93,17 @@ def largest(number: int) -> int:
     if not _together():
         return number
     shared = torch.tensor(number)
-    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=_on_host(torch.distributed.group.WORLD))
+    group = _on_host(torch.distributed.group.WORLD, LONGEST_WAIT)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=group)
     return int(shared)
 
 
 @cache
-def _on_host(world: Any) -> Any:
+def _on_host(world: Any, timeout: timedelta) -> Any:
     """The group of all processes that communicates from CPU to CPU."""
-    if torch.distributed.get_backend(world) == "gloo":
+    if torch.distributed.get_backend(world) == "gloo" and timeout == LONGEST_WAIT:
         return world
-    return torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    return torch.distributed.new_group(backend="gloo", timeout=timeout)
 
 
 def gather(values: list[Any]) -> list[Any]:

@@ -4,11 +4,16 @@ import torch
 
 from aligngpt.data.batches.budget import TokenBudget
 from aligngpt.data.batches.collate import Collator
-from aligngpt.training.recipe import StageRecipe
+from aligngpt.open_files import raise_limit
+from aligngpt.training.recipe import RecipeError, StageRecipe
 
 ROW_MULTIPLE = 256
 """Packed rows have a multiple of so many tokens on a GPU, if tokens limit a micro-batch: few lengths, for compiled
 layers and for kernels that work in tiles."""
+
+ENOUGH_FILES = 4096
+"""Limit of open files that is enough for the batches that worker processes send: a step has some dozens of
+micro-batches of eleven tensors, and a tensor is two open files while it is sent."""
 
 
 def collators_of(
@@ -20,6 +25,20 @@ def collators_of(
     # Without a GPU, filling up would only cost time.
     collator = Collator(pad_token_id, packed=packed, multiple=ROW_MULTIPLE if device.type == "cuda" else 1)
     return collator, TokenBudget(stage.micro_batch_tokens, collator)
+
+
+def check_open_files(stage: StageRecipe) -> None:
+    """Raise the limit of open files, and check that it is enough for what worker processes send.
+
+    Raises:
+        RecipeError: it is not: the main process would wait for ever for a batch that a worker cannot send.
+    """
+    limit = raise_limit()
+    if stage.workers and stage.micro_batch_tokens is not None and limit is not None and limit < ENOUGH_FILES:
+        raise RecipeError(
+            f"a process may have only {limit} files open here, too few for workers with micro_batch_tokens; raise the "
+            f"limit (`ulimit -n {ENOUGH_FILES}`), or set workers: 0"
+        )
 
 
 def rows_per_batch(stage: StageRecipe, devices: int) -> int:

@@ -18,8 +18,11 @@ from aligngpt.device import resolve_device
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
-from aligngpt.training.distributed.processes import main_process_first
+from aligngpt.progress import console
+from aligngpt.training.distributed.processes import is_main_process, main_process_first
+from aligngpt.training.feed.cut_off import cut_off_warning
 from aligngpt.training.feed.level_checks import check_levels, levels_without_samples, untrained_top_level
+from aligngpt.training.feed.skipped import skipped_line
 from aligngpt.training.feed.source_checks import needs_level
 from aligngpt.training.loop.validation import Validation
 from aligngpt.training.recipe import Recipe, RecipeError, SourceRecipe, StageName, StageRecipe
@@ -31,13 +34,14 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
     Raises:
         SourceError, TooManyRejects, CacheError: see `open_sources`.
         RecipeError: a level is above the model's number of levels, or no sample has the highest level; validation
-            gets all samples or none, or `group_by_length` is set for images in Parquet row groups.
+            gets all samples or none, or `group_by_length` or `group_by_modality` is set for images in Parquet
+            row groups.
     """
     stage = _stage(recipe, name)
     samples = _with_levels_as_needed(recipe, name, stage.sources, rejects, f"{name}.data", stage.min_ratings)
-    if stage.group_by_length and (columns_of(samples).blocks >= 0).any():
+    if stage.grouping is not None and (columns_of(samples).blocks >= 0).any():
         raise RecipeError(
-            f"{name}.group_by_length would read a whole Parquet row group for each row; leave it out, or "
+            f"{name}.{stage.grouping} would read a whole Parquet row group for each row; leave it out, or "
             "keep the images in tar files or as single files"
         )
     if stage.validation is not None and stage.validation.share is not None:
@@ -112,6 +116,10 @@ def _with_levels_as_needed(
             f"and name that file in {field}"
         ) from error
     check_levels(samples, recipe, name, field)
+    if rejects.count and is_main_process():
+        lists = "`aligngpt check`" if rejects.path is None else str(rejects.path)
+        line = f"{field}: {skipped_line(rejects.by_reason, lists)}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return samples
 
 
@@ -138,18 +146,21 @@ def training_data(
     model: AlignGPTForConditionalGeneration,
     processor: AlignGPTProcessor,
 ) -> ConversationDataset:
-    """The samples of a stage as a data set for its model.
+    """The samples of a stage as a data set for its model; prints a warning if some are too long for it.
 
     Raises:
         RecipeError: the tokens of one image already fill a sample.
     """
     stage = _stage(recipe, name)
+    longest = usable_length(model, stage)
+    if is_main_process() and (warning := cut_off_warning(samples, recipe, name, processor, longest)):
+        console.print(f"warning: {name}: {warning}", markup=False, highlight=False, soft_wrap=True)
     return ConversationDataset(
         samples,
         processor,
         _roots(stage.sources),
         chat_template=NAMED_TEMPLATES[stage.chat_template] if stage.chat_template else None,
-        max_length=usable_length(model, stage),
+        max_length=longest,
         questions_per_prefix=stage.questions_per_prefix,
         pad_images=stage.pad_images,
         # A given level would bypass the gate when it trains, so the stage decides, not the records.

@@ -83,8 +83,9 @@ def rows_of_epoch(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.
 class BalancedSampler(Sampler[int]):
     """Random row order, arranged within each optimiser step so that its micro-batches have about equally many tokens.
 
-    An optimiser step gets the same rows as with plain shuffling; only memory and time are more even. In the first epoch
-    the step with the longest row comes first, so that a lack of memory shows in the first minute.
+    Unless rows are grouped, an optimiser step gets the same rows as with plain shuffling; only memory and time are more
+    even. In the first epoch the step with the longest row comes first, so that a lack of memory shows in the first
+    minute.
 
     The last step of an epoch may have fewer rows. With several processes, each needs the same number of full
     micro-batches, so they are filled with rows without target tokens, numbered `-1 - row` (see `ConversationDataset`).
@@ -97,9 +98,12 @@ class BalancedSampler(Sampler[int]):
         seed: of the order, which differs in each epoch.
         shares: how often the rows of each source occur; if empty, every row occurs once.
         grouped: build steps from rows of similar length.
+        with_images: whether each row has images, `(rows,)`: builds steps from rows that all have images or all have
+            none; not with `grouped`. None does not look at images.
         shuffled: False keeps the order of the rows: that of the data, epoch after epoch.
         processes: number of processes, which take the micro-batches in turn.
-        blocks: the blocks that hold the images of the rows, if images cannot be read one by one; not for `grouped`.
+        blocks: the blocks that hold the images of the rows, if images cannot be read one by one; not for `grouped` or
+            `with_images`.
     """
 
     def __init__(
@@ -111,13 +115,15 @@ class BalancedSampler(Sampler[int]):
         shares: Sequence[Share] = (),
         *,
         grouped: bool = False,
+        with_images: NDArray[np.bool_] | None = None,
         shuffled: bool = True,
         processes: int = 1,
         blocks: Blocks | None = None,
     ) -> None:
         self.lengths, self.shares = lengths, shares
         self.micro_batch, self.parts, self.seed = micro_batch, parts, seed
-        self.grouped, self.shuffled, self.processes, self.blocks = grouped, shuffled, processes, blocks
+        self.grouped, self.with_images = grouped, with_images
+        self.shuffled, self.processes, self.blocks = shuffled, processes, blocks
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -146,6 +152,8 @@ class BalancedSampler(Sampler[int]):
         if self.grouped:
             # The rows of the incomplete last step stay in random order.
             order = [*grouped_by_length(order[: whole * size], self.lengths, size), *order[whole * size :]]
+        elif self.with_images is not None:
+            order = grouped_by_modality(order, self.with_images, size, generator)
         steps = [order[start : start + size] for start in range(0, len(order), size)]
         if self.grouped:
             among = torch.randperm(whole, generator=generator).tolist()
@@ -190,3 +198,27 @@ def grouped_by_length(order: Sequence[int], lengths: Sequence[int], step: int) -
     for start in range(0, len(order), stretch):
         grouped += sorted(order[start : start + stretch], key=lambda row: -lengths[row])
     return grouped
+
+
+def grouped_by_modality(
+    order: Sequence[int], with_images: NDArray[np.bool_], step: int, generator: torch.Generator
+) -> list[int]:
+    """Steps of rows that all have images or all have none, in random order.
+
+    The rows that fill no step of their own kind come last, together.
+
+    Args:
+        order: the rows, in random order.
+        with_images: whether each row has images, by row.
+        step: rows per optimiser step.
+        generator: draws the order of the steps.
+    """
+    steps: list[Sequence[int]] = []
+    rests: list[int] = []
+    for kind in (True, False):
+        rows = [row for row in order if with_images[row] == kind]
+        full = len(rows) - len(rows) % step
+        steps += [rows[start : start + step] for start in range(0, full, step)]
+        rests += rows[full:]
+    among = torch.randperm(len(steps), generator=generator).tolist()
+    return [row for place in among for row in steps[place]] + rests

@@ -1,5 +1,6 @@
 """Checks of a recipe's data files before anything is loaded, by `train` and by its dry run."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,8 @@ from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import read_samples
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.finding import archive_at, is_pattern
-from aligngpt.data.sources.remote import RemotePath, located, written_beside
+from aligngpt.data.sources.levels_file import levels_file
+from aligngpt.data.sources.remote import RemotePath, located
 from aligngpt.hub_names import near_paths
 from aligngpt.training.recipe import Recipe, RecipeError, SourceRecipe, StageName
 from aligngpt.training.stage import pretrained_file
@@ -59,7 +61,7 @@ def source_problems(recipe: Recipe, stages: Iterable[StageName]) -> list[str]:
         for source in recipe.pretrain.sources:
             if is_there(Path(source.data)):
                 try:
-                    problems += _without_levels(recipe, Path(source.data))
+                    problems += _without_levels(recipe, source)
                 except SourceError as error:
                     problems.append(str(error))
     return problems
@@ -96,8 +98,9 @@ def _missing(field: str, source: SourceRecipe, *, reported: str | None = None) -
         yield f"{field}: the image root {root} is not a folder"
 
 
-def _without_levels(recipe: Recipe, path: Path) -> Iterator[str]:
+def _without_levels(recipe: Recipe, source: SourceRecipe) -> Iterator[str]:
     """The problem of a pre-training source in which no sample has a level."""
+    path = Path(source.data)
     pictured = False
     for sample in _samples_of(path):
         if sample.images:
@@ -116,15 +119,16 @@ def _without_levels(recipe: Recipe, path: Path) -> Iterator[str]:
         return
     like = " and looks like questions, not captions" if _are_questions(_head([path])) else ""
     is_file = archive_at(path) is None
-    suffix = path.suffix if path.suffix in (".json", ".jsonl") else ".jsonl"
     path = located(path)
+    root = [] if source.image_root is None else ["--image-root", str(located(source.image_root))]
+    score = shlex.join(["aligngpt", "score", str(path), *root, "--out", "SCORES"])
+    levels = shlex.join(["aligngpt", "levels", "SCORES", "--source", str(path), "--out", str(levels_file(path))])
     then = (
-        f"then `aligngpt levels SCORES --source {path} --out {written_beside(path, path.stem + '-levels' + suffix)}`, "
-        "and name that file in pretrain.data"
+        f"then `{levels}`, and name that file in pretrain.data"
         if is_file
         else "then `aligngpt levels`, and add each record's level as a field `level` (1…N)"
     )
-    yield f"{path} (pretrain.data) has no levels{like}: run `aligngpt score {path} --out SCORES …`, {then}"
+    yield f"{path} (pretrain.data) has no levels{like}: run `{score} …`, {then}"
 
 
 def _look_swapped(pretrain: Path, instruct: Sequence[Path]) -> bool:

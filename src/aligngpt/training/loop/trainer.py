@@ -252,6 +252,7 @@ class StageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         assert isinstance(dataset, ConversationDataset)
+        columns = columns_of(dataset.samples)
         micro_batch = rows_per_batch(self.stage, self.args.world_size)
         sampler = BalancedSampler(
             row_lengths(dataset),
@@ -260,9 +261,10 @@ class StageTrainer(Trainer):
             self.args.seed,
             shares_of(dataset.samples, dataset.rows, [source.weight for source in self.stage.sources]),
             grouped=self.stage.group_by_length,
+            with_images=columns.images[dataset.rows.first] > 0 if self.stage.group_by_modality else None,
             shuffled=self.stage.shuffle,
             processes=self.args.world_size,
-            blocks=Blocks.of(columns_of(dataset.samples), dataset.rows),
+            blocks=Blocks.of(columns, dataset.rows),
         )
         self._rows_per_epoch = sampler.rows
         return sampler
@@ -332,6 +334,8 @@ class StageTrainer(Trainer):
                 f"the checkpoint {folder} cannot be written: {error}. The previous one is intact: {advice} the same "
                 "command again"
             ) from error
+        # Marking reads the whole checkpoint. In the next step, groups of a sharded model would not wait that long.
+        self.accelerator.wait_for_everyone()
 
     def _save_figures(self, checkpoint: Path) -> None:
         """Save the partial sums of the next metrics line, so that a resumed run writes the same line."""

@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
+from aligngpt.model.foreign.weight_files import shard_files
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.recipe import Part, RecipeError
 from aligngpt.training.setup.lora import MARK
 
 PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
 PRETRAINED_FILE = "aligned.safetensors"
+LEVEL_TABLE = "model.alignment.levels"
 NEW_PARTS: tuple[Part, ...] = ("projector", "level_table", "gate")
 """Parts that belong to neither backbone."""
 LARGE, BLOCK_8BIT = 4096, 256
@@ -32,7 +34,7 @@ def part_of(name: str) -> Part:
         return "vision_tower"
     if name.startswith("model.multi_modal_projector."):
         return "projector"
-    if name == "model.alignment.levels":
+    if name == LEVEL_TABLE:
         return "level_table"
     if name.startswith("model.alignment.gate."):
         return "gate"
@@ -212,17 +214,46 @@ def save_pretrained_parts(
 
 
 def load_pretrained_parts(model: AlignGPTForConditionalGeneration, path: Path) -> None:
-    """Load projector and level table from a file that `save_pretrained_parts` wrote.
+    """Load projector and level table from a file that `save_pretrained_parts` wrote, or from a model folder.
+
+    The level table of a model folder is left out if this model has none.
 
     Raises:
-        AlignGPTError: the file is missing, or its tensors do not fit this model.
+        AlignGPTError: the file is missing, the folder has no level table for this model, or the tensors do not fit it.
     """
+    expected = {name: tensor for name, tensor in model.named_parameters() if is_pretrained(name)}
+    if path.is_dir():
+        found = pretrained_parts_of(path)
+        if LEVEL_TABLE not in expected:
+            found.pop(LEVEL_TABLE, None)
+        elif LEVEL_TABLE not in found:
+            raise AlignGPTError(
+                f"{path} has no level table, which model.alignment {model.config.alignment} needs; set model.alignment "
+                "to none, or name weights that were trained with levels"
+            )
+        _fill(path, found, expected)
+        return
     if not path.is_file():
         raise AlignGPTError(
             f"there is no {path}, which pre-training writes; run `aligngpt train` with `--stage pretrain` first"
         )
-    expected = {name: tensor for name, tensor in model.named_parameters() if is_pretrained(name)}
     load_tensors(path, expected)
+
+
+def pretrained_parts_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Projector and, if there is one, level table of a model folder, by name; nothing else of its weights is read.
+
+    Raises:
+        AlignGPTError: its weight files are missing or cannot be read.
+    """
+    parts: dict[str, torch.Tensor] = {}
+    for file in shard_files(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                parts |= {name: opened.get_tensor(name) for name in opened.keys() if is_pretrained(name)}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise AlignGPTError(f"{file} cannot be read: {error}; make or download its folder again") from error
+    return parts
 
 
 def load_tensors(path: Path, expected: dict[str, torch.Tensor] | dict[str, nn.Parameter]) -> None:
@@ -235,6 +266,12 @@ def load_tensors(path: Path, expected: dict[str, torch.Tensor] | dict[str, nn.Pa
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise AlignGPTError(f"{path} cannot be read: {error}; run the stage that writes it again") from error
+    _fill(path, found, expected)
+
+
+def _fill(
+    path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor] | Mapping[str, nn.Parameter]
+) -> None:
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not part of this model" for name in found.keys() - expected.keys()]
     problems += [

@@ -54,6 +54,8 @@ def load_model(
         load_pretrained_parts(model, pretrained_file(stage.pretrained))
     elif weights and name == "instruct" and recipe.pretrain is not None:
         load_pretrained_parts(model, stage_folder(recipe, "pretrain") / PRETRAINED_FILE)
+    if weights and stage is not None and stage.fresh_level_table:
+        _draw_level_table(model, recipe.seed)
     if stage is not None and stage.lora is not None:
         if stage.lora.bits is not None and bits_in is not None:
             quantize_language_model(model, resolve_device(), bits_in)
@@ -152,6 +154,14 @@ def keep_masks(model: AlignGPTForConditionalGeneration, device: torch.device) ->
     """On CUDA, spare padded rows the look at their mask that transformers would wait for the GPU for."""
     if device.type == "cuda" and model.config.get_text_config()._attn_implementation == "sdpa":
         model.set_attn_implementation({"text_config": PADDED_ATTENTION})
+
+
+def _draw_level_table(model: AlignGPTForConditionalGeneration, seed: int) -> None:
+    assert model.model.alignment is not None
+    with torch.random.fork_rng(devices=[]):
+        # The seed itself drew the projector and the table that pre-training began with.
+        torch.manual_seed(seed + 1)
+        model.model.alignment.reset_level_table()
 
 
 def _set_attention(model: AlignGPTForConditionalGeneration, attention: str) -> None:

@@ -10,7 +10,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from aligngpt.model.language_models import note_stacked_weights
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.training.distributed.processes import is_main_process
 from aligngpt.training.recipe import LoraRecipe
 
 MARK = ".lora_"
@@ -20,12 +22,16 @@ MARK = ".lora_"
 def add_lora(model: AlignGPTForConditionalGeneration, settings: LoraRecipe, *, seed: int) -> None:
     """Add an adapter to each linear layer of the language model except its head; the outputs do not change.
 
+    A note is printed if many of its weights are in no linear layer, as in a mixture of experts.
+
     Args:
         model: gets the adapters, in place; its vision tower, projector and gate get none.
-        settings: rank, scale and dropout.
+        settings: rank, scale and dropout; `bits` is only named in the note.
         seed: for the initialisation of the adapters.
     """
     body = model.model.language_model
+    if is_main_process():
+        note_stacked_weights(body, "get no adapters" if settings.bits is None else "get no adapters and stay whole")
     names = [name for name, module in body.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     config = LoraConfig(
         r=settings.rank,
