@@ -63,6 +63,14 @@ class Proxy:
         self._listener.close()
 
 
+def forget() -> None:
+    """Forget the connections and blocks of this process, as after a change of the environment."""
+    from aligngpt.data.sources import remote_store
+
+    remote_store._filesystem.cache_clear()
+    remote_store._blocks._kept.clear()
+
+
 @dataclass
 class Store:
     """A bucket named `pairs` and how to change it."""
@@ -115,10 +123,10 @@ def store(s3_server: tuple[Any, int], monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(remote_store, "WAITS", (0.0, 0.0))
-    remote_store.forget()
+    forget()
     made = Store(client, proxy)
     yield made
     for key in made.keys:
         client.delete_object(Bucket=BUCKET, Key=key)
     proxy.close()
-    remote_store.forget()
+    forget()

@@ -50,7 +50,8 @@ A recipe may begin with `base: other.yaml`, another recipe in the same folder, a
 does not set. `--set section.key=value` overrides a value on the command line. A key or value that is not on this page
 is an error. Paths are relative to the working directory.
 
-[own-data.md](own-data.md#3-train) explains how to train, and which settings you may change before you resume a run.
+[Training](training.md) explains how to train, and
+[which settings you may change](training.md#resuming-and-what-may-change) before you resume a run.
 """
 
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

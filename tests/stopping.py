@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from aligngpt.training import run as module
+from aligngpt.training import stage_run as module
 from aligngpt.training.recipe import Recipe
 from aligngpt.training.run import train
 

@@ -24,11 +24,12 @@ from typer.main import get_command
 
 import aligngpt
 from aligngpt import cli
+from aligngpt.data.sources.fields import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.results import AskedAbout, EvaluationResult, Tally
 from aligngpt.inference.engine import EngineError
 from aligngpt.levels.making import LevelsSummary
-from aligngpt.progress import console, track
+from aligngpt.progress import console, track, warn
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.job import ScoreSummary
 
@@ -173,6 +174,13 @@ def test_help_says_what_an_option_left_out_comes_to(aligngpt_command: Command) -
     }
     for verb, default in (defaults | {"report": "report.html in RUN", "levels": "quantile", "train": "all"}).items():
         assert re.search(rf"\[default: \(?{default}\)?\]", words(aligngpt_command(verb, "--help").out))
+
+
+@pytest.mark.parametrize("verb", ["score", "judge", "levels"])
+def test_help_names_the_default_columns(aligngpt_command: Command, verb: str) -> None:
+    shown = words(aligngpt_command(verb, "--help").out)
+    for names in (CAPTION_COLUMNS, IMAGE_COLUMNS, ID_COLUMNS):
+        assert f"[default: ({', '.join(names[:-1])} or {names[-1]})]" in shown
 
 
 def test_version_is_the_package_s(aligngpt_command: Command) -> None:
@@ -320,7 +328,7 @@ def test_the_traceback_of_an_error_is_shown_if_asked_for(aligngpt_command: Comma
 
 def test_quiet_shows_results_and_errors_only(aligngpt_command: Command, calls: Callable) -> None:
     def score(*_: Any, **__: Any) -> ScoreSummary:
-        console.print("warning: a note")
+        warn("a note")
         for _item in track([1, 2], "scoring"):
             pass
         return ScoreSummary(7, 0, {}, True)
@@ -570,6 +578,12 @@ def test_train_and_quickstart_hand_their_options_on(aligngpt_command: Command, c
     assert aligngpt_command("train", "r.yaml", "--dry-run") == (0, "a plan\n", "")
     plans[0].problems = ("the files look swapped",)
     assert aligngpt_command("train", "r.yaml", "--dry-run") == (3, "a plan\n", "")
+
+    calls("aligngpt.training.feed.source_checks.source_problems", [])
+    prepared = calls("aligngpt.training.feed.datasets.prepare_data", 12_000)
+    recipe.stage = lambda name: name == "pretrain" or None
+    assert aligngpt_command("train", "r.yaml", "--prepare") == (0, "pretrain: 12,000 samples are prepared\n", "")
+    assert prepared == [((recipe, "pretrain"), {})]
 
     ran = calls("aligngpt.quickstart.pipeline.run_quickstart")
     assert aligngpt_command("quickstart", "--minutes", "2.5", "--out", "here", "--seed", "4").code == 0

@@ -210,3 +210,10 @@ def test_no_option_takes_a_number_that_is_none(option: Any) -> None:
         with pytest.raises(typer.BadParameter, match="must be a finite number"):
             option.callback(number)
     assert option.callback(0.5) == 0.5
+
+
+def test_a_tilde_that_the_shell_has_left_is_no_folder_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AlignGPTError, match=f"write the whole path, {Path('~/levels.json').expanduser()}"):
+        run("levels", tmp_path, "--out=~/levels.json")
+    assert not list(tmp_path.iterdir())

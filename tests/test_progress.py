@@ -6,13 +6,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from aligngpt import progress
-from aligngpt.progress import Meter, track
+from aligngpt.progress import Meter, say, status, track, warn
+
+STYLED = {"progress.py", "chatting/chat.py", "cli/__init__.py", "quickstart/run_folder.py"}
+"""Modules that print on the console themselves: what has a style, and the study's runner."""
 
 
 @pytest.fixture
@@ -66,6 +70,34 @@ def test_lines_are_free_of_markup_and_control_codes(clock: SimpleNamespace, line
         clock.now += 10
         meter.advance(remark="loss [red]2.5")
     assert lines() == ["step [1/2]: 1, 0.1 items/s, loss [red]2.5", "step [1/2]: 1, 0.1 items/s"]
+
+
+def test_messages_are_printed_as_they_are(lines: Callable) -> None:
+    path = f"runs/[v2]/[/tmp]/:key:/{'long/' * 40}x.json"
+    say(path)
+    warn(f"{path} is 1 of 2")
+    assert lines() == [path, f"warning: {path} is 1 of 2"]
+
+
+def test_a_bar_and_a_status_show_brackets(terminal: io.StringIO) -> None:
+    with Meter("reading [a-c]*.parquet", 2) as meter:
+        meter.advance(2, "[/tmp]")
+    with status("loading [v2]"):
+        pass
+    assert all(text in terminal.getvalue() for text in ("reading [a-c]*.parquet", "[/tmp]", "loading [v2]"))
+
+
+def test_a_status_is_shown_on_a_terminal_only(lines: Callable) -> None:
+    with status("loading"):
+        pass
+    assert lines() == []
+
+
+def test_modules_print_messages_as_they_are() -> None:
+    root = Path(progress.__file__).parent
+    sources = {file: file.read_text(encoding="utf-8") for file in root.rglob("*.py")}
+    printing = {file.relative_to(root).as_posix() for file, text in sources.items() if "console.print(" in text}
+    assert printing <= STYLED, "use say or warn"
 
 
 def test_without_a_total_no_time_is_promised(clock: SimpleNamespace, lines: Callable) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from PIL.ExifTags import Base
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -236,6 +237,21 @@ def pictures() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     shapes = [(32, 32), (20, 40), (48, 24), (32, 32), (64, 50), (9, 30)]
     return [Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+
+
+@pytest.fixture
+def odd_pictures(tmp_path: Path) -> list[Path]:
+    """Files whose stored pixels are not what is seen: turned by EXIF, transparent, and gray with 16 bits."""
+    generator = np.random.default_rng(0)
+    turned, clear, gray = (tmp_path / name for name in ("turned.png", "clear.png", "gray.png"))
+    orientation = Image.Exif()
+    orientation[Base.Orientation] = 6
+    Image.fromarray(generator.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(turned, exif=orientation)
+    dark = np.full((32, 32, 4), 40, dtype=np.uint8)
+    dark[:16, :, 3] = 0
+    Image.fromarray(dark).save(clear)
+    Image.fromarray(generator.integers(0, 65536, (32, 32), dtype=np.uint16)).save(gray)
+    return [turned, clear, gray]
 
 
 @pytest.fixture

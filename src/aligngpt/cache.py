@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_folder
-from aligngpt.progress import console
+from aligngpt.progress import warn
 
 CACHE_VARIABLE = "ALIGNGPT_CACHE"
 
@@ -104,10 +104,5 @@ def _instead_of(folder: Path) -> Path:
             f"neither the cache {folder} nor {instead} can be written: {error.strerror or error}; set "
             f"{CACHE_VARIABLE} to a writable folder"
         ) from error
-    console.print(
-        f"warning: the cache {folder} cannot be written; using {instead} instead. Set {CACHE_VARIABLE} to a writable "
-        "folder",
-        soft_wrap=True,
-        highlight=False,
-    )
+    warn(f"the cache {folder} cannot be written; using {instead} instead. Set {CACHE_VARIABLE} to a writable folder")
     return instead

@@ -26,8 +26,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing that replaces `path` atomically on success.
 
     The content goes to a temporary file in the same folder, is synced to disk and renamed to `path`, and the folder is
-    synced too: after a kill, a full disk or a power failure, `path` is either the old file or the new one. Missing
-    parent folders are created; temporary files of dead processes there are removed.
+    synced too: after the process was killed, a full disk or a power failure, `path` is either the old file or the new
+    one. Missing parent folders are created; temporary files of dead processes there are removed.
 
     Args:
         path: the file to write.

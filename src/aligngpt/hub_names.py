@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.progress import console
+from aligngpt.progress import say
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -33,6 +33,15 @@ def written_locally(path: str | Path) -> str | None:
         f"an address such as {found['scheme']}://… cannot be written to; give a folder or file on this machine, and "
         "upload it when the command has finished"
     )
+
+
+def output_trouble(path: str | Path) -> str | None:
+    """Why a path cannot be written to: it is an address, or begins with `~`; None if it can."""
+    if (trouble := written_locally(path)) is not None:
+        return trouble
+    if (whole := os.path.expanduser(path)) != str(path):
+        return f"the ~ in {path} is not replaced, so a folder of that name would be made; write the whole path, {whole}"
+    return None
 
 
 def local_or_hub(
@@ -93,7 +102,7 @@ def _model_of_run(path: Path) -> Path | None:
 
 
 def _why_not_on_hub(name: str) -> str | None:
-    """Why a model cannot be had from the hub, after one short request; None if it can, or is in the local cache."""
+    """Why a model cannot be downloaded from the hub, by one short request; None if it can, or is in the local cache."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -116,11 +125,7 @@ def _why_not_on_hub(name: str) -> str | None:
         # The HTTP library's errors for a lost network, a proxy or a certificate have no common base with others.
         return f"the Hugging Face hub cannot be asked for it ({error})"
     # Its download shows no progress of its own.
-    console.print(
-        f"{name} is not in the local cache of the Hugging Face hub: loading it downloads it{_size_of(found)}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{name} is not in the local cache of the Hugging Face hub: loading it downloads it{_size_of(found)}")
     return None
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 Item = TypeVar("Item")
 
@@ -26,6 +28,21 @@ SECONDS_BETWEEN_DRAWINGS = 0.1
 console = Console(stderr=True)
 
 _started_bars: list[Progress] = []
+
+
+def say(text: str) -> None:
+    """Print a message on stderr, as it is: `[brackets]` and `:words:` in it, such as those of a path, mean nothing."""
+    console.print(Text(text), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    say(f"warning: {text}")
+
+
+def status(what: str) -> AbstractContextManager[object]:
+    """Show what is being done, on a terminal only, until it is done."""
+    return console.status(Text(what)) if console.is_terminal else nullcontext()
 
 
 def track(
@@ -66,10 +83,10 @@ class Meter:
         self._started = self._last_line = time.monotonic()
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[remark]}"),
+                TextColumn("{task.fields[remark]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),

@@ -102,6 +102,22 @@ def test_a_given_level_is_taken_in_every_mode(module: Any, image_tokens: Tensor,
     assert out.weights is None
 
 
+@pytest.mark.parametrize("level", [3, torch.tensor(3), torch.tensor([3])])
+def test_one_level_is_that_of_all_samples(module: Any, image_tokens: Tensor, text: Tensor, level: Any) -> None:
+    assert torch.equal(module(image_tokens, text, level=level).embedding, module.levels[[2, 2, 2, 2]])
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [({"mode": "global"}, "mode global"), ({"mode": "mean"}, "mode mean"), ({"level": torch.tensor([1])}, "a level")],
+)
+def test_weights_without_effect_are_an_error(
+    module: Any, image_tokens: Tensor, text: Tensor, given: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ValueError, match=f"would have no effect, because .*{why}"):
+        module(image_tokens, text, weights=torch.zeros(4, LEVELS - 1), **given)
+
+
 @pytest.mark.parametrize("level", [0, -1, LEVELS + 1])
 def test_a_level_outside_the_table_is_an_error(module: Any, level: int) -> None:
     with pytest.raises(IndexError):

@@ -261,7 +261,9 @@ def test_a_full_context_says_what_to_do(chat: Chat, capsys: Output) -> None:
 def test_codes_for_the_terminal_in_an_answer_are_printed_as_escapes(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    monkeypatch.setattr(chat.engine, "events", lambda *_: [module.Piece(0, "red\x1b[2J\n"), module.Piece(0, "ü\t\x9b")])
+    monkeypatch.setattr(
+        chat.engine, "events", lambda *_: [module.TextDelta(0, "red\x1b[2J\n"), module.TextDelta(0, "ü\t\x9b")]
+    )
     assert held(chat, QUESTION)
     assert capsys.readouterr().out == "red\\x1b[2J\nü\t\\x9b\n"
     assert chat.conversation.turns[0].answer == "red\x1b[2J\nü\t\x9b"
@@ -269,7 +271,7 @@ def test_codes_for_the_terminal_in_an_answer_are_printed_as_escapes(
 
 def test_a_stopped_answer_keeps_what_was_said(chat: Chat, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     def events(*_: object) -> Iterable[object]:
-        yield module.Piece(0, " red ")
+        yield module.TextDelta(0, " red ")
         raise Stopped
 
     with monkeypatch.context() as patch:

@@ -18,6 +18,7 @@ from aligngpt.evaluation.matching import matches
 from aligngpt.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
+HOME = ROOT / "docs" / "index.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCE = re.compile(r"^```(\w*)\s*$")
@@ -189,12 +190,22 @@ def test_what_documented_code_imports_exists(block: Block) -> None:
             exec(line, {})
 
 
-def test_the_readme_lists_every_verb_and_no_other() -> None:
+def test_the_home_page_lists_every_verb_and_no_other() -> None:
+    from aligngpt.cli import app
+
+    verbs = set(getattr(get_command(app), "commands", {}))
+    assert set(re.findall(r"^\| `aligngpt ([\w-]+)` \|", HOME.read_text(encoding="utf-8"), re.MULTILINE)) == verbs
+
+
+def test_the_readme_names_verbs_that_exist_and_their_number() -> None:
     from aligngpt.cli import app
 
     verbs = set(getattr(get_command(app), "commands", {}))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `aligngpt ([\w-]+)` \|", readme, flags=re.MULTILINE)) == verbs
+    rows = re.findall(r"^\| (`aligngpt .*?) \|", readme, flags=re.MULTILINE)
+    named = {verb for row in rows for verb in re.findall(r"`(?:aligngpt )?([\w-]+)`", row)}
+    assert {"init", "score", "train", "serve"} <= named <= verbs
+    assert f"commands of {len(verbs)} (" in readme
 
 
 def test_the_answers_that_the_page_calls_right_are_right() -> None:
@@ -231,8 +242,11 @@ def test_links_between_files_lead_somewhere(page: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
-def test_the_readme_links_to_every_page(page: Path) -> None:
-    assert f"](docs/{page.name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_home_page_links_to_every_page_and_the_readme_to_it(page: Path) -> None:
+    if page == HOME:
+        assert "](docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    else:
+        assert re.search(rf"\]\({re.escape(page.name)}[)#]", HOME.read_text(encoding="utf-8"))
 
 
 def test_the_readme_and_every_page_of_docs_are_looked_at() -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from aligngpt.cli import app
 from aligngpt.data.images.opening import ImageError
 from aligngpt.inference.ask import BAR_WIDTH, AskError, ask, describe_alignment
-from aligngpt.inference.engine import Engine, EngineError, Piece, Request, Sampling
+from aligngpt.inference.engine import Engine, EngineError, Request, Sampling, TextDelta
 from aligngpt.inference.generation.loop import Loop
 
 QUESTION = "what colour is the circle ?"
@@ -50,7 +50,7 @@ def test_white_space_around_a_question_is_left_out(
 ) -> None:
     asked: list[Request] = []
 
-    def events(_: Engine, request: Request, __: Sampling) -> Iterator[Piece]:
+    def events(_: Engine, request: Request, __: Sampling) -> Iterator[TextDelta]:
         asked.append(request)
         return iter(())
 
@@ -96,10 +96,10 @@ def test_a_forced_level_is_named(folder: Path, picture: Path) -> None:
 def test_an_empty_answer_is_reported(
     folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Engine, "events", lambda *_: iter([Piece(0, " "), Piece(0, "\n")]))
+    monkeypatch.setattr(Engine, "events", lambda *_: iter([TextDelta(0, " "), TextDelta(0, "\n")]))
     assert list(ask(folder, picture, QUESTION, device="cpu")) == [" ", "\n"]
     assert capsys.readouterr().err == "the model answered with nothing\n"
-    monkeypatch.setattr(Engine, "events", lambda *_: iter([Piece(0, "red")]))
+    monkeypatch.setattr(Engine, "events", lambda *_: iter([TextDelta(0, "red")]))
     assert list(ask(folder, picture, QUESTION, device="cpu")) == ["red"]
     assert capsys.readouterr().err == ""
 
@@ -115,9 +115,9 @@ def test_an_answer_that_was_cut_off_is_reported(
 def test_the_precision_is_the_engine_s(folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
 
-    def events(engine: Engine, *_: object) -> Iterator[Piece]:
+    def events(engine: Engine, *_: object) -> Iterator[TextDelta]:
         seen.append(engine.model.dtype)
-        return iter([Piece(0, "red")])
+        return iter([TextDelta(0, "red")])
 
     monkeypatch.setattr(Engine, "events", events)
     for precision in ("float32", "bfloat16"):

@@ -13,6 +13,7 @@ from language_families import LANGUAGES, save_language
 from PIL import Image
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
+from aligngpt.data.images.opening import open_image
 from aligngpt.inference.engine import Answer, Engine, EngineError, Request, Sampling
 from aligngpt.inference.generation.choosing import Chooser
 from aligngpt.inference.loading import load_model
@@ -215,6 +216,13 @@ def test_a_temperature_too_small_to_divide_by_is_greedy(engine: Engine, requests
     assert engine.answer(requests, small) == engine.answer(requests, Sampling(max_new_tokens=8))
 
 
+def test_one_stop_text_needs_no_tuple(engine: Engine, requests: list) -> None:
+    assert Sampling(stop="###") == Sampling(stop=("###",))
+    whole, *_ = engine.answer(requests[:1], SHORT)
+    word = whole.text.split()[1]
+    assert engine.answer(requests[:1], replace(SHORT, stop=word))[0].text == whole.text.partition(word)[0].strip()
+
+
 def test_a_small_top_p_is_greedy(engine: Engine, requests: list) -> None:
     nearly = Sampling(max_new_tokens=8, temperature=1.5, top_p=1e-6)
     assert engine.answer(requests, nearly) == engine.answer(requests, SHORT)
@@ -284,6 +292,21 @@ def test_pictures_and_their_places_must_agree(engine: Engine, pictures: Pictures
     messages = Request.ask(QUESTION, pictures[0]).messages
     with pytest.raises(EngineError, match="placeholders for 1 images, 2 were given"):
         engine.answer([Request(messages, tuple(pictures[:2]))], SHORT)
+
+
+def test_images_are_read_as_the_commands_open_them(engine: Engine, odd_pictures: list[Path]) -> None:
+    for path in odd_pictures:
+        found, expected = (
+            engine.prompts.write(Request.ask(QUESTION, image), 1).pixels
+            for image in (Image.open(path), open_image(path))
+        )
+        assert torch.equal(found, expected)
+
+
+def test_what_is_no_image_is_refused(pictures: Pictures) -> None:
+    for wrong in (("photo.jpg",), (Path("photo.jpg"),), (b"",), pictures[0]):
+        with pytest.raises(EngineError, match=r"tuple of PIL images, got .*opening\.open_image"):
+            Request([], wrong)
 
 
 def test_a_chat_template_that_leaves_images_out_is_refused(engine: Engine, pictures: Pictures) -> None:

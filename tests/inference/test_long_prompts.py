@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aligngpt.inference.engine import Answer, Engine, Event, Failed, Finished, Piece, Request, Sampling, Ticket
+from aligngpt.inference.engine import Answer, Engine, Event, Failed, Finished, Request, Sampling, TextDelta, Ticket
 from aligngpt.inference.generation import loop
 from aligngpt.inference.generation.conversations import Beginning
 from aligngpt.inference.generation.pool import JointPool
@@ -104,14 +104,14 @@ def test_others_are_answered_between_the_pieces(engine_of: Callable[..., Engine]
     inbox = Inbox(engine)
     first, long, late = _three()
     inbox.submit(first[0], Request.ask(first[1]), Sampling(first[2]))
-    inbox.until("first", Piece)
+    inbox.until("first", TextDelta)
     inbox.submit(long[0], Request.ask(long[1]), Sampling(long[2]))
     inbox.submit(late[0], Request.ask(late[1]), Sampling(late[2]))
-    events = inbox.until("long", Piece)
+    events = inbox.until("long", TextDelta)
     pieces = [tokens for length, tokens in read if length > 48]
     assert len(pieces) > 5 and max(pieces) <= 7
     # With each piece those under way got a token, and the late one was not kept waiting for the whole.
-    assert sum(name == "first" and isinstance(event, Piece) for name, event in events) >= len(pieces)
+    assert sum(name == "first" and isinstance(event, TextDelta) for name, event in events) >= len(pieces)
     assert any(name == "late" and isinstance(event, Finished) for name, event in events)
     finished = {name: event.answer.text for name, event in events if isinstance(event, Finished)}
     while len(finished) < 3:
@@ -163,10 +163,10 @@ def test_nobody_wants_it_any_more(engine_of: Callable[..., Engine], read: list[t
     engine = engine_of()
     inbox = Inbox(engine)
     inbox.submit("first", Request.ask("is it red ?"), Sampling(80))
-    inbox.until("first", Piece)
+    inbox.until("first", TextDelta)
     ticket = inbox.submit("long", Request.ask(LONG + LONG), GREEDY)
     while not read:
-        inbox.until("first", Piece)
+        inbox.until("first", TextDelta)
     ticket.cancel()
     events = inbox.until("first", Finished)
     assert not any(name == "long" for name, _ in events)
@@ -191,7 +191,7 @@ def test_a_piece_that_fails_harms_nobody_else(
     monkeypatch.setattr(JointPool, "read_piece", failing)
     inbox = Inbox(engine)
     inbox.submit("first", Request.ask("is it red ?"), Sampling(40))
-    inbox.until("first", Piece)
+    inbox.until("first", TextDelta)
     inbox.submit("long", Request.ask(LONG), GREEDY)
     assert inbox.until("long", Failed)
     (_, finished) = inbox.until("first", Finished)[-1]

@@ -6,7 +6,7 @@ from queue import SimpleQueue
 import pytest
 import torch
 
-from aligngpt.inference.engine import Engine, Event, Failed, Finished, Piece, Request, Sampling
+from aligngpt.inference.engine import Engine, Event, Failed, Finished, Request, Sampling, TextDelta
 from aligngpt.inference.generation import cache, loop
 from aligngpt.inference.generation.cache import PooledCache, PooledLayer
 
@@ -30,14 +30,14 @@ def ends_of(engine: Engine, later: Request, arm: Callable[[], None]) -> list[Fin
     """How a short request ends, and a later one that comes while it is answered, when `arm` has been called."""
     events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
     engine.submit(SHORT, TOKENS, lambda event: events.put((0, event)))
-    assert isinstance(events.get(timeout=30)[1], Piece)
+    assert isinstance(events.get(timeout=30)[1], TextDelta)
     # Between two steps.
     engine.loop.run(arm)
     engine.submit(later, Sampling(4), lambda event: events.put((1, event)))
     ends: dict[int, Finished | Failed] = {}
     while len(ends) < 2:
         number, event = events.get(timeout=30)
-        if not isinstance(event, Piece):
+        if not isinstance(event, TextDelta):
             ends[number] = event
     return [ends[0], ends[1]]
 

@@ -1,6 +1,8 @@
 """Requests join and leave between steps, and each gets the answer it gets alone."""
 
+import os
 import random
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aligngpt.inference.engine import Engine, Event, Failed, Finished, Piece, Request, Sampling, Ticket
+from aligngpt.inference.engine import Engine, EngineError, Event, Failed, Finished, Request, Sampling, TextDelta, Ticket
 from aligngpt.inference.generation.fast_step import FastStep
 from aligngpt.inference.generation.pool import JointPool, pool_for
 from aligngpt.inference.generation.prompts import Prompt
@@ -82,7 +84,7 @@ def test_answers_do_not_depend_on_who_joins_and_leaves(
     joined = 4
     while len(found) < len(asked) - len(dropped):
         number, event = inbox.events.get(timeout=60)
-        if number in dropped and isinstance(event, Piece):
+        if number in dropped and isinstance(event, TextDelta):
             inbox.tickets[number].cancel()
         if isinstance(event, Finished):
             found[number] = event.answer
@@ -130,6 +132,18 @@ def test_joined_projections_keep_the_model_s_weights(assembled: Callable) -> Non
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("language", ["llama", "qwen2"])
+def test_after_an_answer_the_model_still_has_gradients(assembled: Callable, language: str) -> None:
+    model, processor = assembled(language)
+    with Engine(model, processor) as engine:
+        engine.answer([Request.ask("what ?")], Sampling(2))
+    with torch.inference_mode():
+        assert FastStep.of(model) is not None
+    ids = torch.tensor([processor.encode("what ?")[0]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.model.language_model.layers[0].self_attn.q_proj.weight.grad.any()
+
+
 def test_several_answers_are_drawn_from_one_reading(assembled: Callable, pictures: list[Image.Image]) -> None:
     engine = Engine(*assembled())
     request = Request.ask("what colour is the circle ?", pictures[0])
@@ -147,7 +161,7 @@ def test_a_request_that_fails_leaves_the_others_alone(assembled: Callable, pictu
     inbox = Inbox(engine)
     inbox.submit(0, good, Sampling(60))
     first = inbox.events.get(timeout=60)
-    assert isinstance(first[1], Piece)
+    assert isinstance(first[1], TextDelta)
     bad = Request.ask("how many ?", Image.new("RGB", (20, 20), "white"))
     ticket = Ticket(engine.prompts.write(bad, 4), Sampling(4), False, lambda event: inbox.events.put((1, event)))
     ticket.prompt.pixels.fill_(float("nan"))  # type: ignore[union-attr]
@@ -188,7 +202,7 @@ def test_of_requests_read_together_only_the_guilty_one_fails(
     ends: dict[int, Finished | Failed] = {}
     while len(ends) < 3:
         number, event = inbox.events.get(timeout=60)
-        if not isinstance(event, Piece):
+        if not isinstance(event, TextDelta):
             ends[number] = event
     assert isinstance(ends[1], Failed) and "no room" in str(ends[1].error)
     assert [ends[0], ends[2]] == [Finished(0, expected[0]), Finished(0, expected[2])]
@@ -204,7 +218,7 @@ def test_an_error_as_an_answer_leaves_ends_it_but_not_the_engine(
     inbox = Inbox(engine)
     inbox.submit(0, request, Sampling(400))
     inbox.submit(1, request, Sampling(400))
-    assert isinstance(inbox.events.get(timeout=60)[1], Piece)
+    assert isinstance(inbox.events.get(timeout=60)[1], TextDelta)
 
     def failing(self: JointPool, row: int) -> None:
         raise RuntimeError("no more device")
@@ -214,7 +228,7 @@ def test_an_error_as_an_answer_leaves_ends_it_but_not_the_engine(
         inbox.tickets[0].cancel()
 
     engine.loop.run(arm)
-    while isinstance(event := inbox.events.get(timeout=60)[1], Piece):
+    while isinstance(event := inbox.events.get(timeout=60)[1], TextDelta):
         pass
     assert isinstance(event, Failed) and "no more device" in str(event.error)
     monkeypatch.undo()
@@ -238,3 +252,20 @@ def test_a_closed_engine_says_so(assembled: Callable) -> None:
     engine.close()
     with pytest.raises(Exception, match="the engine was closed"):
         engine.answer([Request.ask("what ?")], Sampling(2))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_an_engine_that_answered_before_a_fork_says_so_in_the_copy(assembled: Callable) -> None:
+    engine = Engine(*assembled())
+    engine.answer([Request.ask("what ?")], Sampling(2))
+    if (child := os.fork()) == 0:
+        signal.alarm(20)  # Without an error, the copy would wait for ever.
+        try:
+            engine.answer([Request.ask("what ?")], Sampling(2))
+        except EngineError as error:
+            engine.close()
+            os._exit(3 if "forked copy" in str(error) else 4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert engine.answer([Request.ask("what ?")], Sampling(2))

@@ -161,7 +161,8 @@ def test_a_name_in_json_makes_an_array_and_an_array_is_read_as_well(
 def test_a_folder_of_scores_makes_a_table(scores: Path, tmp_path: Path) -> None:
     make_levels(scores, out=tmp_path / "out.parquet", num_levels=4)
     rows = pq.read_table(tmp_path / "out.parquet")
-    assert rows.column_names == ["id", "score", "level"]
+    assert rows.column_names == ["id", "score", "level", "record"]
+    assert rows["record"].to_pylist() == NUMBERS
     assert rows["id"].to_pylist() == [f"id-{number}" for number in NUMBERS]
     assert rows["score"].to_pylist() == VALUES
     assert rows["level"].to_pylist() == [4, 1, 3, 1, 1, 4, 3, 2]
@@ -339,6 +340,20 @@ def test_an_id_with_a_line_break_is_not_written_as_two(tmp_path: Path) -> None:
     with pytest.raises(ScoresError, match=r"'b\\nforged' contains a line break"):
         make_levels(tmp_path / "t.parquet", uids=tmp_path / "u.txt", keep="1-2", num_levels=2)
     assert not (tmp_path / "u.txt").exists()
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".npy"])
+def test_ids_that_do_not_tell_what_is_kept_are_not_written(suffix: str, tmp_path: Path) -> None:
+    """Such as the keys of tar files, which may begin anew in each."""
+    ids = [f"{number:032x}" for number in (0, 1, 1, 2)]
+    pq.write_table(pa.table({"id": ids, "score": [0.1, 0.2, 0.3, 0.4]}), tmp_path / "t.parquet")
+    uids = (tmp_path / "u").with_suffix(suffix)
+    with pytest.raises(ScoresError, match=r"1 ids belong to rows that are kept as well as to others"):
+        make_levels(tmp_path / "t.parquet", uids=uids, keep="2", num_levels=2)
+    assert not uids.exists()
+    # Equal ids that are all kept are no fault.
+    make_levels(tmp_path / "t.parquet", uids=uids, keep="1-2", num_levels=2)
+    assert uids.exists()
 
 
 def test_json_is_written_without_what_json_cannot_hold(tmp_path: Path) -> None:

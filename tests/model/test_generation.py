@@ -176,6 +176,7 @@ def test_the_image_and_the_level_change_the_answer(assembled: Callable, batch_of
     assert len({tuple(row) for row in forced.tolist()}) > 1
     one = {name: tensor[1:2] for name, tensor in same_image.items()}
     assert torch.equal(answers(model, one, alignment_level=torch.tensor([3]))[0], forced[1])
+    assert torch.equal(answers(model, same_image, alignment_level=3), forced[1].expand(4, -1))
 
 
 def test_generation_stops_at_the_end_of_a_turn(assembled: Callable, batch_of: Callable) -> None:

@@ -148,6 +148,17 @@ def test_align_stands_for_what_the_module_forms(assembled: Callable, batch_of: C
     assert torch.equal(sequence[0, ~is_image & ~is_align], table[ids[~is_image & ~is_align]])
 
 
+@pytest.mark.parametrize("given", [{"alignment_level": torch.tensor([3])}, {"alignment_weights": torch.ones(1, 7)}])
+def test_levels_of_a_model_without_an_alignment_module_are_an_error(
+    assembled: Callable, batch_of: Callable, given: dict
+) -> None:
+    model, processor = assembled(alignment="none")
+    batch = batch_of(processor, [ONE])
+    for run in (model, model.generate):
+        with pytest.raises(ValueError, match=r"no alignment module .* leave them out"):
+            run(**batch, **given)
+
+
 def test_gate_reads_all_images_of_a_sample(assembled: Callable, batch_of: Callable) -> None:
     model, processor = assembled()
     batch = batch_of(processor, [NONE, TWO, ONE])

@@ -1,11 +1,15 @@
 """The loss of the network and its gradients in each part."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
 
 from aligngpt.model.modeling import IGNORE_INDEX
 
@@ -62,6 +66,31 @@ def test_logits_keep_their_shape_outside_training_and_are_left_out_in_it(
     trained = model.train()(**batch, labels=labels)
     assert trained.logits is None
     torch.testing.assert_close(trained.loss, out.loss)
+
+
+def test_a_head_that_accelerate_moves_is_called_for_the_loss(assembled: Callable, batch_of: Callable) -> None:
+    model, processor = assembled()
+    batch = batch_of(processor, TEXTS)
+    expected = model.train()(**batch, labels=answered(batch)).loss
+    weight = model.lm_head.weight.data
+    # The hook brings the weight back at each call.
+    add_hook_to_module(model.lm_head, AlignDevicesHook(execution_device="cpu", offload=True))
+    assert model.lm_head.weight.is_meta and not weight.is_meta
+    torch.testing.assert_close(model(**batch, labels=answered(batch)).loss, expected)
+
+
+def test_an_evaluation_loop_gets_the_logits_alone(assembled: Callable, batch_of: Callable, tmp_path: Path) -> None:
+    model, processor = assembled()
+
+    def collate(texts: list[str]) -> dict[str, Tensor]:
+        batch = batch_of(processor, texts)
+        return {**batch, "labels": answered(batch)}
+
+    seen = []
+    arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=1, remove_unused_columns=False)
+    trainer = Trainer(model, arguments, collate, compute_metrics=lambda found: seen.append(found.predictions) or {})
+    trainer.evaluate([ONE, NONE, LONG])  # of which one has no gate weights
+    assert isinstance(seen[0], np.ndarray) and seen[0].shape[::2] == (3, len(processor.tokenizer))
 
 
 def test_placeholders_are_never_targets(assembled: Callable, batch_of: Callable) -> None:

@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
+from transformers.models.auto import image_processing_auto
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from aligngpt.data.images.opening import open_image
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import CHATML, NAMED_TEMPLATES, ChatTemplateError, with_images
 
@@ -186,6 +189,19 @@ def test_placeholders_and_images_must_be_as_many(assembled: Callable, pictures: 
         processor(images=pictures[:images] or None, text=text)
 
 
+@pytest.mark.parametrize("form", [Image.open, str, Path])
+def test_images_are_read_as_they_are_seen(assembled: Callable, odd_pictures: list, form: Callable) -> None:
+    _, processor = assembled("llama")
+    expected = processor.image_processor([open_image(path) for path in odd_pictures], return_tensors="pt")
+    options = {"text": ["<image> red"] * 3, "padding": True, "return_tensors": "pt"}
+    nested = [[form(path)] for path in odd_pictures]
+    for images in (nested, [image for (image,) in nested]):
+        assert torch.equal(processor(images=images, **options)["pixel_values"], expected["pixel_values"])
+    if form is not Path:
+        shown = [{"role": "user", "content": [{"type": "image", "image": form(path)} for path in odd_pictures]}]
+        assert torch.equal(chat(processor, shown)["pixel_values"], expected["pixel_values"])
+
+
 def test_images_can_be_given_in_every_usual_form(assembled: Callable, pictures: list) -> None:
     _, processor = assembled("llama")
     texts = ["<image> red", "<image> <image> blue", "green"]
@@ -297,6 +313,21 @@ def test_instruction_mask_comes_in_the_form_of_the_rest(
     assert 0 < expected.sum() < expected.numel()
 
 
+def test_the_instruction_mask_knows_what_the_template_was_given(
+    assembled: Callable, asks: Callable, pictures: list
+) -> None:
+    _, processor = assembled("llama", chat_template="chatml")
+    template = "{% if tools %}{{ tools | length }} circle {% endif %}{% if told %}{{ told }} {% endif %}" + CHATML
+    talk = asks("what colour ?", pictures[:1], "red")
+    for given in ({"told": "how many big red shape are there"}, {"tools": [{"type": "function"}]}, {}):
+        batch = chat(processor, talk, chat_template=template, **given)
+        read = batch["input_ids"][0][batch["instruction_mask"][0].bool()]
+        prompt = chat(processor, talk[:1], chat_template=template, add_generation_prompt=True, **given)
+        assert torch.equal(read, prompt["input_ids"][0])
+    with pytest.raises(ValueError, match=r"give processor\.neutral"):
+        chat(processor, talk, sanitize_control_tokens=True)
+
+
 def test_a_prompt_needs_no_instruction_mask(assembled: Callable, asks: Callable, pictures: list) -> None:
     _, processor = assembled("llama")
     batch = chat(processor, asks("what colour ?", pictures[:1]), add_generation_prompt=True)
@@ -356,6 +387,23 @@ def test_saved_and_loaded_it_does_the_same(
     assert all(torch.equal(before[name], after[name]) for name in before)
     # AutoProcessor goes by the configuration or the processor's own class name.
     assert type(AutoProcessor.from_pretrained(tmp_path)) is AlignGPTProcessor
+
+
+@pytest.mark.parametrize("loader", [AlignGPTProcessor, AutoProcessor])
+def test_pixels_do_not_depend_on_torchvision(
+    assembled: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: Any
+) -> None:
+    assembled("llama")[1].save_pretrained(tmp_path)
+    asked = []
+
+    def load(name: str, backend: str, *args: Any, **options: Any) -> Any:
+        asked.append(backend)
+        return LlavaImageProcessorPil
+
+    monkeypatch.setattr(image_processing_auto, "_load_backend_class", load)
+    monkeypatch.setattr(image_processing_auto, "is_torchvision_available", lambda: True)
+    loader.from_pretrained(tmp_path)
+    assert asked == ["pil"]
 
 
 @pytest.mark.parametrize("template", [None, *NAMED_TEMPLATES])

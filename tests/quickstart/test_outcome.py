@@ -24,28 +24,29 @@ def answered(record: int, *, correct: bool) -> Prediction:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
     """A run that answers the questions of the first `right` pictures, and baselines that answer fewer of them."""
+    run = tmp_path / "[v2]"
 
     def make(right: int, *, shuffled: int, prior: int) -> Path:
         for name, pictures, count in (("test", right, QUESTIONS), ("shuffled", shuffled, QUESTIONS // 2)):
             answers = [answered(record, correct=record // EACH < pictures) for record in range(count)]
-            folder = tmp_path / "evaluation" / name
-            asked = AskedAbout("model", "questions", str(tmp_path), name == "shuffled")
-            summarise(answers, asked=asked).save(folder / "results.json")
-            (folder / "predictions.jsonl").write_text("".join(json.dumps(one.__dict__) + "\n" for one in answers))
+            evaluation = run / "evaluation" / name
+            asked = AskedAbout("model", "questions", str(run), name == "shuffled")
+            summarise(answers, asked=asked).save(evaluation / "results.json")
+            (evaluation / "predictions.jsonl").write_text("".join(json.dumps(one.__dict__) + "\n" for one in answers))
         known = list(range(prior * EACH))
         pictures_of_all = [record // EACH for record in range(QUESTIONS)]
         tally = Tally.of_answers([record in known for record in range(QUESTIONS)], pictures_of_all)
         facts = tally.facts() | {"note": "prior", "right": known}
-        (tmp_path / "baselines.json").write_text(json.dumps({"Text only": facts}))
+        (run / "baselines.json").write_text(json.dumps({"Text only": facts}))
         found = separation([1, 0, 0.5, 0.2], [True, False] * 2, ["a", "a", "b", "b"])
-        (tmp_path / "separation.json").write_text(json.dumps(found.facts() | {"pairs": 4}))
+        (run / "separation.json").write_text(json.dumps(found.facts() | {"pairs": 4}))
         captions = [
             {"similarity": 0, "caption_quality": "wrong", "image": "0.png"},
             {"similarity": 2, "caption_quality": "right", "image": "1.png"},
         ]
-        (tmp_path / "captions.json").write_text(json.dumps(captions))
-        fit_levels([0.1, 0.2, 0.3], 3).save(tmp_path / "scores" / "levels.json")
-        return tmp_path
+        (run / "captions.json").write_text(json.dumps(captions))
+        fit_levels([0.1, 0.2, 0.3], 3).save(run / "scores" / "levels.json")
+        return run
 
     return make
 
@@ -60,6 +61,7 @@ def test_a_clear_lead_in_many_pictures_is_learning(
     print_outcome(folder, figures, title="easy-VQA", question="what shape ?")
     out = capsys.readouterr().out
     assert "easy-VQA, test split " in out and '0.png "what shape ?" --show-alignment' in out
+    assert f"report: {folder / 'report.html'}\n" in out
     assert " 95 % interval " in out and "The intervals count pictures" in out
     assert "AlignGPT minus AlignGPT, images shuffled, on the 200 questions that both answered: +50.0 percentage" in out
     assert "AlignGPT minus Text only, on the 400 questions that both answered: +60.0 percentage points" in out

@@ -31,9 +31,9 @@ def check_error(response: Any, status: int, param: str | None = None, code: str 
 
 def test_an_answer_is_that_of_the_engine(post: Callable, ask: Callable, engine: Any, picture_url: str) -> None:
     from aligngpt.inference.engine import Request, Sampling
-    from aligngpt.serving.media import picture_from_url
+    from aligngpt.serving.media import pictures_from_urls
 
-    image = picture_from_url(picture_url, MediaPolicy())
+    image = pictures_from_urls([picture_url], MediaPolicy())[0]
     request = Request.ask("what colour is the circle ?", image)
     (expected,) = engine.answer([request], Sampling(max_new_tokens=6))
     body = post({**GREEDY, "messages": ask(picture_url)}).json()
@@ -83,6 +83,7 @@ def test_a_seed_repeats_a_drawn_answer_and_no_seed_does_not(post: Callable, ask:
         ({"stop": ["a", ""]}, "stop", None),
         ({"stop": ["a"] * 5}, "stop", None),
         ({"alignment_level": 99}, "alignment_level", None),
+        ({"alignment_level": 1}, "alignment_level", None),
         ({"messages": []}, "messages", None),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, None, None),
     ],
@@ -237,6 +238,16 @@ def test_neighbouring_messages_of_one_role_are_one(engine: Any, ask: Callable, p
     # What chat front ends send.
     usual = ids(("system", "a big"), asked, ("assistant", "red"), ("user", "and ?"))
     assert engine.processor.tokenizer.decode(usual).count("<|im_start|>") == 5
+
+
+def test_white_space_around_a_question_about_an_image_is_left_out(engine: Any, ask: Callable, picture_url: str) -> None:
+    def ids(text: str) -> list[int]:
+        (shown,) = ask(picture_url)
+        content = [shown["content"][0], {"type": "text", "text": text}]
+        return prepare(ChatRequest(model="tiny", messages=[{**shown, "content": content}]), engine, Limits()).prompt.ids
+
+    assert ids("is it  red ?\n") == ids("is it  red ?")
+    assert ids("is it red ?") != ids("is it  red ?")
 
 
 def test_a_system_message_without_text_is_none(engine: Any, ask: Callable) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aligngpt.serving.media import MediaError, MediaPolicy, picture_from_url
+from aligngpt.serving.media import MediaError, MediaPolicy, pictures_from_urls
 
 HOST, PUBLIC, OTHER = "images.example.org", "93.184.216.34", "1.1.1.1"
 POLICY = MediaPolicy(allow_hosts=(HOST,), max_bytes=50_000, timeout=20)
@@ -133,12 +133,12 @@ def plain(
 
 def refused(url: str = f"https://{HOST}/a.png", policy: MediaPolicy = POLICY) -> MediaError:
     with pytest.raises(MediaError) as found:
-        picture_from_url(url, policy)
+        pictures_from_urls([url], policy)
     return found.value
 
 
 def test_an_image_is_fetched_from_the_address_that_was_checked(site: Site) -> None:
-    image = picture_from_url(f"https://{HOST}/a/b.png?size=2", POLICY)
+    image = pictures_from_urls([f"https://{HOST}/a/b.png?size=2"], POLICY)[0]
     assert (image.size, image.getpixel((0, 0))) == ((5, 3), (200, 10, 10))
     assert (site.asked, site.connected) == ([f"{HOST}/a/b.png?size=2"], [PUBLIC])
 
@@ -146,7 +146,7 @@ def test_an_image_is_fetched_from_the_address_that_was_checked(site: Site) -> No
 @pytest.mark.parametrize("kind", ["application/octet-stream", "binary/octet-stream", ""])
 def test_hosts_that_do_not_state_what_they_send_are_read(site: Site, kind: str) -> None:
     site.answer = lambda request: plain(request, png(), kind)
-    assert picture_from_url(f"https://{HOST}/a", POLICY).size == (5, 3)
+    assert pictures_from_urls([f"https://{HOST}/a"], POLICY)[0].size == (5, 3)
 
 
 @pytest.mark.parametrize("kind", ["text/html", "image/svg+xml", "image/jpeg"])
@@ -174,7 +174,7 @@ def test_a_name_that_resolves_to_a_private_address_is_never_connected_to(site: S
 
 def test_a_name_is_resolved_once(site: Site) -> None:
     site.resolved = [[PUBLIC], ["127.0.0.1"]]
-    assert picture_from_url(f"https://{HOST}/a.png", POLICY).size == (5, 3)
+    assert pictures_from_urls([f"https://{HOST}/a.png"], POLICY)[0].size == (5, 3)
     assert site.connected == [PUBLIC] and site.resolved == [["127.0.0.1"]]
 
 

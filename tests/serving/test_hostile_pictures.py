@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from aligngpt.serving import media
-from aligngpt.serving.media import MediaError, MediaPolicy, picture_from_url
+from aligngpt.serving.media import MediaError, MediaPolicy, pictures_from_urls
 
 POLICY = MediaPolicy()
 TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def decode(content: bytes, kind: str = "PNG", policy: MediaPolicy = POLICY) -> Image.Image:
-    return picture_from_url(f"data:{TYPES[kind]};base64,{base64.b64encode(content).decode()}", policy)
+    return pictures_from_urls([f"data:{TYPES[kind]};base64,{base64.b64encode(content).decode()}"], policy)[0]
 
 
 def refused(content: bytes, kind: str = "PNG") -> MediaError:

@@ -18,8 +18,8 @@ from aligngpt.inference.generation.prompts import PromptWriter
 from aligngpt.serving import app as application
 from aligngpt.serving import desk
 from aligngpt.serving.conversation import Limits, prepare
-from aligngpt.serving.gate import BODIES, Gate
 from aligngpt.serving.protocol import MAX_VALUES, ChatRequest
+from aligngpt.serving.request_guard import BODIES, RequestGuard
 from aligngpt.serving.running import Options, make_server
 
 GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_completion_tokens": 4}
@@ -153,8 +153,8 @@ def test_extreme_shapes_are_answered(post: Callable, ask: Callable, size: tuple[
     assert post({**GREEDY, "messages": ask(url)}).status_code == 200
 
 
-async def through_gate(gate: Gate, parts: list[bytes], *, pause: float = 0.0) -> list[dict[str, Any]]:
-    """What the gate answers to a body that comes in parts, after whose last one nothing more comes."""
+async def through_guard(guard: RequestGuard, parts: list[bytes], *, pause: float = 0.0) -> list[dict[str, Any]]:
+    """What the guard answers to a body that comes in parts, after whose last one nothing more comes."""
     sent: list[dict[str, Any]] = []
     waiting = list(parts)
 
@@ -166,7 +166,7 @@ async def through_gate(gate: Gate, parts: list[bytes], *, pause: float = 0.0) ->
         sent.append(message)
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
-    await gate({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive, send)
+    await guard({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive, send)
     return sent
 
 
@@ -176,24 +176,24 @@ async def never(*_: Any) -> None:
 
 @pytest.mark.parametrize("parts", [[], [b"{"] * 1_000])
 def test_a_body_that_comes_too_slowly_is_refused(parts: list[bytes]) -> None:
-    gate = Gate(never, key=None, max_body=100_000, body_seconds=0.2)
-    start, body = asyncio.run(through_gate(gate, parts, pause=0.01))
+    guard = RequestGuard(never, key=None, max_body=100_000, body_seconds=0.2)
+    start, body = asyncio.run(through_guard(guard, parts, pause=0.01))
     assert start["status"] == 408
     assert (b"connection", b"close") in start["headers"]
     assert json.loads(body["body"])["error"]["code"] == "timeout"
-    assert gate._held == 0
+    assert guard._held == 0
 
 
 def test_bodies_are_limited_together_until_their_requests_end() -> None:
     async def run() -> None:
-        gate = Gate(never, key=None, max_body=100, body_seconds=0.3)
-        open_ones = [asyncio.create_task(through_gate(gate, [b"x" * 100])) for _ in range(BODIES)]
+        guard = RequestGuard(never, key=None, max_body=100, body_seconds=0.3)
+        open_ones = [asyncio.create_task(through_guard(guard, [b"x" * 100])) for _ in range(BODIES)]
         await asyncio.sleep(0.05)
-        start, body = await through_gate(gate, [b"x"])
+        start, body = await through_guard(guard, [b"x"])
         assert (start["status"], json.loads(body["body"])["error"]["code"]) == (429, "queue_full")
         assert (b"retry-after", b"1") in start["headers"]
         await asyncio.gather(*open_ones)
-        assert gate._held == 0
+        assert guard._held == 0
 
     asyncio.run(run())
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aligngpt.data.images.opening import open_image
 from aligngpt.errors import AlignGPTError
-from aligngpt.serving.media import MediaError, MediaPolicy, picture_from_url, pictures_from_urls
+from aligngpt.serving.media import MediaError, MediaPolicy, pictures_from_urls
 
 POLICY = MediaPolicy()
 
@@ -27,7 +27,7 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
 
 def refused(url: str, policy: MediaPolicy = POLICY) -> MediaError:
     with pytest.raises(MediaError) as caught:
-        picture_from_url(url, policy)
+        pictures_from_urls([url], policy)
     assert caught.value.message == str(caught.value)
     return caught.value
 
@@ -43,7 +43,7 @@ def colourful(mode: str = "RGB") -> Image.Image:
 )
 def test_each_format_is_decoded_as_in_training(kind: str, media_type: str) -> None:
     content = encoded(colourful(), kind)
-    picture = picture_from_url(data_url(content, media_type).replace("data:", "Data:"), POLICY)
+    picture = pictures_from_urls([data_url(content, media_type).replace("data:", "Data:")], POLICY)[0]
     assert (picture.mode, picture.size) == ("RGB", (9, 6))
     np.testing.assert_array_equal(picture, open_image(content))
 
@@ -51,10 +51,10 @@ def test_each_format_is_decoded_as_in_training(kind: str, media_type: str) -> No
 def test_orientation_and_transparency_are_as_in_training() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = picture_from_url(data_url(encoded(colourful(), "JPEG", exif=exif), "image/jpeg"), POLICY)
+    turned = pictures_from_urls([data_url(encoded(colourful(), "JPEG", exif=exif), "image/jpeg")], POLICY)[0]
     assert turned.size == (6, 9)
-    clear = picture_from_url(data_url(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))), POLICY)
-    palette = picture_from_url(data_url(encoded(Image.new("P", (2, 2), 0), transparency=0)), POLICY)
+    clear = pictures_from_urls([data_url(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0))))], POLICY)[0]
+    palette = pictures_from_urls([data_url(encoded(Image.new("P", (2, 2), 0), transparency=0))], POLICY)[0]
     assert clear.getpixel((0, 0)) == palette.getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -108,7 +108,7 @@ def test_an_empty_file_is_named() -> None:
 def test_bytes_are_limited_exactly_and_before_decoding() -> None:
     content = encoded(colourful())
     for spare in range(4):
-        picture_from_url(data_url(content), MediaPolicy(max_bytes=len(content) + spare))
+        pictures_from_urls([data_url(content)], MediaPolicy(max_bytes=len(content) + spare))
         assert refused(data_url(content), MediaPolicy(max_bytes=len(content) - 1 - spare)).status == 413
     # The text is not base64, which would be the error if it had been decoded.
     error = refused("data:image/png;base64," + "!" * 200, MediaPolicy(max_bytes=100))

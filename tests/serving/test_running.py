@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from aligngpt import cli
 from aligngpt.loopback import is_loopback
-from aligngpt.serving.media import MediaPolicy, picture_from_url
+from aligngpt.serving.media import MediaPolicy, pictures_from_urls
 from aligngpt.serving.running import (
     KEY_VARIABLE,
     Options,
@@ -87,7 +87,7 @@ def with_damaged_exif(entries: int) -> str:
     Image.new("RGB", (20, 30), "red").save(file, "JPEG", exif=exif)
     url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     with pytest.warns(UserWarning, match="EXIF"):
-        picture_from_url(url, MediaPolicy())
+        pictures_from_urls([url], MediaPolicy())
     return url
 
 

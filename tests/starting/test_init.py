@@ -3,12 +3,15 @@
 import json
 import os
 import select
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -248,3 +251,24 @@ def test_ctrl_c_at_a_question_leaves_nothing(data: Path, tmp_path: Path) -> None
     terminal.until("the same command starts over")
     assert terminal.process.wait(60) == 130
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.medium
+def test_an_archive_of_captions_gets_its_levels_from_a_table(data: Path, tmp_path: Path, tiny: dict[str, str]) -> None:
+    """The commands that are printed write what the recipe reads."""
+    rows = [
+        {"image": (data / record["image"]).read_bytes(), "caption": record["caption"]}
+        for record in json.loads((data / "captions.json").read_text())
+    ]
+    archive = data / "captions.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), archive)
+    run = str(tmp_path / "run")
+    made = make_new_recipe(given(data, **tiny, captions=archive, run=run), asker(), tmp_path / "r.yaml")
+    table = str(Path(run) / "levels.parquet")
+    score, levels = (shlex.split(command) for command in made.commands[:2])
+    assert score[:3] == ["aligngpt", "score", str(archive)]
+    assert levels == ["aligngpt", "levels", f"{run}/scores", "--levels", "8", "--out", table]
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert recipe.pretrain is not None
+    (source,) = recipe.pretrain.sources
+    assert (source.data, source.levels) == (str(archive), table)

@@ -20,8 +20,8 @@ def test_one_finding_against_the_levels_is_not_all(flat: Analysis) -> None:
 
 def test_one_seed_concludes_nothing() -> None:
     analysis = analyse_results(simulated.results(simulated.Truth({("adaptive", 0.6): 1.0}), seeds=1))
-    assert {one.outcome for one in analysis.falsifiers} == {"cannot be told"}
-    assert {one.verdict for one in analysis.primary} == {"cannot be told"}
+    assert {one.outcome for one in analysis.falsifiers} == {"inconclusive"}
+    assert {one.verdict for one in analysis.primary} == {"inconclusive"}
     assert answer(analysis).startswith("Nothing can be concluded: the primary contrasts have only one seed")
 
 

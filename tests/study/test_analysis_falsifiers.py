@@ -35,7 +35,7 @@ def test_too_few_seeds_are_no_finding_against_the_levels() -> None:
     both = next(one for one in analysis.primary if one.second.arm == "placebo")
     points = both.accuracy.estimate
     assert points.low < analysis.bounds.accuracy < points.high
-    assert outcomes(analysis) == {"a": "cannot be told", "b": "cannot be told", "c": "cannot be told"}
+    assert outcomes(analysis) == {"a": "inconclusive", "b": "inconclusive", "c": "inconclusive"}
 
 
 def test_too_few_seeds_are_no_finding_against_levels_that_work() -> None:
@@ -84,4 +84,4 @@ def test_without_probe_captions_the_rest_is_analysed() -> None:
     ]
     analysis = analyse_results(check_rows(many, about))
     assert not analysis.dose and not analysis.detectors and analysis.encoder is None
-    assert outcomes(analysis)["b"] == outcomes(analysis)["c"] == "cannot be told"
+    assert outcomes(analysis)["b"] == outcomes(analysis)["c"] == "inconclusive"

@@ -50,14 +50,14 @@ def test_of_predictions_only_those_that_were_run_are_told(steep: Results) -> Non
 def test_one_seed_shows_no_prediction() -> None:
     many = simulated.rows(ABOUT, simulated.Truth(), arms=("none", "adaptive", "global", "filter"), seeds=1)
     found = analyse_results(check_rows(many, ABOUT)).predictions
-    assert {one.outcome for one in found} == {"cannot be told"} and "(1 seed)" in found[0].why
+    assert {one.outcome for one in found} == {"inconclusive"} and "(1 seed)" in found[0].why
 
 
 @pytest.mark.parametrize(
     ("without_noise", "outcome"),
     [
         ((0.01, 0.02, 0.0), "as predicted"),
-        ((1.0, 2.0, 0.0), "cannot be told"),  # 0 is within the interval, and so is twice the gain with noise.
+        ((1.0, 2.0, 0.0), "inconclusive"),  # 0 is within the interval, and so is twice the gain with noise.
         ((0.5, 0.6, 0.4), "in part"),
     ],
 )

@@ -107,7 +107,7 @@ def test_an_oracle_needs_generated_data(plan_of: Callable) -> None:
         plan_of(scenes=None, files=files, cells=[{"arms": ["oracle"]}])
 
 
-@pytest.mark.parametrize("text", ["- a", "cells: [", ""])
+@pytest.mark.parametrize("text", ["- a", "cells: [", "", "seeds: 2\nseeds: 3"])
 def test_a_file_that_is_no_plan_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(PlanError, match=r"plan\.yaml"):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from aligngpt.cli import app
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources import stored_images
-from aligngpt.training import run as module
+from aligngpt.training import stage_run as module
 from aligngpt.training.dry_run import plan
 from aligngpt.training.feed import windowed_shuffle as block_order
 from aligngpt.training.feed.datasets import training_samples, validation_of

@@ -127,7 +127,7 @@ def test_weights_of_another_kind_of_model_are_refused(tiny_recipe: Callable, tmp
         ({"instruct__pretrained": "x"}, "this recipe has a pre-training of its own"),
         ({"pretrain__pretrained": "x", "pretrain__warm_start": {}}, "warm_start would change the projector"),
         ({"pretrain__shuffle": False, "pretrain__group_by_length": True}, "group_by_length changes the order"),
-        ({"pretrain__fresh_level_table": True}, "only instruct can draw the level table anew"),
+        ({"pretrain__fresh_level_table": True}, "only instruct can draw a new level table"),
         (
             {"instruct__fresh_level_table": True, "model__alignment": "none"},
             r"fresh_level_table: with model\.alignment none there is no level table; set it to false",

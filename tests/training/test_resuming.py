@@ -13,7 +13,7 @@ from stopping import stopped
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.locks import FolderInUse, owned_folder
-from aligngpt.training import run as module
+from aligngpt.training import stage_run as module
 from aligngpt.training.loop.callback import forget_metrics_after
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train

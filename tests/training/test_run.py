@@ -23,14 +23,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArg
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.assembling import assemble
-from aligngpt.training import run as module
 from aligngpt.training import stage as identity
+from aligngpt.training import stage_run as module
 from aligngpt.training.dry_run import plan
 from aligngpt.training.loop import trainer as trainer_module
 from aligngpt.training.loop.callback import StageCallback
 from aligngpt.training.loop.trainer import StageTrainer
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
+from aligngpt.training.setup.arguments import accumulation_steps, one_device
 from aligngpt.training.setup.freezing import part_of
 from aligngpt.training.stage import model_folder, stage_result
 
@@ -429,6 +430,13 @@ def test_the_precision_is_chosen_once(tiny_recipe: Callable, monkeypatch: pytest
     assert (Path(recipe.output) / "pretrain" / "precision").read_text() == "bfloat16"
 
 
+def test_a_folder_of_the_same_name_elsewhere_is_not_the_one_that_was_claimed(tmp_path: Path) -> None:
+    assert not identity.claimed(tmp_path, "fingerprint", 0)
+    identity.claim(tmp_path, "fingerprint")
+    assert identity.claimed(tmp_path, "fingerprint", 0)
+    assert not identity.claimed(tmp_path, "another", 0)
+
+
 def test_a_stage_that_resumes_nothing_forgets_its_precision(tmp_path: Path) -> None:
     (tmp_path / "precision").write_text("bfloat16")
     identity.claim(tmp_path, "fingerprint")
@@ -621,10 +629,10 @@ def test_a_step_that_cannot_be_divided_among_the_devices_says_which_value_would_
 ) -> None:
     stage = tiny_recipe().instruct.model_copy(update={"batch_size": rows, "micro_batch_size": micro})
     with pytest.raises(RecipeError, match=re.escape(said)):
-        module._accumulation(stage, devices)
+        accumulation_steps(stage, devices)
     for divisor in (1, 3):
         fits = stage.model_copy(update={"batch_size": 12, "micro_batch_size": divisor})
-        assert module._accumulation(fits, 2) == 6 // divisor
+        assert accumulation_steps(fits, 2) == 6 // divisor
 
 
 def test_compiling_without_a_compiler_says_what_to_do(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,10 +645,10 @@ def test_a_process_trains_on_one_gpu_and_says_how_several_are_used(capsys: pytes
     arguments = TrainingArguments(use_cpu=True)
     assert arguments.n_gpu == 0
     arguments._n_gpu = 4  # simulates four GPUs
-    module.one_device(arguments)
+    one_device(arguments)
     assert arguments.n_gpu == 1
     assert "torchrun --nproc_per_node 4" in capsys.readouterr().err
-    module.one_device(arguments)
+    one_device(arguments)
     assert not capsys.readouterr().err
 
 

@@ -18,7 +18,7 @@ from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.reports.sections import AccuracyRow
 from aligngpt.training.recipe import Recipe, make_recipe
 from aligngpt.training.run import train
-from aligngpt.training.run_card import DATA_FILE, DataFacts, add_results, run_card, write_run_card
+from aligngpt.training.run_card import DATA_FILE, DataFacts, add_results, run_card, with_results, write_run_card
 from aligngpt.training.stage import StageResult
 
 RESULTS = [
@@ -134,7 +134,7 @@ def test_results_take_the_place_of_older_ones_and_a_persons_card_is_left_alone(t
     found = path.read_text(encoding="utf-8")
     assert r"| a\|b \<i\> \*x\* (images shuffled) | 75.0% | 40.9%–92.9% | 6 of 8 |" in found
     assert "5 of 8" not in found and "Not evaluated yet." not in found
-    assert found == run_card(recipe, RESULTS, {}, rows)
+    assert found == with_results(first, rows)
     write_run_card(tmp_path, recipe, RESULTS)
     assert path.read_text(encoding="utf-8") == found, "an existing card is not overwritten"
     assert add_results(tmp_path, []) and path.read_text(encoding="utf-8") == first

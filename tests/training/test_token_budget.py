@@ -58,7 +58,7 @@ def test_steps_by_tokens_are_those_by_rows(
         collator = Collator(pad, packed=packed, multiple=multiple)
         return collator, TokenBudget(stage.micro_batch_tokens, collator) if stage.micro_batch_tokens else None
 
-    monkeypatch.setattr("aligngpt.training.run.collators_of", collators)
+    monkeypatch.setattr("aligngpt.training.stage_run.collators_of", collators)
     options = {"instruct__batch_size": 24, "pretrain__batch_size": 12, "instruct__packing": packing}
     by_rows = tiny_recipe(output=str(tmp_path / "rows"), **options)
     train(by_rows)

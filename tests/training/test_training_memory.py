@@ -146,7 +146,7 @@ def test_weights_in_bfloat16_train_and_resume_bit_for_bit(
 @contextmanager
 def gpu_of(monkeypatch: pytest.MonkeyPatch, peak: int) -> Iterator[None]:
     """A GPU's peak memory, without the GPU."""
-    for module in ("aligngpt.training.run", "aligngpt.training.loop.callback"):
+    for module in ("aligngpt.training.stage_run", "aligngpt.training.loop.callback"):
         monkeypatch.setattr(f"{module}.peak_device_memory", lambda device: peak)
     yield
 

@@ -9,7 +9,7 @@ This is section 3 of the paper (arXiv 2405.14129) and nothing else: plain torch,
 """
 
 import math
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from aligngpt.alignment.modes import AlignmentMode
 
-ALIGNMENT_MODES: tuple[str, ...] = get_args(AlignmentMode)
 FIXED_MODES = ("global", "average", "mean")
 """Modes whose embedding is the same for every image and text."""
 
@@ -70,8 +69,8 @@ class AlignmentModule(nn.Module):
         text: Tensor,
         sample_of_image: Tensor | None = None,
         *,
-        mode: str = "adaptive",
-        level: Tensor | None = None,
+        mode: AlignmentMode = "adaptive",
+        level: Tensor | int | None = None,
         weights: Tensor | None = None,
     ) -> AlignmentOutput:
         """Compute one alignment embedding per sample.
@@ -82,17 +81,22 @@ class AlignmentModule(nn.Module):
             sample_of_image: index of the sample of each image, `(images,)`; None if image i is the only one of sample
                 i. For a sample with several images, the gate reads the mean of their similarity maps.
             mode: `adaptive` A[N] + Σ w_i A[i], `local` Σ w_i A[i], or one of `fixed_embedding`.
-            level: force a level 1…N for each sample, `(batch,)`: the embedding is A[level], as in pre-training.
+            level: force a level 1…N for each sample, `(batch,)`, or one for all: the embedding is A[level], as in
+                pre-training.
             weights: used instead of the gate's weights, `(batch, levels - 1)`.
 
         Returns:
             `AlignmentOutput`; rows of samples without an image hold meaningless values.
 
         Raises:
-            ValueError: `mode` is not one of the above.
+            ValueError: `mode` is not one of the above, or `weights` are given that would have no effect.
         """
+        if weights is not None and (level is not None or mode in FIXED_MODES):
+            why = "a level is forced" if level is not None else f"alignment mode {mode} has no weights"
+            raise ValueError(f"the alignment weights would have no effect, because {why}; leave them out")
         if level is not None:
-            return AlignmentOutput(self.level_embedding(level), None)
+            levels = torch.as_tensor(level, device=self.levels.device).reshape(-1).expand(text.shape[0])
+            return AlignmentOutput(self.level_embedding(levels), None)
         if mode in FIXED_MODES:
             return AlignmentOutput(self.fixed_embedding(mode).expand(text.shape[0], -1), None)
         if mode not in ("adaptive", "local"):

@@ -20,7 +20,7 @@ from aligngpt.endings import said_in_one_line
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import near_paths
 from aligngpt.inference.ask import NOT_UNICODE, describe_alignment, is_unicode
-from aligngpt.inference.engine import Engine, Finished, Piece, Sampling
+from aligngpt.inference.engine import Engine, Finished, Sampling, TextDelta
 from aligngpt.inference.generation.prompts import ContextLengthError
 from aligngpt.inference.similarity_map import similarity_map
 from aligngpt.printing import printable
@@ -168,7 +168,7 @@ class Chat:
                 if isinstance(events, Generator):
                     ending.callback(events.close)
                 for event in events:
-                    if isinstance(event, Piece):
+                    if isinstance(event, TextDelta):
                         said += event.text
                         print(printable(event.text), end="", flush=True)
                     elif isinstance(event, Finished):

@@ -29,7 +29,7 @@ class Lines(Protocol):
 
 @contextmanager
 def ctrl_c_stops_answers() -> Iterator[None]:
-    """While the body runs, Ctrl-C at a terminal raises `Stopped`; over a pipe it ends the command as ever."""
+    """While the body runs, Ctrl-C at a terminal raises `Stopped`; over a pipe it ends the command as usual."""
     if not sys.stdin.isatty():
         yield
         return

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +9,7 @@ from aligngpt.chatting.lines import ctrl_c_stops_answers, lines_of_stdin
 from aligngpt.data.images.opening import open_image
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
-from aligngpt.progress import console
+from aligngpt.progress import status
 
 
 class ChatStartError(AlignGPTError):
@@ -47,7 +46,7 @@ def chat(
     for image in images:
         open_image(image)  # A wrong path is reported before the model is loaded, which takes long.
     local_or_hub(model, "the model", ChatStartError, with_owner=True)
-    with console.status("loading the model") if console.is_terminal else nullcontext():
+    with status("loading the model"):
         from aligngpt.chatting.chat import COMMANDS, Chat, note
         from aligngpt.inference.engine import Engine, Sampling
 

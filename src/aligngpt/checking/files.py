@@ -27,6 +27,7 @@ from aligngpt.data.records.ratings import RATINGS_SUFFIX, Lowest
 from aligngpt.data.records.sample import Sample, own_id
 from aligngpt.data.records.stored import Unread, archive_samples
 from aligngpt.data.rejects import Rejects
+from aligngpt.data.samples.levels_table import LevelsTable
 from aligngpt.data.samples.reading import read_samples
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.finding import Archive, archive_at, root_of_data
@@ -66,6 +67,7 @@ def check_files(
     needs_level: bool = False,
     reading: Reading | None = None,
     lowest: Mapping[Path, Lowest] | None = None,
+    tables: Mapping[Path, Path] | None = None,
     full: bool = False,
 ) -> list[FileCheck]:
     """Check files of records and list their problems, at most `MOST_LISTED` per reason; all are counted.
@@ -79,6 +81,7 @@ def check_files(
         needs_level: reject samples with an image but without a level, as in pre-training.
         reading: tokenization settings; tokens are not counted when None.
         lowest: the lowest ratings of answers, by path; those of the others are not read.
+        tables: tables of the levels of archives, by the path of the archive; see `LevelsTable`.
         full: decode every image instead of checking its header only.
 
     Raises:
@@ -92,7 +95,8 @@ def check_files(
     for path in paths:
         root = root_of_data(path, image_root)
         rated = (lowest or {}).get(path, Lowest())
-        checks.append(_Check(root, pictures, levels, needs_level, reading, rated).run(path))
+        table = (tables or {}).get(path)
+        checks.append(_Check(root, pictures, levels, needs_level, reading, rated, table).run(path))
     return checks
 
 
@@ -258,7 +262,9 @@ class _Check:
         needs_level: bool,
         reading: Reading | None,
         lowest: Lowest,
+        table: Path | None,
     ) -> None:
+        self.table = table
         self.root, self.pictures, self.lowest = root, pictures, lowest
         self.num_levels, self.needs_level = levels, needs_level
         self.tokens = None if reading is None else _Tokens(reading)
@@ -304,8 +310,9 @@ class _Check:
         """The samples of a file; an error that ends reading is kept."""
         try:
             archive = archive_at(path)
+            table = None if self.table is None else LevelsTable.load(self.table, path, archive)
             if archive is not None:
-                yield from self._read_archive(archive)
+                yield from self._read_archive(archive, table)
                 return
             count = 0
             for sample, record in read_samples(path, self.found):
@@ -317,7 +324,7 @@ class _Check:
         except SourceError as caught:
             self.error = str(caught)
 
-    def _read_archive(self, archive: Archive) -> Iterator[_Read]:
+    def _read_archive(self, archive: Archive, table: LevelsTable | None) -> Iterator[_Read]:
         """The samples of an archive, whose stored images are checked along the way.
 
         Raises:
@@ -330,7 +337,7 @@ class _Check:
             if isinstance(one, Unread):
                 self.found.add(*one)
                 continue
-            sample = one.sample
+            sample = one.sample if table is None else table.applied_to(one.sample)
             if self._is_rated_low(sample, one.fields):
                 continue
             self.notes.add(one.fields)

@@ -82,6 +82,7 @@ def check_for_recipe(
     # Files with the same image root are checked together: they often use the same images.
     by_root: dict[Path | None, list[Path]] = {}
     lowest: dict[Path, Lowest] = {}
+    tables = {path: Path(source.levels) for path in paths if (source := sources.get(path.absolute())) and source.levels}
     for path in paths:
         source = sources.get(path.absolute())
         named = stage.image_root if source is None else source.image_root
@@ -99,6 +100,7 @@ def check_for_recipe(
             needs_level=in_levels,
             reading=Reading(processor, template, stage.max_length),
             lowest=lowest,
+            tables=tables,
             full=full,
         )
     }

@@ -35,7 +35,7 @@ from aligngpt.cli import (
 from aligngpt.cli.options import Shown, Verb
 from aligngpt.endings import INTERRUPTED, said_in_one_line, stoppable
 from aligngpt.printing import printable
-from aligngpt.progress import console
+from aligngpt.progress import console, say
 
 FORMER_NAMES = {"address": "ray-address", "actors": "ray-actors"}
 """Former names of options, which still work, and their present names."""
@@ -137,9 +137,7 @@ def main() -> None:
         except SystemExit as end:
             if end.code != INTERRUPTED:
                 raise
-            console.print(
-                f"\nstopped; the same command {'resumes where it stopped' if verb in RESUMABLE else 'starts over'}"
-            )
+            say(f"\nstopped; the same command {'resumes where it stopped' if verb in RESUMABLE else 'starts over'}")
             sys.exit(stopping.code)
         except Exception as error:
             message = said_in_one_line(error, verb)

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from aligngpt.cli.options import Base, Device, Precision
+from aligngpt.cli.options import Base, Device, Model, Precision
 
 
 def ask(
-    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
+    model: Model,
     image: Annotated[Path, typer.Argument(help="Image: PNG, JPEG, WebP, GIF, BMP or TIFF.")],
     question: Annotated[str, typer.Argument(help="Question about the image.")],
     base: Base = None,

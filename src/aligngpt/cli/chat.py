@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from aligngpt.cli.numbers import finite
-from aligngpt.cli.options import Base, Device, Precision
+from aligngpt.cli.options import Base, Device, Model, Precision
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
+    model: Model,
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Images that go with the first question.")
     ] = None,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from aligngpt.cli.options import PROBLEMS_FOUND
+from aligngpt.cli.options import PROBLEMS_FOUND, image_root_option
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 
@@ -20,13 +20,7 @@ def check(
             "folders of images with texts."
         ),
     ],
-    image_root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that image paths are relative to.",
-            show_default="image root of the recipe, or each file's own folder",
-        ),
-    ] = None,
+    image_root: Annotated[Path | None, image_root_option("image root of the recipe, or each file's own folder")] = None,
     model: Annotated[str | None, typer.Option(help="Model to count tokens with: folder or hub name.")] = None,
     recipe: Annotated[
         Path | None,

@@ -15,7 +15,7 @@ from aligngpt.cli.answer_judge import (
     JudgeUrl,
     judge_of,
 )
-from aligngpt.cli.options import Base, Device, Precision, must_exist
+from aligngpt.cli.options import Base, Device, Precision, image_root_option, must_exist
 from aligngpt.cli.rated_benchmarks import check_rated_only, rate
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
@@ -68,10 +68,7 @@ def evaluate(
     judge_concurrency: JudgeConcurrency = None,
     judge_timeout: JudgeTimeout = None,
     base: Base = None,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that image paths are relative to.", show_default="the folder of QUESTIONS"),
-    ] = None,
+    image_root: Annotated[Path | None, image_root_option("the folder of QUESTIONS")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions, drawn at random.")] = None,
     shuffle_images: Annotated[
         bool,
@@ -152,7 +149,7 @@ def evaluate(
     from aligngpt.evaluation.matching import JUDGING
     from aligngpt.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE, read_predictions, wrong_answers
     from aligngpt.evaluation.run_evaluations import TRAINED_ON, run_of
-    from aligngpt.progress import console
+    from aligngpt.progress import warn
     from aligngpt.scoring.places import same_place
 
     # Both names are of files that an evaluation keeps in its folder.
@@ -175,12 +172,9 @@ def evaluate(
     )
     print(result.table())
     if result.asked is not None and result.asked.trained_on:
-        console.print(
-            f"warning: these are {TRAINED_ON}, so the accuracy says nothing about others; evaluate on questions about "
-            "images that are in neither stage",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        warn(
+            f"these are {TRAINED_ON}, so the accuracy says nothing about others; evaluate on questions about images "
+            "that are in neither stage"
         )
     print(f"judged by comparison: {JUDGING}")
     if wrong := wrong_answers(read_predictions(out / PREDICTIONS_FILE).values()):

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from aligngpt.cli.options import Base
+from aligngpt.cli.options import Base, Model
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the exported model.")],
     fold: Annotated[
         str | None,

@@ -7,21 +7,20 @@ from typing import Annotated, Literal
 import typer
 
 from aligngpt.cli.numbers import finite
-from aligngpt.cli.options import must_exist
-from aligngpt.progress import console
+from aligngpt.cli.options import image_root_option, must_exist
+from aligngpt.progress import say
 
 
 def init(
     data: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files of captions and of questions, which are told apart.", show_default="asked for"),
+        typer.Argument(
+            help="Files of captions and of questions; which a file holds is detected.", show_default="asked for"
+        ),
     ] = None,
     captions: Annotated[Path | None, typer.Option(help="Image-caption pairs, for stage 1.")] = None,
     questions: Annotated[Path | None, typer.Option(help="Questions with answers, for stage 2.")] = None,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that image paths are relative to.", show_default="looked for near each file"),
-    ] = None,
+    image_root: Annotated[Path | None, image_root_option("looked for near each file")] = None,
     vision_tower: Annotated[str | None, typer.Option(help="Vision tower: folder or hub name.")] = None,
     language_model: Annotated[str | None, typer.Option(help="Language model: folder or hub name.")] = None,
     vision_tower_like: Annotated[
@@ -72,7 +71,7 @@ def init(
     )
     made = make_new_recipe(given, asker, out, force=force)
     for note in made.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {note}")
     for stage, held in made.fitted.memory.items():
         print(f"{stage}: about {held / 1e9:.1f} GB on the device")
     print(f"recipe: {out}")

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from aligngpt.cli.options import Base, Device, Precision, must_exist
+from aligngpt.cli.options import Base, Device, Model, Precision, image_root_option, must_exist
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
-from aligngpt.progress import console
+from aligngpt.progress import say
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
+    model: Model,
     data: Annotated[
         Path,
         typer.Argument(
@@ -23,10 +23,7 @@ def inspect(
         Path, typer.Option(help="HTML file; the numbers are written beside it, to the same name with .json.")
     ] = Path("inspection.html"),
     base: Base = None,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that image paths are relative to.", show_default="the folder of DATA"),
-    ] = None,
+    image_root: Annotated[Path | None, image_root_option("the folder of DATA")] = None,
     kind_field: Annotated[
         str | None,
         typer.Option(
@@ -62,6 +59,6 @@ def inspect(
         force=force,
     )
     for note in written.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {note}")
     print(written.headline)
     print(f"page: {written.page}\nnumbers: {written.numbers}")

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from aligngpt.cli.numbers import finite
-from aligngpt.cli.options import must_exist
+from aligngpt.cli.options import CaptionColumn, IdColumn, ImageColumn, MaxRejectShare, image_root_option, must_exist
 from aligngpt.cli.scoring import SHARD_SIZE, next_command
 from aligngpt.errors import AlignGPTError
-from aligngpt.progress import console
+from aligngpt.progress import say
 
 
 def judge(
@@ -50,21 +50,11 @@ def judge(
         int | None,
         typer.Option(min=1, help="Judge only the first records, as a try; OUT cannot be resumed without this option."),
     ] = None,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that image paths are relative to.", show_default="the folder of SOURCE"),
-    ] = None,
-    caption_column: Annotated[
-        str | None, typer.Option(help="Field with the caption.", show_default="caption, text, TEXT or title")
-    ] = None,
-    image_column: Annotated[
-        str | None,
-        typer.Option(help="Field with the image.", show_default="image, file_name, filepath, path, jpg, png or webp"),
-    ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Field with the id.", show_default="id, uid or key")] = None,
-    max_reject_share: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="Largest share of the records that may be rejected.")
-    ] = 0.05,
+    image_root: Annotated[Path | None, image_root_option("the folder of SOURCE")] = None,
+    caption_column: CaptionColumn = None,
+    image_column: ImageColumn = None,
+    id_column: IdColumn = None,
+    max_reject_share: MaxRejectShare = 0.05,
 ) -> None:
     """Ask a vision-language model at an endpoint how well each caption describes its image, as scores for `levels`."""
     if prompt is not None:
@@ -103,7 +93,7 @@ def judge(
             f"up to {plan.requests} requests to {client.url}{saved}; each sends an image, and they may cost money. "
             "Failed requests are repeated"
         )
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        say(told)
         if yes or not plan.requests:
             return
         if not sys.stdin.isatty():

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from aligngpt.cli.options import must_exist
-from aligngpt.progress import console
+from aligngpt.cli.options import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, must_exist
+from aligngpt.progress import warn
 
 
 def levels(
@@ -34,7 +34,7 @@ def levels(
         ),
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="Id column, if SCORES is a table.", show_default="id, uid or key")
+        str | None, typer.Option(help="Id column, if SCORES is a table.", show_default=ID_COLUMNS)
     ] = None,
     source: Annotated[
         Path | None,
@@ -61,13 +61,11 @@ def levels(
     ] = None,
     caption_column: Annotated[
         str | None,
-        typer.Option(help="Field with the caption, for REPORT.", show_default="caption, text, TEXT or title"),
+        typer.Option(help="Field with the caption, for REPORT.", show_default=CAPTION_COLUMNS),
     ] = None,
     image_column: Annotated[
         str | None,
-        typer.Option(
-            help="Field with the image, for REPORT.", show_default="image, file_name, filepath, path, jpg, png or webp"
-        ),
+        typer.Option(help="Field with the image, for REPORT.", show_default=IMAGE_COLUMNS),
     ] = None,
 ) -> None:
     """Divide scores into N levels, from 1 (worst aligned) to N (best), and add the levels to the data."""
@@ -124,11 +122,9 @@ def levels(
         print(note)
     if thin := thin_levels(made.counts):
         names = ", ".join(map(str, thin))
-        console.print(
-            f"warning: level {names}: less than a quarter of an equal share of the pairs, too few to train on well"
-        )
+        warn(f"level {names}: less than a quarter of an equal share of the pairs, too few to train on well")
     for warning in made.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        warn(warning)
     if look is not None:
         look.write(made)
     written = {"borders": made.borders, "data": out, "uids": uids, "report": report}

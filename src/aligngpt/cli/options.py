@@ -10,12 +10,19 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from aligngpt.cli.numbers import finite
 from aligngpt.errors import AlignGPTError
-from aligngpt.hub_names import near_paths, written_locally
+from aligngpt.hub_names import near_paths, output_trouble, written_locally
 
 PROBLEMS_FOUND = 3
 """Exit code of a verb that checks something, if it found problems; errors of the check itself exit with 1."""
 
+CAPTION_COLUMNS = "caption, text, TEXT or title"
+IMAGE_COLUMNS = "image, file_name, filepath, path, jpg, png or webp"
+ID_COLUMNS = "id, uid or key"
+"""The default names of fields, as in `aligngpt.data.sources.fields`, which takes longer to import."""
+
+Model = Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")]
 Base = Annotated[
     str | None,
     typer.Option(
@@ -28,6 +35,12 @@ Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="Precision of the model; auto is bfloat16 if it is faster on this device, else float32."),
 ]
+CaptionColumn = Annotated[str | None, typer.Option(help="Field with the caption.", show_default=CAPTION_COLUMNS)]
+ImageColumn = Annotated[str | None, typer.Option(help="Field with the image.", show_default=IMAGE_COLUMNS)]
+IdColumn = Annotated[str | None, typer.Option(help="Field with the id.", show_default=ID_COLUMNS)]
+MaxRejectShare = Annotated[
+    float, typer.Option(min=0, max=1, callback=finite, help="Largest share of the records that may be rejected.")
+]
 
 WRITTEN = ("out", "target", "uids", "report", "replies")
 """Parameters of verbs that name a file or folder to write."""
@@ -36,12 +49,17 @@ _PATTERN = re.compile(r"[*?\[{]")
 _FILE_ADDRESS = re.compile(r"^(file|local):/{1,3}", re.IGNORECASE)
 
 
+def image_root_option(default: str) -> Any:
+    """The option of a folder that image paths are relative to; `default` says in words which it is if not given."""
+    return typer.Option(help="Folder that image paths are relative to.", show_default=default)
+
+
 @dataclass
 class Shown:
     """What a command shows, as set by the options before the verb.
 
     Attributes:
-        traceback: show the traceback of every error, also of those that are the user's to mend.
+        traceback: show the traceback of every error, also of those that the user can fix.
     """
 
     traceback: bool = False
@@ -60,7 +78,7 @@ class Verb(TyperCommand):
             given = ctx.params.get(name)
             if given is None:
                 continue
-            if (trouble := written_locally(given)) is not None:
+            if (trouble := output_trouble(given)) is not None:
                 raise AlignGPTError(trouble)
             if Path(given).is_file() and any(one.samefile(given) for one in _read_by(ctx)):
                 raise AlignGPTError(f"{given}, which would be written, is a file that is read; name another to write")

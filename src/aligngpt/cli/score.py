@@ -6,11 +6,19 @@ from typing import Annotated, Literal
 import typer
 
 from aligngpt.cli.numbers import finite
-from aligngpt.cli.options import Device, Precision
+from aligngpt.cli.options import (
+    CaptionColumn,
+    Device,
+    IdColumn,
+    ImageColumn,
+    MaxRejectShare,
+    Precision,
+    image_root_option,
+)
 from aligngpt.cli.scoring import SHARD_SIZE, next_command
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
-from aligngpt.progress import console
+from aligngpt.progress import say, warn
 
 
 def score(
@@ -30,10 +38,7 @@ def score(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the scores.")],
-    image_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that image paths are relative to.", show_default="the folder of SOURCE"),
-    ] = None,
+    image_root: Annotated[Path | None, image_root_option("the folder of SOURCE")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or captions encoded at once.")] = 64,
     workers: Annotated[
         int | None,
@@ -65,17 +70,10 @@ def score(
         int | None,
         typer.Option(min=1, help="Score only the first records, as a try; OUT cannot be resumed without this option."),
     ] = None,
-    caption_column: Annotated[
-        str | None, typer.Option(help="Field with the caption.", show_default="caption, text, TEXT or title")
-    ] = None,
-    image_column: Annotated[
-        str | None,
-        typer.Option(help="Field with the image.", show_default="image, file_name, filepath, path, jpg, png or webp"),
-    ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Field with the id.", show_default="id, uid or key")] = None,
-    max_reject_share: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="Largest share of the records that may be rejected.")
-    ] = 0.05,
+    caption_column: CaptionColumn = None,
+    image_column: ImageColumn = None,
+    id_column: IdColumn = None,
+    max_reject_share: MaxRejectShare = 0.05,
     device: Device = "auto",
     precision: Precision = "auto",
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or a pool of Ray actors.")] = "local",
@@ -142,7 +140,7 @@ def score(
         raise ScoresError(f"--model {twice} is given twice; its scores would be the same, so name each model once")
     if len(model) > 1:
         for name, column in zip(model, ["score", *score_columns(model[1:])], strict=True):
-            console.print(f"{column}: {name}", markup=False, highlight=False, soft_wrap=True)
+            say(f"{column}: {name}")
     if engine == "ray":
         # The actors have a different working directory.
         model = [str(Path(name).absolute()) if Path(name).is_dir() else name for name in model]
@@ -185,7 +183,7 @@ def score(
     if summary.auc is not None:
         print(separation_text(summary.auc))
         if warning := separation_warning(summary.auc, summary.scored):
-            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+            warn(warning)
     print(f"next: {next_command(source, out, pairs.kind)}")
 
 

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from aligngpt.cli.numbers import finite
-from aligngpt.cli.options import Base, Device, Precision
+from aligngpt.cli.options import Base, Device, Model, Precision
 from aligngpt.errors import AlignGPTError
 
 NEEDED = ("fastapi", "prometheus_client", "starlette", "uvicorn")
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
+    model: Model,
     base: Base = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; one that other machines can reach needs an API key.")

@@ -1,14 +1,18 @@
 """`aligngpt train`: the two stages of a recipe."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from aligngpt.cli.options import PROBLEMS_FOUND
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
+
+if TYPE_CHECKING:
+    from aligngpt.training.recipe import Recipe, StageName
 
 
 def train(
@@ -26,6 +30,13 @@ def train(
             "--dry-run",
             help="Only check the data files and print the trained parameters, the amount of data, the memory and the "
             "time needed; exit code 3 if training would be refused.",
+        ),
+    ] = False,
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            "--prepare",
+            help="Only read and check the data into the cache: for data that takes hours, before a launch takes GPUs.",
         ),
     ] = False,
 ) -> None:
@@ -54,6 +65,9 @@ def train(
         if any(one.problems for one in plans):
             raise typer.Exit(PROBLEMS_FOUND)
         return
+    if prepare:
+        _prepare(read, stages)
+        return
     results = train(read, stages)
     if not is_main_process():
         return
@@ -75,3 +89,14 @@ def train(
     elif read.instruct is not None:
         recipe_of_run = shlex.quote(str(Path(read.output) / RECIPE_FILE))
         print(f"next: aligngpt train {recipe_of_run} --stage instruct")
+
+
+def _prepare(recipe: "Recipe", stages: Sequence["StageName"]) -> None:
+    from aligngpt.training.feed.datasets import prepare_data
+    from aligngpt.training.feed.source_checks import source_problems
+
+    wanted = [name for name in stages if recipe.stage(name) is not None]
+    if problems := source_problems(recipe, wanted):
+        raise AlignGPTError("; ".join(problems))
+    for name in wanted:
+        print(f"{name}: {prepare_data(recipe, name):,} samples are prepared")

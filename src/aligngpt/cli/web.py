@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from aligngpt.cli.options import Base, Device, Precision
+from aligngpt.cli.options import Base, Device, Model, Precision
 from aligngpt.loopback import is_loopback
 
 
 def web(
-    model: Annotated[str, typer.Argument(help="Model: folder, hub name or adapter folder.")],
+    model: Model,
     base: Base = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines too, without a password.")
@@ -23,7 +23,7 @@ def web(
     """Open a page on which a model answers questions about pictures, and shows what its gate does."""
     from aligngpt.errors import AlignGPTError
     from aligngpt.hub_names import local_or_hub
-    from aligngpt.progress import console
+    from aligngpt.progress import say
 
     local_or_hub(model, "the model", AlignGPTError, with_owner=True)
     # First, because a missing package should not be found only after the model is loaded.
@@ -36,4 +36,4 @@ def web(
     for address in serve(engine, title, host=host, port=port, max_new_tokens=max_new_tokens):
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         if not is_loopback(host):
-            console.print("note: everyone who reaches this address can ask; there is no password")
+            say("note: everyone who reaches this address can ask; there is no password")

@@ -5,11 +5,11 @@ from typing import Any
 
 from PIL import Image
 
-from aligngpt.data.images.opening import as_opened
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.benchmarks.asking import show
 from aligngpt.evaluation.benchmarks.frame import PictureMode
 from aligngpt.inference.requests import EngineError, Request, Sampling
+from aligngpt.upright_rgb import upright_rgb
 
 DEFAULT_NEW_TOKENS = 1024
 """Limit for tasks that set none, as lmms-eval's own LLaVA has it."""
@@ -117,7 +117,7 @@ def _part(part: Mapping[str, Any], mode: PictureMode, pictures: list[Image.Image
             f"a picture of the task is {type(picture).__name__} {str(picture)[:80]!r}, expected a decoded picture "
             "(PIL.Image); decode it in the task's doc_to_visual"
         )
-    pictures.append(show(as_opened(picture), mode))
+    pictures.append(show(upright_rgb(picture), mode))
     return {"type": "image"}
 
 

@@ -17,6 +17,7 @@ ALL_KINDS, WITHOUT_KIND = "all", "(without one)"
 """The group of questions without a kind: if no question has one, and if others have one."""
 
 LONGEST = 120
+WRONG_SHOWN = 3
 WILSON = "Wilson"
 CLUSTERED = "Wilson with the effective sample size, clustered by picture"
 REASONS = {
@@ -317,13 +318,13 @@ def _complete_lines(content: str) -> Iterator[tuple[str, Prediction]]:
             continue
 
 
-def wrong_answers(predictions: Collection[Prediction], count: int = 3) -> str:
+def wrong_answers(predictions: Collection[Prediction]) -> str:
     """The first wrong answers by record, one line each, for the terminal; empty if there is none."""
     wrong = sorted((one for one in predictions if not one.correct), key=lambda one: one.record)
     if not wrong:
         return ""
-    shown = wrong[:count]
-    head = f"{len(wrong):,} wrong" + (f", the first {count}" if len(wrong) > count else "") + ":"
+    shown = wrong[:WRONG_SHOWN]
+    head = f"{len(wrong):,} wrong" + (f", the first {WRONG_SHOWN}" if len(wrong) > WRONG_SHOWN else "") + ":"
     lines = [f"  {_one_line(x.question)}  expected {_quoted(x.expected)}, given {_quoted(x.answer)}" for x in shown]
     return "\n".join([head, *lines])
 

@@ -1,6 +1,6 @@
 """Which programs can read a model as a plain LLaVA, and why others cannot."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -10,7 +10,6 @@ from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.model.modeling import LOGIT_SETTINGS
 
 Engine = Literal["transformers", "vllm"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 OURS = "aligngpt ask, aligngpt evaluate and the library run it"
 VLLM_TOWERS = ("clip_vision_model", "siglip_vision_model")

@@ -60,7 +60,7 @@ def chosen_fold(wanted: str | None, config: AlignGPTConfig) -> Fold | None:
     if wanted is None:
         if config.alignment not in FIXED_MODES:
             raise ExportError(
-                f"the model forms its alignment embedding anew for each image (alignment: {config.alignment}), which "
+                f"the model forms a new alignment embedding for each image (alignment: {config.alignment}), which "
                 f"other programs cannot; choose a fixed one with --fold: {CHOICES}, or run the model with "
                 "aligngpt ask, aligngpt evaluate or as a library"
             )

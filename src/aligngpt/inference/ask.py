@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aligngpt.data.images.opening import open_image
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
-from aligngpt.progress import console
+from aligngpt.progress import say, status
 
 # Imported only when a model is loaded, which takes seconds: mistyped arguments are reported before.
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def ask(
         raise AskError(f"{image.name} is on the web; download the image and give its path")
     picture = open_image(image)
     local_or_hub(model, "the model", AskError, with_owner=True)
-    with _says("loading the model"):
+    with status("loading the model"):
         from aligngpt.inference.engine import Engine, Finished, Request, Sampling
 
         engine = Engine.load(model, base=base, device=device, dtype=precision)
@@ -78,10 +77,10 @@ def ask(
             empty = empty and not event.text.strip()
             yield event.text
     if empty:
-        console.print("the model answered with nothing")
+        say("the model answered with nothing")
     elif not stopped:
         # The answer has no line break yet.
-        console.print(f"\ncut off after {max_new_tokens} tokens; --max-new-tokens sets the limit")
+        say(f"\ncut off after {max_new_tokens} tokens; --max-new-tokens sets the limit")
     if show_alignment:
         yield ("" if empty else "\n") + describe_alignment(engine, request)
 
@@ -120,8 +119,3 @@ def _bar(share: float, even: float) -> str:
     full, rest = divmod(round(share * BAR_WIDTH * len(EIGHTHS)), len(EIGHTHS))
     bar = ("█" * full + EIGHTHS[rest]).ljust(mark)
     return f"{bar[:mark]}│{bar[mark:]}"
-
-
-def _says(what: str) -> AbstractContextManager[object]:
-    """Show what is being done, on a terminal only, until it is done."""
-    return console.status(what) if console.is_terminal else nullcontext()

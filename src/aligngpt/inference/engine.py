@@ -19,9 +19,9 @@ from aligngpt.inference.requests import (
     Failed,
     Finished,
     Likelihood,
-    Piece,
     Request,
     Sampling,
+    TextDelta,
     TokenChoice,
 )
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -35,9 +35,9 @@ __all__ = [
     "Failed",
     "Finished",
     "Likelihood",
-    "Piece",
     "Request",
     "Sampling",
+    "TextDelta",
     "Ticket",
     "TokenChoice",
 ]
@@ -120,8 +120,8 @@ class Engine:
 
         Args:
             request, sampling: what is asked.
-            listener: is called in the engine's thread with each `Piece`, with `Finished` for each answer, or once with
-                `Failed`; it must return quickly.
+            listener: is called in the engine's thread with each `TextDelta`, with `Finished` for each answer, or once
+                with `Failed`; it must return quickly.
 
         Returns:
             The ticket, by which the request can be cancelled.
@@ -146,7 +146,7 @@ class Engine:
                 self.prompts.write(request, sampling.max_new_tokens),
                 sampling,
                 request.keep,
-                lambda event, place=number: None if isinstance(event, Piece) else events.put((place, event)),  # type: ignore[misc]
+                lambda event, place=number: None if isinstance(event, TextDelta) else events.put((place, event)),  # type: ignore[misc]
             )
             for number, request in enumerate(requests)
         ]
@@ -171,10 +171,10 @@ class Engine:
             EngineError: see `submit`.
         """
         for event in self.events(request, sampling):
-            if isinstance(event, Piece) and event.text:
+            if isinstance(event, TextDelta) and event.text:
                 yield event.text
 
-    def events(self, request: Request, sampling: Sampling = GREEDY) -> Iterator[Piece | Finished]:
+    def events(self, request: Request, sampling: Sampling = GREEDY) -> Iterator[TextDelta | Finished]:
         """Yield everything that happens to a request; closing the iterator stops the generation.
 
         Raises:

@@ -23,15 +23,26 @@ class Request:
 
     Attributes:
         messages: in transformers' chat format, with `{"type": "image"}` as placeholder for each image.
-        images: the images, in the order of their placeholders.
+        images: the images, in the order of their placeholders; the model reads them upright (EXIF) and as RGB.
         level: alignment level 1…N to force; None leaves it to the gate.
         keep: keep what was computed, for a later request that continues this conversation.
+
+    Raises:
+        EngineError: an image is not a PIL image.
     """
 
     messages: list[dict[str, Any]]
     images: tuple[Image.Image, ...] = ()
     level: int | None = None
     keep: bool = False
+
+    def __post_init__(self) -> None:
+        several = isinstance(self.images, (list, tuple))
+        if not several or not all(isinstance(image, Image.Image) for image in self.images):
+            raise EngineError(
+                f"the images of a request must be a tuple of PIL images, got {str(self.images)[:80]}; open a file with "
+                "aligngpt.data.images.opening.open_image"
+            )
 
     @classmethod
     def ask(cls, question: str, *images: Image.Image, level: int | None = None) -> "Request":
@@ -50,7 +61,7 @@ class Sampling:
         top_p: sample from the most likely tokens with this total probability.
         top_k: sample from this many most likely tokens; 0 for all.
         seed: random seed of this request; the same seed gives the same answer, whatever else is being answered.
-        stop: the answer ends before the first of these texts.
+        stop: the answer ends before the first of these texts; one text or several.
         answers: number of answers to draw; answer i is drawn with `seed + i`.
         log_probabilities: number of most likely tokens to report with each token; 0 reports the chosen one alone; None
             reports nothing.
@@ -61,11 +72,13 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     top_k: int = 0
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | str = ()
     answers: int = 1
     log_probabilities: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         problems = {
             "max_new_tokens must be at least 1": self.max_new_tokens < 1,
             "temperature must be a number from 0 up": not 0 <= self.temperature < float("inf"),
@@ -143,7 +156,7 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """A part of an answer that has just been generated.
 
     Attributes:
@@ -181,4 +194,4 @@ class Failed:
     error: BaseException
 
 
-Event = Piece | Finished | Failed
+Event = TextDelta | Finished | Failed

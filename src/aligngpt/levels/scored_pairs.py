@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from aligngpt.data.samples.levels_table import RECORD, SOURCE_KEY
 from aligngpt.levels.columns import did_you_mean
 from aligngpt.levels.combined_scores import CombinedScores
 from aligngpt.levels.score_tables import DEFAULT_COLUMN, ScoreBatch, ScoreTable
@@ -65,6 +67,12 @@ class ScoredPairs(ScoreTable):
         return self.manifest.finished.scored
 
     @property
+    def schema(self) -> pa.Schema:
+        """The record numbers, by which training joins levels to data that holds its images; see `LevelsTable`."""
+        metadata = {SOURCE_KEY: self.manifest.source["fingerprint"].encode()}
+        return pa.schema([pa.field(RECORD, pa.int64(), nullable=False)], metadata)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return tuple(part_path(self.folder, shard) for shard in range(self.manifest.shards))
 
@@ -72,7 +80,8 @@ class ScoredPairs(ScoreTable):
         for batch in read_batches(self.folder, self.manifest.shards, ("record", "id", self.column)):
             numbers = self._starts[batch["shard"].to_numpy()] + batch["record"].to_numpy()
             scores = batch[self.column].to_numpy().astype(np.float64)
-            yield ScoreBatch(numbers, batch["id"], scores, None, 0)
+            columns = pa.record_batch([numbers], schema=self.schema) if with_columns else None
+            yield ScoreBatch(numbers, batch["id"], scores, columns, 0)
 
     def reads(self, path: Path) -> bool:
         """Whether a path is a part, a rejects file or the manifest, or has the name of one."""

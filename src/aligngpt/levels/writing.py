@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from aligngpt.data.samples.levels_table import SOURCE_KEY
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.values import is_plain_json, read_values
 from aligngpt.files import atomic_write
@@ -97,14 +98,45 @@ class _Table(LevelWriter):
         self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
 
 
-class _TextUids(LevelWriter):
-    def __init__(self, file: IO[str], path: Path, keep: Set[int]) -> None:
-        self._file = file
+class _Uids(LevelWriter):
+    """Writes the ids of some levels."""
+
+    def __init__(self, path: Path, keep: Set[int]) -> None:
         self._path = path
         self._keep = sorted(keep)
+        self._hashes: dict[bool, list[NDArray[np.int64]]] = {True: [], False: []}
+
+    def _kept(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> pa.Array:
+        """The ids of a batch whose levels are kept."""
+        is_kept = np.isin(levels, self._keep)
+        hashes = np.fromiter(map(hash, batch.ids.to_pylist()), dtype=np.int64, count=len(batch.ids))
+        for side in (True, False):
+            self._hashes[side].append(hashes[is_kept == side])
+        return batch.ids.filter(pa.array(is_kept))
+
+    def check(self) -> None:
+        """Check that the ids tell which rows are kept.
+
+        Raises:
+            ScoresError: rows that are kept have ids of rows that are not, such as equal keys in several tar files.
+        """
+        none = np.empty(0, dtype=np.int64)
+        kept, others = (np.concatenate([none, *self._hashes[side]]) for side in (True, False))
+        both = np.intersect1d(kept, others)
+        if len(both):
+            raise ScoresError(
+                f"{len(both):,} ids belong to rows that are kept as well as to others, so {self._path} would not tell "
+                "which to keep; write the levels as .parquet with --out, which training reads"
+            )
+
+
+class _TextUids(_Uids):
+    def __init__(self, file: IO[str], path: Path, keep: Set[int]) -> None:
+        super().__init__(path, keep)
+        self._file = file
 
     def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
-        kept = batch.ids.filter(pa.array(np.isin(levels, self._keep))).to_pylist()
+        kept = self._kept(batch, levels).to_pylist()
         # Readers differ in what they treat as a line break; reject ids with any kind.
         if wrong := next((id for id in kept if id.splitlines() != [id]), None):
             raise ScoresError(
@@ -116,7 +148,7 @@ class _TextUids(LevelWriter):
         self._file.writelines(f"{id}\n" for id in kept)
 
 
-class _BinaryUids(LevelWriter):
+class _BinaryUids(_Uids):
     """Collects the uids as numbers.
 
     Attributes:
@@ -124,12 +156,11 @@ class _BinaryUids(LevelWriter):
     """
 
     def __init__(self, path: Path, keep: Set[int]) -> None:
-        self._path = path
-        self._keep = sorted(keep)
+        super().__init__(path, keep)
         self.parts = [np.empty(0, dtype=UID)]
 
     def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
-        ids = batch.ids.filter(pa.array(np.isin(levels, self._keep)))
+        ids = self._kept(batch, levels)
         is_uid = pc.match_substring_regex(ids, "^[0-9a-fA-F]{32}$")
         if not pc.all(is_uid).as_py() and len(ids):
             wrong = ids.filter(pc.invert(is_uid))[0].as_py()
@@ -172,7 +203,10 @@ def table_writer(out: Path, columns: pa.Schema) -> Iterator[LevelWriter]:
         OSError: the disk is full or the folder cannot be written.
     """
     own = {field.name for field in LEVEL_FIELDS}
-    schema = pa.schema([*LEVEL_FIELDS, *(field for field in columns if field.name not in own)])
+    others = [field for field in columns if field.name not in own]
+    # Other metadata, such as that of pandas, would describe columns that are not there.
+    metadata = {key: value for key, value in (columns.metadata or {}).items() if key == SOURCE_KEY}
+    schema = pa.schema([*LEVEL_FIELDS, *others], metadata)
     with atomic_write(out, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         yield _Table(writer, schema)
 
@@ -187,15 +221,19 @@ def uids_writer(out: Path, keep: Set[int]) -> Iterator[LevelWriter]:
         keep: the levels 1…N whose ids are written.
 
     Raises:
-        ScoresError: an id for `.npy` is not 32 hexadecimal digits, or one for `.txt` is empty or has a line break.
+        ScoresError: an id for `.npy` is not 32 hexadecimal digits, one for `.txt` is empty or has a line break, or rows
+            that are kept share ids with others.
         OSError: the disk is full or the folder cannot be written.
     """
     if out.suffix == ".txt":
         with atomic_write(out) as file:
-            yield _TextUids(file, out, keep)
+            of_text = _TextUids(file, out, keep)
+            yield of_text
+            of_text.check()
         return
     writer = _BinaryUids(out, keep)
     yield writer
+    writer.check()
     uids = np.concatenate(writer.parts)
     with atomic_write(out, "wb") as file:
         np.save(file, uids[np.lexsort((uids["f1"], uids["f0"]))])

@@ -22,7 +22,7 @@ from aligngpt.model.templates import NAMED_TEMPLATES, TURN_ENDS, VICUNA, breaks_
 from aligngpt.model.token_merging import merged_tokens
 from aligngpt.model.vision_towers import Framing, VisionTower, load_vision_tower
 from aligngpt.model.vocabulary import grow_vocabulary, load_tokenizer
-from aligngpt.progress import console
+from aligngpt.progress import say
 
 PUBLISHED_GATE_GRID = 24
 
@@ -303,7 +303,7 @@ def chosen_template(wanted: str | None, tokenizer: Any, source: str | Path) -> s
 
 
 def _note(what: str) -> None:
-    console.print(f"note: {what}", markup=False, highlight=False, soft_wrap=True)
+    say(f"note: {what}")
 
 
 def end_tokens(tokenizer: Any, template: str, known: int | list[int] | None = None) -> list[int]:

@@ -29,7 +29,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained(".")
 processor = AutoProcessor.from_pretrained(".")
-image = {"type": "image", "image": Image.open("photo.jpg").convert("RGB")}
+image = {"type": "image", "image": Image.open("photo.jpg")}
 question = {"type": "text", "text": "What is in the picture?"}
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": [image, question]}],

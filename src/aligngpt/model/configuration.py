@@ -44,8 +44,14 @@ class AlignGPTConfig(LlavaConfig):
         "image_token_id": "image_token_index",
         "align_token_id": "align_token_index",
     }
-    # Outputs an evaluation loop cannot gather: a cache, and the image features with their many empty fields.
-    keys_to_ignore_at_inference = ["cache", "image_outputs"]  # noqa: RUF012
+    # Outputs that an evaluation loop cannot gather or does not expect: predictions are the logits alone.
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "cache",
+        "image_outputs",
+        "alignment_weights",
+        "token_losses",
+        "token_predictions",
+    ]
 
     alignment: AlignmentMode = "adaptive"
     num_alignment_levels: int = 8

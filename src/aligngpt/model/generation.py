@@ -35,6 +35,7 @@ class AlignGPTGenerationMixin(GenerationMixin):
         )
         features = model_kwargs.get("mm_encoder_outputs") or {}
         gate_inputs = {name: model_kwargs.pop(name, None) for name in GATE_INPUTS}
+        self.model.check_alignment(gate_inputs["alignment_level"], gate_inputs["alignment_weights"])
         if self.model.alignment is None or features.get("image") is None or features.get("align") is not None:
             return model_kwargs
         embeds = inputs_tensor if model_input_name == "inputs_embeds" else model_kwargs.get("inputs_embeds")

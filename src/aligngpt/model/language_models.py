@@ -19,7 +19,7 @@ from aligngpt.model.backbones import (
     on_meta,
     some,
 )
-from aligngpt.progress import console
+from aligngpt.progress import say
 
 NOTEWORTHY_SHARE = 0.1
 """Norms, convolutions and the like are a smaller share of a language model than this."""
@@ -133,12 +133,9 @@ def note_stacked_weights(body: nn.Module, they: str) -> None:
             stacked += sum(parameter.numel() for parameter in module.parameters(recurse=False))
     share = stacked / max(linear + stacked, 1)
     if share > NOTEWORTHY_SHARE:
-        console.print(
+        say(
             f"note: {share:.0%} of the language model's weights are in no linear layer, as a mixture's experts are; "
-            f"they {they}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"they {they}"
         )
 
 

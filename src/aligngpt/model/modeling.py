@@ -50,7 +50,10 @@ def _hf_signature(forward: Forward) -> Forward:
 
 @dataclass
 class AlignGPTModelOutput(LlavaModelOutputWithPast):
-    """`LlavaModelOutputWithPast` with the gate's `alignment_weights (batch, levels - 1)`, None if it did not run."""
+    """`LlavaModelOutputWithPast` with the gate's `alignment_weights (batch, levels - 1)`, None if it did not run.
+
+    The rows of samples without an image are meaningless.
+    """
 
     alignment_weights: Tensor | None = None
 
@@ -60,10 +63,11 @@ class AlignGPTOutput(LlavaCausalLMOutputWithPast):
     """`LlavaCausalLMOutputWithPast` with further fields.
 
     Attributes:
-        alignment_weights: weights from the gate, `(batch, levels - 1)`; None if the gate did not run.
+        alignment_weights: weights from the gate, `(batch, levels - 1)`; None if the gate did not run. The rows of
+            samples without an image are meaningless.
         token_losses: loss per counted token, `(counted,)`, in reading order, without gradients; None without labels.
-        token_predictions: the most likely token at each of these positions, `(counted,)`; only with `skip_logits`
-            outside training.
+        token_predictions: the most likely token at each of these positions, `(counted,)`; None without labels, or if
+            gradients are computed.
     """
 
     alignment_weights: Tensor | None = None
@@ -151,7 +155,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             instruction_mask: `(batch, length)`, non-zero at the text the gate may read; every text token after
                 `<align>` when None. Image tokens and padding are ignored. Has no effect if the configuration has
                 `text_pooling: all`.
-            alignment_level: force a level 1…N, `(batch,)`. The level of each pair in pre-training.
+            alignment_level: force a level 1…N, `(batch,)`, or one for all samples. The level of each pair in
+                pre-training.
             alignment_weights: replace the gate's weights, `(batch, levels - 1)`.
             pieces: of a packed row; also as a table `(pieces, 4)`. `alignment_level` and
                 `alignment_weights` then have one entry per sample of the row. Requires the attention implementation
@@ -164,9 +169,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             **kwargs: for the language model; `cache` above all.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or the images do not match
-                their tokens.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the images do not match their
+                tokens, or a level or weights are given that this model does not use.
         """
+        self.check_alignment(alignment_level, alignment_weights)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         features = dict(mm_encoder_outputs or {})
@@ -236,6 +242,14 @@ class AlignGPTModel(AlignGPTPreTrainedModel, LlavaModel):
             image_outputs=features.get("image"),
             alignment_weights=weights,
         )
+
+    def check_alignment(self, level: Any, weights: Tensor | None) -> None:
+        """Raise a ValueError if a level or weights are given to a model without an alignment module."""
+        if self.alignment is None and (level is not None or weights is not None):
+            raise ValueError(
+                "this model has no alignment module (alignment: none), so alignment_level and alignment_weights would "
+                "have no effect; leave them out"
+            )
 
     def _with_image_parts(self, embeds: Tensor) -> Tensor:
         """Embeddings of a batch without images, unchanged in value but with projector and gate in the autograd graph.
@@ -455,7 +469,8 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         Args:
             labels: `(batch, length)`, -100 at tokens that do not count. `<image>` and `<align>` never count. Unless
                 `instruction_mask` is given, the text before the first counted token of a row is its instruction.
-            logits_to_keep: number of last positions to compute `logits (batch, length, vocabulary)` for (0: all).
+            logits_to_keep: number of last positions to compute `logits (batch, length, vocabulary)` for (0: all). They
+                are minus infinity at `config.placeholder_ids`, which have probability zero.
             skip_logits: with labels, compute the loss without the logits, which are by far the largest tensor, and
                 omit them from the output; when None, true in training only.
             num_items_in_batch: number of counted tokens in the whole batch if this is a micro-batch of it; the loss is
@@ -511,6 +526,7 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
         if labels is None or not skip_logits:
             logits = self._logits(slice_logits_to_keep(hidden, logits_to_keep))
         if labels is not None:
+            labels = labels.to(hidden.device)  # That of the last layer, if they are spread over several.
             # Two dimensions, not three: a frozen head applied to a sliced batch would be copied for every sample.
             if layout is None:
                 counted = labels[:, 1:] != IGNORE_INDEX
@@ -518,7 +534,8 @@ class AlignGPTForConditionalGeneration(AlignGPTGenerationMixin, AlignGPTPreTrain
             else:
                 hidden = hidden.flatten(0, 1).index_select(0, layout.counted)
                 expected = labels.flatten().index_select(0, layout.counted + 1)
-            if self._fuses_loss():
+            # Elsewhere, the head is called: accelerate then brings weights and hidden states together.
+            if self._fuses_loss() and self.lm_head.weight.device == hidden.device:
                 loss, losses = linear_cross_entropy(
                     hidden, self.lm_head.weight, self.lm_head.bias, expected, _placeholders(self.config, hidden.device)
                 )

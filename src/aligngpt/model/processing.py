@@ -2,18 +2,34 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from PIL import Image
 from transformers import BatchFeature, LlavaProcessor
 from transformers.processing_utils import MultiModalData
 
 from aligngpt.model.templates import PLAIN, ChatTemplateError
+from aligngpt.upright_rgb import upright_rgb
 
 ALIGN_TOKEN = "<align>"
 IMAGE_TOKEN = "<image>"
 WORD_JOINER = "\u2060"
 _PROBE = "what is in it"
+
+_HOW_TO_RENDER = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "load_audio_from_video",
+    "processor_kwargs",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "sanitize_control_tokens",
+    "tokenize",
+)
+"""Arguments of `apply_chat_template` that are not for the template."""
 
 
 class AlignGPTProcessor(LlavaProcessor):
@@ -52,11 +68,22 @@ class AlignGPTProcessor(LlavaProcessor):
             **kwargs,
         )
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `LlavaProcessor.from_pretrained`, with Pillow's image processor even if torchvision is installed.
+
+        The two round differently when they resize, and pixels must not depend on what is installed. Another `backend`
+        may be given.
+        """
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **{"backend": "pil"} | kwargs)
+
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """As `LlavaProcessor.__call__`; texts with `<image>` get `<align>`.
 
         Args:
-            images: one image, or a flat list in the order of the placeholders, or a list per text.
+            images: one image, or a flat list in the order of the placeholders, or a list per text. PIL images and image
+                files are made upright and RGB, with transparency on white, as everywhere in the package; addresses and
+                base64 are loaded by transformers, which shows the colours below transparency.
             text: one prompt or a list of them.
 
         Returns:
@@ -72,7 +99,7 @@ class AlignGPTProcessor(LlavaProcessor):
             if "add_special_tokens" not in kwargs | (kwargs.get("text_kwargs") or {}):
                 text, chosen = self._as_encoded(text)
                 kwargs |= chosen
-        return super().__call__(images=images, text=text, **kwargs)
+        return super().__call__(images=_opened(images), text=text, **kwargs)
 
     def _as_encoded(self, texts: list[str]) -> tuple[list[str], dict[str, bool]]:
         """The texts, and how to tokenize them as `encode` does: with one BOS, and no end mark after them."""
@@ -186,19 +213,32 @@ class AlignGPTProcessor(LlavaProcessor):
 
         The mask `(batch, length)` marks the tokens that the gate read when the conversation began, see
         `instruction_mask`.
+
+        Raises:
+            ValueError: `sanitize_control_tokens` is set.
         """
+        if kwargs.get("sanitize_control_tokens"):
+            raise ValueError(
+                "sanitize_control_tokens changes tokens, so it would not be known where the first answer begins; give "
+                "processor.neutral(messages) in place of the messages"
+            )
         rendered: Any = super().apply_chat_template(conversation, chat_template, **kwargs)
         if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
             return rendered
         conversations = [conversation] if isinstance(conversation[0], dict) else conversation
         if any(message["role"] == "assistant" for turns in conversations for message in turns):
+            variables = {name: value for name, value in kwargs.items() if name not in _HOW_TO_RENDER}
             rendered["instruction_mask"] = self.instruction_mask(
-                conversations, rendered["attention_mask"], chat_template
+                conversations, rendered["attention_mask"], chat_template, **variables
             )
         return rendered
 
     def instruction_mask(
-        self, conversations: Sequence[list[dict[str, Any]]], attention_mask: Any, chat_template: str | None = None
+        self,
+        conversations: Sequence[list[dict[str, Any]]],
+        attention_mask: Any,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> Any:
         """The mask of tokens that the gate may read in each conversation: those before the first response.
 
@@ -209,6 +249,7 @@ class AlignGPTProcessor(LlavaProcessor):
             conversations: in chat format; those with a response are rendered again.
             attention_mask: `(batch, length)`, from tokenizing the conversations.
             chat_template: the template they were rendered with; the processor's own when None.
+            **variables: what else the template was given, such as `tools`.
 
         Returns:
             A copy of `attention_mask`, zero from the first response on.
@@ -223,8 +264,8 @@ class AlignGPTProcessor(LlavaProcessor):
             first = next((place for place in range(asked, len(turns)) if roles[place] == "assistant"), len(turns))
             if first == len(turns):
                 continue
-            whole = super().apply_chat_template(turns, chat_template, tokenize=False)
-            opening = self._opening(turns[:first], str(whole), chat_template)
+            whole = super().apply_chat_template(turns, chat_template, tokenize=False, **variables)
+            opening = self._opening(turns[:first], str(whole), chat_template, variables)
             _, offsets = self.encode(self.expand(whole))
             start = list(mask[row]).index(1)
             # Element by element, which works for lists, arrays and tensors alike.
@@ -233,13 +274,17 @@ class AlignGPTProcessor(LlavaProcessor):
                 mask[row][position] = 0
         return mask
 
-    def _opening(self, asked: list[dict[str, Any]], whole: str, chat_template: str | None) -> str:
+    def _opening(
+        self, asked: list[dict[str, Any]], whole: str, chat_template: str | None, variables: dict[str, Any]
+    ) -> str:
         """The beginning of a rendered conversation: its first turns, and what opens the response to them."""
-        opening: Any = super().apply_chat_template(asked, chat_template, add_generation_prompt=True, tokenize=False)
+        opening: Any = super().apply_chat_template(
+            asked, chat_template, add_generation_prompt=True, tokenize=False, **variables
+        )
         if whole.startswith(opening):
             return str(opening)
         # A template may open a response with more than it keeps, such as a thought, but must not move the first turns.
-        if not whole.startswith(str(super().apply_chat_template(asked, chat_template, tokenize=False))):
+        if not whole.startswith(str(super().apply_chat_template(asked, chat_template, tokenize=False, **variables))):
             raise ChatTemplateError(
                 "it writes the first question otherwise once there is an answer, so the gate cannot read it as it did; "
                 "leave out the system message, or use another template"
@@ -320,6 +365,22 @@ def _count_images(images: Any) -> int:
     if isinstance(images, (list, tuple)):
         return sum(_count_images(image) for image in images)
     return images.shape[0] if getattr(images, "ndim", 0) == 4 else 1
+
+
+def _opened(images: Any) -> Any:
+    """The images with the PIL images and the files among them upright and RGB."""
+    if isinstance(images, (list, tuple)):
+        return [_opened(image) for image in images]
+    if isinstance(images, Path) or (isinstance(images, str) and _is_file(images)):
+        images = Image.open(images)
+    return upright_rgb(images) if isinstance(images, Image.Image) else images
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # Too long for a path, as base64 is.
+        return False
 
 
 def _check_image_count(placeholders: int, images: int) -> None:

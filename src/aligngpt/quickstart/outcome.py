@@ -58,7 +58,6 @@ def print_outcome(folder: Path, figures: Mapping[str, float], *, title: str, que
         title: name of the data set.
         question: one to try the model with, about any picture.
     """
-    out = Console()
     tallies = _tallies(folder)
     by_picture = any(tally.by_picture for tally in tallies.values())
     counted = "The intervals count pictures: questions about the same one are answered alike." if by_picture else None
@@ -70,34 +69,26 @@ def print_outcome(folder: Path, figures: Mapping[str, float], *, title: str, que
     for name, tally in tallies.items():
         low, high = tally.interval
         table.add_row(name, f"{tally.accuracy:.1%}", f"{tally.correct}/{tally.total}", f"{low:.1%}–{high:.1%}")
-    out.print(table)
+    Console().print(table)
     if counted is not None:
-        out.print(counted, highlight=False, soft_wrap=True)
+        print(counted)
     for row in _differences(folder):
-        out.print(
-            f"{OWN} minus {row.baseline}, on the {row.questions:,} questions that both answered: {_points(row)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        print(f"{OWN} minus {row.baseline}, on the {row.questions:,} questions that both answered: {_points(row)}")
     measured = _json(folder, "separation.json")
-    out.print(_separation(measured), highlight=False, soft_wrap=True)
+    print(_separation(measured))
     if kinds := measured.get("by_kind"):
-        out.print(_by_kind(kinds), highlight=False, soft_wrap=True)
+        print(_by_kind(kinds))
     shares = ", ".join(
         "empty" if math.isnan(one.value) else f"{one.value:.0%} ({one.low:.0%}–{one.high:.0%})"
         for one in wrong_shares(folder)
     )
-    out.print(f"wrong captions in level 1 to N (95 % interval): {shares}", highlight=False, soft_wrap=True)
-    out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    print(f"wrong captions in level 1 to N (95 % interval): {shares}")
+    print(f"report: {folder / 'report.html'}")
     image = folder / "data" / "images" / "test" / "0.png"
-    out.print(
-        f'try: aligngpt ask {folder / "model"} {image} "{question}" --show-alignment',
-        highlight=False,
-        soft_wrap=True,
-    )
+    print(f'try: aligngpt ask {folder / "model"} {image} "{question}" --show-alignment')
     digits = {"minutes": 1, "peak_gb": 1}
     told = " ".join(f"{name}={value:.{digits.get(name, 3)}f}" for name, value in figures.items())
-    out.print(f"quickstart {told}", highlight=False, soft_wrap=True)
+    print(f"quickstart {told}")
 
 
 def check_learnt(folder: Path, minutes: float) -> None:

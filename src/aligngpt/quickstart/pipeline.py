@@ -13,7 +13,7 @@ from aligngpt.evaluation.run_report import write_report
 from aligngpt.files import atomic_write
 from aligngpt.levels.making import make_levels
 from aligngpt.locks import owned_folder
-from aligngpt.progress import console
+from aligngpt.progress import say
 from aligngpt.quickstart.backbones import prepare_text_tower, prepare_vision_tower
 from aligngpt.quickstart.data_sets import QuickstartData, QuickstartFiles, data_set
 from aligngpt.quickstart.measuring import measure_separation, text_only_baselines
@@ -85,7 +85,7 @@ def run_steps(run: Run, data: QuickstartData) -> None:
         AlignGPTError: a step fails.
     """
     if run.done("Report"):
-        console.print(f"{run.folder} is already finished; to run again, remove it or give another folder with --out")
+        say(f"{run.folder} is already finished; to run again, remove it or give another folder with --out")
         _conclude(run, data)
         return
     files, backbones = _prepare(run, data)
@@ -153,12 +153,10 @@ def say_when_slow(run: Run, data: QuickstartData) -> None:
     """Print how much longer the run will take if training the dual encoder took much longer than on idle cores."""
     slower = run.steps["Dual encoder"]["seconds"] / data.dual_encoder_seconds
     if slower > SLOW:
-        console.print(
+        say(
             f"this machine is slow or busy: it takes {slower:.1f} times as long as the two idle cores that the "
             f"{data.minutes:g} minutes were measured on. Training takes longer, so that the model still learns enough: "
-            f"about {slower * max(run.settings.minutes, data.minutes):.0f} minutes in total",
-            highlight=False,
-            soft_wrap=True,
+            f"about {slower * max(run.settings.minutes, data.minutes):.0f} minutes in total"
         )
 
 

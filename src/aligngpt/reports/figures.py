@@ -275,11 +275,6 @@ def gate_heat_map(kinds: Sequence[str], weights: Sequence[Sequence[float]], coun
     return figure
 
 
-def to_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
-    """Render a figure as a PNG with a transparent background."""
-    return _render(figure, "png", dpi=dots_per_inch)
-
-
 def to_svg(figure: Figure, name: str, description: str) -> str:
     """Render a figure as an `<svg>` element for an HTML page.
 
@@ -290,7 +285,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     """
     ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    root = ElementTree.fromstring(_render(figure, "svg", metadata={"Date": None}))
+    root = ElementTree.fromstring(_render(figure))
     for metadata in root.findall("{*}metadata"):
         root.remove(metadata)
     for element in root.iter():
@@ -310,10 +305,10 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _render(figure: Figure, kind: str, **options: Any) -> bytes:
+def _render(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": "aligngpt"}):
-        figure.savefig(buffer, format=kind, **options)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 

@@ -29,9 +29,9 @@ from aligngpt.scoring.score_files import (
     read_batches,
 )
 from aligngpt.scoring.several_models import by_column
-from aligngpt.scoring.shares import owned_share, parse_share
+from aligngpt.scoring.shares import owned_share
 
-__all__ = ["ScoreSummary", "parse_share", "read_parts", "read_scores", "score_source"]
+__all__ = ["ScoreSummary", "read_parts", "read_scores", "score_source"]
 
 SCORE_COLUMNS = ("record", "id", "score")
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from aligngpt.data.rejects import Rejects, TooManyRejects
 from aligngpt.data.sources.base import Shard
-from aligngpt.progress import console
+from aligngpt.progress import say
 from aligngpt.scoring.checksums import DamagedError, open_checked
 from aligngpt.scoring.score_files import REJECTS_PATTERN, PartSummary, ScoresError
 
@@ -64,13 +64,10 @@ class RejectLimit:
         elif not self._warned and self._total.rejected > self.max_share * self._total.records:
             self._warned = True
             reason, count = max(self._total.reasons.items(), key=lambda item: item[1])
-            console.print(
+            say(
                 f"{self._total.rejected} of the first {self._total.records} records cannot be used ({reason} {count}), "
                 f"more than the {self.max_share:.1%} allowed overall; the job continues, since the remaining records "
-                f"may be better. {self.out / REJECTS_PATTERN} list each reject",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                f"may be better. {self.out / REJECTS_PATTERN} list each reject"
             )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aligngpt.data.records.pairs import PairSource
 from aligngpt.data.sources.base import Shard
-from aligngpt.progress import Meter, console
+from aligngpt.progress import Meter, say
 from aligngpt.scoring.picture_marks import changed_pictures
 from aligngpt.scoring.score_files import PartSummary, existing_parts, read_part_outcome
 
@@ -35,7 +35,7 @@ def kept_parts(
         SourceError: the source can no longer be read.
     """
     if remark := source.remark():
-        _tell(remark)
+        say(remark)
     kept: dict[int, PartSummary] = {}
     parts = pictures = 0
     existing = existing_parts(out)
@@ -48,7 +48,7 @@ def kept_parts(
             continue
         kept[shard.index] = found.summary
     if parts:
-        _tell(
+        say(
             f"{_counted(pictures, 'image')} of {source.place} changed since {out} was scored: "
             f"{_counted(parts, 'part')} of it will be scored again"
         )
@@ -72,10 +72,6 @@ def _shown_if_slow(shards: Sequence[Shard]) -> Iterator[Shard]:
             yield shard
             if meter is not None:
                 meter.advance()
-
-
-def _tell(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _counted(count: int, what: str) -> str:

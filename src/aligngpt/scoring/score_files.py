@@ -161,7 +161,7 @@ def part_table(
 
 
 def write_part(out: Path, shard: int, rows: pa.Table, rejects: Iterable[Reject], marks: bytes = b"") -> PartSummary:
-    """Write the part and the rejects of a shard; a kill or a full disk leaves the shard either done or not done.
+    """Write the part and the rejects of a shard; if the process is killed or the disk full, it is done or not done.
 
     Args:
         out: folder of the scores.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aligngpt.inference.requests import Answer, Finished, Piece, TokenChoice
+from aligngpt.inference.requests import Answer, Finished, TextDelta, TokenChoice
 from aligngpt.serving.protocol import ChatRequest
 
 LEAST_LOG_PROBABILITY = -9999.0
@@ -57,11 +57,11 @@ class Writer:
         for index in range(answers):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, piece: Piece) -> dict[str, Any] | None:
+    def delta(self, delta: TextDelta) -> dict[str, Any] | None:
         """A chunk with new text; None if there is nothing to tell."""
-        if not (piece.text or piece.choices):
+        if not (delta.text or delta.choices):
             return None
-        return self._chunk(piece.index, {"content": piece.text}, choices=piece.choices)
+        return self._chunk(delta.index, {"content": delta.text}, choices=delta.choices)
 
     def last(self, finished: Finished) -> dict[str, Any]:
         """The last chunk of an answer."""

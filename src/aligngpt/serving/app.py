@@ -19,9 +19,9 @@ from aligngpt.inference.engine import Answer, Finished
 from aligngpt.serving.answers import Writer
 from aligngpt.serving.desk import Desk, Job, Left
 from aligngpt.serving.errors import ApiError, internal_error, json_bytes, shortened
-from aligngpt.serving.gate import Gate
 from aligngpt.serving.metrics import CHAT_PATH, LEFT, Outcomes, set_outcome
 from aligngpt.serving.protocol import TAGS, ChatRequest
+from aligngpt.serving.request_guard import RequestGuard
 
 log = logging.getLogger("aligngpt.serving")
 
@@ -46,11 +46,11 @@ def build_app(
         desk: takes the requests.
         name: the model's name, which requests must give.
         fingerprint: names the program and the weights.
-        key, max_body, body_seconds: see `Gate`.
+        key, max_body, body_seconds: see `RequestGuard`.
     """
     # The pages with documentation would load scripts from other hosts.
     app = FastAPI(title="aligngpt serve", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, key=key, max_body=max_body, body_seconds=body_seconds)
+    app.add_middleware(RequestGuard, key=key, max_body=max_body, body_seconds=body_seconds)
     # What is added last is outermost.
     app.add_middleware(Outcomes, metrics=desk.metrics)
     _add_error_handlers(app)
@@ -130,7 +130,7 @@ async def _chunks(
         for chunk in writer.roles(count):
             yield _event(chunk)
         while True:
-            chunk_or_none = writer.last(event) if isinstance(event, Finished) else writer.piece(event)
+            chunk_or_none = writer.last(event) if isinstance(event, Finished) else writer.delta(event)
             if chunk_or_none is not None:
                 yield _event(chunk_or_none)
             if isinstance(event, Finished):

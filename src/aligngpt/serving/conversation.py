@@ -58,6 +58,12 @@ def prepare(body: ChatRequest, engine: Engine, limits: Limits) -> Prepared:
     _check_characters(body.messages, engine.prompts.context)
     _check_level(body.alignment_level, engine)
     messages, images = _conversation(body.messages, limits.media)
+    if body.alignment_level is not None and not images:
+        raise ApiError(
+            400,
+            "alignment_level acts on images, and this conversation has none; leave it out",
+            param="alignment_level",
+        )
     request = Request(messages, images, body.alignment_level, keep=limits.keep)
     asked = body.answer_tokens
     try:
@@ -148,8 +154,10 @@ def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dic
             param=f"messages[{len(messages) - 1}].role",
         )
     for told in written:
-        # Some templates write the first part only.
-        if all(part["type"] == "text" for part in told["content"]):
+        if any(part["type"] == "image" for part in told["content"]):
+            _strip(told["content"])
+        else:
+            # Some templates write the first part only.
             told["content"] = [_text("".join(part["text"] for part in told["content"]))]
     try:
         return written, tuple(pictures_from_urls(urls, media))
@@ -163,6 +171,15 @@ def _is_blank(message: Message) -> bool:
     if isinstance(message.content, str):
         return not message.content.strip()
     return not any(isinstance(part, ImagePart) or part.text.strip() for part in message.content)
+
+
+def _strip(parts: list[dict[str, Any]]) -> None:
+    """Leave out the white space around a question about images: a model is trained on such questions without."""
+    texts = [part for part in parts if part["type"] == "text"]
+    if texts and parts[0]["type"] == "text":
+        parts[0]["text"] = parts[0]["text"].lstrip()
+    if texts and parts[-1]["type"] == "text":
+        parts[-1]["text"] = parts[-1]["text"].rstrip()
 
 
 def _text(text: str) -> dict[str, Any]:

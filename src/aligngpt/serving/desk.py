@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from aligngpt.inference.engine import Engine, EngineError, Event, Failed, Finished, Piece, Ticket
+from aligngpt.inference.engine import Engine, EngineError, Event, Failed, Finished, TextDelta, Ticket
 from aligngpt.serving.conversation import Limits, prepare
 from aligngpt.serving.errors import ApiError, closing_error, internal_error
 from aligngpt.serving.metrics import Metrics
@@ -44,7 +44,7 @@ class Job:
         if self._ended is not None:
             raise self._ended
 
-    async def next(self) -> Piece | Finished:
+    async def next(self) -> TextDelta | Finished:
         """The next event.
 
         Raises:

@@ -13,7 +13,7 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.serving.addresses import download, is_host_name, parse_address, too_many_bytes
 from aligngpt.serving.media_errors import MediaError
 
-__all__ = ["MediaError", "MediaPolicy", "picture_from_url", "pictures_from_urls"]
+__all__ = ["MediaError", "MediaPolicy", "pictures_from_urls"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MEDIA_TYPES = {
@@ -73,7 +73,10 @@ class MediaPolicy:
 
 
 def pictures_from_urls(urls: Sequence[str], policy: MediaPolicy) -> list[Image.Image]:
-    """The images of a request, upright and RGB, in order.
+    """The images of `data:` URLs, or of `https` addresses of allowed hosts, upright and RGB, in order.
+
+    They are decoded as for training (see `open_image`): rotated by their EXIF orientation, transparency composited
+    onto white, the first frame of an animation. A string from a client is never a path.
 
     Raises:
         MediaError: there are too many, they have too many pixels together, or one cannot be used.
@@ -91,18 +94,6 @@ def pictures_from_urls(urls: Sequence[str], policy: MediaPolicy) -> list[Image.I
         left -= picture.width * picture.height
         pictures.append(picture)
     return pictures
-
-
-def picture_from_url(url: str, policy: MediaPolicy) -> Image.Image:
-    """The image of a `data:` URL, or of an `https` address of an allowed host, upright and RGB.
-
-    The image is decoded as for training (see `open_image`): rotated by its EXIF orientation, transparency composited
-    onto white, the first frame of an animation. A string from a client is never a path.
-
-    Raises:
-        MediaError: the URL is of another kind, or its image is too large, damaged or of another format.
-    """
-    return pictures_from_urls([url], policy)[0]
 
 
 def _content(url: str, policy: MediaPolicy, deadline: float) -> bytes:

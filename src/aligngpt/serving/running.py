@@ -23,7 +23,7 @@ from aligngpt.inference.engine import Engine
 from aligngpt.inference.generation.loop import DEFAULT_ROWS
 from aligngpt.loopback import is_loopback
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.progress import console
+from aligngpt.progress import say
 from aligngpt.serving.app import build_app
 from aligngpt.serving.conversation import Limits
 from aligngpt.serving.desk import Desk
@@ -46,7 +46,7 @@ class Options:
         name: the model's name; that of its folder when None.
         key_file: file with the API key; the variable ALIGNGPT_API_KEY when None.
         rows: answers under way at once.
-        max_queue: requests that wait besides.
+        max_queue: requests that may wait in the queue.
         seconds: time for one request.
         grace: seconds for open requests when the server stops.
         max_body: bytes of a request's body, at most.
@@ -148,7 +148,7 @@ def serve(
             # uvicorn raises the signal again once it has stopped in order.
             with suppress(KeyboardInterrupt):
                 server.run(sockets=[listening])
-    console.print("stopped")
+    say("stopped")
 
 
 def read_key(file: Path | None) -> str | None:

@@ -86,8 +86,8 @@ def look_at(path: Path, image_root: Path | None = None) -> DataLook:
         image_root: folder that image paths are relative to; looked for near the file when None.
 
     Raises:
-        StartError: the file does not exist or cannot be used, none of its images is found, or so many records are
-            unusable that training would stop.
+        StartError: the file does not exist or cannot be used, none of its images is found, or too many records are
+            unusable for training to go on.
         SourceError: the image root is not a folder.
     """
     path = located(path)

@@ -52,7 +52,8 @@ class Wanted(NamedTuple):
 
     Attributes:
         captions, questions: the data.
-        captions_in_recipe: the file that the recipe names for stage 1: the captions with their levels.
+        captions_in_recipe: the data that the recipe names for stage 1: the captions with their levels.
+        levels_in_recipe: a table of these levels, if they are not in the data.
         tower, language: the backbones.
         machine: to train on; its memory is known.
         output: folder of the run.
@@ -62,6 +63,7 @@ class Wanted(NamedTuple):
     captions: DataLook
     questions: DataLook
     captions_in_recipe: str
+    levels_in_recipe: str | None
     tower: Backbone
     language: Backbone
     machine: Machine
@@ -143,15 +145,16 @@ class _Fitting:
         wanted = self.wanted
         on_gpu = wanted.machine.device != "cpu"
         stages = []
-        for look, data, name in (
-            (wanted.captions, wanted.captions_in_recipe, "pretrain"),
-            (wanted.questions, str(wanted.questions.path), "instruct"),
+        for look, data, levels, name in (
+            (wanted.captions, wanted.captions_in_recipe, wanted.levels_in_recipe, "pretrain"),
+            (wanted.questions, str(wanted.questions.path), None, "instruct"),
         ):
             samples = look.check.samples
             batch = _batch_size(name, samples, on_gpu)
             stages.append(
                 StageSettings(
                     data=data,
+                    levels=levels,
                     image_root=None if look.image_root is None else str(look.image_root),
                     epochs=3 if samples < FEW else 1,
                     batch_size=batch,

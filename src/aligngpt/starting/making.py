@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLA
 from aligngpt.data.sources.levels_file import levels_file
 from aligngpt.files import atomic_write
 from aligngpt.model.backbones import load_config
-from aligngpt.progress import console
+from aligngpt.progress import say
 from aligngpt.starting.asking import Asker
 from aligngpt.starting.backbones import Backbone, Part, UnknownSizes, check_like, find_backbone, like_unused
 from aligngpt.starting.data_look import DataLook, Kind, look_at
@@ -41,7 +41,7 @@ class Given(NamedTuple):
     """The flags of `aligngpt init`; None for those that were not given.
 
     Attributes:
-        data: files of either kind, which are told apart.
+        data: files of either kind, which is detected.
         captions, questions: the data of stage 1 and of stage 2.
         image_root: folder that the image paths of both are relative to.
         tower, language: folders or hub names of the backbones.
@@ -106,9 +106,9 @@ def make_new_recipe(given: Given, asker: Asker, out: Path, *, force: bool = Fals
     levels = captions.num_levels
     if levels == 1:
         raise StartError(f"all captions of {captions.path} have level 1; `aligngpt levels` gives them 2 levels or more")
-    data, steps = _level_commands(captions, _scorer(tower, machine), given.run)
+    data, table, steps = _level_commands(captions, _scorer(tower, machine), given.run)
     fitted = fit(
-        Wanted(captions, questions, data, tower, language, machine, given.run, levels or DEFAULT_LEVELS),
+        Wanted(captions, questions, data, table, tower, language, machine, given.run, levels or DEFAULT_LEVELS),
     )
     notes = [
         *like_unused(tower, "vision tower", given.tower_like),
@@ -160,21 +160,17 @@ def _from_flag(kind: Kind, path: Path | None, given: Given, asker: Asker, found:
     look = asker.value(f"file of {kind}", f"--{kind}", name, lambda text: look_at(Path(text), given.image_root))
     found[kind] = _shown(look)
     if look.kind != kind and look.check.images:
-        _say(f"note: {look.path} looks like {look.kind}, but is used as {kind}")
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {look.path} looks like {look.kind}, but is used as {kind}")
 
 
 def _shown(look: DataLook) -> DataLook:
-    _say(look.text())
+    say(look.text())
     return look
 
 
 def _machine(given: Given, asker: Asker) -> Machine:
     here = this_machine(Path(given.run))
-    _say(f"this machine: {here.text()}")
+    say(f"this machine: {here.text()}")
     device = asker.value("device to train on", "--device", given.device, _device, default=here.device, needed=False)
     known = here.memory if device == here.device else here.main_memory if device == "cpu" else None
     memory = asker.value(
@@ -222,7 +218,7 @@ def _backbone(part: Part, given: str | None, like: str | None, default: str, ask
         except UnknownSizes as error:
             if not asker.interactive or asker.defaults or asked_like is not None:
                 raise
-            _say(str(error))
+            say(str(error))
             # An empty answer goes back to the name.
             return asker.value(
                 f"listed {part} of the size of {text} or larger (- for another name)",
@@ -257,19 +253,22 @@ def _scorer(tower: Backbone, machine: Machine) -> str:
     return tower.name if kind in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES else listed
 
 
-def _level_commands(captions: DataLook, scorer: str, run: str) -> tuple[str, list[str]]:
-    """The file that the recipe names for stage 1, and the commands that write it; none if the captions have levels."""
+def _level_commands(captions: DataLook, scorer: str, run: str) -> tuple[str, str | None, list[str]]:
+    """The data that the recipe names for stage 1, a table of their levels if they are an archive, and the commands that
+    write either; none if the captions have levels."""
     path = captions.path
     if captions.check.levels:
-        return str(path), []
+        return str(path), None, []
     scores = shlex.quote(str(Path(run) / "scores"))
     root = "" if captions.image_root is None else f" --image-root {shlex.quote(str(captions.image_root))}"
     score = f"aligngpt score {shlex.quote(str(path))}{root} --model {shlex.quote(scorer)} --out {scores}"
     if captions.is_archive:
-        return str(path), [score, f"aligngpt levels {scores} --levels {DEFAULT_LEVELS} --out levels.parquet"]
+        table = str(Path(run) / "levels.parquet")
+        levels = f"aligngpt levels {scores} --levels {DEFAULT_LEVELS} --out {shlex.quote(table)}"
+        return str(path), table, [score, levels]
     out = levels_file(path)
     files = f"--source {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
-    return str(out), [score, f"aligngpt levels {scores} --levels {DEFAULT_LEVELS} {files}"]
+    return str(out), None, [score, f"aligngpt levels {scores} --levels {DEFAULT_LEVELS} {files}"]
 
 
 def _notes(
@@ -283,11 +282,6 @@ def _notes(
         notes.append(
             "the language model's tokenizer is not here: lengths assume three characters per token; check them with "
             "--dry-run once it is downloaded"
-        )
-    if captions.is_archive and not captions.check.levels:
-        notes.append(
-            f"{captions.path} has no levels, and `aligngpt levels` cannot write them into Parquet or tar files: add "
-            "each record's level from levels.parquet as a field `level` (1…N) before training"
         )
     if captions.check.levels and captions.check.without_level:
         notes.append(f"{captions.check.without_level:,} captions have no level; training rejects them")

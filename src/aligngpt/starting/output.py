@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.training.recipe_data import output_trouble
+from aligngpt.hub_names import output_trouble
 
 
 class StartError(AlignGPTError):

@@ -19,6 +19,7 @@ class StageSettings:
     """The values of one stage that depend on data and machine; see `aligngpt.training.recipe.StageRecipe`."""
 
     data: str
+    levels: str | None
     image_root: str | None
     epochs: int
     batch_size: int
@@ -94,7 +95,8 @@ def _model(settings: Settings) -> Iterator[Entry]:
 
 def _pretrain(settings: Settings) -> Iterator[Entry]:
     stage = settings.pretrain
-    yield "data", stage.data, "captions with levels, as written by `aligngpt levels`"
+    data = stage.data if stage.levels is None else [{"data": stage.data, "levels": stage.levels}]
+    yield "data", data, "captions with levels, as written by `aligngpt levels`"
     yield "image_root", stage.image_root, "folder that image paths are relative to; null: the data's own folder"
     yield "train", ["projector", "level_table"], "everything else is frozen"
     if settings.warm_start is not None:

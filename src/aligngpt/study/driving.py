@@ -16,7 +16,7 @@ import torch
 import aligngpt
 from aligngpt.data.sources.json import read_records
 from aligngpt.locks import owned_folder
-from aligngpt.progress import Meter, console
+from aligngpt.progress import Meter, say
 from aligngpt.study.analysis.questions import ProbeCaptions, Questions, Split
 from aligngpt.study.claiming import check_settings, claim_folder, differences, settings_of
 from aligngpt.study.clipart_data import prepare_clipart_data
@@ -66,7 +66,7 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS, done: Path | None =
         data = prepare_data(plan, folder)
         if areas := data.facts.get("auc"):
             found = ", ".join(f"{kind} {area:.3f}" for kind, area in areas.items())
-            console.print(f"dual encoder, AUC of exact against bad captions: {found}", highlight=False, soft_wrap=True)
+            say(f"dual encoder, AUC of exact against bad captions: {found}")
         questions_of(data).save(folder / RESULTS_FILE)
         runner = Runner(plan, data, folder, code)
         todo = [run for run in plan.runs() if not runner.is_done(run)]
@@ -82,7 +82,7 @@ def _take_over(plan: Plan, done: Path, folder: Path) -> None:
             f"{done} holds results of a study with other settings ({', '.join(changed[:5])}); its runs cannot be "
             "compared with those of this plan"
         )
-    console.print(f"{take_over(done, folder / 'results')} results taken over from {done}", highlight=False)
+    say(f"{take_over(done, folder / 'results')} results taken over from {done}")
 
 
 def prepare_data(plan: Plan, folder: Path) -> StudyData:
@@ -135,7 +135,7 @@ def _run_all(runner: Runner, todo: Sequence[Run], total: int, workers: int) -> N
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     logs = runner.folder / "work"
     logs.mkdir(parents=True, exist_ok=True)
-    console.print(f"{len(todo)} runs with {workers} workers; their output: {logs}/worker-*.log", highlight=False)
+    say(f"{len(todo)} runs with {workers} workers; their output: {logs}/worker-*.log")
     # Without the data, which is sent to each worker once.
     bare = replace(runner, data=None)  # type: ignore[arg-type]
     with (

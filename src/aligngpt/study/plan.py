@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from aligngpt.errors import AlignGPTError
 from aligngpt.study.arms import ARMS, Arm
 from aligngpt.training.recipe_data import OutputFolder
+from aligngpt.training.recipe_files import UniqueKeyLoader
 from aligngpt.training.recipe_problems import describe_problems
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -282,7 +283,7 @@ def load_plan(path: Path) -> Plan:
         PlanError: the file cannot be read, a field is unknown or missing, or a value is invalid.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"the plan {path} cannot be read: {error}") from error
     if not isinstance(content, dict):

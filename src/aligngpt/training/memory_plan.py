@@ -120,7 +120,7 @@ class MemoryEstimate:
         return min(fitting)[2] if fitting else None
 
     def advice(self, memory: int | None) -> str | None:
-        """One sentence on the setting that fits a device of so many bytes; None if one of the two is unknown."""
+        """One sentence on the setting that fits a device of that many bytes; None if one of the two is unknown."""
         if memory is None or self.without_layers is not None:
             return None
         best = self.largest_that_fits(USABLE * memory)

@@ -125,7 +125,7 @@ class StageRecipe(RecipeSection):
             `aligned.safetensors`, or a model folder, of which nothing else is taken; a warning says if it was trained
             with other backbones or image settings. When None, fresh ones, or in instruction tuning those of this
             recipe's pre-training.
-        fresh_level_table: draw the level table anew, at random, instead of starting with the pre-trained one: the
+        fresh_level_table: draw a new level table at random, instead of starting with the pre-trained one: the
             control of the paper for what the pre-trained table contributes. Only in `instruct`.
         warm_start: projector warm start before pre-training, not in the paper; None skips it.
         cache_features: cache the frozen vision tower's features of each image on disk, so that later epochs and runs
@@ -394,7 +394,7 @@ class Recipe(RecipeSection):
     @model_validator(mode="after")
     def _fresh_table_of_a_model_with_one(self) -> "Recipe":
         if self.pretrain is not None and self.pretrain.fresh_level_table:
-            raise ValueError("pretrain.fresh_level_table: only instruct can draw the level table anew; move it there")
+            raise ValueError("pretrain.fresh_level_table: only instruct can draw a new level table; move it there")
         if self.instruct is not None and self.instruct.fresh_level_table and self.model.alignment == "none":
             raise ValueError(
                 "instruct.fresh_level_table: with model.alignment none there is no level table; set it to false"

@@ -1,26 +1,16 @@
 """The data sections of a recipe: files of samples, sources to be mixed, and validation data."""
 
-import os
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from aligngpt.hub_names import written_locally
+from aligngpt.hub_names import output_trouble
 
 
 class RecipeSection(BaseModel):
     """Base of all sections of a recipe: unknown keys, `.nan` and `.inf` are refused, and values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def output_trouble(path: str) -> str | None:
-    """Why a run cannot be written to a path: it is an address, or begins with `~`; None if it can."""
-    if (trouble := written_locally(path)) is not None:
-        return trouble
-    if (whole := os.path.expanduser(path)) != path:
-        return f"the ~ in {path} is not replaced, so a folder of that name would be made; write the whole path, {whole}"
-    return None
 
 
 def _on_this_machine(path: str) -> str:
@@ -47,12 +37,15 @@ class SourceRecipe(RecipeSection):
             FineVision: `{relevance: 3}` reads `relevance_ratings`. Answers rated lower are read as context; records
             with no other answer, or without these ratings, are rejected (`low_rating`, `no_rating`). When None, the
             stage's; `{}` for none.
+        levels: the levels of Parquet or tar files, in a table that `aligngpt levels SCORES --out levels.parquet` wrote
+            for them; in place of the levels in their records.
     """
 
     data: str
     image_root: str | None = None
     weight: float = Field(1.0, gt=0)
     min_ratings: dict[str, float] | None = None
+    levels: str | None = None
 
 
 def _kind_of_data(value: object) -> str:

@@ -13,7 +13,7 @@ class RecipeError(AlignGPTError):
     """A recipe cannot be read or has an invalid value; the message names the file and the field."""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML would take the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -38,7 +38,7 @@ def recipe_content(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         RecipeError: the file or one of its bases cannot be read.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except FileNotFoundError as error:
         raise RecipeError(f"the recipe {path} cannot be read: no such file{_instead_of(path)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -103,6 +103,6 @@ def set_value(content: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise RecipeError(f"{override!r}: {section} is a value, not a section")
     try:
-        target[field] = yaml.load(value, _UniqueKeyLoader)
+        target[field] = yaml.load(value, UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error

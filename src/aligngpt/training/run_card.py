@@ -90,37 +90,30 @@ class DataFacts:
             raise AlignGPTError(f"{path} is damaged ({error}); remove it to get a card without these facts") from error
 
 
-def run_card(
-    recipe: Recipe,
-    results: Sequence["StageResult"],
-    samples: Mapping[StageName, DataFacts],
-    evaluations: Sequence["AccuracyRow"] = (),
-) -> str:
+def run_card(recipe: Recipe, results: Sequence["StageResult"], samples: Mapping[StageName, DataFacts]) -> str:
     """The text of the model card of a run.
 
     Args:
         recipe: of the run.
         results: steps, time, memory and loss of each stage.
         samples: facts about the training data of each stage, if they are known.
-        evaluations: accuracies of the model; `with_results` can add them later.
     """
     backbones = dict.fromkeys((recipe.model.language_model, recipe.model.vision_tower))
     licences = {name: licence_of(name) for name in backbones}
     adapters = recipe.instruct is not None and recipe.instruct.lora is not None and not recipe.instruct.lora.merge
-    text = card_text(
+    return card_text(
         Path(recipe.output).resolve().name,
         _introduction(recipe),
         base_models=[name for name in licences if is_hub_name(name)],
         sections=[
             *([_adapters(recipe)] if adapters else []),
-            f"## Results\n\n{RESULTS_BEGIN}\n{RESULTS_END}",
+            f"## Results\n\n{RESULTS_BEGIN}\n{_results([])}\n{RESULTS_END}",
             _training(results, recipe),
             _data([result.stage for result in results], samples, recipe.model.num_levels),
             _recipe(recipe),
             _licences(licences),
         ],
     )
-    return with_results(text, evaluations) or text
 
 
 def write_run_card(folder: Path, recipe: Recipe, results: Sequence["StageResult"]) -> None:

@@ -1,4 +1,4 @@
-"""The recipes that come with the package: their list, and their text for a file of one's own."""
+"""The recipes that come with the package: their list, and their text, to be saved and edited."""
 
 from typing import Any
 

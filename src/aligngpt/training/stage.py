@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from safetensors.torch import save
 
 from aligngpt.data.sources.finding import content_of
 from aligngpt.data.sources.fingerprints import files_fingerprint
+from aligngpt.data.sources.remote import content_hash
 from aligngpt.device import supports_bfloat16
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
@@ -157,6 +160,7 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     if template is not None and template not in NAMED_TEMPLATES and Path(template).is_file():
         model["chat_template"] = content_of(Path(template))
     contents = [content_of(Path(source.data)) for source in stage.sources]
+    contents += [content_hash(Path(source.levels)) for source in stage.sources if source.levels is not None]
     without = WITHOUT_EFFECT | HOW_IT_IS_COMPUTED | {"pretrained"}
     settings: dict[str, Any] = {
         # Defaults are left out, so that a setting added in a later version does not change the hash of existing runs.
@@ -211,6 +215,23 @@ def claim(folder: Path, fingerprint: str) -> None:
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     with atomic_write(path) as file:
         file.write(fingerprint)
+
+
+def claimed(folder: Path, fingerprint: str, patience: float) -> bool:
+    """Whether the main process's `claim` of the folder can be seen here; not so in a folder of the same name elsewhere.
+
+    Args:
+        folder, fingerprint: see `claim`.
+        patience: seconds to wait for it.
+    """
+    give_up = time.monotonic() + patience
+    while True:
+        with suppress(OSError):
+            if (folder / "fingerprint").read_text() == fingerprint:
+                return True
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.5)
 
 
 def decide_precision(stage: StageRecipe, device: torch.device, folder: Path) -> str:

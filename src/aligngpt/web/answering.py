@@ -12,7 +12,7 @@ from PIL import Image
 
 from aligngpt.data.images.opening import FORMATS, MAX_PIXELS, MAX_RATIO, MAX_SIDE, ImageError, open_image
 from aligngpt.errors import AlignGPTError
-from aligngpt.inference.engine import Engine, Failed, Finished, Piece, Request, Sampling
+from aligngpt.inference.engine import Engine, Failed, Finished, Request, Sampling, TextDelta
 from aligngpt.inference.requests import Event
 from aligngpt.inference.similarity_map import similarity_map
 from aligngpt.web.drawing import gate_bars, highlighted, seen_by_model
@@ -175,7 +175,7 @@ class Answering:
                 texts[number] = event.answer.text or "(the model answered with nothing)"
                 if not event.answer.stopped:
                     remarks = f"An answer was cut off after {event.answer.tokens} tokens (--max-new-tokens)."
-            elif isinstance(event, Piece):
+            elif isinstance(event, TextDelta):
                 if not event.text:
                     continue
                 texts[number] += event.text

@@ -350,6 +350,10 @@ def test_the_settings_of_pictures_tell_what_decodes_them(
     with monkeypatch.context() as patched:
         patched.setattr(PIL, "__version__", "0")
         assert dataset.picture_settings != settings
+    (tmp_path / "conversion.py").write_text("")
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets, "CONVERSION", tmp_path / "conversion.py")
+        assert dataset.picture_settings != settings
     code = Path(shutil.copytree(datasets.DECODING, tmp_path / "code"))
     (code / "opening.py").write_text("")
     monkeypatch.setattr(datasets, "DECODING", code)

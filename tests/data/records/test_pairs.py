@@ -250,14 +250,14 @@ def test_shards_need_a_positive_size(tmp_path: Path) -> None:
         open_pairs(llava_array(tmp_path), shard_size=0)
 
 
+# The resource module reports at least the peak of the parent process, which Linux hands on.
 READ = """
-import resource, sys
+import sys
 from aligngpt.data.records.pairs import open_pairs
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+from aligngpt.device import peak_memory
 source = open_pairs(sys.argv[1])
-before = peak()
-print(sum(1 for shard in source.shards() for pair in source.read(shard)), peak() - before)
+before = peak_memory()
+print(sum(1 for shard in source.shards() for pair in source.read(shard)), (peak_memory() - before) / 2**20)
 """
 
 
@@ -285,9 +285,9 @@ def test_memory_does_not_grow_with_the_number_of_pairs(is_array: bool, tmp_path:
     assert growth_of(path, 200_000) < 60
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_row_group(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
-    columns = {"image": [os.urandom(50_000) for _ in range(4000)], "caption": ["one"] * 4000}
+    columns = {"image": [os.urandom(50_000) for _ in range(2000)], "caption": ["one"] * 2000}
     pyarrow.parquet.write_table(pyarrow.table(columns), path, write_batch_size=16, use_dictionary=False)
-    assert growth_of(path, 4000) < 60
+    assert growth_of(path, 2000) < 60

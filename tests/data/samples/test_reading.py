@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aligngpt.data.records.sample import parse_record
+from aligngpt.data.records.sample import parse_record, to_record
 from aligngpt.data.rejects import Rejects, TooManyRejects
-from aligngpt.data.samples.reading import load_samples, read_samples, write_records, write_samples
+from aligngpt.data.samples.reading import load_samples, read_samples, trouble_with, write_records
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.byte_ranges import BrokenLine
 from aligngpt.data.sources.json import read_records
@@ -217,11 +217,10 @@ def test_a_mistyped_folder_is_an_error_about_the_file_not_the_image_root(tmp_pat
 def test_samples_without_a_level_are_rejects_where_one_is_needed(folder: Path) -> None:
     text: dict[str, Any] = {"question": "1 + 1?", "answer": "2"}
     path = written(folder / "data.jsonl", lines_of(RECORDS[0] | {"similarity": 0}, RECORDS[1], text))
-    with Rejects(folder / "rejects.jsonl", max_share=0.5) as rejects:
-        found = load_samples(path, require_level=True, rejects=rejects)
-    assert [(sample.record, sample.level) for sample in found] == [(0, 1), (2, None)]
-    assert rejects.by_reason == {"no_level": 1}
-    assert "aligngpt levels" in (folder / "rejects.jsonl").read_text()
+    samples = load_samples(path, rejects=Rejects(None))
+    leveled, without, no_image = (trouble_with(one, folder, require_level=True, check_images=True) for one in samples)
+    assert leveled is None and no_image is None
+    assert without is not None and without[0] == "no_level" and "aligngpt levels" in without[1]
 
 
 @pytest.mark.parametrize("content", ["[]", lines_of({"image": "gone.png", "caption": "A cat."})])
@@ -235,7 +234,7 @@ def test_a_file_without_a_sample_is_an_error(folder: Path, content: str) -> None
 def test_written_samples_are_read_back(tmp_path: Path, name: str, start: str) -> None:
     samples = [parse_record(record | {"similarity": i}, i) for i, record in enumerate(RECORDS)]
     path = tmp_path / "new" / name
-    write_samples(path, samples)
+    write_records(path, [to_record(sample) for sample in samples])
     text = path.read_text(encoding="utf-8")
     assert text.startswith(start) and "猫" in text and text.count("\n") == (5 if name == "out.json" else 3)
     assert [sample for sample, _ in read_samples(path, Rejects(None))] == samples

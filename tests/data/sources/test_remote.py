@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from object_store import forget
 from PIL import Image
 
 from aligngpt.data.images.opening import ImageError, check_image, open_image, resolve_image
@@ -19,7 +20,7 @@ from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.finding import content_of, find_records, is_pattern, name_of_data, root_of_data
 from aligngpt.data.sources.remote import RemotePath, located
-from aligngpt.data.sources.remote_store import RemoteChangedError, RemoteError, forget
+from aligngpt.data.sources.remote_store import RemoteChangedError, RemoteError
 
 
 def png(colour: str, size: int = 8) -> bytes:

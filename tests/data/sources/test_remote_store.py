@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_store import Store
+from object_store import Store, forget
 from PIL import Image
 
 from aligngpt.data.images.reference import Picture
@@ -77,7 +77,7 @@ def test_a_tar_file_is_read_once_with_its_images(store: Store, tar: bytes, pictu
 
 def test_an_image_is_read_by_its_range(store: Store, tar: bytes, pictures: list[bytes]) -> None:
     samples = read(opened(store.put("t/0.tar", tar)))
-    remote_store.forget()
+    forget()
     before = store.proxy.served
     assert picture_of(samples[5]).read() == pictures[5]
     picture_of(samples[6]).check()
@@ -109,7 +109,7 @@ def test_lines_are_streamed(store: Store) -> None:
     assert isinstance(first, Record) and first.value == records[2000]
     # The records are counted once, front to back; the shard is still in memory.
     assert store.proxy.served - before < 3.3e6
-    remote_store.forget()
+    forget()
     before = store.proxy.served
     next(iter(source.read(source.shards()[2])))
     assert store.proxy.served - before < 1.2 * BLOCK
@@ -127,7 +127,7 @@ def test_a_dropped_connection_is_resumed(store: Store, tar: bytes, pictures: lis
 
 def test_a_connection_that_is_always_dropped_stops_the_reading(store: Store, tar: bytes) -> None:
     source = opened(store.put("t/0.tar", tar))
-    remote_store.forget()
+    forget()
     store.proxy.drops = [100] * 50
     with pytest.raises(RemoteError, match=r"s3://pairs/t/0\.tar cannot be read: no connection after 3 attempts"):
         read(source)
@@ -141,7 +141,7 @@ def test_an_object_replaced_while_it_is_read_ends_the_reading(store: Store, tar:
     store.put("t/0.tar", tar[:-1024] + tar[-1024:][::-1] + bytes(1024))
     with pytest.raises(RemoteChangedError, match=r"s3://pairs/t/0\.tar changed while it was being read"):
         list(records)
-    remote_store.forget()
+    forget()
     with pytest.raises(RemoteChangedError):
         picture_of(sample).read()
 
@@ -162,7 +162,7 @@ def test_an_object_replaced_between_two_shards_ends_the_reading(store: Store, ta
 def test_a_removed_object_is_no_damaged_one(store: Store, tar: bytes) -> None:
     source = opened(store.put("t/0.tar", tar))
     store.client.delete_object(Bucket="pairs", Key="t/0.tar")
-    remote_store.forget()
+    forget()
     with pytest.raises(RemoteChangedError, match="removed while it was being read"):
         read(source)
 
@@ -189,7 +189,7 @@ def test_errors_say_what_failed_and_what_to_do(store: Store, tar: bytes, monkeyp
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    remote_store.forget()
+    forget()
     with pytest.raises(RemoteDeniedError, match=r"no credentials were found; set .*AWS_ACCESS_KEY_ID"):
         opened("s3://pairs/t")
 
@@ -213,7 +213,7 @@ def test_refused_access_is_told_without_the_secrets(store: Store, monkeypatch: p
 def test_no_network_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    remote_store.forget()
+    forget()
     with pytest.raises(RemoteError, match=r"no connection after 3 attempts.*check the network and the endpoint"):
         located("s3://pairs/a.tar").exists()
 

@@ -526,6 +526,36 @@ def test_there_and_back_and_there_again_gives_the_same_model(
     assert_answers_alike(tmp_path / "again", model, processor, pictures)
 
 
+def test_a_trained_tower_goes_back_only_with_a_folder_of_its_own(
+    assembled: Callable, tmp_path: Path, tower_folder: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, processor = assembled(text_pooling="all")
+    processor.save_pretrained(tmp_path / "ours")
+    model.bfloat16().save_pretrained(tmp_path / "ours")
+    to_original(tmp_path / "ours", tmp_path / "rounded", vision_tower=str(tower_folder("clip")))
+    assert "note:" not in capsys.readouterr().err
+    with torch.no_grad():
+        next(model.model.vision_tower.parameters())[0] += 1
+    model.save_pretrained(tmp_path / "ours")
+    with pytest.raises(LayoutError, match=r"has other weights than .* give --vision-tower FOLDER"):
+        to_original(tmp_path / "ours", tmp_path / "back", vision_tower=str(tower_folder("clip")))
+    assert not (tmp_path / "back").exists()
+    model.model.vision_tower.save_pretrained(tmp_path / "own")
+    shutil.copy(tower_folder("clip") / "preprocessor_config.json", tmp_path / "own")
+    to_original(tmp_path / "ours", tmp_path / "back", vision_tower=str(tmp_path / "own"))
+    to_original(tmp_path / "ours", tmp_path / "unknown", vision_tower="owner/tower")
+    assert "if this model's tower was trained, give a folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tower_other_than_clip_is_said(
+    assembled: Callable, tmp_path: Path, tower_folder: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in assembled("llama", "siglip", text_pooling="all"):
+        part.save_pretrained(tmp_path / "ours")
+    to_original(tmp_path / "ours", tmp_path / "back", vision_tower=str(tower_folder("siglip")))
+    assert "builds a CLIP only, and the vision tower of this model is a siglip" in capsys.readouterr().err
+
+
 def test_what_the_gate_reads_goes_there_and_back_and_is_said(
     assembled: Callable, tmp_path: Path, tower_folder: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,11 +1,12 @@
 import random
 import re
+from typing import get_args
 
 import pytest
 
 from aligngpt.quickstart.scenes.captions import Style, choose_style, write_caption
 from aligngpt.quickstart.scenes.material import CATEGORIES, Material
-from aligngpt.quickstart.scenes.noise import NOISES, Noise, NoiseError, make_noise, noisy_places
+from aligngpt.quickstart.scenes.noise import Noise, NoiseError, make_noise, noisy_places
 from aligngpt.quickstart.scenes.scene import PLACES, Scene, SceneRules
 
 Made = list[tuple[Scene, Style, str, Noise, str]]
@@ -42,7 +43,7 @@ def places_told(scene: Scene, caption: str) -> dict[str, set[str]]:
 
 
 def test_every_kind_occurs_and_none_is_the_exact_caption(made: Made) -> None:
-    assert {kind for _, _, _, kind, _ in made} == set(NOISES)
+    assert {kind for _, _, _, kind, _ in made} == set(get_args(Noise))
     assert all(text != caption for _, _, caption, _, text in made)
 
 

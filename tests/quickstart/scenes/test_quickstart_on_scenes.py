@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from aligngpt.quickstart.run_folder import Run, Settings
 from aligngpt.quickstart.scenes.files import ScenesFiles
 from aligngpt.quickstart.scenes.language_model import scenes_language_model
 from aligngpt.quickstart.scenes.material import Material
-from aligngpt.quickstart.scenes.noise import NOISES
+from aligngpt.quickstart.scenes.noise import Noise
 from aligngpt.quickstart.scenes.preparing import Sizes
 from aligngpt.quickstart.scenes_files import QUALITY, prepare_scenes_for_quickstart
 from aligngpt.training.recipe import load_recipe
@@ -93,7 +93,7 @@ def test_the_language_model_of_scenes_comes_with_the_package() -> None:
 
 def test_each_caption_says_whether_it_is_right_vague_or_wrong(prepared: tuple[ScenesFiles, Path, Path]) -> None:
     files, captions, pairs = prepared
-    assert set(QUALITY) == {"clean", *NOISES}
+    assert set(QUALITY) == {"clean", *get_args(Noise)}
     records: list[Any] = [record for _, record in read_records(captions)]
     assert [(one["id"], one["noise"], one["conversations"]) for one in records] == [
         (one["id"], one["noise"], one["conversations"])
@@ -136,7 +136,7 @@ def test_the_whole_quickstart_on_scenes(
     for split in splits:
         assert f"AlignGPT, {split}" in first and f"Text only, {split}" in first
     kinds = json.loads((run.folder / "separation.json").read_text())["by_kind"]
-    assert kinds and set(kinds) <= set(NOISES) and sum(one["captions"] for one in kinds.values()) == 20
+    assert kinds and set(kinds) <= set(get_args(Noise)) and sum(one["captions"] for one in kinds.values()) == 20
     assert all(0 <= one["low"] <= one["roc_auc"] <= one["high"] <= 1 for one in kinds.values())
     assert all(f"{kind} {one['roc_auc']:.3f} (" in first for kind, one in kinds.items())
     assert '0.png "how many things are in the picture?"' in first

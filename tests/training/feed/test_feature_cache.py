@@ -21,7 +21,7 @@ from aligngpt.data.batches.dataset import ConversationDataset
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.reading import load_samples
 from aligngpt.model import assembling
-from aligngpt.training import run
+from aligngpt.training import stage_run
 from aligngpt.training.feed import feature_cache as module
 from aligngpt.training.feed.feature_cache import FeatureCache, features_kept_for, pictures_at_most
 from aligngpt.training.recipe import Recipe, RecipeError
@@ -121,7 +121,7 @@ class Stop(TrainerCallback):
 
 @contextmanager
 def stopping(monkeypatch: pytest.MonkeyPatch, step: int, checkpoint: int) -> Iterator[None]:
-    make = run.StageTrainer
+    make = stage_run.StageTrainer
 
     def make_stopping(*args: Any, **kwargs: Any) -> Any:
         trainer = make(*args, **kwargs)
@@ -129,7 +129,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, step: int, checkpoint: int) -> Ite
         return trainer
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "StageTrainer", make_stopping)
+        patch.setattr(stage_run, "StageTrainer", make_stopping)
         yield
 
 

@@ -28,7 +28,7 @@ class Collator:
     Args:
         pad_token_id: token id that pads `input_ids`.
         packed: concatenate all rows without padding, for a model whose attention is `aligngpt_packed`.
-        multiple: fill up the end of a packed row to a multiple of so many tokens, with a piece of its own. Kernels
+        multiple: fill up the end of a packed row to a multiple of that many tokens, with a piece of its own. Kernels
             compiled for one length then serve many batches.
     """
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from aligngpt import upright_rgb
 from aligngpt.data.batches.examples import Example, ExampleError, Row, images_in, response_of, tokenize
 from aligngpt.data.batches.rows import rows_of
 from aligngpt.data.images import opening
@@ -25,6 +26,7 @@ from aligngpt.data.rejects import Rejected
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.data.samples.preparing import code_digest
 from aligngpt.data.samples.sequence import picture_of
+from aligngpt.data.sources.finding import content_of
 from aligngpt.errors import AlignGPTError
 from aligngpt.model.modeling import IGNORE_INDEX
 from aligngpt.model.processing import AlignGPTProcessor
@@ -32,6 +34,9 @@ from aligngpt.model.vision_towers import Framing, framing
 
 DECODING = Path(opening.__file__).parent
 """Folder of the modules that decode images."""
+
+CONVERSION = Path(upright_rgb.__file__)
+"""The module that makes decoded images upright and RGB."""
 
 NEIGHBOURS = 64
 """Number of rows around one that cannot be used from which its replacement is drawn first; doubled at each attempt."""
@@ -249,7 +254,7 @@ class ConversationDataset(Dataset[Row]):
     def picture_settings(self) -> dict[str, Any]:
         """All that affects how images are decoded and preprocessed, as plain data."""
         settings: dict[str, Any] = json.loads(self.processor.image_processor.to_json_string())
-        return settings | self._how | {"decoding": [PIL.__version__, code_digest(DECODING)]}
+        return settings | self._how | {"decoding": [PIL.__version__, code_digest(DECODING), content_of(CONVERSION)]}
 
     def preprocess(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Preprocess images for the vision tower; returns `(images, channels, height, width)`."""

@@ -3,21 +3,20 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError, features
-from PIL.ExifTags import Base
 
 from aligngpt.data.images.near_names import near_names
 from aligngpt.data.sources.mistaken_files import mistaken_for, not_read
 from aligngpt.data.sources.remote import RemotePath, image_below
 from aligngpt.data.sources.remote_store import RemoteDeniedError
 from aligngpt.errors import AlignGPTError
+from aligngpt.upright_rgb import upright_rgb
 
 ImageReason = Literal["missing", "empty", "not_an_image", "truncated", "too_large", "outside_root", "unreadable"]
 IMAGE_REASONS: tuple[str, ...] = get_args(ImageReason)
@@ -37,23 +36,6 @@ gigabytes of an image of 20000 × 1 pixels."""
 
 HEADER = 1 << 16
 """Bytes that contain the header of most images."""
-
-STRIP_PIXELS = 1 << 18
-"""Pixels converted at a time."""
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What makes an image upright, by its EXIF orientation."""
-
-_ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
-"""What an image's `info` may have its orientation in."""
 
 # Pillow knows its rarer formats by name only once all of its plugins are registered.
 Image.init()
@@ -144,17 +126,12 @@ def open_image(
     name = _name(source)
     try:
         image.load()
-        return as_opened(image)
+        return upright_rgb(image)
     except (OSError, EOFError, SyntaxError) as error:
         raise ImageError("truncated", f"{name} is damaged or cut short: {error}") from error
     except Exception as error:
         # Decoders raise whatever they meet in a damaged file, such as TypeError or RuntimeError.
         raise ImageError("unreadable", f"{name} cannot be decoded: {error}") from error
-
-
-def as_opened(image: Image.Image) -> Image.Image:
-    """What `open_image` makes of an image that is decoded already: upright and RGB."""
-    return _to_rgb(_upright(image))
 
 
 def check_image(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -285,68 +262,6 @@ def _beginning(source: Path | BinaryIO) -> bytes:
             return file.read(100)
     source.seek(0)
     return source.read(100)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF says to show it.
-
-    `ImageOps.exif_transpose` would also encode the EXIF anew, which fails for tags of a wrong type.
-    """
-    turn = None
-    # An image whose EXIF cannot be read is shown as it is stored.
-    with suppress(Exception):
-        turn = _UPRIGHT.get(image.getexif().get(Base.Orientation, 1))
-    if turn is None:
-        return image
-    turned = image.transpose(turn)
-    for name in _ORIENTED:
-        # Otherwise, who opens it again would turn it once more.
-        turned.info.pop(name, None)
-    return turned
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        top = _float_top(image) if image.mode == "F" else 65535
-        return _by_strips(image, lambda strip: _scaled_to_8_bits(strip, top))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _by_strips(image, _on_white)
-    return image.convert("RGB")
-
-
-def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert a few rows at a time, to keep the intermediate copies small."""
-    result = Image.new("RGB", image.size)
-    for strip, top in _strips(image):
-        result.paste(convert(strip), (0, top))
-    return result
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
-    """Yield horizontal strips of an image, each with its first row."""
-    width, height = image.size
-    rows = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        yield image.crop((0, top, width, min(top + rows, height))), top
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    opaque = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
-
-
-def _float_top(image: Image.Image) -> float:
-    """The white level of a float image: the smallest of 1, 255 and 65535 that covers its values, else its maximum."""
-    largest = max((float(np.nan_to_num(np.asarray(strip), posinf=0).max()) for strip, _ in _strips(image)), default=0)
-    return next((top for top in (1.0, 255.0, 65535.0) if largest <= top), largest)
-
-
-def _scaled_to_8_bits(image: Image.Image, top: float) -> Image.Image:
-    """Scale gray values 0…`top` to 8 bits. Pillow would clip them at 255, turning nearly every image white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    return Image.fromarray(np.clip(values * 255 / top, 0, 255).round().astype(np.uint8)).convert("RGB")
 
 
 def _name(source: Path | bytes | BinaryIO) -> str:

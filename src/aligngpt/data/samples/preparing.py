@@ -21,11 +21,12 @@ from aligngpt.data.records.sample import Sample
 from aligngpt.data.records.stored import Found, Unread, archive_samples
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.index import ARCHIVE_FILE, SAMPLES_FILE, PreparedSamples
+from aligngpt.data.samples.levels_table import LevelsTable
 from aligngpt.data.samples.reading import read_samples, trouble_with
 from aligngpt.data.samples.table import SCHEMA, row_of
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.finding import Archive, archive_at, content_of, root_of, root_of_data
-from aligngpt.data.sources.remote import located
+from aligngpt.data.sources.remote import content_hash, located
 from aligngpt.data.sources.stored_images import ArchivePictures
 from aligngpt.progress import Meter
 
@@ -57,6 +58,7 @@ def prepare_samples(
     among_others: bool = False,
     min_ratings: Mapping[str, float] | None = None,
     ratings_needed: bool = True,
+    levels: Path | None = None,
 ) -> PreparedSamples:
     """Load samples like `load_samples`, archives included, but cache the result in `cache_folder("samples")`.
 
@@ -73,6 +75,7 @@ def prepare_samples(
         min_ratings: the lowest rating of an answer that is learned from, by the rating's name; see
             `without_low_ratings`.
         ratings_needed: whether records without these ratings are rejected, or else kept as they are.
+        levels: a table of the levels of an archive, in place of those in its records; see `LevelsTable`.
 
     Raises:
         SourceError: the file cannot be read, changes while it is read, or contains no usable record.
@@ -89,12 +92,14 @@ def prepare_samples(
     # The archive's folder is part of the key, since its files will be opened again at this location.
     where = str(root.resolve()) if archive is None else [str(root.resolve()), str(archive.folder.resolve())]
     lowest = Lowest({} if min_ratings is None else dict(sorted(min_ratings.items())), ratings_needed)
-    key = json.dumps([FORMAT, code_digest(RULES), state, where, demands, lowest if lowest.ratings else {}])
+    table = None if levels is None else LevelsTable.load(levels, path, archive)
+    beside = [] if levels is None else [content_hash(levels)]
+    key = json.dumps([FORMAT, code_digest(RULES), state, where, demands, lowest if lowest.ratings else {}, *beside])
     folder = entry_path("samples", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
     found = _opened(folder, root, demands)
     if found is None:
         try:
-            _build(folder, path, archive, root, demands, lowest)
+            _build(folder, path, archive, root, demands, lowest, table)
         except CacheError:
             # Another process may have built it in the meantime.
             if (found := _opened(folder, root, demands)) is None:
@@ -210,6 +215,7 @@ def _build(
     root: Path,
     demands: dict[str, bool],
     lowest: Lowest,
+    table: LevelsTable | None,
 ) -> None:
     state = _state_of(path, archive)
     with (
@@ -223,7 +229,10 @@ def _build(
         rows: list[dict[str, Any]] = []
         if archive is not None:
             ArchivePictures.of(archive).save(made / ARCHIVE_FILE)
-        for part in _parts(_rated(_found_in(path, archive, rejects, demands), rejects, lowest)):
+        read = _found_in(path, archive, rejects, demands)
+        if table is not None:
+            read = (found._replace(sample=table.applied_to(found.sample)) for found in read)
+        for part in _parts(_rated(read, rejects, lowest)):
             for found, trouble in zip(part, _troubles(pool, part, root, demands), strict=True):
                 sample = found.sample
                 if trouble is not None:

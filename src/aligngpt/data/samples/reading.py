@@ -7,7 +7,7 @@ from typing import Any
 
 from aligngpt.data.images.opening import ImageError, check_image, resolve_image
 from aligngpt.data.records.error import RecordError
-from aligngpt.data.records.sample import Sample, own_id, parse_record, to_record
+from aligngpt.data.records.sample import Sample, own_id, parse_record
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.byte_ranges import BrokenLine
@@ -39,7 +39,6 @@ def load_samples(
     path: Path,
     *,
     image_root: Path | None = None,
-    require_level: bool = False,
     rejects: Rejects,
     check_images: bool = True,
 ) -> list[Sample]:
@@ -48,7 +47,6 @@ def load_samples(
     Args:
         path: see `read_values`.
         image_root: folder that image paths are relative to; the source's own folder when None.
-        require_level: reject samples with an image but without an alignment level.
         rejects: receives the unusable records.
         check_images: check that each image exists and has a valid header now, rather than when it is opened.
 
@@ -60,7 +58,7 @@ def load_samples(
     before = rejects.count
     samples = []
     for sample, _ in read_samples(path, rejects):
-        if trouble := trouble_with(sample, root, require_level=require_level, check_images=check_images):
+        if trouble := trouble_with(sample, root, require_level=False, check_images=check_images):
             rejects.add(sample.record, sample.id, *trouble)
         else:
             samples.append(sample)
@@ -71,7 +69,14 @@ def load_samples(
 
 
 def trouble_with(sample: Sample, root: Path, *, require_level: bool, check_images: bool) -> tuple[str, str] | None:
-    """Why a sample is unusable: the short reason and the full message; None if it is usable. See `load_samples`."""
+    """Why a sample is unusable: the short reason and the full message; None if it is usable.
+
+    Args:
+        sample: the sample.
+        root: folder that its image paths are relative to.
+        require_level: a sample with an image but without an alignment level is unusable.
+        check_images: see `load_samples`.
+    """
     if require_level and sample.images and sample.level is None:
         return "no_level", "no alignment level (field `similarity`); run `aligngpt levels` first"
     try:
@@ -82,11 +87,6 @@ def trouble_with(sample: Sample, root: Path, *, require_level: bool, check_image
     except ImageError as error:
         return error.reason, str(error)
     return None
-
-
-def write_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Write samples as LLaVA records: a JSON array if the name ends in `.json`, else JSON lines; atomic."""
-    write_records(path, [to_record(sample) for sample in samples])
 
 
 def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from aligngpt.data.sources.text_files import packed_with
 CHUNK = 1 << 20
 
 HEAD = 1024
-"""Bytes by which a compressed archive is recognized before it is decompressed."""
+"""Bytes by which a compressed archive is recognised before it is decompressed."""
 
 # Those of pyarrow are OSError and ValueError.
 _ERRORS = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)

@@ -64,7 +64,7 @@ def _find(what: str, named: str | None, usual: tuple[str, ...], there: list[str]
             return name
     raise SourceError(
         f"{where} has no column for the {what}: expected {' or '.join(wanted)}, found {', '.join(there) or 'none'}; "
-        "name the right one"
+        f"rename it{'' if named is None else ', or name another'}"
     )
 
 

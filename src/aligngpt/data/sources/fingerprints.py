@@ -34,7 +34,7 @@ def files_fingerprint(files: Sequence[Path], folder: Path) -> str:
     larger file, plus the footer if it is Parquet. The footer has the size, position and extremes of each column of each
     row group, so that changed texts are almost always detected. A change is not detected if it was made in place, at
     the same length and between the stretches; in Parquet, it must also leave the column's extremes and its compressed
-    size unchanged, while nothing in a tar file summarizes its texts. A tar file that was packed again is detected if
+    size unchanged, while nothing in a tar file summarises its texts. A tar file that was packed again is detected if
     its packer records the time, as most do. The files' own modification times play no part. For an address, the
     store's version of each object (its ETag) stands for its content, so it differs from that of a copy on disk.
 

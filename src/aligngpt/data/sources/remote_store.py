@@ -107,7 +107,7 @@ def ask(address: str, action: Callable[[Any], T]) -> T:
 
 
 def state_of(address: str) -> ObjectState | None:
-    """The state of the object at an address, asked anew each time; None if it is a folder.
+    """The state of the object at an address, asked again each time; None if it is a folder.
 
     Raises:
         FileNotFoundError: there is nothing at the address.
@@ -286,10 +286,6 @@ class _Blocks:
             while len(self._kept) > KEPT_BLOCKS:
                 self._kept.popitem(last=False)
 
-    def clear(self) -> None:
-        with self._lock:
-            self._kept.clear()
-
     def renew(self) -> None:
         """Replace the lock, which another thread may have held when this process was forked."""
         self._lock = Lock()
@@ -297,12 +293,6 @@ class _Blocks:
 
 _blocks = _Blocks()
 os.register_at_fork(after_in_child=_blocks.renew)
-
-
-def forget() -> None:
-    """Forget the connections and blocks of this process, as after a change of the environment."""
-    _filesystem.cache_clear()
-    _blocks.clear()
 
 
 @lru_cache(maxsize=32)

@@ -15,7 +15,7 @@ class KeptTables:
     """Tables of numbers by the place of what was rated; each is saved as it comes.
 
     Args:
-        path: the file. Its first line has the state; a last line that a kill left incomplete is dropped.
+        path: the file. Its first line has the state; a last line that a killed process left incomplete is dropped.
         state: what the numbers depend on, as JSON values.
 
     Attributes:

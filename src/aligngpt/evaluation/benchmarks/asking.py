@@ -162,7 +162,7 @@ def _claim(
 
 
 def _drop_half_line(path: Path) -> None:
-    """Remove a last line that a kill left incomplete."""
+    """Remove a last line that a killed process left incomplete."""
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         with atomic_write(path, "wb") as file:

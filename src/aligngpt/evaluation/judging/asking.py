@@ -21,7 +21,7 @@ from aligngpt.evaluation.judging.verdicts import (
     without_thinking,
 )
 from aligngpt.files import atomic_write
-from aligngpt.progress import Meter, console
+from aligngpt.progress import Meter, say
 from aligngpt.scoring.judging.endpoint import Endpoint, Unanswered
 from aligngpt.scoring.judging.judge import DEFAULT_OPTIONS, OWN_FIELDS
 from aligngpt.scoring.judging.replies import SavedReplies, key_of
@@ -101,12 +101,9 @@ def judge_answers(
     questions = [*benchmark.judge_questions(items, texts, data), *benchmark.judge_questions(items, None, data)]
     before = judge.client.requests
     with SavedReplies(folder / REPLIES) as saved:
-        console.print(
+        say(
             f"{benchmark.title}: {judge.model} at {judge.client.url} judges {len(items):,} answers and as many "
-            f"reference answers; {len(saved):,} replies are saved",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"reference answers; {len(saved):,} replies are saved"
         )
         verdicts = asyncio.run(_Asking(judge, benchmark, saved).run(questions))
     if all(one.problem and not one.reply for one in verdicts):

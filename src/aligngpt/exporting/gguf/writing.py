@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +11,6 @@ from aligngpt.exporting.loading import ExportError
 from aligngpt.progress import Meter
 
 GGUFType = Literal["f32", "f16", "bf16", "q8_0"]
-TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
 
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 

@@ -66,8 +66,10 @@ class FastStep:
         """The step of a model; None if its language model is of another kind, quantised, or on several devices."""
         if type(model.model.language_model) not in FAMILIES or not _is_plain(model) or _is_watched(model):
             return None
-        with torch.inference_mode():
+        # The model's weights become parts of the joined ones, and autograd refuses tensors of inference mode.
+        with torch.inference_mode(False), torch.no_grad():
             step = cls(model)
+        with torch.inference_mode():
             return step if step._agrees() else None
 
     def applies(self, length: int) -> bool:

@@ -1,5 +1,6 @@
 """The loop that answers requests: between two steps some are read and join, and some have their answer and leave."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from aligngpt.inference.generation.pictures import Pictures
 from aligngpt.inference.generation.pool import pool_for
 from aligngpt.inference.generation.text import AnswerText
 from aligngpt.inference.generation.ticket import Ticket
-from aligngpt.inference.requests import Answer, EngineError, Event, Failed, Finished, Piece, TokenChoice
+from aligngpt.inference.requests import Answer, EngineError, Event, Failed, Finished, TextDelta, TokenChoice
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 
 THREAD_NAME = "aligngpt engine"
@@ -90,6 +91,7 @@ class Loop:
         self._jobs: deque[tuple[Callable[[], Any], SimpleQueue[Any]]] = deque()
         self._changed = Condition()
         self._thread: Thread | None = None
+        self._process: int | None = None
         self._closed = False
 
     @property
@@ -106,8 +108,9 @@ class Loop:
         """Add requests, all at once.
 
         Raises:
-            EngineError: the loop was closed.
+            EngineError: the loop was closed, or runs in another process.
         """
+        self._check_process()
         with self._changed:
             self._check_open()
             self._waiting.extend(tickets)
@@ -117,8 +120,9 @@ class Loop:
         """Do something with the model between two steps, in the engine's thread, and return its result.
 
         Raises:
-            EngineError: the loop was closed.
+            EngineError: the loop was closed, or runs in another process.
         """
+        self._check_process()
         done: SimpleQueue[Any] = SimpleQueue()
         with self._changed:
             self._check_open()
@@ -131,6 +135,8 @@ class Loop:
 
     def close(self) -> None:
         """End the thread; requests that are open fail."""
+        if self._is_of_another_process():
+            return
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -138,12 +144,24 @@ class Loop:
         if thread is not None and thread is not current_thread():
             thread.join()
 
+    def _is_of_another_process(self) -> bool:
+        """Whether this is a forked copy, whose thread and locks stayed in the process that it was copied from."""
+        return self._process not in (None, os.getpid())
+
+    def _check_process(self) -> None:
+        if self._is_of_another_process():
+            raise EngineError(
+                "the engine first answered in another process and does not work in a forked copy of it; make one in "
+                "this process"
+            )
+
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("the engine was closed")
 
     def _wake(self) -> None:
         if self._thread is None:
+            self._process = os.getpid()
             self._thread = Thread(target=self._work, name=THREAD_NAME, daemon=True)
             self._thread.start()
         self._changed.notify_all()
@@ -323,7 +341,7 @@ class Loop:
             if choice is not None:
                 row.choices.append(choice)
             text = row.text.add(token)
-            self._tell(row.ticket, Piece(row.index, text, () if choice is None else (choice,)))
+            self._tell(row.ticket, TextDelta(row.index, text, () if choice is None else (choice,)))
             if row.text.stopped or len(row.tokens) == row.ticket.sampling.max_new_tokens:
                 self._finish(first + place, stopped=False)
 
@@ -331,7 +349,7 @@ class Loop:
         row = self._rows[number]
         ticket = row.ticket
         if rest := row.text.finish():
-            self._tell(ticket, Piece(row.index, rest))
+            self._tell(ticket, TextDelta(row.index, rest))
         answer = Answer(
             text=row.text.text,
             tokens=len(row.tokens),

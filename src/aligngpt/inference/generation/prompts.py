@@ -16,6 +16,7 @@ from aligngpt.inference.requests import EngineError, Request
 from aligngpt.model.modeling import IGNORE_INDEX, AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import ChatTemplateError
+from aligngpt.upright_rgb import upright_rgb
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,8 @@ class PromptWriter:
     def _pixels(self, request: Request) -> Tensor | None:
         if not request.images:
             return None
-        pixels = self.processor.image_processor(images=list(request.images), return_tensors="pt")["pixel_values"]
+        images = [upright_rgb(image) for image in request.images]
+        pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.device, self.model.dtype)
 
     def _gate_ids(self, ids: Sequence[int], messages: list[dict[str, Any]]) -> list[int]:

@@ -1,7 +1,7 @@
 """Convert foreign models, one weight file at a time, to our model folders, and back to the original format."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from aligngpt.model.foreign.checkpoint_formats import (
 )
 from aligngpt.model.foreign.checks import Conversion, check_registers, check_weights, read_config
 from aligngpt.model.foreign.embedding_scale import embedding_scale, rescaled
-from aligngpt.model.foreign.first_stage import ALIGNMENT, STAGE_ONE_FILE, convert_first_stage, first_stage_file
+from aligngpt.model.foreign.first_stage import ALIGNMENT, convert_first_stage, first_stage_file
 from aligngpt.model.foreign.settings import (
     carry_pictures,
     check_before_loading,
@@ -43,9 +43,9 @@ from aligngpt.model.processing import ALIGN_TOKEN, IMAGE_TOKEN, AlignGPTProcesso
 from aligngpt.model.templates import VICUNA, for_images, one_template, stored_template
 from aligngpt.model.vision_towers import VisionTower, load_vision_tower
 from aligngpt.model.vocabulary import load_tokenizer, new_rows
-from aligngpt.progress import console
+from aligngpt.progress import say
 
-__all__ = ["STAGE_ONE_FILE", "Conversion", "convert", "convert_weights", "our_shapes", "to_original"]
+__all__ = ["Conversion", "convert", "convert_weights", "our_shapes", "to_original"]
 
 
 def convert(
@@ -185,13 +185,16 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     Args:
         source: one of our model folders.
         out: the output folder, new or empty; it appears only once it is complete.
-        vision_tower: where the original code will load the tower's configuration from.
+        vision_tower: where the original code will load the tower from, with its weights; a folder is compared with the
+            model's own tower.
 
     Returns:
         The number of parameters.
 
     Raises:
-        LayoutError: the model has a feature that the original code does not support, or `out` is not empty.
+        LayoutError: the model has a feature that the original code does not support, its vision tower has other
+            weights than that in the folder `vision_tower`, or `out` is not empty.
+        BackboneError: the folder `vision_tower` contains no vision tower.
         ShardError: the weights are missing or damaged.
     """
     check_new_folder(out, LayoutError)
@@ -207,9 +210,11 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     files = shard_files(source)
     rows = read_shapes(files)[EMBEDDINGS][0]
     vocabulary = rows - 2 if sorted(config.placeholder_ids) == [rows - 2, rows - 1] else rows
+    if compared := Path(vision_tower).is_dir():
+        _check_tower(source, files, vision_tower)
     theirs = OriginalLayout.their_config(config, vocabulary, vision_tower, pads)
-    for note in _notes_of_differences(config):
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    for note in _notes_of_differences(config, None if compared else vision_tower):
+        say(f"note: {note}")
     parameters = 0
     scale = 1 / embedding_scale(config.get_text_config().to_dict())
 
@@ -234,8 +239,33 @@ def to_original(source: Path, out: Path, *, vision_tower: str) -> int:
     return parameters
 
 
-def _notes_of_differences(config: AlignGPTConfig) -> Iterator[str]:
-    """What the original code does otherwise with one of our models, one sentence each."""
+def _check_tower(source: Path, files: Sequence[Path], vision_tower: str) -> None:
+    """Raise a LayoutError if a weight of the model's vision tower differs from that in a folder, beyond rounding."""
+    others = load_vision_tower(vision_tower).model.state_dict()
+    for file in files:
+        for name, tensor in read_shard(file).items():
+            other = others.get(name.removeprefix(TOWER)) if name.startswith(TOWER) else None
+            rounded = (tensor.dtype, torch.bfloat16, torch.float16)
+            if other is not None and not any(torch.equal(tensor, other.to(kind).to(tensor.dtype)) for kind in rounded):
+                raise LayoutError(
+                    f"the vision tower of {source} has other weights than {vision_tower}, from which the original code "
+                    "would load it; write this model's own with model.model.vision_tower.save_pretrained(FOLDER), copy "
+                    f"preprocessor_config.json of {vision_tower} there, and give --vision-tower FOLDER"
+                )
+
+
+def _notes_of_differences(config: AlignGPTConfig, not_compared: str | None) -> Iterator[str]:
+    """What the original code does otherwise with one of our models, one sentence each.
+
+    `not_compared` names the vision tower that it loads, if it is not known whether it is that of the model.
+    """
+    if not_compared is not None:
+        yield (
+            f"the original code loads the weights of the vision tower from {not_compared}; if this model's tower was "
+            "trained, give a folder as --vision-tower, which is then compared"
+        )
+    if (tower := config.vision_config.model_type) != "clip_vision_model":
+        yield f"the code of AlignGPT builds a CLIP only, and the vision tower of this model is a {tower}"
     if config.text_pooling != "all":
         yield (
             f"the gate of this model reads the text by text_pooling: {config.text_pooling}; the original code averages "

@@ -108,7 +108,7 @@ class Hand:
     Attributes:
         name: name of the set.
         licence: SPDX expression of the licence of its pictures.
-        draw: makes an RGBA picture of a thing's code at a side of so many pixels.
+        draw: makes an RGBA picture of a thing's code at a side of that many pixels.
         codes: codes of the things it has.
     """
 

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.quickstart.scenes.captions import Style, write_caption
@@ -11,7 +11,6 @@ from aligngpt.quickstart.scenes.material import CATEGORIES, Thing
 from aligngpt.quickstart.scenes.scene import Scene
 
 Noise = Literal["tags", "category", "exchanged-name", "exchanged-position", "other-scene", "language"]
-NOISES: tuple[Noise, ...] = get_args(Noise)
 
 ORACLE_QUALITY: dict[str, float] = {
     "clean": 1.0,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aligngpt.progress import Meter, console
+from aligngpt.progress import Meter, say
 from aligngpt.quickstart.prepared_folder import Facts, Plain, prepare_folder
 from aligngpt.quickstart.scenes.about import about_text
 from aligngpt.quickstart.scenes.captions import choose_style, write_caption
@@ -143,7 +143,7 @@ class _Build:
     def __init__(
         self, material: Material, seed: int, sizes: Sizes, encoder_noise: float, questions_per_picture: int
     ) -> None:
-        self._material, self._seed, self._sizes = material, seed, sizes
+        self._material, self._seed = material, seed
         self._encoder_noise, self._questions_per_picture = encoder_noise, questions_per_picture
         subgroups = [thing.subgroup for thing in material.seen]
         if len(set(subgroups)) < 3 or not material.unseen:
@@ -184,7 +184,7 @@ class _Build:
             for split, questions in asked.items()
         }
         # The folder is synced when this returns, which takes as long again on many disks.
-        console.print(f"writing {self.pictures} pictures to disk", highlight=False)
+        say(f"writing {self.pictures} pictures to disk")
         return facts | {"pairs_of_subgroups_kept_for_test_combination": "; ".join(_listed(self._held_out))}
 
     def _rules(self, split: str) -> SceneRules:

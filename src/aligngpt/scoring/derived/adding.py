@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from aligngpt.device import resolve_device
-from aligngpt.progress import Meter, console
+from aligngpt.progress import Meter, say
 from aligngpt.scoring.checksums import KEY, with_checksums
 from aligngpt.scoring.derived.measures import batch_numbers, negcliploss, specificity
 from aligngpt.scoring.derived.near_duplicates import MOST_IMAGES, near_duplicates
@@ -200,9 +200,7 @@ def _remove_others(out: Path, shards: int, wanted: Recorded) -> None:
         for name in stale:
             if name not in told:
                 told.add(name)
-                console.print(
-                    _remark(name, recorded[name], wanted[name]), markup=False, highlight=False, soft_wrap=True
-                )
+                say(_remark(name, recorded[name], wanted[name]))
         part = read_whole_part(out, shard).drop_columns([COLUMNS[name].name for name in stale])
         _replace(out, shard, part, {name: one for name, one in recorded.items() if name not in stale})
 

@@ -48,13 +48,11 @@ def train_dual_encoder(
     text_tower: str | Path,
     out: Path,
     *,
-    image_root: Path | None = None,
     vision_layers: int | None = None,
     image_pooling: ImagePooling = "class",
     projection_dim: int = 128,
     epochs: int = 20,
     batch_size: int = 256,
-    learning_rate: float = 1e-3,
     seed: int = 0,
     device: str = "auto",
     rejects: Rejects | None = None,
@@ -64,13 +62,13 @@ def train_dual_encoder(
     `PairScorer.load` and `AutoModel.from_pretrained` can load the folder. Writing it is atomic.
 
     Args:
-        source: LLaVA-format JSON or JSON lines; only samples with exactly one image are used.
+        source: LLaVA-format JSON or JSON lines with image paths relative to its folder; only samples with exactly one
+            image are used.
         image_tower: folder or hub name of a vision transformer with its image processor.
         text_tower: folder or hub name of a text encoder with its tokenizer.
         out: the folder to write; an existing one is replaced.
-        image_root: folder that image paths are relative to; the file's own folder when None.
         vision_layers, image_pooling, projection_dim: see `assemble_dual_encoder`.
-        epochs, batch_size, learning_rate: see `fit_projections`.
+        epochs, batch_size: see `fit_projections`.
         seed: random seed for the initial values of the maps and the order of the pairs.
         device: where the towers run.
         rejects: collects unusable pairs; they are only counted when None.
@@ -94,8 +92,8 @@ def train_dual_encoder(
         model, load_image_processor(image_tower), load_tokenizer(text_tower), device=device, dtype="float32"
     )
     rejects = Rejects(None) if rejects is None else rejects
-    encoded = encode_pairs(source, scorer, image_root=image_root, rejects=rejects)
-    fit_projections(model.cpu(), *encoded, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    encoded = encode_pairs(source, scorer, rejects=rejects)
+    fit_projections(model.cpu(), *encoded, epochs=epochs, batch_size=batch_size, seed=seed)
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)
         scorer.image_processor.save_pretrained(folder)
@@ -107,7 +105,6 @@ def encode_pairs(
     source: Path,
     scorer: PairScorer,
     *,
-    image_root: Path | None = None,
     rejects: Rejects,
     batch_size: int = 64,
 ) -> EncodedPairs:
@@ -117,7 +114,7 @@ def encode_pairs(
         DualEncoderError: the file has fewer than two usable pairs.
         SourceError, TooManyRejects: the pairs cannot be read, or too many of them are unusable.
     """
-    root = source.parent if image_root is None else image_root
+    root = source.parent
     samples = load_samples(source, image_root=root, rejects=rejects, check_images=False)
     total = len(samples) + rejects.count
     pairs_of_image: dict[str, list[Sample]] = {}

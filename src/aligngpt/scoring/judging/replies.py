@@ -29,8 +29,8 @@ class SavedReplies:
     """A file of replies; a context manager. Several processes may append to the same file.
 
     Each line is one write of `{"key", "reply"}`, or of `{"key", "no_text"}` for a reply without text; or several writes
-    where the disk takes only a part. A line that a kill or a full disk left incomplete is ignored, and its question
-    asked again.
+    where the disk takes only a part. A line that a killed process or a full disk left incomplete is ignored, and
+    its question asked again.
 
     Args:
         path: the file; its folder must exist.

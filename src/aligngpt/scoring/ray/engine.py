@@ -19,7 +19,7 @@ import torch
 from aligngpt.data.records.pairs import PairSource
 from aligngpt.data.sources.base import Shard
 from aligngpt.leftovers import remove_leftovers
-from aligngpt.progress import Meter, console
+from aligngpt.progress import Meter, say
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.finishing import finish_job
 from aligngpt.scoring.job import FEW_RECORDS, MAX_WORKERS, ScoreSummary
@@ -252,7 +252,7 @@ class _Pool:
                 self.add()
             self.wait()
             if self._calls and not told:
-                console.print("waiting for the first actor: Ray starts it as soon as the cluster has free resources")
+                say("waiting for the first actor: Ray starts it as soon as the cluster has free resources")
                 told = True
         try:
             return self._ray.get(self._idle[0].manifest.remote())

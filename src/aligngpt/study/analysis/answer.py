@@ -10,7 +10,7 @@ _WORDS: dict[Verdict, str] = {
     "helps": "helps",
     "harms": "harms",
     "makes no difference that matters": "makes no difference that matters",
-    "cannot be told": "cannot be told to help or not",
+    "inconclusive": "is inconclusive",
 }
 
 
@@ -19,7 +19,7 @@ def answer(analysis: Analysis) -> str:
 
     1. Without a primary contrast of two seeds or more, nothing can be concluded.
     2. If every finding that would speak against the method was made, the levels carry no usable information.
-    3. For each primary pair of arms: where it helps, harms, makes no difference that matters, or cannot be told; see
+    3. For each primary pair of arms: where it helps, harms, makes no difference that matters, or is inconclusive; see
        `Contrast.verdict`. Pairs of which the same is said are put together.
     """
     known = [one for one in analysis.primary if one.log_probability.estimate.is_known]

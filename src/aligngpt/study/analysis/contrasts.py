@@ -18,7 +18,7 @@ SIGNIFICANT = 0.05
 PRIMARY = (("adaptive", "none"), ("adaptive", "placebo"))
 """The pairs of arms that are compared where a plan names none."""
 
-Verdict = Literal["helps", "harms", "makes no difference that matters", "cannot be told"]
+Verdict = Literal["helps", "harms", "makes no difference that matters", "inconclusive"]
 
 
 class Bounds(NamedTuple):
@@ -75,13 +75,13 @@ class Contrast:
         """What the contrast says.
 
         It makes no difference that matters if both outcomes are equivalent; else it helps or harms if Holm's p-value
-        of the log-probability is below 0.05; else it cannot be told.
+        of the log-probability is below 0.05; else it is inconclusive.
         """
         if max(self.log_probability.equivalence_p, self.accuracy.equivalence_p) < SIGNIFICANT:
             return "makes no difference that matters"
         if self.log_probability.adjusted_p < SIGNIFICANT:
             return "helps" if self.log_probability.estimate.value > 0 else "harms"
-        return "cannot be told"
+        return "inconclusive"
 
 
 class Part(NamedTuple):

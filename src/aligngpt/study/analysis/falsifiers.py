@@ -11,7 +11,7 @@ from aligngpt.study.analysis.probes import LEVEL_DIFFERENCE, PICTURE_GAIN, Detec
 from aligngpt.study.analysis.student import Estimate, estimate
 from aligngpt.study.analysis.words import mean_and_interval, seeds_in_words
 
-Outcome = Literal["found", "not found", "cannot be told"]
+Outcome = Literal["found", "not found", "inconclusive"]
 
 AREA = 0.02
 """The smallest difference of two areas under ROC curves that matters."""
@@ -56,17 +56,17 @@ def _placebo(results: Results, noise: float, bounds: Bounds) -> Falsifier:
     )
     both = contrast(results, results.condition("adaptive", noise), results.condition("placebo", noise))
     if both is None:
-        return Falsifier("a", rule, "cannot be told", f"No seed has both arms {place}.")
+        return Falsifier("a", rule, "inconclusive", f"No seed has both arms {place}.")
     points, nats = both.accuracy.estimate, both.log_probability.estimate
     why = (
         f"{place.capitalize()} the difference is {_in_words(points, 100, 2)} points and "
         f"{_in_words(nats, 1, 3)} nats ({seeds_in_words(len(both.seeds))})."
     )
     if not (points.is_known and nats.is_known):
-        return Falsifier("a", rule, "cannot be told", why)
+        return Falsifier("a", rule, "inconclusive", why)
     if points.high < bounds.accuracy and nats.high < bounds.nats:
         return Falsifier("a", rule, "found", why)
-    return Falsifier("a", rule, "not found" if points.low > 0 or nats.low > 0 else "cannot be told", why)
+    return Falsifier("a", rule, "not found" if points.low > 0 or nats.low > 0 else "inconclusive", why)
 
 
 def _detector(results: Results, noise: float, detectors: Sequence[Detector]) -> Falsifier:
@@ -81,7 +81,7 @@ def _detector(results: Results, noise: float, detectors: Sequence[Detector]) -> 
     seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys()) if ours and theirs else []
     if not ours or not theirs or not seeds:
         missing = f"No seed has both pre-trainings, measured, {place}."
-        return Falsifier("b", rule, "cannot be told", missing)
+        return Falsifier("b", rule, "inconclusive", missing)
     areas = np.array([[one.by_seed[seed] for seed in seeds] for one in (ours, theirs)])
     difference = estimate(areas[0] - areas[1])
     why = (
@@ -89,8 +89,8 @@ def _detector(results: Results, noise: float, detectors: Sequence[Detector]) -> 
         f"the difference is {_in_words(difference, 1, 3)} ({seeds_in_words(len(seeds))})."
     )
     if not difference.is_known:
-        return Falsifier("b", rule, "cannot be told", why)
-    outcome: Outcome = "found" if difference.high < AREA else "not found" if difference.low > 0 else "cannot be told"
+        return Falsifier("b", rule, "inconclusive", why)
+    outcome: Outcome = "found" if difference.high < AREA else "not found" if difference.low > 0 else "inconclusive"
     return Falsifier("b", rule, outcome, why)
 
 
@@ -104,18 +104,18 @@ def _flat(results: Results, noise: float, dose: Sequence[DoseResponse]) -> Falsi
     one = next((one for one in dose if one.condition == condition), None)
     if one is None:
         missing = f"No pre-training with levels was measured {place}."
-        return Falsifier("c", rule, "cannot be told", missing)
+        return Falsifier("c", rule, "inconclusive", missing)
     slope = one.right_slope
     why = (
         f"{place.capitalize()} the slope is {_in_words(slope, 1, 3)} nats per level ({seeds_in_words(slope.seeds)}); "
         f"Spearman's rank correlation of level and log-probability is {one.rank_correlation.value:.2f}."
     )
     if not slope.is_known:
-        return Falsifier("c", rule, "cannot be told", why)
+        return Falsifier("c", rule, "inconclusive", why)
     if slope.high < 0:
         why += " A higher level makes right captions less likely."
     flat, changes = slope.low > -SLOPE and slope.high < SLOPE, slope.low > 0 or slope.high < 0
-    return Falsifier("c", rule, "found" if flat else "not found" if changes else "cannot be told", why)
+    return Falsifier("c", rule, "found" if flat else "not found" if changes else "inconclusive", why)
 
 
 def _of(detectors: Sequence[Detector], condition: object, score: str) -> Detector | None:

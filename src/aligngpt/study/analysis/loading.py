@@ -115,7 +115,7 @@ class Results:
 
     @cached_property
     def has_shares(self) -> bool:
-        """Whether the share of bad captions was chosen; of data of one's own it is not known, and written as 0."""
+        """Whether the share of bad captions was chosen; of your own data it is not known, and written as 0."""
         return self.noises != [0.0]
 
     def levels_of(self, condition: Condition) -> str:

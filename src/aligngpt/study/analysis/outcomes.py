@@ -15,22 +15,16 @@ class Outcome(NamedTuple):
 
     Attributes:
         name: as on the page.
-        unit: of differences as they are shown.
-        factor: from the values to that unit.
-        decimals: that are shown.
         of: the value of each question, `(questions,)`, whose mean is the outcome.
     """
 
     name: str
-    unit: str
-    factor: float
-    decimals: int
     of: Callable[[Answered], Floats]
 
 
-LOG_PROBABILITY = Outcome("log-probability of the right answer", "nats", 1, 3, lambda run: run.log_probability)
-ACCURACY = Outcome("accuracy", "points", 100, 2, lambda run: run.right)
-BRIER = Outcome("Brier score", "", 1, 4, lambda run: (run.confidence - run.first_right) ** 2)
+LOG_PROBABILITY = Outcome("log-probability of the right answer", lambda run: run.log_probability)
+ACCURACY = Outcome("accuracy", lambda run: run.right)
+BRIER = Outcome("Brier score", lambda run: (run.confidence - run.first_right) ** 2)
 """Of the confidence in the first token (Brier, Monthly Weather Review 78, 1950); lower is better."""
 
 

@@ -14,7 +14,7 @@ from aligngpt.study.analysis.probes import DoseResponse
 from aligngpt.study.analysis.student import Estimate, equivalence, estimate
 from aligngpt.study.analysis.words import listed, mean_and_interval, seeds_in_words
 
-Outcome = Literal["as predicted", "in part", "not as predicted", "cannot be told"]
+Outcome = Literal["as predicted", "in part", "not as predicted", "inconclusive"]
 
 
 class Prediction(NamedTuple):
@@ -205,7 +205,7 @@ def _none(found: Estimate, bound: float) -> bool | None:
 def _together(held: Sequence[bool | None]) -> Outcome:
     if any(one is False for one in held):
         return "in part" if any(held) else "not as predicted"
-    return "as predicted" if all(held) else "cannot be told"
+    return "as predicted" if all(held) else "inconclusive"
 
 
 def _nats(found: Estimate) -> str:

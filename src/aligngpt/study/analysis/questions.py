@@ -99,7 +99,7 @@ class Questions:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
-            raise StudyError(f"{path}: {place}: {first['msg']}; run the study again to write it anew") from error
+            raise StudyError(f"{path}: {place}: {first['msg']}; run the study again, which writes it") from error
         except (OSError, ValueError) as error:
             raise StudyError(f"{path} cannot be read ({error}); `aligngpt study` writes it beside results") from error
 

@@ -8,7 +8,7 @@ from aligngpt.open_files import raise_limit
 from aligngpt.training.recipe import RecipeError, StageRecipe
 
 ROW_MULTIPLE = 256
-"""Packed rows have a multiple of so many tokens on a GPU, if tokens limit a micro-batch: few lengths, for compiled
+"""Packed rows have a multiple of that many tokens on a GPU, if tokens limit a micro-batch: few lengths, for compiled
 layers and for kernels that work in tiles."""
 
 ENOUGH_FILES = 4096

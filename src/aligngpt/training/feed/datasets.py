@@ -18,7 +18,7 @@ from aligngpt.device import resolve_device
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
 from aligngpt.model.templates import NAMED_TEMPLATES
-from aligngpt.progress import console
+from aligngpt.progress import say, warn
 from aligngpt.training.distributed.processes import is_main_process, main_process_first
 from aligngpt.training.feed.cut_off import cut_off_warning
 from aligngpt.training.feed.level_checks import check_levels, levels_without_samples, untrained_top_level
@@ -51,6 +51,22 @@ def training_samples(recipe: Recipe, name: StageName, rejects: Rejects) -> Seque
     return samples
 
 
+def prepare_data(recipe: Recipe, name: StageName) -> int:
+    """Read and check the data of a stage, and keep the result in the cache, from where training takes it.
+
+    Returns:
+        The number of training samples.
+
+    Raises:
+        SourceError, TooManyRejects, CacheError, RecipeError: see `training_samples`.
+    """
+    stage = _stage(recipe, name)
+    samples = training_samples(recipe, name, Rejects(None, max_share=stage.max_reject_share))
+    if stage.validation is not None and stage.validation.share is None:
+        _validation_samples(recipe, name, Rejects(None, max_share=stage.max_reject_share))
+    return len(samples)
+
+
 def open_sources(
     sources: Sequence[SourceRecipe],
     rejects: Rejects,
@@ -79,6 +95,7 @@ def open_sources(
                 among_others=len(sources) > 1,
                 min_ratings=min_ratings if source.min_ratings is None else source.min_ratings,
                 ratings_needed=source.min_ratings is not None,
+                levels=Path(source.levels) if source.levels else None,
             )
             for source in sources
         ]
@@ -119,7 +136,7 @@ def _with_levels_as_needed(
     if rejects.count and is_main_process():
         lists = "`aligngpt check`" if rejects.path is None else str(rejects.path)
         line = f"{field}: {skipped_line(rejects.by_reason, lists)}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     return samples
 
 
@@ -154,7 +171,7 @@ def training_data(
     stage = _stage(recipe, name)
     longest = usable_length(model, stage)
     if is_main_process() and (warning := cut_off_warning(samples, recipe, name, processor, longest)):
-        console.print(f"warning: {name}: {warning}", markup=False, highlight=False, soft_wrap=True)
+        warn(f"{name}: {warning}")
     return ConversationDataset(
         samples,
         processor,
@@ -192,8 +209,7 @@ def validation_of(
         sources = stage.sources
         samples = _evenly(training.samples.others(), most)
     else:
-        sources = stage.validation.sources(_validation_root(stage))
-        samples = _with_levels_as_needed(recipe, name, sources, rejects, f"{name}.validation.data")
+        sources, samples = _validation_samples(recipe, name, rejects)
         first = Chosen(samples, np.arange(min(most, len(samples))))
         samples = first if isinstance(stage.validation.data, str) else _evenly(samples, most)
     dataset = ConversationDataset(
@@ -214,6 +230,16 @@ def validation_of(
         max_reject_share=stage.max_reject_share,
         budget=budget,
     )
+
+
+def _validation_samples(
+    recipe: Recipe, name: StageName, rejects: Rejects
+) -> tuple[list[SourceRecipe], Sequence[Sample]]:
+    """The sources of a stage's validation data, and their samples."""
+    stage = _stage(recipe, name)
+    assert stage.validation is not None
+    sources = stage.validation.sources(_validation_root(stage))
+    return sources, _with_levels_as_needed(recipe, name, sources, rejects, f"{name}.validation.data")
 
 
 def _validation_root(stage: StageRecipe) -> str | None:

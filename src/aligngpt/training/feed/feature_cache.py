@@ -27,7 +27,7 @@ from aligngpt.data.batches.dataset import ConversationDataset, Images
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.files import atomic_write, sha256_of
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.progress import console
+from aligngpt.progress import say, warn
 from aligngpt.training.distributed.processes import is_main_process
 
 NAME = "features"
@@ -96,8 +96,8 @@ class FeatureCache:
         except OSError as error:
             self._writes = False
             why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-            console.print(
-                f"warning: image features can no longer be cached in {self.folder} ({why}); training continues and "
+            warn(
+                f"image features can no longer be cached in {self.folder} ({why}); training continues and "
                 f"computes them. Make room there, or set {CACHE_VARIABLE} to another folder"
             )
 
@@ -159,7 +159,7 @@ class FeatureCache:
     def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
-            console.print(f"warning: {what}; its features are computed again, as are those of other such entries")
+            warn(f"{what}; its features are computed again, as are those of other such entries")
 
 
 def features_kept_for(
@@ -222,15 +222,12 @@ def _say_how_large(cache: FeatureCache, pictures: int) -> None:
     most = one * pictures
     there = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
-    console.print(
+    say(
         f"image features: cached in {cache.folder}, {one / 1e6:.2f} MB per image, at most {most / 1e9:.1f} GB for all "
-        f"{pictures:,} images; {free / 1e9:.1f} GB free",
-        highlight=False,
-        soft_wrap=True,
+        f"{pictures:,} images; {free / 1e9:.1f} GB free"
     )
     if most > free:
-        console.print(
-            "warning: if most of them are not cached yet, the disk fills up; make room, set "
-            f"{CACHE_VARIABLE} to another folder, or leave cache_features out",
-            soft_wrap=True,
+        warn(
+            "if most of them are not cached yet, the disk fills up; make room, set "
+            f"{CACHE_VARIABLE} to another folder, or leave cache_features out"
         )

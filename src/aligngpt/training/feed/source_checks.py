@@ -93,6 +93,10 @@ def _missing(field: str, source: SourceRecipe, *, reported: str | None = None) -
         near = [] if isinstance(data, RemotePath) else near_paths(data)
         said = f"did you mean {' or '.join(near)}?" if near else "correct the path in the recipe"
         yield f"{field}: {data} does not exist; {said}"
+    if source.levels is not None and not Path(source.levels).is_file():
+        near = near_paths(Path(source.levels))
+        said = f"did you mean {' or '.join(near)}?" if near else "correct the path in the recipe"
+        yield f"{field}: the levels {source.levels} do not exist; {said}"
     root = source.image_root
     if root is not None and root != reported and not located(root).is_dir():
         yield f"{field}: the image root {root} is not a folder"
@@ -100,6 +104,8 @@ def _missing(field: str, source: SourceRecipe, *, reported: str | None = None) -
 
 def _without_levels(recipe: Recipe, source: SourceRecipe) -> Iterator[str]:
     """The problem of a pre-training source in which no sample has a level."""
+    if source.levels is not None:
+        return
     path = Path(source.data)
     pictured = False
     for sample in _samples_of(path):
@@ -126,7 +132,8 @@ def _without_levels(recipe: Recipe, source: SourceRecipe) -> Iterator[str]:
     then = (
         f"then `{levels}`, and name that file in pretrain.data"
         if is_file
-        else "then `aligngpt levels`, and add each record's level as a field `level` (1…N)"
+        else "then `aligngpt levels SCORES --out levels.parquet`, and name that table in pretrain.data: "
+        f"[{{data: {path}, levels: levels.parquet}}]"
     )
     yield f"{path} (pretrain.data) has no levels{like}: run `{score} …`, {then}"
 

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from aligngpt.device import peak_device_memory
 from aligngpt.files import atomic_write
-from aligngpt.progress import Meter, console
+from aligngpt.progress import Meter, say
 from aligngpt.training.distributed.fsdp import is_sharded
 from aligngpt.training.loop.schedule import STEPS_TO_JUDGE, TrainingClock
 from aligngpt.training.loop.trainer import StageTrainer
@@ -86,11 +86,9 @@ class StageCallback(TrainerCallback):
         if state.global_step - self.first_step != STEPS_TO_JUDGE or not state.is_world_process_zero:
             return
         if (seconds := self.clock.late(state.global_step, self.first_step)) is not None:
-            console.print(
+            say(
                 f"this machine is slow or busy: the {self.clock.min_steps} steps of this stage will take about "
-                f"{seconds / 60:.0f} minutes, not {self.clock.minutes:g}",
-                highlight=False,
-                soft_wrap=True,
+                f"{seconds / 60:.0f} minutes, not {self.clock.minutes:g}"
             )
 
     def _wants_another_round(self, state: Any) -> bool:
@@ -104,15 +102,13 @@ class StageCallback(TrainerCallback):
             return False
         more = self.clock.round < settings.rounds
         if state.is_world_process_zero:
-            console.print(
+            say(
                 f"{accuracy:.1%} of the validation answers are right, the target is {settings.until_accuracy:.0%}: "
                 + (
                     f"training continues with round {self.clock.round + 1} of at most {settings.rounds}"
                     if more
                     else f"training ends anyway after {self.clock.round} rounds"
-                ),
-                highlight=False,
-                soft_wrap=True,
+                )
             )
         return more
 
@@ -161,11 +157,11 @@ class StageCallback(TrainerCallback):
 
 
 def forget_metrics_after(metrics: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will repeat, and a line cut short by a kill."""
+    """Drop the lines of steps that a resumed run will repeat, and a line that a killed process cut short."""
     if not metrics.is_file():
         return
     kept = []
-    # A kill may have cut the last line anywhere, even inside a character.
+    # A killed process may have cut the last line anywhere, even inside a character.
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if int(json.loads(line)["step"]) <= step:

@@ -12,7 +12,7 @@ from aligngpt.model.packing.self_check import kernel_is_exact
 from aligngpt.model.packing.ways import dense_mask
 from aligngpt.model.padded_attention import NAME as PADDED_ATTENTION
 from aligngpt.model.processing import AlignGPTProcessor
-from aligngpt.progress import console
+from aligngpt.progress import warn
 from aligngpt.training.distributed.processes import is_main_process
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.setup.checkpointing import recomputed_layers
@@ -137,7 +137,7 @@ def decide_packing(
     elif not kernel_is_exact(language_model.config, device, dtype):
         what = f"attention over packed rows is not exact on this {device.type} device with torch {torch.__version__}"
         if stage.packing == "auto" and is_main_process():
-            console.print(f"warning: rows are padded: {what}", soft_wrap=True)
+            warn(f"rows are padded: {what}")
     else:
         return True
     if stage.packing == "packed":

@@ -44,7 +44,7 @@ def _replayed(body: _Body, receive: Receive) -> Receive:
     return replay
 
 
-class Gate:
+class RequestGuard:
     """ASGI middleware that reads the whole body, within limits, and refuses what must not reach the application.
 
     Args:
