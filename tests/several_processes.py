@@ -19,14 +19,16 @@ from aligngpt.training.recipe import Recipe
 from aligngpt.training.stage import model_folder
 
 SECONDS = 120
+ALIGNGPT = Path(sys.executable).with_name("aligngpt")
 
 
-def start(recipe: Recipe, path: Path, launch: Sequence[str] = ("--standalone",)) -> subprocess.Popen:
+def start(
+    recipe: Recipe, path: Path, program: Path = ALIGNGPT, launch: Sequence[str] = ("--standalone",)
+) -> subprocess.Popen:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", *launch]
-    program = str(Path(sys.executable).with_name("aligngpt"))
     return subprocess.Popen(
-        [sys.executable, *launch, program, "train", str(path)],
+        [sys.executable, *launch, str(program), "train", str(path)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -34,9 +36,9 @@ def start(recipe: Recipe, path: Path, launch: Sequence[str] = ("--standalone",))
     )
 
 
-def run(recipe: Recipe, path: Path) -> str:
+def run(recipe: Recipe, path: Path, program: Path = ALIGNGPT) -> str:
     """Train on two processes; check their output, not the exit code: gloo sometimes aborts at the very end."""
-    process = start(recipe, path)
+    process = start(recipe, path, program)
     output, _ = process.communicate(timeout=SECONDS)
     return output
 

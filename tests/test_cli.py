@@ -418,6 +418,15 @@ def gpu_error() -> Exception:
         (lambda: OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
     ],
 )
+def test_too_little_memory_is_one_line_whichever_library_met_it(
+    aligngpt_command: Command, calls: Callable, error: Callable, device: str
+) -> None:
+    calls("aligngpt.evaluation.run_report.write_report", error())
+    ended = aligngpt_command("report", "run")
+    assert (ended.code, ended.out, ended.error.count("\n")) == (1, "", 1)
+    assert ended.error.startswith(f"error: out of memory{device}; use a machine with more memory")
+
+
 @pytest.mark.parametrize(
     ("verb", "target", "advice"),
     [
@@ -429,18 +438,17 @@ def gpu_error() -> Exception:
         ("score p.csv --model m --out o", "scoring.job.score_source", "lower --batch-size or --workers"),
         ("train r.yaml", "training.recipe.load_recipe", "lower micro_batch_size in the recipe"),
         ("ask m p.png what", "inference.ask.ask", "use a smaller model"),
-        ("report run", "evaluation.run_report.write_report", "use a machine with more memory"),
     ],
 )
-def test_too_little_memory_is_one_line_with_advice(
-    aligngpt_command: Command, calls: Callable, error: Callable, device: str, verb: str, target: str, advice: str
+def test_too_little_memory_comes_with_advice(
+    aligngpt_command: Command, calls: Callable, verb: str, target: str, advice: str
 ) -> None:
     calls("aligngpt.data.records.pairs.open_pairs", PAIRS)
     calls("aligngpt.scoring.encoders.PairScorer.load", PairScorer)
-    calls(f"aligngpt.{target}", error())
+    calls(f"aligngpt.{target}", gpu_error())
     ended = aligngpt_command(*verb.split())
     assert (ended.code, ended.out, ended.error.count("\n")) == (1, "", 1)
-    assert ended.error.startswith(f"error: out of memory{device}; {advice}")
+    assert ended.error.startswith(f"error: out of memory on the GPU; {advice}")
 
 
 def test_help_has_a_short_name(aligngpt_command: Command) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import psutil
 
 PARENT = """
-import multiprocessing, os, sys, time
+import multiprocessing, sys, time
+# With this program name, the package does not import the model's libraries.
+sys.argv = ["aligngpt"]
 from aligngpt.worker_processes import end_with_parent
 
 def wait():
@@ -16,7 +18,7 @@ def wait():
     time.sleep(60)
 
 if __name__ == "__main__":
-    worker = multiprocessing.get_context("spawn").Process(target=wait)
+    worker = multiprocessing.get_context("fork").Process(target=wait)
     worker.start()
     print(worker.pid, flush=True)
     time.sleep(60)

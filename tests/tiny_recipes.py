@@ -34,6 +34,14 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+def give_levels(data: Path) -> None:
+    """Give the questions levels, as `aligngpt levels` over a mixture does."""
+    records = json.loads((data / "questions.json").read_text())
+    for place, record in enumerate(records):
+        record |= {"similarity": place % 8} if "image" in record else {}
+    (data / "questions.json").write_text(json.dumps(records))
+
+
 @pytest.fixture
 def tiny_recipe(tmp_path: Path, data: Path, language_folder: Callable, tower_folder: Callable) -> Callable[..., Recipe]:
     """A recipe of four steps per stage; `pretrain__max_steps=2` replaces a value, None for a section removes it."""

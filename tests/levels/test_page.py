@@ -235,7 +235,7 @@ def test_hashes_are_counted_in_full_or_sampled_in_bounded_memory(monkeypatch: py
 
 
 def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aligngpt.levels.streaming.HASHES_AT_ONCE", 50_000)
+    monkeypatch.setattr("aligngpt.levels.streaming.HASHES_AT_ONCE", 5_000)
 
     def peak(batches: int) -> int:
         histogram, counter, smallest = ScoreHistogram(), HashCounter(2_000), Smallest[int](100)
@@ -252,8 +252,8 @@ def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) ->
         tracemalloc.stop()
         return most
 
-    # A number kept for each pair would be a tenth more.
-    assert peak(240) < 1.05 * peak(80)
+    # A number kept for each pair would be twice as much.
+    assert peak(240) < 1.3 * peak(80)
 
 
 def test_bins_have_the_means_of_their_scores() -> None:

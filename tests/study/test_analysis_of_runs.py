@@ -17,7 +17,7 @@ pytestmark = pytest.mark.medium
 
 
 def test_runs_of_two_arms_become_a_page(plan_of: Callable[..., Plan], study_data: StudyData, tmp_path: Path) -> None:
-    plan = plan_of({"arms": ["none", "adaptive", "appended"], "levels": [2], "seeds": 2})
+    plan = plan_of({"arms": ["none", "adaptive"], "levels": [2], "seeds": 2})
     runner = Runner(plan, study_data, tmp_path / "study", "code")
     for run in plan.runs():
         runner.do(run)
@@ -38,6 +38,6 @@ def test_runs_of_two_arms_become_a_page(plan_of: Callable[..., Plan], study_data
         ("plain", PICTURE_GAIN),
     }
     assert {one.condition.arm: one.kinds for one in analysis.gates} == {"adaptive": ("colour", "presence")}
-    assert analysis.cost.runs == 6 and analysis.cost.total > 0
+    assert analysis.cost.runs == 4 and analysis.cost.total > 0
     page = write_findings(analysis, tmp_path / "page").read_text(encoding="utf-8")
     assert "Compared with `none`, `adaptive` " in page and "every run of the plan is done" in page

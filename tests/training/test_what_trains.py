@@ -1,11 +1,11 @@
 """A stage trains the parameters it reports as trained, in every mode, on one process and on two."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from several_processes import losses, run
+from tiny_recipes import give_levels
 from transformers import Trainer
 
 from aligngpt.training.loop.trainer import StageTrainer
@@ -15,21 +15,13 @@ from aligngpt.training.setup.freezing import freeze_all_but, part_of
 from aligngpt.training.setup.parameter_summary import parts_of
 
 
-def levelled(data: Path) -> None:
-    """Give the questions levels, as `aligngpt levels` over a mixture does."""
-    records = json.loads((data / "questions.json").read_text())
-    for place, record in enumerate(records):
-        record |= {"similarity": place % 8} if "image" in record else {}
-    (data / "questions.json").write_text(json.dumps(records))
-
-
 def test_levels_in_instruction_data_leave_the_gate_to_train(
     tiny_recipe: Callable[..., Recipe], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"pretrain": None, "instruct__questions_per_prefix": 2}
     without = tiny_recipe(output=str(tmp_path / "without"), **options)
     train(without)
-    levelled(data)
+    give_levels(data)
     recipe = tiny_recipe(**options)
     train(recipe)
     assert losses(recipe, "instruct") == losses(without, "instruct")
@@ -38,25 +30,13 @@ def test_levels_in_instruction_data_leave_the_gate_to_train(
     assert "the levels in the data are ignored" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize(
-    ("alignment", "parts"),
-    [
-        pytest.param("global", ("language_model", "projector", "gate"), marks=pytest.mark.slow),
-        pytest.param("none", ("language_model", "projector", "gate"), marks=pytest.mark.slow),
-        ("adaptive", ("vision_tower", "language_model", "projector", "gate")),
-    ],
-)
-def test_every_mode_trains_on_two_processes_with_checkpointing(
-    recipe_of: Callable[..., Recipe], tmp_path: Path, data: Path, alignment: str, parts: tuple[str, ...]
+@pytest.mark.slow
+@pytest.mark.parametrize("alignment", ["global", "none"])
+def test_modes_without_a_mix_train_on_two_processes_with_checkpointing(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, data: Path, alignment: str
 ) -> None:
-    levelled(data)
-    options = {
-        "model__alignment": alignment,
-        "instruct__train": list(parts),
-        "instruct__gradient_checkpointing": True,
-        "pretrain": None,
-    }
+    give_levels(data)
+    options = {"model__alignment": alignment, "instruct__gradient_checkpointing": True, "pretrain": None}
     alone, together = recipe_of("one", **options), recipe_of("two", **options)
     train(alone)
     output = run(together, tmp_path / "two.yaml")
@@ -89,26 +69,14 @@ def test_whatever_is_shown_as_trained_gets_a_gradient(
     idle = [name for name, one in trained.items() if one.grad is None]
     assert not idle
     rows = {row.part: row for row in parts_of(model, tiny_recipe(instruct__train=list(parts)).instruct)}
-    assert 0 < rows["vision_tower"].trained < rows["vision_tower"].parameters + (layer == -1)
-
-
-@pytest.mark.medium
-def test_the_figures_of_two_processes_are_those_of_both(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
-    alone, together = recipe_of("one"), recipe_of("two")
-    train(alone)
-    output = run(together, tmp_path / "two.yaml")
-    for stage in ("pretrain", "instruct"):
-        lines = [
-            [json.loads(line) for line in (Path(one.output) / stage / "metrics.jsonl").read_text().splitlines()]
-            for one in (alone, together)
-        ]
-        assert len(lines[0]) == len(lines[1]) == 4, output
-        for expected, found in zip(*lines, strict=True):
-            names = {name for name in expected if name.startswith(("loss", "gate", "padding", "grad_norm"))}
-            assert names == {name for name in found if name.startswith(("loss", "gate", "padding", "grad_norm"))}
-            assert any(name.startswith("loss_level" if stage == "pretrain" else "gate_") for name in names)
-            for name in names - {"padding"}:
-                assert found[name] == pytest.approx(expected[name], abs=2e-4), (stage, name)
+    tower = dict(model.model.vision_tower.named_parameters())
+    # Without the freezing, the same parameters get a gradient.
+    model.zero_grad()
+    model.requires_grad_(True)
+    model(**batch, labels=labels).loss.backward()
+    used = [one for one in tower.values() if one.grad is not None]
+    assert rows["vision_tower"].parameters == sum(one.numel() for one in tower.values())
+    assert rows["vision_tower"].trained == sum(one.numel() for one in used) > 0
 
 
 def test_what_the_trainer_overrides_is_there_to_be_overridden() -> None:
