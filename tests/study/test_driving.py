@@ -137,6 +137,14 @@ def test_another_commit_is_refused(plan_path: Path) -> None:
         run_study(plan)
 
 
+def test_a_language_model_that_is_not_there_is_told_before_data_are_made(plan_path: Path) -> None:
+    plan = load_plan(plan_path)
+    plan = plan.model_copy(update={"model": {**plan.model, "language_model": "studies/of/mine"}})
+    with pytest.raises(StudyError, match=r"the language model studies/of/mine of the plan cannot be loaded: no such"):
+        run_study(plan)
+    assert not Path(plan.output).exists()
+
+
 def test_scores_of_other_captions_are_refused(plan_path: Path, data: Path) -> None:
     records = json.loads((data / "scored.json").read_text())
     records[0]["conversations"][1]["value"] = "a caption that was not scored"

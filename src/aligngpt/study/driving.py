@@ -15,6 +15,7 @@ import torch
 
 import aligngpt
 from aligngpt.data.sources.json import read_records
+from aligngpt.hub_names import local_or_hub
 from aligngpt.locks import owned_folder
 from aligngpt.progress import Meter, say
 from aligngpt.study.analysis.questions import ProbeCaptions, Questions, Split
@@ -49,7 +50,7 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS, done: Path | None =
     Raises:
         PlanError: the plan names another commit than that of the code.
         FolderInUse: another process works on this study.
-        StudyError: the folder, or `done`, has a study with other settings, or a worker ended.
+        StudyError: a backbone is not there, the folder or `done` has a study with other settings, or a worker ended.
         AlignGPTError: the data cannot be prepared.
     """
     code = code_version()
@@ -58,6 +59,9 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS, done: Path | None =
             f"the plan is for commit {plan.commit} of the code and this is {code}; check that commit out in a clone of "
             "its own, or remove commit from the plan"
         )
+    for part in ("vision_tower", "language_model"):
+        if part in plan.model:
+            local_or_hub(str(plan.model[part]), f"the {part.replace('_', ' ')}", StudyError, whose="of the plan")
     folder = Path(plan.output)
     with owned_folder(folder, "study"):
         claim_folder(plan, folder)
