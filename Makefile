@@ -33,7 +33,7 @@ help: ## list the targets
 quickstart: $(INSTALLED) ## score, level, train, evaluate and ask, end to end; options in ARGS
 	.venv/bin/aligngpt quickstart $(ARGS)
 
-check: lint ## lint, types and the fast tests: two minutes or so
+check: lint ## lint, types and the fast tests
 	$(PYTHON_OF_VENV) -m pytest -q -n 2 --dist loadfile -m "not slow and not medium"
 
 test: lint ## lint, types and every test that is not slow

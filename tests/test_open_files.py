@@ -35,7 +35,7 @@ def test_workers_that_could_not_send_a_step_are_refused(
     monkeypatch.setattr(collators, "raise_limit", lambda: 1024)
     packed = {"instruct__micro_batch_size": None, "instruct__micro_batch_tokens": 512}
     recipe = recipe_of("run", instruct__workers=2, **packed)
-    with pytest.raises(RecipeError, match=r"only 1024 files .*`ulimit -n 4096`\), or set workers: 0"):
+    with pytest.raises(RecipeError, match=r"only 1024 files .*`ulimit -n 4096`; .*, or set workers: 0"):
         check_open_files(recipe.instruct)
     check_open_files(recipe_of("run", instruct__workers=0, **packed).instruct)
     check_open_files(recipe_of("run", instruct__workers=2).instruct)

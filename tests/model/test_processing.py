@@ -402,8 +402,9 @@ def test_pixels_do_not_depend_on_torchvision(
 
     monkeypatch.setattr(image_processing_auto, "_load_backend_class", load)
     monkeypatch.setattr(image_processing_auto, "is_torchvision_available", lambda: True)
-    loader.from_pretrained(tmp_path)
+    loaded = loader.from_pretrained(tmp_path)
     assert asked == ["pil"]
+    assert loaded.tokenizer.backend == "tokenizers"
 
 
 @pytest.mark.parametrize("template", [None, *NAMED_TEMPLATES])

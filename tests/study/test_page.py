@@ -35,8 +35,8 @@ def generated(page: Path) -> str:
 def test_the_first_sentence_is_the_answer(written: Path) -> None:
     first = generated(written).splitlines()[0]
     assert first.startswith(
-        "Compared with `none` and `placebo`, `adaptive` helps at 60% of bad captions and is inconclusive at 0% of bad "
-        "captions. At 60% of bad captions, `adaptive` − `none` is +0."
+        "Compared with `none` and `placebo`, `adaptive` helps at 60% of bad captions and neither clearly helps nor "
+        "harms at 0% of bad captions. At 60% of bad captions, `adaptive` − `none` is +0."
     )
 
 

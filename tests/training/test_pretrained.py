@@ -306,6 +306,13 @@ def test_a_model_without_levels_is_no_start_with_them(tiny_recipe: Callable, tmp
     with pytest.raises(AlignGPTError, match=said):
         loaded(recipe)
     loaded(tiny_recipe(pretrain=None, instruct__pretrained=str(model_folder(plain)), model__alignment="none"))
+    # Where a new table is drawn, none is needed; that it stays as drawn is told unless it trains.
+    drawn = {"pretrain": None, "instruct__pretrained": str(model_folder(plain)), "instruct__fresh_level_table": True}
+    assert "model.alignment.levels" in loaded(tiny_recipe(**drawn))
+    told = other_origin(tiny_recipe(**drawn), "instruct")
+    assert told is not None and "fresh_level_table: the new levels stay as drawn" in told
+    trained = tiny_recipe(**drawn, instruct__train=["language_model", "level_table", "gate"])
+    assert "fresh_level_table" not in (other_origin(trained, "instruct") or "")
 
 
 def test_a_model_of_another_size_or_with_other_settings_is_told(tiny_recipe: Callable, first_stage: Callable) -> None:

@@ -77,6 +77,11 @@ class AlignGPTProcessor(LlavaProcessor):
         """
         return super().from_pretrained(pretrained_model_name_or_path, *args, **{"backend": "pil"} | kwargs)
 
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+        # `backend` is that of the image processor. A tokenizer has one of its own, and would save this in its place.
+        return super()._load_tokenizer_from_pretrained(*args, **kwargs)
+
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """As `LlavaProcessor.__call__`; texts with `<image>` get `<align>`.
 
@@ -226,7 +231,8 @@ class AlignGPTProcessor(LlavaProcessor):
         if not (kwargs.get("tokenize") and kwargs.get("return_dict")):
             return rendered
         conversations = [conversation] if isinstance(conversation[0], dict) else conversation
-        if any(message["role"] == "assistant" for turns in conversations for message in turns):
+        has_answers = any(message["role"] == "assistant" for turns in conversations for message in turns)
+        if self.align_token is not None and has_answers:
             variables = {name: value for name, value in kwargs.items() if name not in _HOW_TO_RENDER}
             rendered["instruction_mask"] = self.instruction_mask(
                 conversations, rendered["attention_mask"], chat_template, **variables

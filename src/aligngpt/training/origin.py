@@ -61,7 +61,13 @@ def other_origin(recipe: Recipe, name: StageName) -> str | None:
         if name == "pretrain" or recipe.pretrain is None or not path.is_file():
             return None
     trains_levels = stage is not None and "level_table" in stage.train
-    said = (_other_settings(recipe, path), _unsuited_levels(recipe, path, trains_levels))
+    if stage is not None and stage.fresh_level_table:
+        levels = (
+            None if trains_levels else "fresh_level_table: the new levels stay as drawn, since level_table is frozen"
+        )
+    else:
+        levels = _unsuited_levels(recipe, path, trains_levels)
+    said = (_other_settings(recipe, path), levels)
     return "; ".join(filter(None, said)) or None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.finding import content_of
 from aligngpt.data.sources.fingerprints import files_fingerprint
 from aligngpt.data.sources.remote import content_hash
@@ -160,7 +161,7 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     if template is not None and template not in NAMED_TEMPLATES and Path(template).is_file():
         model["chat_template"] = content_of(Path(template))
     contents = [content_of(Path(source.data)) for source in stage.sources]
-    contents += [content_hash(Path(source.levels)) for source in stage.sources if source.levels is not None]
+    contents += [_content_of_levels(Path(source.levels)) for source in stage.sources if source.levels is not None]
     without = WITHOUT_EFFECT | HOW_IT_IS_COMPUTED | {"pretrained"}
     settings: dict[str, Any] = {
         # Defaults are left out, so that a setting added in a later version does not change the hash of existing runs.
@@ -179,6 +180,13 @@ def fingerprint_of(recipe: Recipe, name: StageName, stage: StageRecipe) -> str:
     if name == "instruct" and recipe.pretrain is not None:
         settings["pretrain"] = fingerprint_of(recipe, "pretrain", recipe.pretrain)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _content_of_levels(table: Path) -> str:
+    try:
+        return content_hash(table)
+    except OSError as error:
+        raise SourceError(f"the levels {table} cannot be read: {error.strerror or error}") from error
 
 
 def content_of_backbone(name: str) -> str:

@@ -190,7 +190,11 @@ def _prepare(recipe: Recipe, name: StageName, stage: StageRecipe, place: _Place,
         # These could not be sent.
         model, processor = load_model(recipe, name, bits_in=place.computes_in)
     # Processes that read shapes only take from the configuration what others see in the weights.
-    check_same("whether the output layer is tied", str(model.config.tie_word_embeddings))
+    check_same(
+        "whether the output layer is tied",
+        str(model.config.tie_word_embeddings),
+        f"set tie_word_embeddings in the config.json of {recipe.model.language_model} to what its weights are",
+    )
     freeze_all_but(model, stage.train, vision_blocks=stage.vision_blocks, levels_given=name == "pretrain")
     if is_main_process():
         DataFacts.of([Path(source.data) for source in stage.sources], samples).save(place.folder)

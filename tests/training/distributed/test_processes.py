@@ -131,7 +131,17 @@ def test_one_process_of_each_machine_goes_before_its_others(
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     monkeypatch.setattr(processes, "PartialState", lambda **_: None)
+    monkeypatch.setattr(processes, "_together", lambda: True)
     monkeypatch.setattr(processes, "_wait_for_all", lambda: met.append(1))
     with processes.main_process_first(cpu=True):
         assert len(met) == before
     assert len(met) == 2
+
+
+def test_a_launch_of_one_process_that_makes_no_group_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(processes, "PartialState", lambda **_: None)
+    ran = []
+    with processes.main_process_first(cpu=True):
+        ran.append(1)
+    assert ran == [1]

@@ -167,8 +167,10 @@ class PromptWriter:
     def _gate_ids(self, ids: Sequence[int], messages: list[dict[str, Any]]) -> list[int]:
         if not self.pinned:
             return list(ids)
-        (mask,) = self.processor.instruction_mask([messages], [[1] * len(ids)])
         image = self.model.config.image_token_id
+        if self.model.model.alignment is None:
+            return [token for token in ids if token == image]
+        (mask,) = self.processor.instruction_mask([messages], [[1] * len(ids)])
         return [token for token, read in zip(ids, mask, strict=True) if read or token == image]
 
 

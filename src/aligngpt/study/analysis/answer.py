@@ -10,7 +10,7 @@ _WORDS: dict[Verdict, str] = {
     "helps": "helps",
     "harms": "harms",
     "makes no difference that matters": "makes no difference that matters",
-    "inconclusive": "is inconclusive",
+    "inconclusive": "neither clearly helps nor harms",
 }
 
 

@@ -5,8 +5,10 @@ import socket
 from aligngpt.training.distributed.processes import gather, rank
 from aligngpt.training.recipe import RecipeError
 
+COPIES = "complete the copies on each machine, or name a folder that all machines share"
 
-def check_same(what: str, value: str) -> None:
+
+def check_same(what: str, value: str, advice: str = COPIES) -> None:
     """Check that a value is the same in all processes; all of them must call it.
 
     Machines with copies of the data of their own would otherwise train on without a word where one copy differs: each
@@ -15,6 +17,7 @@ def check_same(what: str, value: str) -> None:
     Args:
         what: what has the value, for the message.
         value: the value in this process.
+        advice: end of the message, what to do.
 
     Raises:
         RecipeError: it differs; raised in every process.
@@ -29,7 +32,4 @@ def check_same(what: str, value: str) -> None:
         f"({', '.join(sorted({host for host, _ in places}))})"
         for value_there, places in found.items()
     )
-    raise RecipeError(
-        f"the processes differ in {what}: {differing}. All must read the same files: complete the copies on each "
-        "machine, or name a folder that all machines share"
-    )
+    raise RecipeError(f"the processes differ in {what}: {differing}. All must read the same files: {advice}")

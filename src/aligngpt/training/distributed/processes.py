@@ -66,6 +66,10 @@ def main_process_first(*, cpu: bool) -> Iterator[None]:
         yield
         return
     join_processes(cpu=cpu)
+    if not _together():
+        # A launch of one process makes no group on some devices.
+        yield
+        return
     turn = 0 if is_main_process() else 1 if is_first_of_machine() else 2
     for _ in range(turn):
         _wait_for_all()

@@ -34,10 +34,13 @@ def check_open_files(stage: StageRecipe) -> None:
         RecipeError: it is not: the main process would wait for ever for a batch that a worker cannot send.
     """
     limit = raise_limit()
+    # With the other strategy, which macOS has, a tensor that is sent is a name and no open file.
+    if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
+        return
     if stage.workers and stage.micro_batch_tokens is not None and limit is not None and limit < ENOUGH_FILES:
         raise RecipeError(
             f"a process may have only {limit} files open here, too few for workers with micro_batch_tokens; raise the "
-            f"limit (`ulimit -n {ENOUGH_FILES}`), or set workers: 0"
+            f"limit (`ulimit -n {ENOUGH_FILES}`; in a container, when it is started), or set workers: 0"
         )
 
 

@@ -213,10 +213,15 @@ def save_pretrained_parts(
         file.write(save(exact, metadata={"format": "pt", **(metadata or {})}))
 
 
-def load_pretrained_parts(model: AlignGPTForConditionalGeneration, path: Path) -> None:
+def load_pretrained_parts(model: AlignGPTForConditionalGeneration, path: Path, *, without_levels: bool = False) -> None:
     """Load projector and level table from a file that `save_pretrained_parts` wrote, or from a model folder.
 
     The level table of a model folder is left out if this model has none.
+
+    Args:
+        model: to load into.
+        path: of the file or folder.
+        without_levels: whether a model folder may lack the level table, because another one is drawn.
 
     Raises:
         AlignGPTError: the file is missing, the folder has no level table for this model, or the tensors do not fit it.
@@ -226,6 +231,8 @@ def load_pretrained_parts(model: AlignGPTForConditionalGeneration, path: Path) -
         found = pretrained_parts_of(path)
         if LEVEL_TABLE not in expected:
             found.pop(LEVEL_TABLE, None)
+        elif LEVEL_TABLE not in found and without_levels:
+            del expected[LEVEL_TABLE]
         elif LEVEL_TABLE not in found:
             raise AlignGPTError(
                 f"{path} has no level table, which model.alignment {model.config.alignment} needs; set model.alignment "

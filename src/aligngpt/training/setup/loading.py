@@ -51,7 +51,8 @@ def load_model(
     if stage is not None and int(stage.gradient_checkpointing) > 1:
         recomputed_layers(model, stage.gradient_checkpointing)  # Refuses what the language model cannot do.
     if weights and stage is not None and stage.pretrained is not None:
-        load_pretrained_parts(model, pretrained_file(stage.pretrained))
+        without_levels = stage.fresh_level_table
+        load_pretrained_parts(model, pretrained_file(stage.pretrained), without_levels=without_levels)
     elif weights and name == "instruct" and recipe.pretrain is not None:
         load_pretrained_parts(model, stage_folder(recipe, "pretrain") / PRETRAINED_FILE)
     if weights and stage is not None and stage.fresh_level_table:
