@@ -33,7 +33,7 @@ from aligngpt.model.packing.attention import NAME
 from aligngpt.model.packing.leaks import can_pack
 from aligngpt.model.vision_towers import INSTEAD
 from aligngpt.training.setup.freezing import freeze_all_but, part_of
-from aligngpt.training.setup.loading import check_rows_can_branch
+from aligngpt.training.setup.row_attention import check_rows_can_branch
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 LONGEST = 128

@@ -12,6 +12,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+import gc
 import signal
 import socket
 import sys
@@ -34,6 +35,12 @@ pytest_plugins = [
     "full_size",
     "judge_server",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that was imported out of garbage collections, of which each training run makes two full ones."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

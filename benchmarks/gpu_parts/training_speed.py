@@ -18,7 +18,7 @@ import training
 from torch import Tensor
 
 from aligngpt.model.packing.pieces import Way
-from aligngpt.training.setup.freezing import compile_layers
+from aligngpt.training.setup.compiling import compile_layers
 from gpu_parts import flops
 from gpu_parts.attention import ways_on
 from gpu_parts.machine import datasheet

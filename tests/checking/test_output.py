@@ -48,6 +48,7 @@ def test_data_recipes_folders_and_other_files_are_not_replaced(data: Path, tmp_p
         ([captions, "--json", data], f"is a folder; name a file with --json, such as {data / 'problems.json'}"),
         ([captions, "--json", other / "below.json"], f"{other} is not a folder"),
         ([captions, "--json", "s3://bucket/found.json"], "cannot be written to"),
+        ([captions, "--json", "~/found.json"], f"write the whole path, {Path.home() / 'found.json'}"),
     ):
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         with pytest.raises(AlignGPTError) as caught:

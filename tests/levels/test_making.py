@@ -348,9 +348,12 @@ def test_ids_that_do_not_tell_what_is_kept_are_not_written(suffix: str, tmp_path
     ids = [f"{number:032x}" for number in (0, 1, 1, 2)]
     pq.write_table(pa.table({"id": ids, "score": [0.1, 0.2, 0.3, 0.4]}), tmp_path / "t.parquet")
     uids = (tmp_path / "u").with_suffix(suffix)
-    with pytest.raises(ScoresError, match=r"1 ids belong to rows that are kept as well as to others"):
-        make_levels(tmp_path / "t.parquet", uids=uids, keep="2", num_levels=2)
-    assert not uids.exists()
+    out = tmp_path / "levels.parquet"
+    out.write_bytes(b"of earlier scores")
+    with pytest.raises(ScoresError, match=rf"the id '{1:032x}' belongs to a row that is kept and to one that is not"):
+        make_levels(tmp_path / "t.parquet", out=out, uids=uids, keep="2", num_levels=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"t.parquet", "levels.parquet"}
+    assert out.read_bytes() == b"of earlier scores"
     # Equal ids that are all kept are no fault.
     make_levels(tmp_path / "t.parquet", uids=uids, keep="1-2", num_levels=2)
     assert uids.exists()

@@ -1,10 +1,8 @@
 """The pairs on the levels page: the right ones, in bounded memory, read from as few shards as possible."""
 
 import dataclasses
-import hashlib
 import json
 import re
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from aligngpt.levels import collected, page_content
 from aligngpt.levels import page as looking
 from aligngpt.levels.making import make_levels
 from aligngpt.levels.page import prepare_look
-from aligngpt.levels.streaming import BinnedScores, HashCounter, ScoreHistogram, Smallest
 from aligngpt.reports.levels_page import LevelsPage
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.first_pairs import FirstPairs
@@ -182,103 +179,6 @@ def test_the_page_itself_is_written(scores: Path, source: Path, tmp_path: Path) 
     assert "a red circle" in page and "pair-2" in page
 
 
-def test_a_histogram_loses_no_score_and_widens_its_bins() -> None:
-    generator = np.random.default_rng(0)
-    histogram, taken = ScoreHistogram(), [np.array([0.25]), np.array([0.25, 0.2500001])]
-    taken += [generator.normal(0.2, 0.1, 1000), np.array([-700.0, 1e6]), np.array([])]
-    for scores in taken:
-        histogram.add(scores)
-    whole = np.concatenate(taken)
-    counts, edges = histogram.drawn(20)
-    assert sum(counts) == histogram.count == len(whole)
-    assert len(counts) <= 20 and edges[0] <= whole.min() and edges[-1] >= whole.max()
-    assert histogram.mean == pytest.approx(whole.mean())
-    assert histogram.standard_deviation == pytest.approx(whole.std())
-
-
-def test_quantiles_are_right_to_the_width_of_a_bin() -> None:
-    histogram, scores = ScoreHistogram(), np.random.default_rng(1).normal(0.2, 0.1, 20_000)
-    for part in np.split(scores, 20):
-        histogram.add(part)
-    for share in (0.01, 0.25, 0.5, 0.99):
-        assert histogram.quantile(share) == pytest.approx(np.quantile(scores, share), abs=4e-4)
-
-
-def test_smallest_keeps_what_a_sort_would_put_first() -> None:
-    keys = np.random.default_rng(2).integers(0, 50, 500).astype(np.float64)
-    smallest: Smallest[int] = Smallest(40)
-    for start in range(0, 500, 60):
-        smallest.add(keys[start : start + 60], lambda place, start=start: start + place)  # type: ignore[misc]
-    assert smallest.rows() == np.argsort(keys, kind="stable")[:40].tolist()
-
-
-def hashes_of(values: range | list[int]) -> np.ndarray:
-    digests = [hashlib.blake2b(str(value).encode(), digest_size=8).digest() for value in values]
-    return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.uint64)
-
-
-def test_hashes_are_counted_in_full_or_sampled_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aligngpt.levels.streaming.HASHES_AT_ONCE", 1000)
-    # Each of 0…3999 once, each of 0…1999 once more, and 7 a hundred times.
-    values = [*range(4000), *range(2000), *[7] * 98]
-    exact, sampled = HashCounter(), HashCounter(500)
-    for start in range(0, len(values), 300):
-        part = values[start : start + 300]
-        for counter in (exact, sampled):
-            counter.add(hashes_of(part), np.arange(start, start + len(part)))
-    assert exact.share == 1.0 and exact.repeats() == ((2000,) * 3, (4098,) * 3)
-    assert exact.largest(2) == [(100, 7, 100), (2, 0, 2)]
-    assert sampled.share in (1 / 8, 1 / 16) and len(sampled._hashes) <= 500
-    groups, pairs = sampled.repeats()
-    assert groups.low <= 2000 <= groups.high and pairs.low <= 4098 <= pairs.high
-    assert HashCounter().repeats() == ((0,) * 3, (0,) * 3) and HashCounter().largest(3) == []
-
-
-def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aligngpt.levels.streaming.HASHES_AT_ONCE", 5_000)
-
-    def peak(batches: int) -> int:
-        histogram, counter, smallest = ScoreHistogram(), HashCounter(2_000), Smallest[int](100)
-        binned, generator = BinnedScores((1, 9, 17)), np.random.default_rng(0)
-        tracemalloc.start()
-        for _ in range(batches):
-            scores = generator.normal(size=1_000)
-            histogram.add(scores)
-            smallest.add(scores, int)
-            binned.add(generator.integers(1, 99, 1_000), scores)
-            counter.add(generator.integers(0, 2**64, 1_000, dtype=np.uint64), np.arange(1_000))
-        counter.repeats()
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
-
-    # A number kept for each pair would be twice as much.
-    assert peak(240) < 1.3 * peak(80)
-
-
-def test_bins_have_the_means_of_their_scores() -> None:
-    values, scores = np.array([1, 4, 5, 300]), np.array([0.1, 0.3, 0.5, 0.7])
-    binned = BinnedScores((1, 5, 6, 129))
-    assert binned.bins() == [] and binned.correlation() is None
-    binned.add(values[:2], scores[:2])
-    binned.add(values[2:], scores[2:])
-    assert [(found.name, found.pairs) for found in binned.bins()] == [("1–4", 2), ("5", 1), ("129+", 1)]
-    assert binned.bins()[0].mean == pytest.approx(0.2) and binned.bins()[0].deviation == pytest.approx(0.1)
-    assert binned.correlation() == pytest.approx(np.corrcoef(np.log2(values), scores)[0, 1])
-
-
-def test_bins_keep_small_differences_of_large_scores() -> None:
-    generator = np.random.default_rng(0)
-    values, scores = generator.integers(1, 9, 1000), 1e6 + generator.normal(0, 0.01, 1000)
-    binned = BinnedScores((1,))
-    for start in range(0, 1000, 100):
-        binned.add(values[start : start + 100], scores[start : start + 100])
-    (found,) = binned.bins()
-    assert found.mean == pytest.approx(scores.mean(), rel=1e-12)
-    assert found.deviation == pytest.approx(scores.std(), rel=1e-4)
-    assert binned.correlation() == pytest.approx(np.corrcoef(np.log2(values), scores)[0, 1], rel=1e-3)
-
-
 def test_a_parquet_source_is_cut_as_when_it_was_scored(
     clip_scorer: PairScorer, tmp_path: Path, pages: list[LevelsPage]
 ) -> None:
@@ -294,21 +194,6 @@ def test_a_parquet_source_is_cut_as_when_it_was_scored(
     page = look(tmp_path / "scores", pages, 2, source=folder / "rows.parquet", **names)
     assert sorted(pair.caption or "" for pair in page.lowest) == sorted(rows["title"].to_pylist())
     assert all(f"{(pair.caption or '').split()[-1]}.png" in pair.picture_name for pair in page.lowest)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_a_placeholder_picture_is_found_however_few_hashes_are_kept(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    hashes = generator.integers(0, 2**64, 25_000, dtype=np.uint64)
-    hashes[generator.choice(25_000, 5_000, replace=False)] = hashes[0]
-    counter = HashCounter(1000)
-    for start in range(0, 25_000, 500):
-        counter.add(hashes[start : start + 500], np.arange(start, start + 500))
-    [group] = counter.largest(1)
-    assert group[0] == pytest.approx(5_000, rel=0.35)
-    assert hashes[group[1]] == hashes[0]
-    groups, pairs = counter.repeats()
-    assert groups[1] <= 1 <= groups[2] and pairs[1] <= 5_001 <= pairs[2]
 
 
 def test_the_rank_error_of_other_scores_is_not_told_of_these(

@@ -9,7 +9,7 @@ from tiny_models import Assembled
 
 from aligngpt.model.packing.leaks import can_pack
 from aligngpt.training.recipe import RecipeError
-from aligngpt.training.setup.loading import check_rows_can_branch
+from aligngpt.training.setup.row_attention import check_rows_can_branch
 
 BRANCHING = SimpleNamespace(questions_per_prefix=3, max_length=128)
 

@@ -17,7 +17,7 @@ from listed_pairs import ListedPairs, draw_pictures, random_captions
 
 from aligngpt.data.records.pairs import open_pairs
 from aligngpt.data.rejects import TooManyRejects
-from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.base import Shard, SourceError
 from aligngpt.leftovers import temporary_beside
 from aligngpt.scoring import job, reject_share
 from aligngpt.scoring.encoders import PairScorer
@@ -354,8 +354,10 @@ def test_the_progress_starts_at_what_was_done(
 
 
 def test_a_small_source_needs_no_process() -> None:
-    assert job._worker_count(100) == 0
-    assert job._worker_count(None) == job._worker_count(10**6) >= 1
+    small, large, unknown = ([Shard(0, "all", records)] for records in (100, 10**6, None))
+    assert job.worker_count(small, cpus=2) == 0
+    assert job.worker_count(large, cpus=2) == job.worker_count(unknown, cpus=2) == 2
+    assert job.worker_count(large, cpus=1000) == job.MAX_WORKERS
 
 
 def test_a_batch_of_nothing_is_refused(source: ListedPairs, run: Callable) -> None:

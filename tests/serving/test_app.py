@@ -1,6 +1,7 @@
 """The application in one process: every field has an effect or is refused, every error has OpenAI's form."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -240,14 +241,31 @@ def test_neighbouring_messages_of_one_role_are_one(engine: Any, ask: Callable, p
     assert engine.processor.tokenizer.decode(usual).count("<|im_start|>") == 5
 
 
-def test_white_space_around_a_question_about_an_image_is_left_out(engine: Any, ask: Callable, picture_url: str) -> None:
-    def ids(text: str) -> list[int]:
-        (shown,) = ask(picture_url)
-        content = [shown["content"][0], {"type": "text", "text": text}]
-        return prepare(ChatRequest(model="tiny", messages=[{**shown, "content": content}]), engine, Limits()).prompt.ids
+def test_images_and_texts_are_written_as_in_training(engine: Any, ask: Callable, picture_url: str) -> None:
+    image = ask(picture_url)[0]["content"][0]
 
-    assert ids("is it  red ?\n") == ids("is it  red ?")
-    assert ids("is it red ?") != ids("is it  red ?")
+    def written(*messages: list[str]) -> str:
+        """The turn of the user; "<image>" is an image, any other text a part."""
+        said = [
+            {
+                "role": "user",
+                "content": [image if part == "<image>" else {"type": "text", "text": part} for part in parts],
+            }
+            for parts in messages
+        ]
+        ids = prepare(ChatRequest(model="tiny", messages=said), engine, Limits()).prompt.ids
+        token = engine.processor.image_token
+        text = re.sub(rf"(?:{re.escape(token)})+", "<image>", engine.processor.tokenizer.decode(ids))
+        return text.partition("user\n")[2].partition("<|im_end|>")[0]
+
+    for parts in (["<image>", "\n is it  red ?\n"], ["is it  red ?\n", "<image>"], [" is it ", " red ?", "<image>"]):
+        assert written(parts) == "<image>\nis it  red ?"
+    assert written(["is it ", "<image>", " red ?\n"]) == "is it <image> red ?"
+    # Neighbours: each image is on a line of its own, as in a training record of several lines.
+    assert written(["it is"], ["<image>", "red ?"]) == "it is\n<image>\nred ?"
+    assert written(["<image>", "it is"], ["<image>", "red ?"]) == "<image>\nit is\n<image>\nred ?"
+    assert written(["it is", "<image>"], ["red ?\n"]) == "<image>\nit is\nred ?"
+    assert written(["<image>"], ["red ?"]) == written(["red ?"], ["<image>"]) == "<image>\nred ?"
 
 
 def test_a_system_message_without_text_is_none(engine: Any, ask: Callable) -> None:

@@ -10,9 +10,10 @@ import pytest
 from object_store import Store
 
 from aligngpt.data.batches.examples import tokenize
+from aligngpt.data.samples.reading import readable_samples
 from aligngpt.data.sources.remote import RemotePath
 from aligngpt.starting.asking import Asker
-from aligngpt.starting.data_look import LONGEST, DataLook, look_at, samples_of
+from aligngpt.starting.data_look import LONGEST, DataLook, look_at
 from aligngpt.starting.known_backbones import write_stand_in
 from aligngpt.starting.making import Given, make_new_recipe
 from aligngpt.starting.output import StartError
@@ -64,7 +65,7 @@ def test_no_sample_is_longer_than_the_recipe_allows(hidden: Path, tmp_path: Path
     recipe = load_recipe(out)
     _, processor = load_model(recipe, "instruct", weights=False)
     assert recipe.instruct is not None
-    samples = list(samples_of(hidden / "questions.json"))
+    samples = list(readable_samples(hidden / "questions.json"))
     tokens = [len(tokenize(one.messages(), processor, max_length=1 << 30)[0]) for one in samples]
     longest_text = max(count for count, one in zip(tokens, samples, strict=True) if not one.images)
     assert longest_text + 64 < max(tokens) <= recipe.instruct.max_length < max(tokens) + 64

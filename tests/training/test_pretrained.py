@@ -18,8 +18,8 @@ from aligngpt.training.dry_run import plan
 from aligngpt.training.origin import other_origin
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
-from aligngpt.training.setup.freezing import PRETRAINED_FILE
 from aligngpt.training.setup.loading import load_model
+from aligngpt.training.setup.pretrained_parts import PRETRAINED_FILE
 from aligngpt.training.stage import fingerprint_of, model_folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aligngpt.data.sources.remote import RemotePath, located
 from aligngpt.errors import AlignGPTError
-from aligngpt.hub_names import written_locally
+from aligngpt.hub_names import output_trouble
 
 RESULT_KEYS = frozenset({"path", "image_root", "records", "samples", "problems", "rejected"})
 """Some of the keys of `FileCheck.facts`, by which an earlier result is known."""
@@ -21,9 +21,10 @@ def check_output(out: Path, read: Sequence[Path]) -> None:
         read: the data files and the recipe.
 
     Raises:
-        AlignGPTError: `out` is an address, a folder, one of the files that are read, or any other existing file.
+        AlignGPTError: `out` is an address, begins with `~`, or is a folder, one of the files that are read, or any
+            other existing file.
     """
-    if (trouble := written_locally(out)) is not None:
+    if (trouble := output_trouble(out)) is not None:
         raise AlignGPTError(trouble)
     if out.is_dir():
         raise AlignGPTError(f"{out} is a folder; name a file with --json, such as {out / 'problems.json'}")

@@ -32,7 +32,10 @@ def check(
     levels: Annotated[int | None, typer.Option(min=2, help="N: report levels outside 1…N.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Decode every image, not only its header.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--json", help="Write every problem to this file; - for the standard output.")
+        Path | None,
+        typer.Option(
+            "--json", help="Write the problems, 10,000 per reason at most, to this file; - for the standard output."
+        ),
     ] = None,
 ) -> None:
     """Check data files and list every problem.
@@ -75,6 +78,6 @@ def check(
             write_checks(out, checks)
         print("\n\n".join(one.text() for one in checks))
         if out is not None:
-            print(f"\nall problems: {out}")
+            print(f"\nproblems: {out}")
     if not all(one.good for one in checks):
         raise typer.Exit(PROBLEMS_FOUND)

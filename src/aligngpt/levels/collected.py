@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from aligngpt.alignment.levels import AlignmentLevels, thin_levels
 from aligngpt.levels.placed_pairs import RECORD_BITS, PlacedPair
+from aligngpt.levels.repeats import HashCounter
 from aligngpt.levels.scored_pairs import ScoredPairs
-from aligngpt.levels.streaming import BinnedScores, HashCounter, ScoreHistogram, Smallest
+from aligngpt.levels.streaming import BinnedScores, ScoreHistogram, Smallest
 from aligngpt.progress import Meter
 from aligngpt.reports.levels_page import LevelRow
 from aligngpt.scoring.score_files import read_batches

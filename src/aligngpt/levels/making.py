@@ -146,6 +146,8 @@ def make_levels(
             for writer in writers:
                 writer.write(batch, assigned)
         # Check before the outputs replace any file.
+        for writer in writers:
+            writer.check((batch, levels.assign(batch.scores)) for batch in _metered("checking ids", table))
         if _stamps(table) != before:
             raise ScoresError(f"{scores} changed while its levels were made; nothing was written, start again")
         if records is not None and (scored := scored_base(table)) is not None:

@@ -13,9 +13,10 @@ from aligngpt.data.records.pairs import PairSource
 from aligngpt.levels.collected import Collected
 from aligngpt.levels.making import LevelsSummary
 from aligngpt.levels.placed_pairs import RECORD_BITS, PlacedPair, count_captions, pairs_at, pick_pairs
+from aligngpt.levels.repeats import HashCounter, Repeated
 from aligngpt.levels.score_tables import DEFAULT_COLUMN, ScoreTable
 from aligngpt.levels.scored_pairs import ScoredPairs, scored_base
-from aligngpt.levels.streaming import BinnedScores, HashCounter, Repeated, ScoreHistogram
+from aligngpt.levels.streaming import BinnedScores, ScoreHistogram
 from aligngpt.progress import Meter
 from aligngpt.reports.levels_page import CopiedGroup, Copies, LevelRow, LevelsPage, ScoreByBin, ScoreNumbers, ShownPair
 

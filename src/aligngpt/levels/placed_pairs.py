@@ -12,8 +12,8 @@ from aligngpt.data.images.opening import ImageError
 from aligngpt.data.images.reference import Picture
 from aligngpt.data.records.pairs import Pair, PairSource
 from aligngpt.data.sources.base import Shard
+from aligngpt.levels.repeats import HashCounter
 from aligngpt.levels.scored_pairs import ScoredPairs
-from aligngpt.levels.streaming import HashCounter
 from aligngpt.progress import Meter
 from aligngpt.reports.thumbnails import Thumbnail, shrunk
 from aligngpt.scoring.score_files import read_part

@@ -3,7 +3,7 @@
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +44,17 @@ class LevelWriter(ABC):
     @abstractmethod
     def write(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> None:
         """Write rows and their levels 1…N, `(rows,)`."""
+
+    def check(self, rows: Iterable[tuple[ScoreBatch, NDArray[np.int64]]]) -> None:
+        """Check, before any output replaces a file, that the output says of all rows what it is read for.
+
+        Args:
+            rows: the batches that were written, with their levels, once more.
+
+        Raises:
+            ScoresError: it does not.
+        """
+        return
 
 
 class _Records(LevelWriter):
@@ -99,35 +110,44 @@ class _Table(LevelWriter):
 
 
 class _Uids(LevelWriter):
-    """Writes the ids of some levels."""
+    """Writes the ids of some levels. Holds the hashes of the kept ids, 8 bytes each, until `check` has sorted them."""
 
     def __init__(self, path: Path, keep: Set[int]) -> None:
         self._path = path
         self._keep = sorted(keep)
-        self._hashes: dict[bool, list[NDArray[np.int64]]] = {True: [], False: []}
+        self._hashes: list[NDArray[np.int64]] = []
 
     def _kept(self, batch: ScoreBatch, levels: NDArray[np.int64]) -> pa.Array:
         """The ids of a batch whose levels are kept."""
-        is_kept = np.isin(levels, self._keep)
-        hashes = np.fromiter(map(hash, batch.ids.to_pylist()), dtype=np.int64, count=len(batch.ids))
-        for side in (True, False):
-            self._hashes[side].append(hashes[is_kept == side])
-        return batch.ids.filter(pa.array(is_kept))
+        ids = batch.ids.filter(pa.array(np.isin(levels, self._keep)))
+        self._hashes.append(_hashes(ids))
+        return ids
 
-    def check(self) -> None:
+    def check(self, rows: Iterable[tuple[ScoreBatch, NDArray[np.int64]]]) -> None:
         """Check that the ids tell which rows are kept.
 
         Raises:
-            ScoresError: rows that are kept have ids of rows that are not, such as equal keys in several tar files.
+            ScoresError: a row that is kept has the id of one that is not, such as equal keys in several tar files.
         """
-        none = np.empty(0, dtype=np.int64)
-        kept, others = (np.concatenate([none, *self._hashes[side]]) for side in (True, False))
-        both = np.intersect1d(kept, others)
-        if len(both):
-            raise ScoresError(
-                f"{len(both):,} ids belong to rows that are kept as well as to others, so {self._path} would not tell "
-                "which to keep; write the levels as .parquet with --out, which training reads"
-            )
+        kept = np.concatenate([np.empty(0, dtype=np.int64), *self._hashes])
+        self._hashes.clear()
+        kept.sort()
+        for batch, levels in rows:
+            others = batch.ids.filter(pa.array(np.isin(levels, self._keep, invert=True)))
+            hashes = _hashes(others)
+            places = np.searchsorted(kept, hashes)
+            found = places < len(kept)
+            found[found] = kept[places[found]] == hashes[found]
+            if found.any():
+                raise ScoresError(
+                    f"the id {others[int(found.argmax())].as_py()!r:.80} belongs to a row that is kept and to one that "
+                    f"is not, so {self._path} would not tell which to keep; give each row its own id, or write the "
+                    "level of each row with --out instead"
+                )
+
+
+def _hashes(ids: pa.Array) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, ids.to_pylist()), dtype=np.int64, count=len(ids))
 
 
 class _TextUids(_Uids):
@@ -221,19 +241,15 @@ def uids_writer(out: Path, keep: Set[int]) -> Iterator[LevelWriter]:
         keep: the levels 1…N whose ids are written.
 
     Raises:
-        ScoresError: an id for `.npy` is not 32 hexadecimal digits, one for `.txt` is empty or has a line break, or rows
-            that are kept share ids with others.
+        ScoresError: an id for `.npy` is not 32 hexadecimal digits, or one for `.txt` is empty or has a line break.
         OSError: the disk is full or the folder cannot be written.
     """
     if out.suffix == ".txt":
         with atomic_write(out) as file:
-            of_text = _TextUids(file, out, keep)
-            yield of_text
-            of_text.check()
+            yield _TextUids(file, out, keep)
         return
     writer = _BinaryUids(out, keep)
     yield writer
-    writer.check()
     uids = np.concatenate(writer.parts)
     with atomic_write(out, "wb") as file:
         np.save(file, uids[np.lexsort((uids["f1"], uids["f0"]))])

@@ -176,7 +176,7 @@ class AlignGPTProcessor(LlavaProcessor):
             messages = _with_texts(messages, lambda text: WORD_JOINER + text)
         return [
             {**message, "content": _joined(message["content"], self.image_token)}
-            if _interleaved(message["content"])
+            if is_interleaved(message["content"])
             else message
             for message in messages
         ]
@@ -337,7 +337,7 @@ def _with_texts(messages: Sequence[dict[str, Any]], change: Callable[[str], str]
     return [{**message, "content": changed(message["content"])} for message in messages]
 
 
-def _interleaved(content: str | Sequence[dict[str, Any]]) -> bool:
+def is_interleaved(content: str | Sequence[dict[str, Any]]) -> bool:
     """Whether images of a message stand inside its text, rather than all before or all after it."""
     if isinstance(content, str):
         return False

@@ -16,12 +16,14 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+import aligngpt.scoring.dual_encoder  # noqa: F401  registers it with transformers
 from aligngpt.data.images.opening import ImageError, open_image, resolve_image
 from aligngpt.device import resolve_device, resolve_dtype
 from aligngpt.errors import AlignGPTError
 from aligngpt.hub_names import local_or_hub
 from aligngpt.model.backbones import LOADING_ERRORS
 from aligngpt.model.own_code import refuse_own_code
+from aligngpt.model.tensor_bytes import tensor_bytes
 from aligngpt.model.whole_weights import load_whole
 from aligngpt.scoring.patches import inputs_of_patches, pixels_of, takes_patches
 from aligngpt.scoring.tokenizer_content import tokenizer_content
@@ -106,7 +108,7 @@ class PairScorer:
         digest.update(self.image_processor.to_json_string().encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor_bytes(tensor))
         return digest.hexdigest()
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:

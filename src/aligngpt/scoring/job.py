@@ -140,12 +140,10 @@ def _score(
     total = sum(done.values(), PartSummary())
     if todo:
         before_rescoring(out, todo)
-        records = _records(todo)
-        count = _worker_count(records) if workers is None else workers
-        known = None if records is None else total.records + records
+        count = worker_count(todo, usable_cpus()) if workers is None else workers
         with (
             PictureWorkers(scorer, count, others=others) as pictures,
-            Meter("scoring pairs", known, initial=total.records, unit="pairs") as meter,
+            Meter("scoring pairs", records_in(todo, total.records), initial=total.records, unit="pairs") as meter,
         ):
 
             def finished(shard: Shard, summary: PartSummary) -> None:
@@ -200,15 +198,16 @@ def _own_shards(shards: Sequence[Shard], share: tuple[int, int] | None) -> list[
     return [shard for shard in shards if shard.index % count == index]
 
 
-def _records(shards: Sequence[Shard]) -> int | None:
-    """Total number of records in the shards; None if a shard does not state its number."""
+def records_in(shards: Sequence[Shard], others: int = 0) -> int | None:
+    """Total number of records in the shards plus `others`; None if a shard does not state its number."""
     counts = [shard.records for shard in shards]
-    return None if None in counts else sum(count for count in counts if count is not None)
+    return None if None in counts else sum((count for count in counts if count is not None), others)
 
 
-def _worker_count(records: int | None) -> int:
+def worker_count(shards: Sequence[Shard], cpus: int) -> int:
     """The default number of processes that open images; 0, for one thread, if the source is small."""
-    return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, usable_cpus())
+    records = records_in(shards)
+    return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, cpus)
 
 
 def _is_complete(out: Path, manifest: Manifest, outcomes: dict[int, PartSummary]) -> bool:

@@ -8,15 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aligngpt.data.records.pairs import PairSource
 from aligngpt.data.sources.base import Shard
 from aligngpt.leftovers import remove_leftovers, temporary_beside
-from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.first_pairs import FirstPairs
 from aligngpt.scoring.score_files import PART_PATTERN, PartSummary, ScoresError, part_path, write_whole
 from aligngpt.scoring.several_models import FurtherModel, further_models
+
+if TYPE_CHECKING:
+    from aligngpt.scoring.encoders import PairScorer
 
 MANIFEST = "manifest.json"
 SCORE = "cosine similarity of image and text features, not scaled"
@@ -92,11 +94,11 @@ class Manifest:
     def of(
         cls,
         source: PairSource,
-        scorer: PairScorer,
+        scorer: "PairScorer",
         *,
         batch_size: int,
         embeddings: bool,
-        others: Sequence[PairScorer] = (),
+        others: "Sequence[PairScorer]" = (),
     ) -> "Manifest":
         """The manifest of a new job.
 

@@ -5,10 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.score_files import MODEL_PREFIX, ScoresError
+
+if TYPE_CHECKING:
+    from aligngpt.scoring.encoders import PairScorer
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class FurtherModel:
     dtype: str
 
 
-def further_models(first: PairScorer, others: Sequence[PairScorer]) -> tuple[FurtherModel, ...]:
+def further_models(first: "PairScorer", others: "Sequence[PairScorer]") -> tuple[FurtherModel, ...]:
     """What the manifest records of the models after the first.
 
     Raises:
@@ -80,6 +82,6 @@ def score_columns(models: Sequence[str]) -> list[str]:
     return found
 
 
-def by_column(models: Sequence[FurtherModel], others: Sequence[PairScorer]) -> dict[str, PairScorer]:
+def by_column(models: Sequence[FurtherModel], others: "Sequence[PairScorer]") -> "dict[str, PairScorer]":
     """The models after the first by the columns that the manifest of a folder gives them."""
     return {one.column: other for one, other in zip(models, others, strict=True)}

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,12 +10,16 @@ from PIL.Image import Image
 
 from aligngpt.inference.engine import Engine, EngineError, Request, Sampling
 from aligngpt.inference.generation.prompts import ContextLengthError, Prompt
+from aligngpt.model.processing import is_interleaved
 from aligngpt.serving.errors import ApiError
 from aligngpt.serving.media import MediaPolicy, pictures_from_urls
 from aligngpt.serving.media_errors import MediaError
 from aligngpt.serving.protocol import ChatRequest, ImagePart, Message
 
 log = logging.getLogger("aligngpt.serving")
+
+Parts = list[dict[str, Any]]
+"""The content of a message in transformers' chat format."""
 
 CHARACTERS_PER_TOKEN = 64
 """More than any text has on average, so a longer text than this allows need not be tokenized, which takes long."""
@@ -117,24 +122,20 @@ def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dic
     Models are trained on conversations in which questions and answers alternate, and on system turns with a text.
     """
     urls: list[str] = []
-    written: list[dict[str, Any]] = []
+    said: list[tuple[str, list[Parts]]] = []
     where = "messages"
     for number, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
         if role == "system" and _is_blank(message):
             continue
-        if role == "system" and written and written[-1]["role"] != "system":
+        if role == "system" and said and said[-1][0] != "system":
             raise ApiError(
                 400,
                 f"a message of role {message.role} can only stand at the beginning; put its text there, or into a "
                 "message of the user",
                 param=f"messages[{number}].role",
             )
-        parts: list[dict[str, Any]] = []
-        if written and written[-1]["role"] == role:
-            parts = written.pop()["content"]
-            if parts[-1].get("text"):
-                parts.append(_text("\n\n" if role == "system" else "\n"))
+        parts: Parts = []
         content = [message.content] if isinstance(message.content, str) else message.content
         for place, part in enumerate(content):
             if not isinstance(part, ImagePart):
@@ -145,20 +146,18 @@ def _conversation(messages: list[Message], media: MediaPolicy) -> tuple[list[dic
                 raise ApiError(400, f"a message of role {message.role} cannot have images", param=where)
             urls.append(part.image_url.url)
             parts.append({"type": "image"})
-        written.append({"role": role, "content": parts})
-    if not written or written[-1]["role"] != "user":
+        if said and said[-1][0] == role:
+            said[-1][1].append(parts)
+        else:
+            said.append((role, [parts]))
+    if not said or said[-1][0] != "user":
         raise ApiError(
             400,
             "the model answers a message of role user, but the last one is of another; end with one of the user, and "
             "leave an unfinished answer out",
             param=f"messages[{len(messages) - 1}].role",
         )
-    for told in written:
-        if any(part["type"] == "image" for part in told["content"]):
-            _strip(told["content"])
-        else:
-            # Some templates write the first part only.
-            told["content"] = [_text("".join(part["text"] for part in told["content"]))]
+    written = [{"role": role, "content": _joined(told, "\n\n" if role == "system" else "\n")} for role, told in said]
     try:
         return written, tuple(pictures_from_urls(urls, media))
     except MediaError as error:
@@ -173,13 +172,35 @@ def _is_blank(message: Message) -> bool:
     return not any(isinstance(part, ImagePart) or part.text.strip() for part in message.content)
 
 
-def _strip(parts: list[dict[str, Any]]) -> None:
-    """Leave out the white space around a question about images: a model is trained on such questions without."""
-    texts = [part for part in parts if part["type"] == "text"]
-    if texts and parts[0]["type"] == "text":
-        parts[0]["text"] = parts[0]["text"].lstrip()
-    if texts and parts[-1]["type"] == "text":
-        parts[-1]["text"] = parts[-1]["text"].rstrip()
+def _joined(messages: list[Parts], line_break: str) -> Parts:
+    """What neighbouring messages of one role say, as one message in the form that models are trained on.
+
+    Texts are one text: some templates write the first part only. A text about images has no white space around it, and
+    images are on lines of their own unless a message has them inside its text.
+    """
+    if not any(part["type"] == "image" for parts in messages for part in parts):
+        texts = ("".join(part["text"] for part in parts) for parts in messages)
+        return [_text(line_break.join(filter(None, texts)))]
+    lines = [line for parts in messages for line in _lines(parts)]
+    together = [part for line in lines for part in line]
+    if not is_interleaved(together):
+        # Templates write the images first, each with its line break.
+        text = line_break.join(part["text"] for part in together if part["type"] == "text")
+        return [*(part for part in together if part["type"] == "image"), *([_text(text)] if text else [])]
+    return [*lines[0], *(part for line in lines[1:] for part in (_text(line_break), *line))]
+
+
+def _lines(parts: Parts) -> list[Parts]:
+    """Each image and then the text of one message; all of it as one if images stand inside the text."""
+    if is_interleaved(parts):
+        first, *middle, last = parts
+        return [[_stripped(first, str.lstrip), *middle, _stripped(last, str.rstrip)]]
+    text = "".join(part["text"] for part in parts if part["type"] == "text").strip()
+    return [*([part] for part in parts if part["type"] == "image"), *([[_text(text)]] if text else [])]
+
+
+def _stripped(part: dict[str, Any], strip: Callable[[str], str]) -> dict[str, Any]:
+    return _text(strip(part["text"])) if part["type"] == "text" else part
 
 
 def _text(text: str) -> dict[str, Any]:

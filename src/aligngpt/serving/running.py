@@ -23,6 +23,7 @@ from aligngpt.inference.engine import Engine
 from aligngpt.inference.generation.loop import DEFAULT_ROWS
 from aligngpt.loopback import is_loopback
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.tensor_bytes import tensor_bytes
 from aligngpt.progress import say
 from aligngpt.serving.app import build_app
 from aligngpt.serving.conversation import Limits
@@ -178,7 +179,7 @@ def fingerprint(model: AlignGPTForConditionalGeneration) -> str:
     digest = xxhash.xxh3_64()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor_bytes(tensor))
     return f"aligngpt-{__version__}-{digest.hexdigest()}"
 
 

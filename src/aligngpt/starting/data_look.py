@@ -3,7 +3,7 @@
 import heapq
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,9 +12,8 @@ from aligngpt.checking.files import check_files
 from aligngpt.checking.result import FileCheck
 from aligngpt.data.images.opening import ImageError, resolve_image
 from aligngpt.data.records.sample import Sample
-from aligngpt.data.records.stored import Unread, archive_samples
 from aligngpt.data.rejects import Rejects
-from aligngpt.data.samples.reading import read_samples
+from aligngpt.data.samples.reading import mostly_questions, readable_samples
 from aligngpt.data.sources.finding import archive_at, root_of_data
 from aligngpt.data.sources.remote import RemotePath, located
 from aligngpt.hub_names import near_paths
@@ -111,28 +110,17 @@ def look_at(path: Path, image_root: Path | None = None) -> DataLook:
             f"{check.rejected:,} of the {check.records:,} records of {path} cannot be used, more than the "
             f"{allowed:.0%} that training accepts; `{_check_command(path, image_root)}` lists them"
         )
-    first = list(islice((sample for sample in samples_of(path) if sample.images), FIRST))
-    longest = longest_samples(samples_of(path))
+    first = list(islice((sample for sample in readable_samples(path) if sample.images), FIRST))
+    longest = longest_samples(readable_samples(path))
     return DataLook(
         path=path,
-        kind="questions" if _are_questions(first) else "captions",
+        kind="questions" if not first or mostly_questions(first) else "captions",
         format=_format(path, None if archive is None else archive.kind),
         is_archive=archive is not None,
         image_root=None if archive is not None and image_root is None else root_of_data(path, root),
         check=check,
         longest=longest,
     )
-
-
-def samples_of(path: Path) -> Iterator[Sample]:
-    """The samples of a file, without those that cannot be read."""
-    archive = archive_at(path)
-    if archive is None:
-        yield from (sample for sample, _ in read_samples(located(path), Rejects(None, max_share=1.0)))
-        return
-    for one in archive_samples(archive, check_images=False):
-        if not isinstance(one, Unread):
-            yield one.sample
 
 
 def longest_samples(samples: Iterable[Sample]) -> tuple[Sample, ...]:
@@ -158,12 +146,6 @@ def longest_samples(samples: Iterable[Sample]) -> tuple[Sample, ...]:
 def _check_command(path: Path, image_root: Path | None) -> str:
     root = [] if image_root is None else ["--image-root", str(image_root)]
     return shlex.join(["aligngpt", "check", str(path), *root])
-
-
-def _are_questions(samples: list[Sample]) -> bool:
-    """Whether most samples have several turns or a first turn with a question mark at its end, or there are none."""
-    asked = sum(len(sample.turns) > 2 or sample.turns[0].text.rstrip().endswith("?") for sample in samples)
-    return 2 * asked > len(samples) or not samples
 
 
 def _characters(sample: Sample) -> int:
@@ -195,7 +177,7 @@ def _guessed_root(path: Path) -> Path | None:
     place = located(path)
     if isinstance(place, RemotePath) or place.is_dir() or archive_at(path) is not None:
         return None
-    names = [name for sample in islice(samples_of(path), NAMES_TRIED) for name in sample.images][:NAMES_TRIED]
+    names = [name for sample in islice(readable_samples(path), NAMES_TRIED) for name in sample.images][:NAMES_TRIED]
     if not names or _all_in(place.parent, names):
         return None
     below = sorted(one for one in place.parent.iterdir() if one.is_dir() and not one.name.startswith("."))

@@ -30,7 +30,7 @@ from aligngpt.study.warming import write_warm_start, write_warmed
 from aligngpt.training.loop.trainer import TrainingStopped
 from aligngpt.training.recipe import make_recipe
 from aligngpt.training.run import train
-from aligngpt.training.setup.freezing import PRETRAINED_FILE, load_pretrained_parts
+from aligngpt.training.setup.pretrained_parts import PRETRAINED_FILE, load_pretrained_parts
 from aligngpt.training.stage import StageResult
 
 TABLE = "model.alignment.levels"

@@ -13,8 +13,9 @@ from aligngpt.files import atomic_write
 from aligngpt.training.feed.datasets import training_data, training_samples
 from aligngpt.training.feed.feature_cache import features_kept_for
 from aligngpt.training.recipe import make_recipe
-from aligngpt.training.setup.freezing import freeze_all_but, is_pretrained, part_of
+from aligngpt.training.setup.freezing import freeze_all_but, part_of
 from aligngpt.training.setup.loading import load_model
+from aligngpt.training.setup.pretrained_parts import is_pretrained
 from aligngpt.training.setup.warm_start import warm_start
 
 

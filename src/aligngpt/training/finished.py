@@ -10,7 +10,7 @@ from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write, sha256_of
 from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName
-from aligngpt.training.setup.freezing import PRETRAINED_FILE
+from aligngpt.training.setup.pretrained_parts import PRETRAINED_FILE
 from aligngpt.training.stage import DESCRIPTIONS, fingerprint_of, result_folders, stage_folder, stage_result
 
 START_FILE = "started_from"

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from aligngpt.alignment.module import is_as_drawn
 from aligngpt.model.configuration import AlignGPTConfig
 from aligngpt.training.recipe import Recipe, StageName
-from aligngpt.training.setup.freezing import LEVEL_TABLE, PRETRAINED_FILE, pretrained_parts_of
+from aligngpt.training.setup.freezing import LEVEL_TABLE
+from aligngpt.training.setup.pretrained_parts import PRETRAINED_FILE, pretrained_parts_of
 from aligngpt.training.stage import content_of_backbone, pretrained_file, stage_folder
 
 KEY = "trained_for"

@@ -24,7 +24,7 @@ from aligngpt.model.foreign.first_stage import first_stage_file
 from aligngpt.model.templates import NAMED_TEMPLATES
 from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
-from aligngpt.training.setup.freezing import PRETRAINED_FILE, pretrained_parts_of
+from aligngpt.training.setup.pretrained_parts import PRETRAINED_FILE, pretrained_parts_of
 
 DESCRIPTIONS = {"pretrain": "pre-training", "instruct": "instruction tuning"}
 

@@ -49,16 +49,12 @@ from aligngpt.training.recipe import Recipe, RecipeError, StageName, StageRecipe
 from aligngpt.training.run_card import DataFacts
 from aligngpt.training.run_folder import save_recipe
 from aligngpt.training.setup.arguments import arguments_of
-from aligngpt.training.setup.freezing import (
-    compile_layers,
-    freeze_all_but,
-    hold_frozen_in,
-    hold_trained_in_bfloat16,
-    is_pretrained,
-    save_pretrained_parts,
-)
-from aligngpt.training.setup.loading import check_rows_can_branch, decide_packing, keep_masks, load_model, pack_rows
+from aligngpt.training.setup.compiling import compile_layers
+from aligngpt.training.setup.freezing import freeze_all_but, hold_frozen_in, hold_trained_in_bfloat16
+from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.parameter_summary import parts_of, parts_table
+from aligngpt.training.setup.pretrained_parts import is_pretrained, save_pretrained_parts
+from aligngpt.training.setup.row_attention import check_rows_can_branch, decide_packing, keep_masks, pack_rows
 from aligngpt.training.setup.warm_start import CachedFeatures, warm_start
 from aligngpt.training.stage import (
     DESCRIPTIONS,

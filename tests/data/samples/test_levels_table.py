@@ -112,6 +112,24 @@ def test_each_record_gets_its_own_level_although_ids_repeat(
         prepare_samples(data, require_level=True, rejects=Rejects(None, max_share=0.5))
 
 
+def test_levels_stay_with_their_rows_behind_a_damaged_row_group(clip_scorer: PairScorer, tmp_path: Path) -> None:
+    # Scoring cuts the row group of six rows into two shards, training reads it as one.
+    path = tmp_path / "pairs.parquet"
+    rows = [{"id": f"row {row}", "image": picture(row), "caption": WORDS[row % 6]} for row in range(36)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=6, use_dictionary=False)
+    column = pq.read_metadata(path).row_group(1).column(2)
+    with path.open("r+b") as file:
+        file.seek(column.data_page_offset)
+        file.write(b"\xff" * column.total_compressed_size)
+    table, levels = scored(path, clip_scorer, tmp_path)
+    assert sorted(levels) == [*range(6), *range(12, 36)]
+    rejects = Rejects(None, max_share=1.0)
+    assert {sample.id: sample.level for sample in prepared(path, table, rejects)} == {
+        f"row {record}": level for record, level in levels.items()
+    }
+    assert rejects.by_reason == {"broken_parquet": 6}
+
+
 def test_a_table_of_other_data_is_refused(clip_scorer: PairScorer, tmp_path: Path) -> None:
     data = write_tars(tmp_path / "pairs")
     table, _ = scored(data, clip_scorer, tmp_path)
@@ -127,8 +145,14 @@ def test_what_is_no_such_table_says_how_one_is_made(clip_scorer: PairScorer, tmp
     data = write_tars(tmp_path / "pairs")
     without = tmp_path / "without.parquet"
     pq.write_table(pa.table({"id": ["000000"], "score": [0.5], "level": pa.array([1], pa.int32())}), without)
-    with pytest.raises(SourceError, match=r"has no record numbers; write it with `aligngpt levels SCORES --out w"):
+    with pytest.raises(SourceError, match=r"does not say which records of .*, with `aligngpt levels SCORES --out w"):
         prepared(data, without)
+    # Cut again from the table itself, which has the column `record`.
+    table, _ = scored(data, clip_scorer, tmp_path)
+    make_levels(table, out=tmp_path / "again.parquet", num_levels=2)
+    assert "record" in pq.read_schema(tmp_path / "again.parquet").names
+    with pytest.raises(SourceError, match=r"again\.parquet .* because it was not made from a folder of scores"):
+        prepared(data, tmp_path / "again.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(SourceError, match=r"the levels .*broken\.parquet cannot be read"):
         prepared(data, tmp_path / "broken.parquet")

@@ -560,7 +560,7 @@ def test_a_damaged_row_group_ends_its_shard_only(tmp_path: Path) -> None:
     start = column.data_page_offset
     content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(content)
-    assert captions(everything(path)) == ["broken_parquet", "third" * 50, "last" * 50]
+    assert captions(everything(path)) == ["broken_parquet", "broken_parquet", "third" * 50, "last" * 50]
 
 
 SAMPLES = [(f"{n}.{e}", c) for n in range(3) for e, c in [("png", png()), ("txt", f"caption {n}".encode())]]

@@ -239,7 +239,47 @@ def test_a_picture_that_cannot_be_decoded_is_a_reject_of_training(
     assert (reject.id, reject.reason) == ("bad", "truncated") and path.name in reject.detail
 
 
-def test_a_damaged_row_group_is_one_reject(tmp_path: Path, pictures: list) -> None:
+NAMED_IN_TURNS = {
+    "field": [{"role": "user", "content": "Red?", "images": ["0.png"]}, {"role": "assistant", "content": "yes"}],
+    "beside a tag": [
+        {"role": "user", "content": "<image>\nRed?", "image": "0.png"},
+        {"role": "assistant", "content": "yes"},
+    ],
+    "part": [
+        {"role": "user", "content": [{"type": "image", "path": "0.png"}, {"type": "text", "text": "Red?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("messages", NAMED_IN_TURNS.values(), ids=NAMED_IN_TURNS)
+def test_a_stored_image_may_have_a_name_in_a_turn(
+    tmp_path: Path, pictures: list, messages: list[dict[str, Any]], kind: str
+) -> None:
+    record = {"id": "0", "messages": messages}
+    if kind == "tar":
+        path = tar(tmp_path / "a.tar", [("0.json", json.dumps(record).encode()), ("0.png", pictures[0])])
+    else:
+        path = parquet(tmp_path / "a.parquet", [record | {"image": pictures[0]}])
+    samples = prepare(path)
+    assert samples.picture(0, 0).read() == pictures[0]
+    assert "".join(turn.text for turn in samples[0].turns) == "Red?yes" and len(samples[0].images) == 1
+
+
+def test_several_names_for_one_stored_image_are_a_reject(tmp_path: Path, pictures: list) -> None:
+    rejects = Rejects(None, max_share=1)
+    for names in (["0.png", "1.png"], ["0.png", "0.png"]):
+        said = [{"role": "user", "content": "Red?", "images": names}, {"role": "assistant", "content": "yes"}]
+        path = tar(
+            tmp_path / f"{names[1]}.tar", [("0.json", json.dumps({"messages": said}).encode()), ("0.png", pictures[0])]
+        )
+        with pytest.raises(SourceError, match="no usable record"):
+            prepare_samples(path, rejects=rejects)
+    assert rejects.by_reason == {"image_count": 2}
+
+
+def test_each_row_of_a_damaged_row_group_is_a_reject(tmp_path: Path, pictures: list) -> None:
     rows = [{"image": picture, "caption": "a"} for picture in pictures]
     path = parquet(tmp_path / "a.parquet", rows, group=3)
     column = pq.ParquetFile(path).metadata.row_group(1).column(0)
@@ -249,7 +289,7 @@ def test_a_damaged_row_group_is_one_reject(tmp_path: Path, pictures: list) -> No
     path.write_bytes(content)
     rejects = Rejects(None, max_share=1)
     samples = prepare_samples(path, rejects=rejects)
-    assert rejects.by_reason == {"broken_parquet": 1}
+    assert rejects.by_reason == {"broken_parquet": 3}
     assert [samples.picture(place, 0).read() for place in range(6)] == pictures[:3] + pictures[6:]
 
 

@@ -16,7 +16,7 @@ from aligngpt.training.dry_run import plan
 from aligngpt.training.feed.datasets import training_data, training_samples, validation_of
 from aligngpt.training.recipe import Recipe, RecipeError, make_recipe
 from aligngpt.training.run import train
-from aligngpt.training.setup.loading import decide_packing
+from aligngpt.training.setup.row_attention import decide_packing
 from aligngpt.training.stage import fingerprint_of
 
 

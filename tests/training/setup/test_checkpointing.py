@@ -11,8 +11,10 @@ from aligngpt.data.rejects import Rejects
 from aligngpt.training.feed.datasets import training_data, training_samples
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.setup.checkpointing import checkpointing_arguments, recomputed_layers
-from aligngpt.training.setup.freezing import freeze_all_but, layers_of
-from aligngpt.training.setup.loading import decide_packing, load_model
+from aligngpt.training.setup.compiling import layers_of
+from aligngpt.training.setup.freezing import freeze_all_but
+from aligngpt.training.setup.loading import load_model
+from aligngpt.training.setup.row_attention import decide_packing
 
 
 def gradients(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

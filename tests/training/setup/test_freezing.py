@@ -10,15 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.training.recipe import RecipeError
-from aligngpt.training.setup.freezing import (
+from aligngpt.training.setup.freezing import freeze_all_but, hold_frozen_in, part_of, trained_tensors
+from aligngpt.training.setup.pretrained_parts import (
     PRETRAINED_FILE,
-    freeze_all_but,
-    hold_frozen_in,
     is_pretrained,
     load_pretrained_parts,
-    part_of,
     save_pretrained_parts,
-    trained_tensors,
 )
 
 

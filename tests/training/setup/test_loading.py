@@ -12,8 +12,8 @@ from aligngpt.model.assembling import assemble
 from aligngpt.training.feed.datasets import usable_length
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
-from aligngpt.training.setup.freezing import PRETRAINED_FILE
 from aligngpt.training.setup.loading import load_model
+from aligngpt.training.setup.pretrained_parts import PRETRAINED_FILE
 from aligngpt.training.stage import model_folder
 
 TABLE = "model.alignment.levels"

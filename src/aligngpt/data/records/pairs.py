@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -129,13 +130,11 @@ class LlavaPairs(PairSource):
         read = asked = 0
         first = self.records.read(self.records.shards()[0])
         for record in islice(first, RECORDS_LOOKED_AT):
-            try:
-                turns = parse_record(record.value, read).turns if isinstance(record, Record) else ()
-            except RecordError:
+            if not isinstance(record, Record):
                 continue
-            if turns:
+            with suppress(RecordError):
+                asked += parse_record(record.value, read).is_question
                 read += 1
-                asked += len(turns) > 2 or turns[0].text.rstrip().endswith("?")
         if asked * 2 <= read:
             return None
         return (

@@ -7,12 +7,15 @@ from aligngpt.data.records.error import RecordError
 from aligngpt.data.records.tags import IMAGE_PLACEHOLDER
 from aligngpt.data.records.turns import Said, images_named
 
+STORED = "\0"
+"""In a record's `image`: the one image that is stored with the record. No path can be this."""
+
 
 def pictures_of(record: Mapping[str, Any], system: Said | None, said: Sequence[Said]) -> tuple[str, ...]:
     """The record's image paths, one per placeholder if there are placeholders; parts may show one several times.
 
     Args:
-        record: names the images in `image` or `images`, unless the turns do.
+        record: names the images in `image` or `images`, unless the turns do; see `STORED`.
         system: the system turn, if there is one.
         said: the other turns, starting with the first question.
 
@@ -28,6 +31,11 @@ def pictures_of(record: Mapping[str, Any], system: Said | None, said: Sequence[S
                 "question",
             )
     beside, within = images_named(record), tuple(name for turn in said for name in turn.images)
+    if beside == (STORED,) and len(set(within)) == 1:
+        # The stored image is meant, whatever the turns call it.
+        beside = within = beside * len(within)
+    if beside == (STORED,) and len(set(within)) > 1:
+        raise RecordError("image_count", f"the turns name {len(set(within))} images, but one is stored with the record")
     if beside and within and beside != within:
         raise RecordError(
             "image_field", "images are named both in a turn and in a field beside the turns; name them once"

@@ -62,6 +62,11 @@ class Sample:
         return self.turns[1].text.strip()
 
     @property
+    def is_question(self) -> bool:
+        """Whether the sample looks like a question rather than a caption: by its turns and its first turn's end."""
+        return len(self.turns) > 2 or self.turns[0].text.rstrip().endswith("?")
+
+    @property
     def interleaved(self) -> bool:
         """Whether an image stands elsewhere than before the first question: inside it, or in a later turn."""
         return any(IMAGE_PLACEHOLDER in turn.text for turn in self.turns if turn.role == "user")

@@ -15,6 +15,7 @@ from aligngpt.data.records.error import RecordError
 from aligngpt.data.records.instructions import instruction_layout
 from aligngpt.data.records.members import caption_of_members, picture_of_members, values_of_members
 from aligngpt.data.records.pair import question_field
+from aligngpt.data.records.pictures import STORED
 from aligngpt.data.records.ratings import RATINGS_SUFFIX
 from aligngpt.data.records.sample import Sample, parse_record
 from aligngpt.data.sources.base import BrokenRecord, StoredAt
@@ -187,8 +188,8 @@ def _found(fields: Mapping[str, Any], id: object, record: int, image: str | list
             set_level(given, level)
         except ValueError as error:
             raise RecordError("level", str(error)) from error
-    # `parse_record` checks paths, which a display name need not be, so it gets a placeholder instead.
-    names = {} if image is None else {"image": image if isinstance(image, list) else "picture"}
+    # `parse_record` checks paths, which a display name need not be.
+    names = {} if image is None else {"image": image if isinstance(image, list) else STORED}
     read = given | {"id": id} | names
     sample = parse_record(read, record)
     if isinstance(image, str) and len(sample.images) > 1:

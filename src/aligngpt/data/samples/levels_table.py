@@ -41,7 +41,7 @@ class LevelsTable:
             archive: the data; None if it is not Parquet or tar files.
 
         Raises:
-            SourceError: it cannot be read, has no record numbers, or is of other data.
+            SourceError: it cannot be read, is no such table, or is of other data.
         """
         if archive is None:
             raise SourceError(
@@ -53,8 +53,9 @@ class LevelsTable:
                 metadata = file.schema_arrow.metadata or {}
                 if RECORD not in file.schema_arrow.names or SOURCE_KEY not in metadata:
                     raise SourceError(
-                        f"{path} has no record numbers; write it with `aligngpt levels SCORES --out {path.name}` from "
-                        f"the folder that `aligngpt score` made of {data}"
+                        f"{path} does not say which records of {data} its levels are of, because it was not made from "
+                        "a folder of scores; write it from the folder that `aligngpt score` made of that data, with "
+                        f"`aligngpt levels SCORES --out {path.name}`"
                     )
                 table = file.read([RECORD, "level"])
         except (OSError, pa.ArrowException) as error:

@@ -8,10 +8,12 @@ from typing import Any
 from aligngpt.data.images.opening import ImageError, check_image, resolve_image
 from aligngpt.data.records.error import RecordError
 from aligngpt.data.records.sample import Sample, own_id, parse_record
+from aligngpt.data.records.stored import Unread, archive_samples
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.byte_ranges import BrokenLine
-from aligngpt.data.sources.finding import root_of
+from aligngpt.data.sources.finding import archive_at, root_of
+from aligngpt.data.sources.remote import located
 from aligngpt.data.sources.values import read_values
 from aligngpt.files import atomic_write
 
@@ -66,6 +68,26 @@ def load_samples(
     if not samples:
         raise SourceError(f"{path} contains no usable record")
     return samples
+
+
+def readable_samples(path: Path) -> Iterator[Sample]:
+    """The samples of a source, of whatever format, without those that cannot be read; images are not opened.
+
+    Raises:
+        SourceError: see `read_values` and `archive_samples`.
+    """
+    archive = archive_at(path)
+    if archive is None:
+        yield from (sample for sample, _ in read_samples(located(path), Rejects(None, max_share=1.0)))
+        return
+    for one in archive_samples(archive, check_images=False):
+        if not isinstance(one, Unread):
+            yield one.sample
+
+
+def mostly_questions(samples: Sequence[Sample]) -> bool:
+    """Whether more than half of the samples look like questions rather than captions."""
+    return 2 * sum(sample.is_question for sample in samples) > len(samples)
 
 
 def trouble_with(sample: Sample, root: Path, *, require_level: bool, check_images: bool) -> tuple[str, str] | None:

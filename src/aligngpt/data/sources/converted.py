@@ -5,13 +5,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aligngpt.cache import CacheError, cache_entry, entry_path
 from aligngpt.data.sources.base import BrokenRecord, ReadColumns, Record, RecordSource, Shard, SourceError
-from aligngpt.data.sources.remote import content_hash
+from aligngpt.data.sources.fingerprints import file_content
 
 FORMAT = 2
 """Format version of a cache entry; changing it rebuilds all entries."""
@@ -105,7 +104,7 @@ class ConvertedSource(RecordSource):
 
 def _made(path: Path, name: str, convert: Convert) -> _Made:
     """The converted file, from the cache if it is there."""
-    content = _content_of(path)
+    content = file_content(path)
     key = json.dumps([FORMAT, f"{convert.__module__}.{convert.__qualname__}", name, content])
     folder = entry_path("converted", hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest())
     if (found := _entry(folder, name, path)) is not None:
@@ -113,7 +112,7 @@ def _made(path: Path, name: str, convert: Convert) -> _Made:
     try:
         with cache_entry(folder, is_made=lambda: _entry(folder, name, path) is not None) as made:
             broken = convert(path, made / name)
-            if _content_of(path) != content:
+            if file_content(path) != content:
                 raise SourceError(
                     f"{path} changed while it was being read; run the command again once it is fully written"
                 )
@@ -134,16 +133,3 @@ def _entry(folder: Path, name: str, path: Path) -> _Made | None:
     except (OSError, ValueError):
         return None
     return _Made(folder / name, None if broken is None else f"{path}{broken}")
-
-
-def _content_of(path: Path) -> str:
-    try:
-        state = path.stat()
-        return _content(path, state.st_mtime_ns, state.st_size)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-@lru_cache(maxsize=64)
-def _content(path: Path, modified: int, size: int) -> str:
-    return content_hash(path)

@@ -3,7 +3,7 @@
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Union, cast
@@ -16,9 +16,10 @@ from aligngpt.data.sources.compressed import can_decompress, decompress, name_wi
 from aligngpt.data.sources.converted import ConvertedSource
 from aligngpt.data.sources.csv import CsvSource
 from aligngpt.data.sources.fields import IMAGE_COLUMNS, ColumnNames, is_row
+from aligngpt.data.sources.fingerprints import file_content
 from aligngpt.data.sources.json import JsonSource, first_object
 from aligngpt.data.sources.picture_files import PictureFiles, has_picture_files
-from aligngpt.data.sources.remote import RemotePath, content_hash, located
+from aligngpt.data.sources.remote import RemotePath, located
 from aligngpt.data.sources.saved import is_saved, saved_files
 from aligngpt.data.sources.tar import TarSource
 from aligngpt.data.sources.text_files import check_kind
@@ -144,15 +145,8 @@ def _at_address(path: RemotePath, shard_size: int, names: ColumnNames) -> Record
 
 def _archives_in(folder: RemotePath, every: Sequence[RemotePath], names: ColumnNames, shard_size: int) -> RecordSource:
     """The Parquet or tar files of an address, by the same rules as in a folder."""
-    tars = [path for path in every if path.suffix == ".tar"]
-    tables = [path for path in every if path.suffix == ".parquet"]
-    beside_tars = {path.parent for path in tars}
-    if tars and (folder in beside_tars or all(path.parent in beside_tars for path in tables)):
-        return TarSource(folder, _of_one_split(folder, tars))
-    if tables:
-        from aligngpt.data.sources.parquet import ParquetSource
-
-        return ParquetSource(folder, _of_one_split(folder, tables), shard_size, names)
+    if (source := _of_archives(folder, every, names, shard_size)) is not None:
+        return source
     found = ", ".join(path.name for path in every[:5])
     raise SourceError(
         f"{folder} has neither .tar nor .parquet files nor {', '.join(TABLES)}, as an address must; found {found}. "
@@ -169,21 +163,29 @@ def _in_folder(folder: Path, shard_size: int, names: ColumnNames) -> RecordSourc
         if (folder / name).is_file():
             return _in_file(folder / name, shard_size, names, is_table=True)
     every = sorted(_archives_below(folder))
-    # Before Parquet: img2dataset writes a Parquet table of its downloads beside each tar file.
+    # img2dataset writes a table of its downloads beside folders of images too, and levels may lie below the folder.
+    has_tars = any(path.suffix == ".tar" for path in every)
+    if not has_tars and not any(_names_images(path, names) for path in every) and has_picture_files(folder):
+        return PictureFiles(folder, shard_size, names)
+    if (source := _of_archives(folder, every, names, shard_size)) is not None:
+        return source
+    found = ", ".join(sorted(path.name for path in islice(folder.iterdir(), 5))) or "nothing"
+    raise SourceError(f"{folder} is not a source of pairs: expected {ACCEPTED}; found {found}")
+
+
+def _of_archives(folder: Path, every: Sequence[Path], names: ColumnNames, shard_size: int) -> RecordSource | None:
+    """The source of the tar or Parquet files among those found below a folder; None if there are none."""
     tars = [path for path in every if path.suffix == ".tar"]
     tables = [path for path in every if path.suffix == ".parquet"]
-    # It does so beside folders of single files too, and levels may have been written below the folder.
-    if not tars and not any(_names_images(path, names) for path in tables) and has_picture_files(folder):
-        return PictureFiles(folder, shard_size, names)
     beside_tars = {path.parent for path in tars}
+    # Before Parquet: img2dataset writes a Parquet table of its downloads beside each tar file.
     if tars and (folder in beside_tars or all(path.parent in beside_tars for path in tables)):
         return TarSource(folder, _of_one_split(folder, tars))
     if tables:
         from aligngpt.data.sources.parquet import ParquetSource
 
         return ParquetSource(folder, _of_one_split(folder, tables), shard_size, names)
-    found = ", ".join(sorted(path.name for path in islice(folder.iterdir(), 5))) or "nothing"
-    raise SourceError(f"{folder} is not a source of pairs: expected {ACCEPTED}; found {found}")
+    return None
 
 
 def _archives_below(folder: Path) -> Iterator[Path]:
@@ -354,7 +356,7 @@ def name_of_data(data: Path) -> str:
 
 
 def content_of(path: Path) -> str:
-    """The SHA-256 of a file, cached per process until the file changes; for an archive, a hash of the names, sizes and
+    """The content of a file, see `file_content`; for an archive, a hash of the names, sizes and
     part of the content of its files (see `files_fingerprint`), and for a folder, the fingerprint of its records.
 
     Raises:
@@ -365,13 +367,4 @@ def content_of(path: Path) -> str:
         return archive.fingerprint()
     if path.is_dir():
         return find_records(path, shard_size=1, names=ColumnNames()).fingerprint()
-    try:
-        state = path.stat()
-        return _content(path.absolute(), state.st_mtime_ns, state.st_size)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-@lru_cache(maxsize=64)
-def _content(path: Path, modified: int, size: int) -> str:
-    return content_hash(path)
+    return file_content(path)

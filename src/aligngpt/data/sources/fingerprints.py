@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from aligngpt.data.sources.base import SourceError
-from aligngpt.data.sources.remote import RemotePath
+from aligngpt.data.sources.remote import RemotePath, content_hash
 from aligngpt.data.sources.remote_store import content_of_state
 
 STRETCHES, STRETCH = 16, 1 << 14
@@ -50,6 +50,24 @@ def files_fingerprint(files: Sequence[Path], folder: Path) -> str:
         for line in pool.map(partial(_line, folder), files):
             digest.update(line)
     return digest.hexdigest()
+
+
+def file_content(path: Path) -> str:
+    """The SHA-256 of a file, cached per process until the file changes; of a remote one, see `content_hash`.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    try:
+        state = path.stat()
+        return _whole(path.absolute(), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@lru_cache(maxsize=64)
+def _whole(path: Path, size: int, modified: int, changed: int, inode: int) -> str:
+    return content_hash(path)
 
 
 def _line(folder: Path, path: Path) -> bytes:

@@ -36,7 +36,9 @@ def open_parquet(path: Path) -> Any:
 
 
 def read_records(file: Any, shard: Shard, columns: list[str], place: str) -> Iterator[Record | BrokenRecord]:
-    """Yield the rows of a shard as records; if the file is damaged, its unreadable rest is one broken record.
+    """Yield the rows of a shard as records; if the file is damaged, each of the unreadable rest is a broken record.
+
+    Every row counts, so that a record has the same number however the file is cut into shards.
 
     Args:
         file: see `open_parquet`.
@@ -55,7 +57,8 @@ def read_records(file: Any, shard: Shard, columns: list[str], place: str) -> Ite
             number += 1
     except (pyarrow.ArrowException, OSError) as error:
         detail = f"{shard.path}: row group {shard.group} cannot be read from its row {shard.start + number} on: {error}"
-        yield BrokenRecord(number, "broken_parquet", detail)
+        for lost in range(number, shard.stop - shard.start):
+            yield BrokenRecord(lost, "broken_parquet", detail)
 
 
 def read_rows(file: Any, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any] | UnicodeDecodeError]:

@@ -5,9 +5,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from aligngpt.alignment.module import is_as_drawn
+from aligngpt.model.tensor_bytes import tensor_bytes
 
 if TYPE_CHECKING:
     from aligngpt.inference.engine import Engine
@@ -43,7 +42,7 @@ def identity_of(engine: "Engine", name: str) -> str:
     digest.update(json.dumps(_without_names(settings), sort_keys=True, default=str).encode())
     for key, tensor in sorted(engine.model.state_dict().items()):
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     precision = str(engine.model.dtype).removeprefix("torch.")
     return f"{name} ({digest.hexdigest()[:16]}, {precision})"
 

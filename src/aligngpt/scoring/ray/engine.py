@@ -22,7 +22,7 @@ from aligngpt.leftovers import remove_leftovers
 from aligngpt.progress import Meter, say
 from aligngpt.scoring.encoders import PairScorer
 from aligngpt.scoring.finishing import finish_job
-from aligngpt.scoring.job import FEW_RECORDS, MAX_WORKERS, ScoreSummary
+from aligngpt.scoring.job import ScoreSummary, records_in, worker_count
 from aligngpt.scoring.manifest import Manifest, before_rescoring, claim
 from aligngpt.scoring.picture_workers import PictureWorkers, WorkerError
 from aligngpt.scoring.pipeline import score_shard
@@ -92,7 +92,7 @@ def score_on_ray(
             load_others=load_others,
             out=out,
             batch_size=batch_size,
-            workers=_worker_count(shards, room.cpus) if workers is None else workers,
+            workers=worker_count(shards, room.cpus) if workers is None else workers,
             embeddings=embeddings,
             may_all_be_missing=max_reject_share >= 1,
             threads=max(1, room.cpus),
@@ -334,7 +334,7 @@ def _score(
     reasons: dict[Shard, str] = {}
     if todo:
         before_rescoring(out, todo)
-        with Meter("scoring pairs", _records(todo, total.records), initial=total.records, unit="pairs") as meter:
+        with Meter("scoring pairs", records_in(todo, total.records), initial=total.records, unit="pairs") as meter:
             while todo or pool.scoring:
                 while pool.size < min(pool.room.actors, len(todo) + pool.scoring):
                     pool.add()
@@ -369,15 +369,3 @@ def _check_lost(reasons: Mapping[Shard, str]) -> None:
             f"({next(iter(reasons.values()))}). Most often a node ran out of memory: use fewer workers, a smaller "
             "batch size or smaller shards. All other parts are complete; run the same command again to resume"
         )
-
-
-def _records(shards: Sequence[Shard], others: int = 0) -> int | None:
-    """Total number of records in the shards plus `others`; None if a shard does not state its number."""
-    counts = [shard.records for shard in shards]
-    return None if None in counts else sum((count for count in counts if count is not None), others)
-
-
-def _worker_count(shards: Sequence[Shard], cpus: int) -> int:
-    """The default number of processes that open an actor's images; 0, for one thread, if the source is small."""
-    records = _records(shards)
-    return 0 if records is not None and records < FEW_RECORDS else min(MAX_WORKERS, cpus)

@@ -28,7 +28,8 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.distributed.processes import is_main_process, processes, processes_of_machine
 from aligngpt.training.distributed.weights_from_main import Placed, weights_from_main
 from aligngpt.training.recipe import RecipeError, StageRecipe
-from aligngpt.training.setup.freezing import layers_of, load_tensors
+from aligngpt.training.setup.compiling import layers_of
+from aligngpt.training.setup.pretrained_parts import load_tensors
 
 SHARDS_FOLDER = "shards"
 """Folder in a checkpoint with trained weights and optimiser state, in torch's distributed checkpoint format."""

@@ -27,6 +27,7 @@ from aligngpt.data.batches.dataset import ConversationDataset, Images
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.files import atomic_write, sha256_of
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.tensor_bytes import tensor_bytes
 from aligngpt.progress import say, warn
 from aligngpt.training.distributed.processes import is_main_process
 
@@ -206,7 +207,7 @@ def fingerprint_of_tower(model: AlignGPTForConditionalGeneration, how: dict[str,
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

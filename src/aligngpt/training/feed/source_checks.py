@@ -6,9 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from aligngpt.data.records.sample import Sample
-from aligngpt.data.records.stored import Unread, archive_samples
-from aligngpt.data.rejects import Rejects
-from aligngpt.data.samples.reading import read_samples
+from aligngpt.data.samples.reading import mostly_questions, readable_samples
 from aligngpt.data.sources.base import SourceError
 from aligngpt.data.sources.finding import archive_at, is_pattern
 from aligngpt.data.sources.levels_file import levels_file
@@ -79,7 +77,7 @@ def swapped_warning(recipe: Recipe) -> str | None:
         both = [_head([Path(source.data) for source in stage.sources]) for stage in (pretrain, instruct)]
     except (SourceError, OSError):
         return None
-    if not all(both) or not _are_questions(both[0]) or _are_questions(both[1]):
+    if not all(both) or not mostly_questions(both[0]) or mostly_questions(both[1]):
         return None
     return (
         f"pretrain.data ({_names(pretrain.sources)}) looks like questions and instruct.data "
@@ -108,7 +106,7 @@ def _without_levels(recipe: Recipe, source: SourceRecipe) -> Iterator[str]:
         return
     path = Path(source.data)
     pictured = False
-    for sample in _samples_of(path):
+    for sample in readable_samples(path):
         if sample.images:
             pictured = True
             if sample.level is not None:
@@ -123,7 +121,7 @@ def _without_levels(recipe: Recipe, source: SourceRecipe) -> Iterator[str]:
             "has no levels and the latter looks like captions; exchange them in the recipe"
         )
         return
-    like = " and looks like questions, not captions" if _are_questions(_head([path])) else ""
+    like = " and looks like questions, not captions" if mostly_questions(_head([path])) else ""
     is_file = archive_at(path) is None
     path = located(path)
     root = [] if source.image_root is None else ["--image-root", str(located(source.image_root))]
@@ -144,30 +142,14 @@ def _look_swapped(pretrain: Path, instruct: Sequence[Path]) -> bool:
     except SourceError:
         return False
     if any(sample.level is not None for sample in there):
-        return _are_questions(_head([pretrain])) or not _are_questions(there)
-    return bool(there) and _are_questions(_head([pretrain])) and not _are_questions(there)
+        return mostly_questions(_head([pretrain])) or not mostly_questions(there)
+    return bool(there) and mostly_questions(_head([pretrain])) and not mostly_questions(there)
 
 
 def _head(paths: Iterable[Path]) -> list[Sample]:
     """The leading samples with an image of the files together."""
-    every = (sample for path in paths for sample in _samples_of(path) if sample.images)
+    every = (sample for path in paths for sample in readable_samples(path) if sample.images)
     return list(islice(every, LOOKED_AT))
-
-
-def _are_questions(samples: Sequence[Sample]) -> bool:
-    """Whether most samples have several turns or a first turn that ends with a question mark."""
-    asked = sum(len(sample.turns) > 2 or sample.turns[0].text.rstrip().endswith("?") for sample in samples)
-    return 2 * asked > len(samples)
-
-
-def _samples_of(path: Path) -> Iterator[Sample]:
-    archive = archive_at(path)
-    if archive is None:
-        yield from (sample for sample, _ in read_samples(path, Rejects(None, max_share=1.0)))
-        return
-    for one in archive_samples(archive, check_images=False):
-        if not isinstance(one, Unread):
-            yield one.sample
 
 
 def _names(sources: Sequence[SourceRecipe]) -> str:

@@ -11,7 +11,8 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.training.recipe import Part, StageRecipe
-from aligngpt.training.setup.freezing import check_compiler, part_of
+from aligngpt.training.setup.compiling import check_compiler
+from aligngpt.training.setup.freezing import part_of
 from aligngpt.training.setup.parameter_summary import learning_rate
 from aligngpt.training.setup.quantization import bitsandbytes_for
 

@@ -46,7 +46,8 @@ from aligngpt.training.loop.optimizers import make_optimizer
 from aligngpt.training.loop.rejected import RejectedSamples
 from aligngpt.training.loop.schedule import TrainingClock, learning_rate_factor
 from aligngpt.training.recipe import StageRecipe
-from aligngpt.training.setup.freezing import load_tensors, trained_tensors
+from aligngpt.training.setup.freezing import trained_tensors
+from aligngpt.training.setup.pretrained_parts import load_tensors
 
 WEIGHTS_FILE = "trained.safetensors"
 FIGURES_FILE = "figures.json"

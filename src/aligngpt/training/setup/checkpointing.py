@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.recipe import RecipeError, StageRecipe
-from aligngpt.training.setup.freezing import layers_of
+from aligngpt.training.setup.compiling import layers_of
 
 
 def checkpointing_arguments(stage: StageRecipe) -> dict[str, Any]:

@@ -1,24 +1,14 @@
-"""Trained and frozen parameters of a stage, and the small file that pre-training writes."""
+"""Trained and frozen parameters of a stage, and the precisions they are held in."""
 
-import os
-import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import nn
 
-from aligngpt.errors import AlignGPTError
-from aligngpt.files import atomic_write
-from aligngpt.model.foreign.weight_files import shard_files
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.recipe import Part, RecipeError
 from aligngpt.training.setup.lora import MARK
 
-PRETRAINED_PARTS: tuple[Part, ...] = ("projector", "level_table")
-PRETRAINED_FILE = "aligned.safetensors"
 LEVEL_TABLE = "model.alignment.levels"
 NEW_PARTS: tuple[Part, ...] = ("projector", "level_table", "gate")
 """Parts that belong to neither backbone."""
@@ -143,47 +133,6 @@ def hold_trained_in_bfloat16(model: AlignGPTForConditionalGeneration) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def layers_of(model: AlignGPTForConditionalGeneration) -> list[nn.Module]:
-    """The layers of the language model: the longest `ModuleList` in it.
-
-    Raises:
-        RecipeError: it has no list of layers.
-    """
-    lists = [one for one in model.model.language_model.modules() if isinstance(one, nn.ModuleList)]
-    layers = max(lists, key=len, default=None)
-    if not layers:
-        kind = model.config.get_text_config().model_type
-        raise RecipeError(f"the language model {kind} has no list of layers; set compile to false and sharding to none")
-    return list(layers)
-
-
-def compile_layers(model: AlignGPTForConditionalGeneration) -> None:
-    """Compile each layer of the language model with torch, once for all lengths; parameter names do not change.
-
-    Raises:
-        RecipeError: the device is a CPU and there is no C++ compiler, or the model has no list of layers.
-    """
-    check_compiler("compile", model.device, "disable compile")
-    for layer in layers_of(model):
-        layer.compile(dynamic=True)
-
-
-def check_compiler(what: str, device: torch.device, otherwise: str) -> None:
-    """Check that torch can compile for a device.
-
-    Args:
-        what: the setting that compiles, for the error message.
-        device: that it compiles for; only a CPU needs a compiler of the system.
-        otherwise: the alternative to installing it, for the error message.
-
-    Raises:
-        RecipeError: the device is a CPU, and there is no C++ compiler.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise RecipeError(f"{what} needs a C++ compiler, but {compiler} was not found; install it or {otherwise}")
-
-
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The trainable parameters, by name, on the CPU; tied ones once."""
     return {
@@ -191,103 +140,3 @@ def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-
-
-def is_pretrained(name: str) -> bool:
-    """Whether pre-training writes a parameter of this name."""
-    return part_of(name) in PRETRAINED_PARTS
-
-
-def save_pretrained_parts(
-    tensors: Mapping[str, torch.Tensor], folder: Path, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write the result of pre-training, projector and level table, to `folder/aligned.safetensors`.
-
-    Args:
-        tensors: those for which `is_pretrained` is true, by name.
-        folder: of the stage.
-        metadata: entries for the file's header.
-    """
-    exact = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_write(folder / PRETRAINED_FILE, "wb") as file:
-        file.write(save(exact, metadata={"format": "pt", **(metadata or {})}))
-
-
-def load_pretrained_parts(model: AlignGPTForConditionalGeneration, path: Path, *, without_levels: bool = False) -> None:
-    """Load projector and level table from a file that `save_pretrained_parts` wrote, or from a model folder.
-
-    The level table of a model folder is left out if this model has none.
-
-    Args:
-        model: to load into.
-        path: of the file or folder.
-        without_levels: whether a model folder may lack the level table, because another one is drawn.
-
-    Raises:
-        AlignGPTError: the file is missing, the folder has no level table for this model, or the tensors do not fit it.
-    """
-    expected = {name: tensor for name, tensor in model.named_parameters() if is_pretrained(name)}
-    if path.is_dir():
-        found = pretrained_parts_of(path)
-        if LEVEL_TABLE not in expected:
-            found.pop(LEVEL_TABLE, None)
-        elif LEVEL_TABLE not in found and without_levels:
-            del expected[LEVEL_TABLE]
-        elif LEVEL_TABLE not in found:
-            raise AlignGPTError(
-                f"{path} has no level table, which model.alignment {model.config.alignment} needs; set model.alignment "
-                "to none, or name weights that were trained with levels"
-            )
-        _fill(path, found, expected)
-        return
-    if not path.is_file():
-        raise AlignGPTError(
-            f"there is no {path}, which pre-training writes; run `aligngpt train` with `--stage pretrain` first"
-        )
-    load_tensors(path, expected)
-
-
-def pretrained_parts_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Projector and, if there is one, level table of a model folder, by name; nothing else of its weights is read.
-
-    Raises:
-        AlignGPTError: its weight files are missing or cannot be read.
-    """
-    parts: dict[str, torch.Tensor] = {}
-    for file in shard_files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                parts |= {name: opened.get_tensor(name) for name in opened.keys() if is_pretrained(name)}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise AlignGPTError(f"{file} cannot be read: {error}; make or download its folder again") from error
-    return parts
-
-
-def load_tensors(path: Path, expected: dict[str, torch.Tensor] | dict[str, nn.Parameter]) -> None:
-    """Fill the `expected` tensors from a safetensors file that has exactly these.
-
-    Raises:
-        AlignGPTError: the file cannot be read, or names or shapes differ.
-    """
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise AlignGPTError(f"{path} cannot be read: {error}; run the stage that writes it again") from error
-    _fill(path, found, expected)
-
-
-def _fill(
-    path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor] | Mapping[str, nn.Parameter]
-) -> None:
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} is not part of this model" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if problems:
-        raise AlignGPTError(f"{path} does not fit the model: {'; '.join(sorted(problems)[:10])}")
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(found[name])
