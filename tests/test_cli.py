@@ -729,6 +729,8 @@ RIGHT_AWAY: dict[str, tuple[list[str], str]] = {
     "offline": (["ask", "owner/name", "red.png", "what ?"], "HF_HUB_OFFLINE is set"),
     "questions": (["evaluate", "m", "none.json", "--out", "e"], "the questions none.json cannot be read"),
     "evaluated model": (["evaluate", "./none", "pairs.csv", "--out", "e"], "./none cannot be loaded"),
+    "empty data": (["init", ""], "the data '' cannot be read: the path is empty; give a file"),
+    "empty captions": (["init", "--captions", ""], "the data '' cannot be read: the path is empty; give a file"),
     "run": (["report", "none"], "the run none cannot be read: no such file or folder; give a run folder"),
     "adapter": (["merge", "none", "out"], "the adapter none cannot be read"),
     "published model": (["convert", "none", "--out", "out"], "the model none cannot be read"),

@@ -107,8 +107,8 @@ def stoppable() -> Iterator[Stopping]:
         if installed:
             installed = False
             for number, handler in before.items():
-                # After a SIGTERM the handler is SIG_IGN.
-                if signal.getsignal(number) in (stop, signal.SIG_IGN):
+                # After a SIGTERM it stays ignored: the second one may come as late as the exit.
+                if signal.getsignal(number) == stop:
                     signal.signal(number, handler)
             if fork is not None:
                 os.fork = fork

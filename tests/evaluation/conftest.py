@@ -1,7 +1,10 @@
 """Fixtures: files of questions with images, a tiny model folder, and an engine that recognises the image shown."""
 
 import json
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from aligngpt.evaluation import results_folder
 from aligngpt.inference.engine import Answer, Engine, Request, Sampling
 
 STEP = 20
@@ -70,3 +74,31 @@ def nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         pytest.fail("the model was loaded")
 
     return lambda: monkeypatch.setattr(Engine, "load", load)
+
+
+HOLD = """
+import sys
+sys.argv = ["aligngpt", *sys.argv[1:]]
+from aligngpt.locks import owned_folder
+with owned_folder(sys.argv[1], "train"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], AbstractContextManager[None]]:
+    """A context in which another process holds a folder, for longer than benchmarks wait."""
+    monkeypatch.setattr(results_folder, "PATIENCE", 0.1)
+
+    @contextmanager
+    def hold(folder: Path) -> Iterator[None]:
+        command = [sys.executable, "-c", HOLD, str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            try:
+                yield
+            finally:
+                other.kill()
+
+    return hold

@@ -237,7 +237,9 @@ def _run_benchmarks(
     from aligngpt.evaluation.benchmarks.identity import identity_of, remarks_on
     from aligngpt.evaluation.benchmarks.published import comparison_table
     from aligngpt.evaluation.benchmarks.registry import find_benchmarks
-    from aligngpt.evaluation.benchmarks.runner import RESULTS_FILE, TABLE_FILE, run_benchmarks
+    from aligngpt.evaluation.benchmarks.runner import run_benchmarks
+    from aligngpt.evaluation.results import RESULTS_FILE
+    from aligngpt.evaluation.results_folder import TABLE_FILE
     from aligngpt.inference.engine import Engine
 
     found = find_benchmarks(names)

@@ -8,18 +8,32 @@ import typer
 
 from aligngpt.cli.numbers import finite
 from aligngpt.cli.options import image_root_option, must_exist
+from aligngpt.errors import AlignGPTError
 from aligngpt.progress import say
+
+
+def path(text: str) -> Path:
+    """The path in a text; of an empty one, which an empty shell variable leaves, `Path` makes the working directory.
+
+    Raises:
+        AlignGPTError: the text is empty.
+    """
+    if not text.strip():
+        raise AlignGPTError("the data '' cannot be read: the path is empty; give a file of captions or questions")
+    return Path(text)
 
 
 def init(
     data: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Files of captions and of questions; which a file holds is detected.", show_default="asked for"
+            parser=path,
+            help="Files of captions and of questions; which a file holds is detected.",
+            show_default="asked for",
         ),
     ] = None,
-    captions: Annotated[Path | None, typer.Option(help="Image-caption pairs, for stage 1.")] = None,
-    questions: Annotated[Path | None, typer.Option(help="Questions with answers, for stage 2.")] = None,
+    captions: Annotated[Path | None, typer.Option(parser=path, help="Image-caption pairs, for stage 1.")] = None,
+    questions: Annotated[Path | None, typer.Option(parser=path, help="Questions with answers, for stage 2.")] = None,
     image_root: Annotated[Path | None, image_root_option("looked for near each file")] = None,
     vision_tower: Annotated[str | None, typer.Option(help="Vision tower: folder or hub name.")] = None,
     language_model: Annotated[str | None, typer.Option(help="Language model: folder or hub name.")] = None,
@@ -48,9 +62,9 @@ def init(
 
     check_run(run)
     check_can_write(out, force=force)
-    for path in (*(data or ()), captions, questions):
-        if path is not None:
-            must_exist(path, "the data", or_address=True)
+    for one in (*(data or ()), captions, questions):
+        if one is not None:
+            must_exist(one, "the data", or_address=True)
 
     from aligngpt.starting.asking import Asker
     from aligngpt.starting.making import Given, make_new_recipe

@@ -38,8 +38,10 @@ def rate(
 ) -> None:
     """Measure a model on rated benchmarks and print the table, see `measure_captions` and `measure_yes_no`."""
     from aligngpt.evaluation.alignment_measures import yes_no
-    from aligngpt.evaluation.alignment_measures.running import RESULTS, TABLE, captions_table, measure_captions
+    from aligngpt.evaluation.alignment_measures.running import captions_table, measure_captions
     from aligngpt.evaluation.benchmarks.identity import identity_of
+    from aligngpt.evaluation.results import RESULTS_FILE
+    from aligngpt.evaluation.results_folder import TABLE_FILE
     from aligngpt.inference.engine import Engine
 
     with Engine.load(model, base=base, device=device, dtype=precision) as engine:
@@ -51,4 +53,4 @@ def rate(
         else:
             results = measure_captions(engine, names, data, out, model=identity, levels=levels, limit=limit)
             print(captions_table(results))
-    print(f"results: {out / RESULTS}\ntable: {out / TABLE}")
+    print(f"results: {out / RESULTS_FILE}\ntable: {out / TABLE_FILE}")

@@ -275,20 +275,6 @@ def is_evaluation(path: Path) -> bool:
     return isinstance(content, dict) and {"overall", "by_kind"} <= content.keys()
 
 
-def refuse_evaluations(*folders: Path) -> None:
-    """Check that benchmarks would not replace the results of the evaluation of a file.
-
-    Raises:
-        EvaluationError: a folder has such results.
-    """
-    for folder in folders:
-        if is_evaluation(folder / RESULTS_FILE):
-            raise EvaluationError(
-                f"{folder / RESULTS_FILE}, which would be replaced, is of the evaluation of a file of questions; "
-                "choose another folder with --out"
-            )
-
-
 def read_predictions(path: Path) -> dict[int, Prediction]:
     """The predictions in a file, by record; incomplete lines left by an interruption are passed over."""
     return {prediction.record: prediction for _, prediction in _complete_lines(_text(path))}

@@ -44,7 +44,7 @@ class Export:
     """An exported folder.
 
     Attributes:
-        fold: the alignment embedding in it, `level:K` or `mean`; None for a model without one.
+        fold: the alignment embedding in it, `level:K`, `mean` or `average`; None for a model without one.
         parameters: number of parameters.
         engines: what reads the folder: for each program None, or why it cannot.
         difference: the largest difference of logits between the model and the folder as transformers reads it,

@@ -127,8 +127,8 @@ class Engine:
             The ticket, by which the request can be cancelled.
 
         Raises:
-            EngineError: the model does not have the forced level, the conversation is too long for the context, or its
-                images do not match its placeholders.
+            EngineError: the model does not have the forced level, the conversation is too long for the context, its
+                images do not match its placeholders, or the chat template refuses it or leaves part of it out.
         """
         ticket = Ticket(self.prompts.write(request, sampling.max_new_tokens), sampling, request.keep, listener)
         self.loop.submit([ticket])

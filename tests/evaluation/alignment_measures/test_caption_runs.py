@@ -12,6 +12,7 @@ from aligngpt.cli import app
 from aligngpt.evaluation.alignment_measures.likelihoods import Level, MeasureError
 from aligngpt.evaluation.alignment_measures.running import captions_table, measure_captions
 from aligngpt.evaluation.results import EvaluationError, summarise
+from aligngpt.evaluation.results_folder import save_results
 from aligngpt.inference.requests import Likelihood, Request
 
 COUNT = 6
@@ -60,13 +61,21 @@ def test_the_figures_are_those_of_the_likelihoods(tmp_path: Path) -> None:
 
 
 def test_results_of_the_evaluation_of_a_file_are_left_alone(tmp_path: Path) -> None:
-
     path, engine = tmp_path / "o/results.json", Seeing()
     summarise([]).save(path)
     before = path.read_bytes()
     with pytest.raises(EvaluationError, match="is of the evaluation of a file of questions; choose another folder"):
         measure_captions(engine, ["winoground"], winoground(tmp_path), tmp_path / "o", model="m", levels=2)
     assert path.read_bytes() == before and not engine.calls
+
+
+@pytest.mark.parametrize("name", ["gqa", "pope-levels"])
+def test_results_of_other_benchmarks_are_left_alone(name: str, tmp_path: Path) -> None:
+    path, engine = tmp_path / "o/results.json", Seeing()
+    save_results(path, [{"name": name, "model": "m"}])
+    with pytest.raises(EvaluationError, match=f"has results of {name}; choose another folder"):
+        measure_captions(engine, ["winoground"], winoground(tmp_path), tmp_path / "o", model="m", levels=2)
+    assert json.loads(path.read_text()) == [{"name": name, "model": "m"}] and not engine.calls
 
 
 def test_a_stopped_run_rates_only_the_rest(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`aligngpt evaluate --benchmarks pope-levels`: figures by level, resuming, wrong combinations."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import benchmark_layouts as layouts
@@ -13,6 +13,7 @@ from aligngpt.cli import app
 from aligngpt.evaluation.alignment_measures.likelihoods import Level, MeasureError
 from aligngpt.evaluation.alignment_measures.yes_no import measure_yes_no, yes_no_table
 from aligngpt.evaluation.results import EvaluationError, summarise
+from aligngpt.evaluation.results_folder import save_results
 from aligngpt.inference.requests import Likelihood, Request
 
 COUNT = 12
@@ -63,6 +64,28 @@ def test_results_of_the_evaluation_of_a_file_are_left_alone(tmp_path: Path) -> N
     with pytest.raises(EvaluationError, match="is of the evaluation of a file of questions; choose another folder"):
         measure_yes_no(engine, tmp_path, tmp_path / "o", model="m", levels=2)
     assert path.read_bytes() == before and not engine.calls
+
+
+def test_results_on_captions_are_left_alone(tmp_path: Path) -> None:
+    layouts.pope(tmp_path)
+    path, engine = tmp_path / "o/results.json", Biased()
+    save_results(path, [{"name": "winoground", "model": "m"}])
+    with pytest.raises(EvaluationError, match="has results of winoground; choose another folder"):
+        measure_yes_no(engine, tmp_path, tmp_path / "o", model="m", levels=2)
+    assert json.loads(path.read_text()) == [{"name": "winoground", "model": "m"}] and not engine.calls
+
+
+def test_figures_are_kept_while_another_command_holds_the_folder(tmp_path: Path, held: Callable) -> None:
+    layouts.pope(tmp_path)
+    out = tmp_path / "o"
+    with (
+        held(out),
+        pytest.raises(EvaluationError, match=r"the figures are in .*pope-levels.results\.json; .* in use by"),
+    ):
+        measure_yes_no(Biased(), tmp_path, out, model="m", levels=2)
+    kept = json.loads((out / "pope-levels/results.json").read_text())
+    assert not (out / "results.json").exists() and not (out / "table.md").exists()
+    assert kept == [measure_yes_no(Biased(0), tmp_path, out, model="m", levels=2)] and (out / "table.md").exists()
 
 
 def test_a_stopped_run_rates_only_the_rest(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Running benchmarks: asking, resuming, answers from files, and what a result says about itself."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,8 +144,8 @@ def test_results_of_the_same_model_on_other_benchmarks_stay_in_the_table(tmp_pat
     assert results("gqa", "m")[0] == [("pope", "m"), ("gqa", "m")]
     names, table = results("pope", "other")
     assert names == [("pope", "other")] and "| GQA, " not in table
-    (tmp_path / "out/results.json").write_text('[{"name": "winoground", "model": "other"}]', encoding="utf-8")
-    assert results("gqa", "other")[0] == [("gqa", "other")]
+    (tmp_path / "out/results.json").write_text('[{"name": "mme", "model": "other"}]', encoding="utf-8")
+    assert results("gqa", "other")[0] == [("gqa", "other")], "with other fields than this version's"
 
 
 def test_missing_pictures_are_counted_before_anything_is_asked(tmp_path: Path) -> None:
@@ -235,6 +235,48 @@ def test_results_of_the_evaluation_of_a_file_are_left_alone(folder: str, tmp_pat
     with pytest.raises(EvaluationError, match=r"results\.json, which would be replaced, is of the evaluation of"):
         run("gqa", tmp_path, engine)
     assert path.read_bytes() == before and not engine.asked
+
+
+@pytest.mark.parametrize(
+    ("folder", "content", "expected"),
+    [
+        ("out", '[{"name": "gqa"}, {"name": "winoground"}]', "has results of winoground; choose another folder with"),
+        ("out/gqa", '[{"name": "pope"}]', "has results of pope; choose"),
+        ("out", '{"accuracy": 0.5}', "cannot be read as that of benchmarks; choose"),
+        ("out", "", "cannot be read as that of benchmarks; choose"),
+    ],
+)
+def test_results_of_another_kind_are_left_alone(folder: str, content: str, expected: str, tmp_path: Path) -> None:
+    right, path = layouts.gqa(tmp_path), tmp_path / folder / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content, encoding="utf-8")
+    engine = Knowing("gqa", tmp_path, right)
+    with pytest.raises(EvaluationError, match=expected):
+        run("gqa", tmp_path, engine)
+    assert path.read_text(encoding="utf-8") == content and not engine.asked
+
+
+def test_results_of_another_kind_that_come_while_asking_are_left_alone(tmp_path: Path) -> None:
+    class Meanwhile(Knowing):
+        def answer(self, requests: Sequence[Request], sampling: Sampling = GREEDY) -> list[Answer]:
+            path.write_text('[{"name": "winoground"}]', encoding="utf-8")
+            return super().answer(requests, sampling)
+
+    right, path = layouts.gqa(tmp_path), tmp_path / "out/results.json"
+    with pytest.raises(EvaluationError, match=r"the figures are in .*gqa.results\.json; .* has results of winoground"):
+        run("gqa", tmp_path, Meanwhile("gqa", tmp_path, right))
+    assert json.loads(path.read_text(encoding="utf-8")) == [{"name": "winoground"}]
+    assert json.loads((tmp_path / "out/gqa/results.json").read_text(encoding="utf-8"))[0]["figure"] == 100
+
+
+def test_figures_are_kept_while_another_command_holds_the_folder(tmp_path: Path, held: Callable) -> None:
+    right, out = layouts.LAYOUTS["gqa"](tmp_path), tmp_path / "out"
+    with held(out), pytest.raises(EvaluationError, match=r"table\.md is not written.* in use by process \d+ .*train"):
+        run("gqa", tmp_path, Knowing("gqa", tmp_path, right))
+    (figures,) = json.loads((out / "gqa/results.json").read_text(encoding="utf-8"))
+    assert figures["figure"] == 100 and not (out / "results.json").exists()
+    again = Knowing("gqa", tmp_path, right)
+    assert run("gqa", tmp_path, again).figure == 100 and not again.asked and (out / "table.md").exists()
 
 
 def test_crop_shows_the_central_square() -> None:

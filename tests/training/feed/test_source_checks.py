@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from aligngpt.data.rejects import Rejects, TooManyRejects
+from aligngpt.data.samples.levels_table import SOURCE_KEY
+from aligngpt.data.sources.finding import archive_at
 from aligngpt.training.feed.datasets import training_samples
 from aligngpt.training.feed.source_checks import source_problems, swapped_warning
 from aligngpt.training.recipe import STAGES, Recipe
@@ -130,3 +134,35 @@ def test_too_few_levels_do_not_send_the_reader_to_the_image_root(
         training_samples(tiny_recipe(), "pretrain", rejects)
     assert "aligngpt levels" in str(caught.value) and "rejects.jsonl" in str(caught.value)
     assert "image root" not in str(caught.value)
+
+
+def test_too_few_levels_of_stored_images_ask_for_a_table(tiny_recipe: TinyRecipe, data: Path, tmp_path: Path) -> None:
+    listed, stored = without_levels(data / "captions.json", of_first=11), tmp_path / "stored.parquet"
+    records = json.loads(listed.read_text())
+    rows = [
+        record | {"image": {"bytes": (data / record["image"]).read_bytes()}, "similarity": record.get("similarity")}
+        for record in records
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), stored)
+
+    archive, levels = archive_at(stored), tmp_path / "levels.parquet"
+    assert archive is not None
+    first = pa.table({"record": [0], "level": pa.array([1], pa.int32())})
+    pq.write_table(first.replace_schema_metadata({SOURCE_KEY: archive.fingerprint()}), levels)
+
+    def advice(*sources: Path, where: str = "the field `similarity`", **more: str) -> str:
+        named = [{"data": str(path), "image_root": str(data)} | more for path in sources]
+        with pytest.raises(TooManyRejects) as caught:
+            training_samples(tiny_recipe(pretrain__data=named), "pretrain", Rejects(None))
+        found, advised = str(caught.value).split("; then ")
+        assert f"have an image but no level in {where}. Score all records" in found
+        return advised
+
+    added = "add levels with `aligngpt levels SCORES --source … --out …`, and name that file in pretrain.data"
+    table = (
+        "write a table of levels with `aligngpt levels SCORES --out levels.parquet`, and name it in pretrain.data as "
+        "the `levels` of its source"
+    )
+    assert advice(listed) == added
+    assert advice(stored) == advice(stored, where=str(levels), levels=str(levels)) == table
+    assert advice(stored, listed) == f"{added}; for Parquet and tar files, {table}"

@@ -1,9 +1,9 @@
 """Measures alignment on benchmarks of right and wrong captions; resumable, with results as JSON and a table."""
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from aligngpt.evaluation.alignment_measures.likelihoods import (
 )
 from aligngpt.evaluation.alignment_measures.measures import choices, dose_response, level_detector
 from aligngpt.evaluation.benchmarks.identity import without_name
-from aligngpt.evaluation.results import refuse_evaluations
-from aligngpt.files import atomic_write
-from aligngpt.locks import folder_in_turn, owned_folder
+from aligngpt.evaluation.results import RESULTS_FILE
+from aligngpt.evaluation.results_folder import add_results, check_replaceable, save_results
+from aligngpt.locks import owned_folder
 from aligngpt.reports.statistics import Interval
 
-LIKELIHOODS, RESULTS, TABLE = "likelihoods.jsonl", "results.json", "table.md"
+LIKELIHOODS = "likelihoods.jsonl"
 
 
 def measure_captions(
@@ -46,11 +46,11 @@ def measure_captions(
     Raises:
         DataError: a file is missing or damaged.
         MeasureError: the folder has likelihoods of another model or of other captions.
-        EvaluationError: the folder has the results of the evaluation of a file.
+        EvaluationError: `out` has results of another kind, or is in use, see `add_results`.
         ImageError: a picture is missing or cannot be decoded.
     """
     forced: list[Level] = [None, *range(1, levels + 1)]
-    refuse_evaluations(out, *(out / name for name in names))
+    check_replaceable(out, names, CAPTION_SETS)
     results = []
     for name in dict.fromkeys(names):
         sets = CAPTION_SETS[name](data / name)
@@ -60,25 +60,10 @@ def measure_captions(
         with owned_folder(folder, "evaluate"):
             tables = _rated(engine, sets, forced, folder / LIKELIHOODS, model)
             result = {"name": name, "model": model, "prompt": DESCRIBE, "limit": limit, **_figures(sets, tables)}
-            save_results(folder / RESULTS, [result])
+            save_results(folder / RESULTS_FILE, [result])
         results.append(result)
-    # Another command may write the results on other captions at this moment.
-    with folder_in_turn(out, "evaluate", patience=10):
-        everything = [*_of_others(out / RESULTS, model, names), *results]
-        save_results(out / RESULTS, everything)
-        with atomic_write(out / TABLE) as file:
-            file.write(captions_table(everything, markdown=True))
+    add_results(out, results, model, CAPTION_SETS, partial(captions_table, markdown=True))
     return results
-
-
-def _of_others(path: Path, model: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The saved results of the same model on other captions; none if the file is missing or has something else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        ours = [one for one in found if one["name"] in CAPTION_SETS and one["name"] not in names]
-        return [one for one in ours if without_name(one["model"]) == without_name(model)]
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
 
 
 def captions_table(results: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
@@ -145,12 +130,6 @@ def _figures(sets: Sequence[CaptionSet], tables: Sequence[Numbers]) -> dict[str,
         highest, lowest, right, pictures = zip(*rows, strict=True)
         facts["level_detector"] = level_detector(highest, lowest, right, pictures).auc._asdict()
     return facts
-
-
-def save_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Write results as JSON."""
-    with atomic_write(path) as file:
-        json.dump(results, file, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _shown(found: dict[str, float] | None, scale: int) -> str:

@@ -12,13 +12,13 @@ from aligngpt.data.images.reference import Picture
 from aligngpt.evaluation.alignment_measures.kept import KeptTables
 from aligngpt.evaluation.alignment_measures.likelihoods import Level, Rating, yes_probabilities
 from aligngpt.evaluation.alignment_measures.measures import calibration, yes_by_level
-from aligngpt.evaluation.alignment_measures.running import LIKELIHOODS, RESULTS, TABLE, as_table, save_results
+from aligngpt.evaluation.alignment_measures.running import LIKELIHOODS, as_table
 from aligngpt.evaluation.benchmarks.folder import DataFolder
 from aligngpt.evaluation.benchmarks.frame import Item
 from aligngpt.evaluation.benchmarks.identity import without_name
 from aligngpt.evaluation.benchmarks.suite.pope import Pope
-from aligngpt.evaluation.results import refuse_evaluations
-from aligngpt.files import atomic_write
+from aligngpt.evaluation.results import RESULTS_FILE
+from aligngpt.evaluation.results_folder import add_results, check_replaceable, save_results
 from aligngpt.locks import owned_folder
 from aligngpt.reports.statistics import share_interval
 
@@ -44,10 +44,10 @@ def measure_yes_no(
     Raises:
         DataError: a file is missing or damaged.
         MeasureError: the folder has probabilities of another model or of other questions.
-        EvaluationError: the folder has the results of the evaluation of a file.
+        EvaluationError: `out` has results of another kind, or is in use, see `add_results`.
         ImageError: a picture is missing or cannot be decoded.
     """
-    refuse_evaluations(out, out / NAME)
+    check_replaceable(out, [NAME], [NAME])
     forced: list[Level] = [None, *range(1, levels + 1)]
     pope = Pope()
     items = pope.read(DataFolder(data, pope.source))
@@ -58,10 +58,8 @@ def measure_yes_no(
         probabilities = _rated(engine, items, forced, folder / LIKELIHOODS, model)
         figures = _figures(items, probabilities, forced)
         result = {"name": NAME, "model": model, "limit": limit, "questions": len(items), "levels": figures}
-        save_results(folder / RESULTS, [result])
-    save_results(out / RESULTS, [result])
-    with atomic_write(out / TABLE) as file:
-        file.write(yes_no_table(result, markdown=True))
+        save_results(folder / RESULTS_FILE, [result])
+    add_results(out, [result], model, [NAME], lambda results: yes_no_table(results[0], markdown=True))
     return result
 
 

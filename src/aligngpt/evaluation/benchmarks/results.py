@@ -1,13 +1,8 @@
 """The result of a benchmark, with everything that its figure depends on."""
 
-import json
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from aligngpt import __version__
-from aligngpt.evaluation.benchmarks.identity import without_name
-from aligngpt.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -65,25 +60,3 @@ class BenchmarkResult:
     notes: list[str]
     judge: dict[str, str] = field(default_factory=dict)
     version: str = field(default=__version__)
-
-
-def results_of_others(path: Path, model: str, names: Collection[str]) -> list[BenchmarkResult]:
-    """The saved results of the same model on other benchmarks; none if the file is missing or has something else.
-
-    Args:
-        path: a `results.json`.
-        model: name and state of the model; without one nothing tells whose the results are.
-        names: the benchmarks to leave out.
-    """
-    try:
-        found = [BenchmarkResult(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        return []
-    ours = without_name(model)
-    return [one for one in found if ours and without_name(one.model) == ours and one.name not in names]
-
-
-def save_results(path: Path, results: Sequence[BenchmarkResult]) -> None:
-    """Write results as a JSON array."""
-    with atomic_write(path) as file:
-        json.dump([asdict(one) for one in results], file, indent=2, ensure_ascii=False, allow_nan=False)

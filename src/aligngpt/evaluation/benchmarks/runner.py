@@ -3,8 +3,9 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aligngpt.errors import AlignGPTError
 from aligngpt.evaluation.benchmarks.answers import join_answers, read_answers
@@ -12,16 +13,15 @@ from aligngpt.evaluation.benchmarks.asking import PREDICTIONS_FILE, Answering, a
 from aligngpt.evaluation.benchmarks.folder import DataFolder
 from aligngpt.evaluation.benchmarks.frame import PUBLISHED, Benchmark, Item, Key, PictureMode
 from aligngpt.evaluation.benchmarks.published import comparison_markdown
-from aligngpt.evaluation.benchmarks.registry import find_benchmarks
-from aligngpt.evaluation.benchmarks.results import BenchmarkResult, results_of_others, save_results
+from aligngpt.evaluation.benchmarks.registry import all_benchmarks, find_benchmarks
+from aligngpt.evaluation.benchmarks.results import BenchmarkResult
 from aligngpt.evaluation.judging.asking import AnswerJudge, judge_answers
 from aligngpt.evaluation.judging.verdicts import JudgedBenchmark
-from aligngpt.evaluation.results import refuse_evaluations
+from aligngpt.evaluation.results import RESULTS_FILE
+from aligngpt.evaluation.results_folder import add_results, check_replaceable, save_results
 from aligngpt.files import atomic_write, sha256_of
-from aligngpt.locks import folder_in_turn, owned_folder
+from aligngpt.locks import owned_folder
 
-RESULTS_FILE = "results.json"
-TABLE_FILE = "table.md"
 GREEDY = "greedy, one turn"
 
 
@@ -66,7 +66,7 @@ def run_benchmarks(
 
     Raises:
         AlignGPTError: a benchmark is unknown or lacks the rules, files are missing or do not belong together, answers
-            are missing, `out` has the evaluation of a file, or the model cannot answer.
+            are missing, `out` has results of another kind or is in use, or the model cannot answer.
     """
     benchmarks, given = find_benchmarks(names), dict(answers or {})
     for benchmark in benchmarks:
@@ -81,7 +81,7 @@ def run_benchmarks(
         raise BenchmarksError("name the model: its answers are kept under that name")
     if picture_mode not in ("published", "pad", "crop"):
         raise BenchmarksError(f"there is no picture mode {picture_mode!r}; use published, pad or crop")
-    refuse_evaluations(out, *(out / benchmark.name for benchmark in benchmarks))
+    check_replaceable(out, [benchmark.name for benchmark in benchmarks], all_benchmarks())
     results = []
     for benchmark in benchmarks:
         folder = out / benchmark.name
@@ -100,15 +100,14 @@ def run_benchmarks(
                 judge_answers(judge, benchmark, items, ordered, source, folder, rules)
             asked = mode if engine is not None else None
             result = _score(benchmark, items, texts, source, folder, path, rules, model, asked, limit, remarks)
-            save_results(folder / RESULTS_FILE, [result])
+            save_results(folder / RESULTS_FILE, [asdict(result)])
         results.append(result)
-    # Another command may write the results of other benchmarks at this moment.
-    with folder_in_turn(out, "evaluate", patience=10):
-        everything = [*results_of_others(out / RESULTS_FILE, model, [one.name for one in results]), *results]
-        save_results(out / RESULTS_FILE, everything)
-        with atomic_write(out / TABLE_FILE) as file:
-            file.write(comparison_markdown(everything))
+    add_results(out, [asdict(one) for one in results], model, all_benchmarks(), _table)
     return results
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    return comparison_markdown([BenchmarkResult(**one) for one in results])
 
 
 def _drawn(items: list[Item], limit: int | None) -> list[Item]:

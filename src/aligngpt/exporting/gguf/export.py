@@ -43,7 +43,7 @@ class GGUFExport:
     """An exported folder.
 
     Attributes:
-        fold: the alignment embedding in it, `level:K` or `mean`; None for a model without one.
+        fold: the alignment embedding in it, `level:K`, `average` or `mean`; None for a model without one.
         parameters: number of parameters in both files.
         stored: how matrices are stored.
         projector_difference: how far an image after the projector differs by llama.cpp's form of GELU, relative to its

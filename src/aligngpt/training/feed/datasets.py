@@ -13,7 +13,7 @@ from aligngpt.data.rejects import Rejects, TooManyRejects
 from aligngpt.data.samples.columns import columns_of
 from aligngpt.data.samples.mixtures import Chosen, Mixture, held_out
 from aligngpt.data.samples.preparing import prepare_samples
-from aligngpt.data.sources.finding import name_of_data, root_of_data
+from aligngpt.data.sources.finding import archive_at, name_of_data, root_of_data
 from aligngpt.device import resolve_device
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processing import AlignGPTProcessor
@@ -128,9 +128,9 @@ def _with_levels_as_needed(
         # The general message would send the reader to the image root.
         place = f"; {rejects.path} lists them" if rejects.path is not None else ""
         raise TooManyRejects(
-            f"{rejects.by_reason['no_level']} records of {field} have an image but no level (field `similarity`)"
-            f"{place}. Score all records with `aligngpt score`, add levels with `aligngpt levels --source … --out …`, "
-            f"and name that file in {field}"
+            f"{rejects.by_reason['no_level']} records of {field} have an image but no level in "
+            f"{_places_of_levels(sources)}{place}. Score all records with `aligngpt score`, without --limit; then "
+            + _how_to_add_levels(sources, field)
         ) from error
     check_levels(samples, recipe, name, field)
     if rejects.count and is_main_process():
@@ -138,6 +138,24 @@ def _with_levels_as_needed(
         line = f"{field}: {skipped_line(rejects.by_reason, lists)}"
         say(line)
     return samples
+
+
+def _places_of_levels(sources: Sequence[SourceRecipe]) -> str:
+    return " or ".join(dict.fromkeys(source.levels or "the field `similarity`" for source in sources))
+
+
+def _how_to_add_levels(sources: Sequence[SourceRecipe], field: str) -> str:
+    """What to do with the scores of the sources: only those that hold no images can be written with levels."""
+    in_tables = {source.levels is not None or archive_at(Path(source.data)) is not None for source in sources}
+    ways = []
+    if False in in_tables:
+        ways.append(f"add levels with `aligngpt levels SCORES --source … --out …`, and name that file in {field}")
+    if True in in_tables:
+        ways.append(
+            "write a table of levels with `aligngpt levels SCORES --out levels.parquet`, and name it in "
+            f"{field} as the `levels` of its source"
+        )
+    return "; for Parquet and tar files, ".join(ways)
 
 
 def training_part(samples: Sequence[Sample], share: float) -> Chosen:
