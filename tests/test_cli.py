@@ -318,6 +318,14 @@ def test_a_bug_is_not_taken_for_an_error_of_the_user(aligngpt_command: Command, 
     assert ended.error.splitlines()[-1].startswith("error: unexpected RuntimeError, a fault of aligngpt; please report")
 
 
+def test_an_operation_that_an_apple_gpu_lacks_says_what_to_do(aligngpt_command: Command, calls: Callable) -> None:
+    lacking = "The operator 'aten::x' is not currently implemented for the MPS device. If you want it, open an issue"
+    calls("aligngpt.evaluation.run_report.write_report", NotImplementedError(lacking))
+    ended = aligngpt_command("report", "run")
+    assert ended.code == 1 and ended.error.startswith(f"error: {lacking.partition('. ')[0]}; set PYTORCH_ENABLE_MPS_")
+    assert "ALIGNGPT_DEVICE=cpu" in ended.error
+
+
 def test_the_traceback_of_an_error_is_shown_if_asked_for(aligngpt_command: Command) -> None:
     short = aligngpt_command("report", "nowhere")
     assert short.code == 1 and "Traceback" not in short.error

@@ -1,5 +1,8 @@
 """Selecting the device and precision, and the errors for unavailable ones."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -45,8 +48,13 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_use(name: str)
 
 def test_a_gpu_that_auto_takes_and_cannot_use_is_not_advised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, cuda=True, mps=False)
-    advice = r"use --device cpu where the command has it, or set CUDA_VISIBLE_DEVICES= \(to nothing\) to leave"
-    with pytest.raises(DeviceError, match=rf"^the device 'cuda' cannot be used: .*; {advice} the GPU out$"):
+    advice = "use --device cpu where the command has it, or set ALIGNGPT_DEVICE=cpu"
+    with pytest.raises(DeviceError, match=rf"^the device 'cuda' cannot be used: .*; {advice}$"):
+        resolve_device()
+    monkeypatch.setenv("ALIGNGPT_DEVICE", "cpu")
+    assert resolve_device() == CPU
+    monkeypatch.setenv("ALIGNGPT_DEVICE", "cuda:1")
+    with pytest.raises(DeviceError, match=r"^ALIGNGPT_DEVICE is 'cuda:1'; set it to one of cpu, cuda, mps$"):
         resolve_device()
 
 
@@ -113,3 +121,9 @@ def test_auto_is_bfloat16_where_the_gpu_computes_it_natively(monkeypatch: pytest
 
 def test_auto_is_float32_on_apples() -> None:
     assert resolve_dtype("auto", torch.device("mps")) == torch.float32
+
+
+def test_nothing_is_computed_in_float64_on_a_device() -> None:
+    # An Apple GPU has no float64: values are moved to the CPU first.
+    sources = Path(module.__file__).parent.rglob("*.py")
+    assert not [path.name for path in sources if re.search(r"\.double\(\).*\.cpu\(\)", path.read_text("utf-8"))]

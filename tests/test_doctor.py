@@ -76,6 +76,14 @@ def test_a_missing_extra_is_a_note_with_its_cost(installed: dict[str, str]) -> N
     assert ray.state == "note" and COSTS["ray"] in ray.advice and "pip install 'aligngpt[ray]'" in ray.advice
 
 
+def test_only_linux_is_tested() -> None:
+    assert [[one.state for one in doctor.system(name)] for name in ("Linux", "Darwin", "Windows")] == [
+        [],
+        ["note"],
+        ["problem"],
+    ]
+
+
 def test_old_and_untested_versions_of_python() -> None:
     assert [doctor.python(version).state for version in ((3, 10), (3, 11), (3, 13), (3, 14))] == [
         "problem",

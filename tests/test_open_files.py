@@ -1,7 +1,9 @@
 """The limit of open files is raised where training needs it, and a low one is an error instead of a hang."""
 
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 
@@ -41,3 +43,13 @@ def test_workers_that_could_not_send_a_step_are_refused(
     check_open_files(recipe_of("run", instruct__workers=2).instruct)
     monkeypatch.setattr(collators, "raise_limit", lambda: 4096)
     check_open_files(recipe.instruct)
+
+
+def test_workers_whose_sockets_would_have_too_long_a_name_are_refused(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for length, refused in ((75, False), (76, True)):
+        monkeypatch.setattr(tempfile, "tempdir", "/" + "t" * (length - 1))
+        check_open_files(recipe_of("run").instruct)
+        with pytest.raises(RecipeError, match="longer than the 75 bytes") if refused else nullcontext():
+            check_open_files(recipe_of("run", instruct__workers=1).instruct)

@@ -1,6 +1,7 @@
 """Choice of device and precision, and the peak memory of this process."""
 
 import math
+import os
 import sys
 import time
 from contextlib import suppress
@@ -19,19 +20,25 @@ HOPELESS, HOPELESS_AFTER = 2.0, 2
 """Stop timing once bfloat16 is this many times slower after this many trials: emulated, one trial takes a second."""
 
 
+DEVICE_VARIABLE, DEVICES = "ALIGNGPT_DEVICE", ("cpu", "cuda", "mps")
+"""Environment variable with the device that `auto` chooses, and its values."""
+
+
 class DeviceError(AlignGPTError):
     """The requested device or precision is not available."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is a CUDA GPU, else an Apple GPU, else the CPU.
+    """The device called `name`; `auto` is that of `ALIGNGPT_DEVICE`, else a CUDA GPU, an Apple GPU or the CPU.
 
     Raises:
         DeviceError: this machine has no such device.
     """
     chosen = name == "auto"
     if chosen:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = os.environ.get(DEVICE_VARIABLE) or _fastest()
+        if name not in DEVICES:
+            raise DeviceError(f"{DEVICE_VARIABLE} is {name!r}; set it to one of {', '.join(DEVICES)}")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -41,13 +48,16 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def _fastest() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def _instead(name: str, chosen: bool) -> str:
     """What to use instead of a device, which `auto` may have chosen."""
     if not chosen:
         return "use --device cpu or auto"
     # Not all commands have the option.
-    hide = ", or set CUDA_VISIBLE_DEVICES= (to nothing) to leave the GPU out" if name == "cuda" else ""
-    return f"use --device cpu where the command has it{hide}"
+    return f"use --device cpu where the command has it, or set {DEVICE_VARIABLE}=cpu"
 
 
 def supports_bfloat16(device: torch.device) -> bool:
@@ -111,13 +121,19 @@ def _cpu_is_faster_in_bfloat16() -> bool:
     return CLEARLY * fastest[torch.bfloat16] < fastest[torch.float32]
 
 
-def reset_peak_memory(device: torch.device | None = None) -> None:
-    """Reset the peak that `peak_memory` returns, if the system allows it (Linux only), and that of a GPU."""
+def reset_peak_memory(device: torch.device | None = None) -> bool:
+    """Reset the peak that `peak_memory` returns, and that of a GPU.
+
+    Returns:
+        Whether the system allowed the former: Linux does, but not in every container.
+    """
     if device is not None and device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     # Writing 5 resets the kernel's high-water mark of the resident set; containers may forbid it.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
 
 
 def peak_device_memory(device: torch.device) -> int | None:

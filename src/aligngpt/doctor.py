@@ -74,7 +74,16 @@ def examine() -> list[Finding]:
 
     Nothing is downloaded, and the network is not used.
     """
-    return [python(sys.version_info[:2]), *packages(_requirements()), *device(), processors(), memory(), disk(), hub()]
+    return [
+        python(sys.version_info[:2]),
+        *system(platform.system()),
+        *packages(_requirements()),
+        *device(),
+        processors(),
+        memory(),
+        disk(),
+        hub(),
+    ]
 
 
 def python(version: Sequence[int]) -> Finding:
@@ -86,6 +95,16 @@ def python(version: Sequence[int]) -> Finding:
     if tuple(version) > last:
         return Finding("Python", found, "note", f"newer than the versions that were tested, up to {TESTED_PYTHON[1]}")
     return Finding("Python", found)
+
+
+def system(name: str) -> Iterator[Finding]:
+    """The operating system, as Python names it, if it is not the one that the tests run on."""
+    if name == "Windows":
+        yield Finding("system", name, "problem", "use Linux, or the Windows Subsystem for Linux (WSL)")
+    elif name != "Linux":
+        yield Finding(
+            "system", name, "note", "untested; ALIGNGPT_DEVICE=cpu leaves an Apple GPU out, if it fails there"
+        )
 
 
 def packages(requirements: Sequence[str]) -> Iterator[Finding]:

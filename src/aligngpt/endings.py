@@ -126,6 +126,11 @@ def said_in_one_line(error: Exception, verb: str | None) -> str | None:
         device = " on the GPU" if any("CUDA" in str(one) or "HIP" in str(one) for one in chain) else ""
         return f"out of memory{device}; {_LESS_MEMORY.get(verb or '', 'use a machine with more memory')}"
     message = " ".join(str(error).split())
+    if isinstance(error, NotImplementedError) and "MPS device" in message:
+        return (
+            f"{message.partition('. ')[0]}; set PYTORCH_ENABLE_MPS_FALLBACK=1 to compute this on the CPU, or "
+            "ALIGNGPT_DEVICE=cpu to leave the Apple GPU out"
+        )
     if isinstance(error, AlignGPTError) and "make room" in message:
         return message
     if any(is_disk_full(one) for one in chain):

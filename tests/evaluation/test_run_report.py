@@ -124,8 +124,10 @@ def test_a_whole_run_is_on_one_page(run: Path) -> None:
     write_evaluation(run, "shuffled", right=2)
     write_evaluation(run, "photographs", right=1, total=3)
     dump(run / "baselines.json", {"Question alone": {"correct": 3, "total": 8, "note": "never sees a picture"}})
-    dump(run / "run.json", {"facts": {"seed": 7}, "steps": {"Scores": {"seconds": 5, "peak_memory": 2**30}}})
+    steps = {"Scores": {"seconds": 5, "peak_memory": 2**30}, "Levels": {"seconds": 6, "peak_memory": None}}
+    dump(run / "run.json", {"facts": {"seed": 7}, "steps": steps})
     page = write_report(run).read_text(encoding="utf-8")
+    assert '<td class="number">1.0 GiB</td>' in page and '<td class="number">–</td>' in page
     shown = [text for _, texts in PARTS.values() for text in texts if text != "1 min 30 s"]
     assert not [text for text in shown if text not in page]
     for text in ("images shuffled", "25.0%", "Question alone", "37.5%", "never sees a picture", "Scores", "seed"):

@@ -58,6 +58,8 @@ def test_a_clear_lead_in_many_pictures_is_learning(
     check_learnt(folder, 12)
     figures = key_figures(folder, {"Scores": {"seconds": 60, "peak_memory": 2e9}})
     assert (figures["accuracy"], figures["prior"], figures["minutes"], figures["peak_gb"]) == (0.9, 0.3, 1, 2)
+    unknown = {"Scores": {"seconds": 60, "peak_memory": 2e9}, "Training": {"seconds": 60, "peak_memory": None}}
+    assert "peak_gb" not in key_figures(folder, unknown)
     print_outcome(folder, figures, title="easy-VQA", question="what shape ?")
     out = capsys.readouterr().out
     assert "easy-VQA, test split " in out and '0.png "what shape ?" --show-alignment' in out

@@ -290,3 +290,21 @@ def test_workers_give_the_results_of_empty_tasks_in_their_place(source: ListedPa
     with PictureWorkers(clip_scorer, 2, processes=False) as workers:
         found = [len(task) for task in workers.prepare_tasks([pictures[:3], (), (), pictures[3:4], ()])]
     assert found == [3, 0, 0, 1, 0]
+
+
+def test_an_apple_gpu_is_used_by_one_thread_at_a_time() -> None:
+    threads: list[str] = []
+
+    def prepare() -> dict[str, Tensor]:
+        threads.append(threading.current_thread().name)
+        return {"pixels": torch.ones(2, 3)}
+
+    def encode(pixels: Tensor) -> Tensor:
+        threads.append(threading.current_thread().name)
+        return pixels
+
+    # No tensor is put on it.
+    with DeviceQueue(torch.device("mps")) as queue:
+        found = [queue.submit(prepare, encode) for _ in range(3)]
+        assert [one.result().sum() for one in found] == [6, 6, 6]
+    assert threads == ["model"] * 6

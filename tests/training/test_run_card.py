@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def test_a_card_can_be_followed_from_the_snippet_to_the_recipe(
     capsys.readouterr()
     exec(snippet[1].replace("max_new_tokens=128", "max_new_tokens=4, min_new_tokens=4"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_an_unknown_peak_is_a_dash(tmp_path: Path) -> None:
+    results = [replace(one, peak_memory=None) for one in RESULTS]
+    assert "| 1: pre-training | 2,180 | 558,128 | 5,400 | 2.250 | 7 | – |" in run_card(recipe_of(tmp_path), results, {})
 
 
 def test_front_matter_and_tables_say_what_is_known(tmp_path: Path) -> None:

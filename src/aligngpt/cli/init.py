@@ -44,7 +44,7 @@ def init(
         str | None, typer.Option(help="Listed language model of its size or larger, if its sizes are unknown.")
     ] = None,
     device: Annotated[
-        Literal["cpu", "cuda", "mps"] | None, typer.Option(help="Device to train on.", show_default="this machine's")
+        Literal["cpu", "cuda", "mps"] | None, typer.Option(help="Device to plan for.", show_default="this machine's")
     ] = None,
     memory: Annotated[
         float | None, typer.Option(callback=finite, help="Memory of the device, in GB.", show_default="this machine's")

@@ -164,16 +164,20 @@ def _timings(run: Path, evaluations: Sequence[RunEvaluation]) -> list[TimingRow]
     steps = (read_json(run / "run.json") or {}).get("steps", {})
     if steps:
         return [
-            TimingRow(name, step["seconds"], step.get("samples"), step["peak_memory"] / GIBIBYTE)
+            TimingRow(name, step["seconds"], step.get("samples"), _gibibytes(step["peak_memory"]))
             for name, step in steps.items()
         ]
     rows = []
     for stage, name in STAGES.items():
         if result := read_json(run / stage / "stage.json"):
-            rows.append(TimingRow(name, result["seconds"], result["samples"], result["peak_memory"] / GIBIBYTE))
+            rows.append(TimingRow(name, result["seconds"], result["samples"], _gibibytes(result["peak_memory"])))
     return rows + [
         TimingRow(f"Evaluation: {one.name}", one.result.seconds, one.result.overall.total) for one in evaluations
     ]
+
+
+def _gibibytes(peak: int | None) -> float | None:
+    return None if peak is None else peak / GIBIBYTE
 
 
 def _facts(run: Path) -> dict[str, str]:

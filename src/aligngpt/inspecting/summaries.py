@@ -51,7 +51,7 @@ def dose_response(measured: Sequence[Measured]) -> Dose:
 
 def level_table(levels: Tensor) -> LevelTable:
     """Norms and pairwise cosines of the level embeddings `(levels, hidden)`."""
-    table = levels.detach().double().cpu()
+    table = levels.detach().cpu().double()
     norms = table.norm(dim=1)
     # A row of zeros, as in a table that was never trained, has cosine 0 to all others.
     unit = table / norms.clamp(min=torch.finfo(table.dtype).tiny).unsqueeze(1)

@@ -105,12 +105,15 @@ class Run:
     def step(self, name: str) -> Iterator[dict[str, Any]]:
         """Measure one step and save the measurements if it succeeds. Yields a dict of facts to add to them."""
         console.print(f"[bold]{name}[/]")
-        reset_peak_memory()
+        knows_peak = reset_peak_memory()
         started = time.monotonic()
         facts: dict[str, Any] = {}
         yield facts
         before = self.steps.get(name, {}).get("seconds", 0.0)
-        measured = {"seconds": round(before + time.monotonic() - started, 1), "peak_memory": peak_memory()}
+        measured = {
+            "seconds": round(before + time.monotonic() - started, 1),
+            "peak_memory": peak_memory() if knows_peak else None,
+        }
         self.steps[name] = measured | facts
         self.save()
 

@@ -31,6 +31,8 @@ class DeviceQueue:
     Another thread launches the model on prepared batches, and fetches the features of a batch only after it has
     launched the next one. So neither preparing nor fetching leaves the device without work.
 
+    An Apple GPU must not be used by two threads at a time: there, the latter thread prepares as well.
+
     Batches come back in the order in which they were submitted. May be used by several threads.
 
     Args:
@@ -50,7 +52,7 @@ class DeviceQueue:
         self._room = threading.BoundedSemaphore(BATCHES_IN_FLIGHT)
         self._order = threading.Lock()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._preparing = None if device.type == "mps" else ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._launching = threading.Thread(target=self._run, name="model", daemon=True)
         self._launching.start()
 
@@ -60,7 +62,8 @@ class DeviceQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._preparing.shutdown(cancel_futures=True)
+        if self._preparing is not None:
+            self._preparing.shutdown(cancel_futures=True)
         self._jobs.put(None)
         self._launching.join()
 
@@ -99,7 +102,8 @@ class DeviceQueue:
         self._room.acquire()
         # Both queues in one order: otherwise the device could wait for a batch that is prepared after another one.
         with self._order:
-            job = _Job(self._preparing.submit(self._prepared, prepare), encode, Future())
+            prepared = None if self._preparing is None else self._preparing.submit(self._prepared, prepare)
+            job = _Job(prepare, prepared, encode, Future())
             self._jobs.put(job)
         return job.features
 
@@ -118,9 +122,10 @@ class DeviceQueue:
             if job is None:
                 break
             self.taken += 1
-            self.ready += job.prepared.done()
+            self.ready += job.prepared is not None and job.prepared.done()
             try:
-                fetching = self._launch(job.prepared.result(), job.encode)
+                prepared = self._prepared(job.prepare) if job.prepared is None else job.prepared.result()
+                fetching = self._launch(prepared, job.encode)
             except BaseException as error:
                 self._fail(job, error)
                 continue
@@ -175,9 +180,10 @@ class _Fetching(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """A batch in the queue."""
+    """A batch in the queue; `prepared` is None if the launching thread prepares it."""
 
-    prepared: Future[_Prepared]
+    prepare: Callable[[], Inputs]
+    prepared: Future[_Prepared] | None
     encode: Callable[..., Tensor]
     features: Future[Features]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, get_args
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from aligngpt.data.sources.levels_file import levels_file
+from aligngpt.device import DEVICE_VARIABLE
 from aligngpt.files import atomic_write
 from aligngpt.model.backbones import load_config
 from aligngpt.progress import say
@@ -171,7 +172,9 @@ def _shown(look: DataLook) -> DataLook:
 def _machine(given: Given, asker: Asker) -> Machine:
     here = this_machine(Path(given.run))
     say(f"this machine: {here.text()}")
-    device = asker.value("device to train on", "--device", given.device, _device, default=here.device, needed=False)
+    device = asker.value("device to plan for", "--device", given.device, _device, default=here.device, needed=False)
+    if device == "cpu" != here.device:
+        say(f"to train on the CPU of this machine, set {DEVICE_VARIABLE}=cpu: `aligngpt train` would use {here.name}")
     known = here.memory if device == here.device else here.main_memory if device == "cpu" else None
     memory = asker.value(
         "memory of the device in GB",

@@ -205,7 +205,7 @@ def _training(results: Sequence["StageResult"], recipe: Recipe) -> str:
             f"{result.seconds:,.0f}",
             f"{result.loss:.3f}",
             f"{result.rejects:,}",
-            f"{result.peak_memory / GIBIBYTE:.1f} GiB",
+            "–" if result.peak_memory is None else f"{result.peak_memory / GIBIBYTE:.1f} GiB",
         ]
         for result in results
     ]

@@ -56,7 +56,8 @@ class StageResult:
         steps: optimiser steps.
         samples: training samples seen, estimated from the mean number of samples per row.
         seconds: training time over all runs of the stage.
-        peak_memory: resident memory of this process while it trained, in bytes.
+        peak_memory: resident memory of this process while it trained, in bytes; None if the system cannot tell it from
+            that of what the process did before.
         loss: mean of the last five logged losses.
         rejects: number of samples that could not be used.
         peak_device_memory: memory of its GPU while it trained, in bytes; None without one.
@@ -67,7 +68,7 @@ class StageResult:
     steps: int
     samples: int
     seconds: float
-    peak_memory: int
+    peak_memory: int | None
     loss: float
     rejects: int
     peak_device_memory: int | None = None

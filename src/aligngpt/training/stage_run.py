@@ -131,7 +131,7 @@ def run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: 
     place = _claimed(recipe, name, stage, fingerprint)
     check_sharding(stage)
     check_open_files(stage)
-    reset_peak_memory(place.device)
+    knows_peak = reset_peak_memory(place.device)
     set_seed(recipe.seed)
     # All processes count the same rejects; only the main process writes them to the file.
     path_of_rejects = place.folder / "rejects.jsonl" if is_main_process() else None
@@ -148,7 +148,7 @@ def run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: 
             steps=trainer.state.global_step,
             samples=round(trainer.rows_seen * samples / len(prepared.dataset)),
             seconds=round(trainer.clock.seconds, 1),
-            peak_memory=peak_memory(),
+            peak_memory=peak_memory() if knows_peak else None,
             peak_device_memory=peak_device_memory(trainer.args.device),
             loss=_last_loss(place.folder / "metrics.jsonl"),
             rejects=rejects.count,

@@ -292,7 +292,8 @@ class _Blocks:
 
 
 _blocks = _Blocks()
-os.register_at_fork(after_in_child=_blocks.renew)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_blocks.renew)
 
 
 @lru_cache(maxsize=32)

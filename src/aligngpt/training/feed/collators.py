@@ -1,5 +1,8 @@
 """How the rows of a stage are put together: the collator, and what limits a micro-batch."""
 
+import os
+import tempfile
+
 import torch
 
 from aligngpt.data.batches.budget import TokenBudget
@@ -14,6 +17,9 @@ layers and for kernels that work in tiles."""
 ENOUGH_FILES = 4096
 """Limit of open files that is enough for the batches that worker processes send: a step has some dozens of
 micro-batches of eleven tensors, and a tensor is two open files while it is sent."""
+
+LONGEST_FOLDER = 75
+"""Bytes of the name of the temporary folder: that of a socket in it has 32 more, and 107 at most."""
 
 
 def collators_of(
@@ -31,13 +37,19 @@ def check_open_files(stage: StageRecipe) -> None:
     """Raise the limit of open files, and check that it is enough for what worker processes send.
 
     Raises:
-        RecipeError: it is not: the main process would wait for ever for a batch that a worker cannot send.
+        RecipeError: it is not, or the name of the temporary folder is too long for the sockets by which workers send:
+            the main process would wait for ever for a batch that a worker cannot send.
     """
     limit = raise_limit()
     # With the other strategy, which macOS has, a tensor that is sent is a name and no open file.
-    if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
+    if not stage.workers or torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return
-    if stage.workers and stage.micro_batch_tokens is not None and limit is not None and limit < ENOUGH_FILES:
+    if len(os.fsencode(temporary := tempfile.gettempdir())) > LONGEST_FOLDER:
+        raise RecipeError(
+            f"the name of the temporary folder {temporary} is longer than the {LONGEST_FOLDER} bytes that data loader "
+            "workers can use; set TMPDIR to a shorter one, or set workers: 0"
+        )
+    if stage.micro_batch_tokens is not None and limit is not None and limit < ENOUGH_FILES:
         raise RecipeError(
             f"a process may have only {limit} files open here, too few for workers with micro_batch_tokens; raise the "
             f"limit (`ulimit -n {ENOUGH_FILES}`; in a container, when it is started), or set workers: 0"

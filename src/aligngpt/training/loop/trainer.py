@@ -340,7 +340,7 @@ class StageTrainer(Trainer):
 
     def _save_figures(self, checkpoint: Path) -> None:
         """Save the partial sums of the next metrics line, so that a resumed run writes the same line."""
-        loss = add_up(self._tr_loss.double().reshape(1).cpu(), self.args.device) / self.args.world_size
+        loss = add_up(self._tr_loss.cpu().double().reshape(1), self.args.device) / self.args.world_size
         clock = self.clock
         assert isinstance(self.train_dataset, ConversationDataset)
         figures = {
