@@ -78,7 +78,7 @@ def _measure(run: Run, shared: Shared, layout: Layout, share: int, compiled: boo
     work = training.draw_work(shared.size, 2, shared.size.samples, share)
     side = _side(run, shared, work, layout)
     if compiled:
-        compile_layers(side.model)  # type: ignore[arg-type]
+        compile_layers(side.model, run.device)  # type: ignore[arg-type]
     losses, seconds = [], []
     for number in range(STEPS):
         started = run.wait()

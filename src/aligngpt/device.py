@@ -1,5 +1,6 @@
 """Choice of device and precision, and the peak memory of this process."""
 
+import gc
 import math
 import os
 import sys
@@ -119,6 +120,16 @@ def _cpu_is_faster_in_bfloat16() -> bool:
     finally:
         torch.set_num_threads(threads)
     return CLEARLY * fastest[torch.bfloat16] < fastest[torch.float32]
+
+
+def release_memory() -> None:
+    """Free what is no longer used, also where objects refer to each other, as a trainer and its model do.
+
+    Memory of a GPU that runs short does not make Python look for them.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device | None = None) -> bool:

@@ -431,6 +431,10 @@ def test_fewer_bits_hold_the_language_model_alone(
     quantised = [name for name, module in small.model.named_modules() if "bitsandbytes" in type(module).__module__]
     assert len(quantised) == 2 * 7
     assert all(name.startswith("model.language_model.layers.") for name in quantised)
+    if bits == 4:
+        products = {small.model.get_submodule(name).compute_dtype for name in quantised}
+        half = load_model(folder, device="cpu", dtype="bfloat16", bits=4)[0]
+        assert (products, half.get_submodule(quantised[0]).compute_dtype) == ({torch.float32}, torch.bfloat16)
     request = Request.ask(QUESTION, pictures[0])
     # The gate reads embeddings and pictures, neither of which are quantised.
     weights = [one.answer([request], SHORT)[0].alignment_weights for one in (full, small)]

@@ -12,11 +12,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from aligngpt.data.batches.collate import Collator
 from aligngpt.model.modeling import IGNORE_INDEX
-from aligngpt.model.packing import attention, ways
+from aligngpt.model.packing import attention, self_check, ways
 from aligngpt.model.packing.attention import NAME, packed_attention
 from aligngpt.model.packing.leaks import can_pack
 from aligngpt.model.packing.pieces import Piece, Pieces
-from aligngpt.model.packing.self_check import kernel_is_exact
+from aligngpt.model.packing.self_check import kernel_trouble
 
 PIECES = (Piece(0, 7, 0, 0), Piece(7, 12, 0, 7), Piece(12, 15, 0, 7), Piece(15, 16, 15, 15), Piece(16, 29, 16, 16))
 CPU = torch.device("cpu")
@@ -169,14 +169,23 @@ def test_which_way_fits() -> None:
 def test_a_wrong_kernel_is_found(kernel: Callable, assembled: Callable) -> None:
     config = assembled("mistral")[0].config.text_config
     assert config.num_key_value_heads < config.num_attention_heads
-    assert kernel_is_exact(config, CPU, torch.float32)
+    assert kernel_trouble(config, CPU, torch.float32) is None
     kernel()
-    assert kernel_is_exact(config, CPU, torch.float32)
-    assert kernel_is_exact(config, CPU, torch.bfloat16)
+    assert kernel_trouble(config, CPU, torch.float32) is None
+    assert kernel_trouble(config, CPU, torch.bfloat16) is None
     for wrong in ({"bottom_right": False}, {"shares_heads": False}):
         kernel(**wrong)
-        assert not kernel_is_exact(config, CPU, torch.float32)
-        assert not kernel_is_exact(config, CPU, torch.bfloat16)
+        assert kernel_trouble(config, CPU, torch.float32) == "is not exact"
+        assert kernel_trouble(config, CPU, torch.bfloat16) == "is not exact"
+
+
+def test_a_kernel_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, assembled: Callable) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no C compiler was found\nby Triton")
+
+    config = assembled("mistral")[0].config.text_config
+    monkeypatch.setattr(self_check, "packed_attention", failing)
+    assert kernel_trouble(config, CPU, torch.float32) == "fails (no C compiler was found)"
 
 
 def test_lengths_and_places_follow_from_the_pieces() -> None:

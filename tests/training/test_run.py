@@ -32,6 +32,7 @@ from aligngpt.training.loop.trainer import StageTrainer
 from aligngpt.training.recipe import Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup.arguments import accumulation_steps, one_device
+from aligngpt.training.setup.compiling import check_compiler
 from aligngpt.training.setup.freezing import part_of
 from aligngpt.training.stage import model_folder, stage_result
 
@@ -637,8 +638,11 @@ def test_a_step_that_cannot_be_divided_among_the_devices_says_which_value_would_
 
 def test_compiling_without_a_compiler_says_what_to_do(tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RecipeError, match="compile needs a C"):
+    with pytest.raises(RecipeError, match=r"compile needs a C\+\+ compiler, but no-such-compiler was not found"):
         train(tiny_recipe(pretrain=None, instruct__compile=True))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(RecipeError, match=r"adamw needs a C compiler, but no-such-compiler was not found; .* or wait"):
+        check_compiler("adamw", torch.device("cuda"), "wait")
 
 
 def test_a_process_trains_on_one_gpu_and_says_how_several_are_used(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Settings that save memory: what they change, what they leave alone, and what the folders and cards say of it."""
 
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from aligngpt.training import stage_run
 from aligngpt.training.loop.callback import StageCallback
 from aligngpt.training.memory_plan import MemoryEstimate
 from aligngpt.training.recipe import Recipe, RecipeError
@@ -28,6 +30,20 @@ def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
 def lines(recipe: Recipe) -> list[dict[str, Any]]:
     path = Path(recipe.output) / "instruct" / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_first_stage_leaves_no_model_in_memory(tiny_recipe: TinyRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        assert not [one for one in loaded if one() is not None]
+        model, processor = load_model(*args, **kwargs)
+        loaded.append(weakref.ref(model))
+        return model, processor
+
+    monkeypatch.setattr(stage_run, "load_model", load)
+    train(tiny_recipe("llama"))
+    assert len(loaded) == 2
 
 
 @pytest.mark.medium

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
 
 from aligngpt.device import resolve_device, resolve_dtype
@@ -65,10 +66,10 @@ def load_model(
         return adapted.to(target), own_processor
     if base is not None:
         raise error(f"{source} is not an adapter folder and has no base; leave --base out")
-    read_config(source, error)
+    config = read_config(source, error)
     placing: dict[str, Any] = {}
     if bits is not None:
-        placing["quantization_config"] = _quantization(bits, error)
+        placing["quantization_config"] = _quantization(bits, precision or config.dtype or torch.float32, error)
     if device_map is not None or bits is not None:
         placing["device_map"] = device_map or {"": target}
     try:
@@ -112,11 +113,17 @@ def read_config(source: str | Path, error: type[AlignGPTError] = EngineError) ->
     return config
 
 
-def _quantization(bits: int, error: type[AlignGPTError]) -> BitsAndBytesConfig:
+def _quantization(bits: int, precision: torch.dtype, error: type[AlignGPTError]) -> BitsAndBytesConfig:
+    """The settings of bitsandbytes; weights in 4 bits are multiplied in `precision`."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as why:
         raise error(f"{bits} bits need bitsandbytes; run: pip install 'aligngpt[bits]'") from why
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(NOT_QUANTISED))
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=list(NOT_QUANTISED))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=precision,
+        llm_int8_skip_modules=list(NOT_QUANTISED),
+    )

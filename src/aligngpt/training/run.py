@@ -8,10 +8,7 @@ from aligngpt.leftovers import remove_leftovers
 from aligngpt.locks import owned_folder
 from aligngpt.progress import say, warn
 from aligngpt.training.distributed.agreement import check_same
-from aligngpt.training.distributed.processes import (
-    is_main_process,
-    join_processes,
-)
+from aligngpt.training.distributed.processes import choose_own_gpu, is_main_process, join_processes
 from aligngpt.training.feed.source_checks import source_problems, swapped_warning
 from aligngpt.training.finished import (
     check_output,
@@ -57,6 +54,7 @@ def train(recipe: Recipe, stages: Sequence[StageName] = STAGES) -> list[StageRes
     wanted = [(name, stage) for name in STAGES if name in stages and (stage := recipe.stage(name)) is not None]
     if not wanted:
         raise RecipeError(f"the recipe has no section {' or '.join(stages)}")
+    choose_own_gpu()
     # The other processes of the launch wait for the main one and end with it, so only that one takes the lock.
     with owned_folder(recipe.output, "train") if is_main_process() else nullcontext():
         return _train(recipe, wanted)

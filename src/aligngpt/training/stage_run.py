@@ -15,7 +15,7 @@ from aligngpt.data.batches.collate import Collator
 from aligngpt.data.batches.dataset import ConversationDataset, rows_digest
 from aligngpt.data.rejects import Rejects
 from aligngpt.data.samples.columns import columns_of
-from aligngpt.device import peak_device_memory, peak_memory, reset_peak_memory, resolve_device
+from aligngpt.device import peak_device_memory, peak_memory, release_memory, reset_peak_memory, resolve_device
 from aligngpt.errors import AlignGPTError
 from aligngpt.files import atomic_write
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -131,6 +131,7 @@ def run_stage(recipe: Recipe, name: StageName, stage: StageRecipe, fingerprint: 
     place = _claimed(recipe, name, stage, fingerprint)
     check_sharding(stage)
     check_open_files(stage)
+    release_memory()  # The stage before, if this process trained it.
     knows_peak = reset_peak_memory(place.device)
     set_seed(recipe.seed)
     # All processes count the same rejects; only the main process writes them to the file.
@@ -237,7 +238,7 @@ def _trainer(
     if stage.sharding != "none":
         _share_out(model, stage, arguments.device, in_bfloat16=place.in_bfloat16)
     if stage.compile:
-        compile_layers(model)
+        compile_layers(model, place.device)
     clock = TrainingClock(stage.minutes, stage.min_steps)
     try:
         callback = StageCallback(DESCRIPTIONS[name], stage, clock, place.folder / "metrics.jsonl", prepared.validation)

@@ -180,6 +180,7 @@ def test_attention_of_padded_rows_is_that_of_torch(
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @CASES
 def test_a_step_on_a_gpu_waits_for_nothing(made: Callable, levels: bool, images: Sequence[int], branches: bool) -> None:

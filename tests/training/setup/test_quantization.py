@@ -12,15 +12,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from aligngpt.errors import AlignGPTError
+from aligngpt.model.packing.leaks import can_pack
 from aligngpt.training.distributed.fsdp import check_sharding
 from aligngpt.training.dry_run import plan
 from aligngpt.training.recipe import LoraRecipe, Recipe, RecipeError
 from aligngpt.training.run import train
 from aligngpt.training.setup import quantization as quantizing
 from aligngpt.training.setup.freezing import freeze_all_but
+from aligngpt.training.setup.loading import load_model
 from aligngpt.training.setup.lora import MARK, add_lora
 from aligngpt.training.setup.parameter_summary import parts_of
 from aligngpt.training.setup.quantization import quantize_language_model
+from aligngpt.training.setup.row_attention import check_rows_can_branch
 from aligngpt.training.stage import base_folder, model_folder
 
 CPU = torch.device("cpu")
@@ -63,6 +66,22 @@ def test_its_adapters_are_those_for_four_bits(assembled: Callable) -> None:
     quantize_language_model(model, CPU, torch.float32)
     add_lora(model, LoraRecipe(rank=4), seed=0)
     assert sum(isinstance(module, Linear4bit) for module in model.modules()) == 2 * 7
+
+
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_it_packs_in_whatever_precision_it_multiplies(
+    tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setenv("ALIGNGPT_DEVICE", device)
+    recipe = tiny_recipe("llama_wide", pretrain=None, instruct__lora={"rank": 4, "bits": 4})
+    for precision in (torch.float32, torch.bfloat16):
+        model, _ = load_model(recipe, "instruct", bits_in=precision)
+        assert {parameter.device.type for parameter in model.parameters()} == {device}
+        assert can_pack(model.model.language_model, recipe.instruct.max_length)
+        check_rows_can_branch(model, recipe.instruct.model_copy(update={"questions_per_prefix": 8}))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -47,6 +47,8 @@ def can_pack(language_model: PreTrainedModel, length: int) -> bool:
             ),
             reference=lambda ids: _as(language_model, kind, ids),
         )
+    except torch.OutOfMemoryError:
+        raise
     except Exception:
         # Language models that do not support the attention or its arguments may raise anything.
         return False
@@ -127,7 +129,9 @@ def computes_as_alone(
     language_model.eval()
     try:
         with torch.no_grad():
-            if not _as_alone(together(ids, positions)[0], ids, pieces, reference):
+            found = together(ids, positions)[0]
+            tolerance = TOLERANCE[found.dtype == torch.float32 and _multiplies_in_single(language_model)]
+            if not _as_alone(found, ids, pieces, reference, tolerance):
                 return False
             with _small_embeddings(language_model.get_input_embeddings()):
                 small = _keeps_apart(ids, positions, pieces, together, vocabulary)
@@ -136,11 +140,22 @@ def computes_as_alone(
         language_model.train(was_training)
 
 
-def _as_alone(found: Tensor, ids: Tensor, pieces: Sequence[Piece], reference: Callable[[Tensor], Tensor]) -> bool:
+def _multiplies_in_single(language_model: PreTrainedModel) -> bool:
+    """Whether no layer has a lower precision of its own, as those in 4 bits do."""
+    own = (getattr(module, "compute_dtype", None) for module in language_model.modules())
+    return all(dtype in (None, torch.float32) for dtype in own)
+
+
+def _as_alone(
+    found: Tensor,
+    ids: Tensor,
+    pieces: Sequence[Piece],
+    reference: Callable[[Tensor], Tensor],
+    tolerance: float,
+) -> bool:
     for piece in pieces:
         before, own = slice(piece.prefix_start, piece.prefix_stop), slice(piece.start, piece.stop)
         expected = reference(torch.cat([ids[:, before], ids[:, own]], dim=1))[0, piece.prefix :]
-        tolerance = TOLERANCE[found.dtype == torch.float32]
         if not (found[own] - expected).norm() <= tolerance * expected.norm():
             return False
     return True

@@ -20,16 +20,19 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
 """Largest difference from the exact result, relative to its norm."""
 
 
-def kernel_is_exact(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention over packed rows, as layers of a language model would call it, is exact on a device.
+def kernel_trouble(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why attention over packed rows, as layers of a language model would call it, cannot be used on a device.
 
-    Output and gradients are compared with those of a masked product in float32. An error of the kernel counts as not
-    exact.
+    Output and gradients are compared with those of a masked product in float32.
 
     Args:
         config: of the language model; its heads, their width, its window and its soft cap are tried.
         device: that training runs on.
         dtype: that training computes in.
+
+    Returns:
+        The end of a sentence about this attention: that it is not exact, or the error of the kernel; None if it can be
+        used.
     """
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
@@ -59,8 +62,11 @@ def kernel_is_exact(config: PretrainedConfig, device: torch.device, dtype: torch
             for found, expected in zip(run(None, window), run("mask", window), strict=True):
                 difference = (found.float() - expected).norm() / expected.norm()
                 if not difference <= TOLERANCE[dtype]:
-                    return False
-    except Exception:
+                    return "is not exact"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
         # Kernels raise all kinds of errors for a device or a shape that they are not made for.
-        return False
-    return True
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"fails ({reason})"
+    return None

@@ -50,6 +50,12 @@ def is_first_of_machine() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
+def choose_own_gpu() -> None:
+    """Make "cuda" the GPU of this process, before anything is put on the first one, which is another process's."""
+    if launched() and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 def join_processes(*, cpu: bool) -> None:
     """Connect this process to the others of its launch, if there are any; called again, it does nothing."""
     if launched():

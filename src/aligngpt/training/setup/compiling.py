@@ -24,13 +24,17 @@ def layers_of(model: AlignGPTForConditionalGeneration) -> list[nn.Module]:
     return list(layers)
 
 
-def compile_layers(model: AlignGPTForConditionalGeneration) -> None:
+def compile_layers(model: AlignGPTForConditionalGeneration, device: torch.device) -> None:
     """Compile each layer of the language model with torch, once for all lengths; parameter names do not change.
 
+    Args:
+        model: on any device.
+        device: that it will run on.
+
     Raises:
-        RecipeError: the device is a CPU and there is no C++ compiler, or the model has no list of layers.
+        RecipeError: there is no compiler for the device, or the model has no list of layers.
     """
-    check_compiler("compile", model.device, "disable compile")
+    check_compiler("compile", device, "disable compile")
     for layer in layers_of(model):
         layer.compile(dynamic=True)
 
@@ -40,12 +44,17 @@ def check_compiler(what: str, device: torch.device, otherwise: str) -> None:
 
     Args:
         what: the setting that compiles, for the error message.
-        device: that it compiles for; only a CPU needs a compiler of the system.
+        device: that it compiles for: a CPU needs a C++ compiler of the system, and a GPU a C compiler, which builds
+            what starts Triton's kernels.
         otherwise: the alternative to installing it, for the error message.
 
     Raises:
-        RecipeError: the device is a CPU, and there is no C++ compiler.
+        RecipeError: there is no such compiler.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise RecipeError(f"{what} needs a C++ compiler, but {compiler} was not found; install it or {otherwise}")
+    language, variable, usual = ("C++", "CXX", ["g++"]) if device.type == "cpu" else ("C", "CC", ["gcc", "cc", "clang"])
+    own = os.environ.get(variable)
+    tried = [own] if own else usual
+    if not any(map(shutil.which, tried)):
+        raise RecipeError(
+            f"{what} needs a {language} compiler, but {' or '.join(tried)} was not found; install it or {otherwise}"
+        )

@@ -51,7 +51,10 @@ def load_model(
         _draw_level_table(model, recipe.seed)
     if stage is not None and stage.lora is not None:
         if stage.lora.bits is not None and bits_in is not None:
-            quantize_language_model(model, resolve_device(), bits_in)
+            device = resolve_device()
+            quantize_language_model(model, device, bits_in)
+            # The layers in 4 bits are there already. What follows runs the model, so all of it must be on one device.
+            model.to(device)
         add_lora(model, stage.lora, seed=recipe.seed)
     return model, processor
 

@@ -6,7 +6,7 @@ from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.packing.attention import NAME as PACKED_ATTENTION
 from aligngpt.model.packing.leaks import can_pack, computes_as_alone, shortest_window
 from aligngpt.model.packing.pieces import PROBE, Pieces
-from aligngpt.model.packing.self_check import kernel_is_exact
+from aligngpt.model.packing.self_check import kernel_trouble
 from aligngpt.model.packing.ways import dense_mask
 from aligngpt.model.padded_attention import NAME as PADDED_ATTENTION
 from aligngpt.progress import warn
@@ -55,6 +55,8 @@ def _branches_as_alone(model: AlignGPTForConditionalGeneration) -> bool:
             together=lambda ids, positions: run(ids, attention_mask=mask, position_ids=positions),
             reference=run,
         )
+    except torch.OutOfMemoryError:
+        raise
     except Exception:
         # Language models that do not accept such a mask raise all kinds of exceptions.
         return False
@@ -85,8 +87,8 @@ def decide_packing(
     kind = language_model.config.model_type
     if not can_pack(language_model, stage.max_length):
         what = f"the language model {kind} does not support it"
-    elif not kernel_is_exact(language_model.config, device, dtype):
-        what = f"attention over packed rows is not exact on this {device.type} device with torch {torch.__version__}"
+    elif trouble := kernel_trouble(language_model.config, device, dtype):
+        what = f"attention over packed rows {trouble} on this {device.type} device with torch {torch.__version__}"
         if stage.packing == "auto" and is_main_process():
             warn(f"rows are padded: {what}")
     else:
