@@ -26,6 +26,25 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_user_without_a_home_has_a_temporary_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("ALIGNGPT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    cache._instead_of.cache_clear()
+    try:
+        found = cache_folder("samples")
+    finally:
+        cache._instead_of.cache_clear()
+    assert found.parent.parent == tmp_path and found.name == "samples"
+    assert "Set ALIGNGPT_CACHE to a writable folder" in capsys.readouterr().err
+
+
 def test_an_entry_is_there_in_full_or_not_at_all(tmp_path: Path) -> None:
     entry = tmp_path / "kind" / "entry"
     with pytest.raises(KeyError), cache_entry(entry) as folder:

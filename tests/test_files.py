@@ -207,6 +207,16 @@ def test_files_and_their_folders_are_synced_before_and_after_they_appear(
     assert [inode for inode, _ in synced] == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
 
 
+def test_macos_is_told_to_empty_the_disks_own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    told: list[int] = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda _, command: told.append(command))
+    with atomic_write(tmp_path / "a") as file:
+        file.write("a")
+    assert told == [51, 51], "the file and its folder"
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names cannot be exchanged")
 def test_a_replaced_folder_is_never_missing(tmp_path: Path) -> None:
     target, missing, done = tmp_path / "folder", [], threading.Event()

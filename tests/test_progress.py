@@ -40,9 +40,16 @@ def lines(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     return written
 
 
+class Screen(io.StringIO):
+    """The file of a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    screen = io.StringIO()
+    screen = Screen()
     monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=True, width=100, color_system=None))
     return screen
 
@@ -85,6 +92,27 @@ def test_a_bar_and_a_status_show_brackets(terminal: io.StringIO) -> None:
     with status("loading [v2]"):
         pass
     assert all(text in terminal.getvalue() for text in ("reading [a-c]*.parquet", "[/tmp]", "loading [v2]"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment"), [(Screen, {"TERM": "dumb"}), (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"})]
+)
+def test_where_nothing_can_be_drawn_over_there_are_lines(
+    monkeypatch: pytest.MonkeyPatch,
+    clock: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    kind: type[io.StringIO],
+    environment: dict[str, str],
+) -> None:
+    """A terminal that cannot move its cursor, and a file that is to have colours."""
+    file = kind()
+    monkeypatch.setattr(progress, "console", Console(file=file, _environ=environment))
+    assert progress.console.is_terminal
+    with Meter("training", 4) as meter, status("loading"):
+        clock.now += 11
+        meter.advance(2)
+    assert file.getvalue() == ""
+    assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == ["training: 2/4"] * 2
 
 
 def test_a_status_is_shown_on_a_terminal_only(lines: Callable) -> None:
@@ -225,7 +253,7 @@ def test_on_a_terminal_a_failure_ends_the_bar(terminal: io.StringIO) -> None:
 def test_a_process_that_is_forked_beside_a_bar_writes_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each write of the screen takes a while, as over a network: a thread that draws would mostly hold its lock."""
 
-    class Slow(io.StringIO):
+    class Slow(Screen):
         def write(self, text: str) -> int:
             time.sleep(0.005)
             return super().write(text)

@@ -23,7 +23,8 @@ class CacheError(AlignGPTError):
 def cache_folder(kind: str) -> Path:
     """The cache folder for one kind of entry; it is not created.
 
-    It lies in `$ALIGNGPT_CACHE`, else in `$XDG_CACHE_HOME/aligngpt`, else in `~/.cache/aligngpt`.
+    It lies in `$ALIGNGPT_CACHE`, else in `$XDG_CACHE_HOME/aligngpt`, else in `~/.cache/aligngpt`; for a user without
+    a home, in a private temporary folder, with a warning.
 
     Args:
         kind: kind of entries, used as the folder name, such as `samples`.
@@ -32,7 +33,11 @@ def cache_folder(kind: str) -> Path:
         return Path(own).expanduser().absolute() / kind
     shared = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says to ignore relative paths.
-    base = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
+    try:
+        base = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
+    except RuntimeError:
+        # This user has no home, as in a container that is started with nothing but the number of a user.
+        return _instead_of(Path("~/.cache/aligngpt")) / kind
     return base / "aligngpt" / kind
 
 

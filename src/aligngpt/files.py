@@ -48,7 +48,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -119,13 +119,23 @@ def _replace_in_two_steps(temporary: Path, target: Path) -> None:
     remove(old)
 
 
+def _sync(descriptor: int) -> None:
+    """Write what is open to the disk itself: on macOS, `fsync` leaves it in the disk's own memory."""
+    with suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined, unused-ignore]
+        return
+    os.fsync(descriptor)
+
+
 def _sync_tree(folder: Path) -> None:
     for where, _, names in os.walk(folder):
         for name in names:
             if os.path.isfile(path := os.path.join(where, name)):
                 # Windows can only sync files that are open for writing.
                 with open(path, "rb" if os.name == "posix" else "r+b") as file:
-                    os.fsync(file.fileno())
+                    _sync(file.fileno())
         _sync_folder(where)
 
 
@@ -135,7 +145,7 @@ def _sync_folder(folder: str | Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -6,7 +6,9 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -101,7 +103,8 @@ def _is_dead(path: Path, machine: str, pid: int, *, owned: bool) -> bool:
 @cache
 def _machine() -> str:
     """Identifies the scope of a process id: a host since its last boot, or a container."""
-    parts = [socket.gethostname()]
+    # On macOS, the name of the host changes with the network.
+    parts = [str(uuid.getnode()) if sys.platform == "darwin" else socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
     with suppress(OSError):

@@ -30,6 +30,11 @@ console = Console(stderr=True)
 _started_bars: list[Progress] = []
 
 
+def _draws() -> bool:
+    """Whether something can be drawn over and over. `FORCE_COLOR` makes rich take a file for a terminal."""
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+
+
 def say(text: str) -> None:
     """Print a message on stderr, as it is: `[brackets]` and `:words:` in it, such as those of a path, mean nothing."""
     console.print(Text(text), soft_wrap=True)
@@ -42,7 +47,7 @@ def warn(text: str) -> None:
 
 def status(what: str) -> AbstractContextManager[object]:
     """Show what is being done, on a terminal only, until it is done."""
-    return console.status(Text(what)) if console.is_terminal else nullcontext()
+    return console.status(Text(what)) if _draws() else nullcontext()
 
 
 def track(
@@ -81,7 +86,7 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         self._started = self._last_line = time.monotonic()
-        if console.is_terminal:
+        if _draws():
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

@@ -168,6 +168,11 @@ def test_a_folder_of_scores_makes_a_table(scores: Path, tmp_path: Path) -> None:
     assert rows["level"].to_pylist() == [4, 1, 3, 1, 1, 4, 3, 2]
 
 
+def test_files_that_macos_adds_are_no_part_of_a_table(table: Path) -> None:
+    (table / "._0.parquet").write_bytes(b"\x00\x05\x16\x07")
+    assert open_scores(table, column="clip_l14_similarity_score").rows == len(VALUES)
+
+
 def test_a_table_keeps_all_its_columns(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     made = make_levels(table, out=out, num_levels=4, score_column="clip_l14_similarity_score")

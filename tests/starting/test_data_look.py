@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from object_store import Store
 
 from aligngpt.data.batches.examples import tokenize
@@ -15,8 +16,10 @@ from aligngpt.data.sources.remote import RemotePath
 from aligngpt.starting.asking import Asker
 from aligngpt.starting.data_look import LONGEST, DataLook, look_at
 from aligngpt.starting.known_backbones import write_stand_in
+from aligngpt.starting.machine import this_machine
 from aligngpt.starting.making import Given, make_new_recipe
 from aligngpt.starting.output import StartError
+from aligngpt.training import memory_plan
 from aligngpt.training.recipe import load_recipe
 from aligngpt.training.setup.loading import load_model
 
@@ -205,3 +208,15 @@ def test_a_recipe_is_not_written_over_an_answer(data: Path) -> None:
 def test_a_look_is_one_line(data: Path) -> None:
     look: DataLook = look_at(data / "captions.json")
     assert "\n" not in look.text() and "longest text 14 characters" in look.text()
+
+
+@pytest.mark.parametrize(("available", "expected"), [(16, 10), (8, 8), (None, 10)])
+def test_an_apple_gpu_has_what_metal_recommends_of_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(memory_plan, "available_memory", lambda: available)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 10)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert memory_plan.device_memory(torch.device("mps")) == expected
+    assert this_machine(tmp_path)[:3] == ("mps", "an Apple GPU", expected)

@@ -58,6 +58,12 @@ def test_what_a_job_in_another_container_left_of_the_model_is_removed(finished_r
     assert not left.exists()
 
 
+def test_files_that_macos_adds_are_no_weights(finished_run: Recipe) -> None:
+    for name in ("._model.safetensors", "._model.safetensors.index.json"):
+        (Path(finished_run.output) / "model" / name).write_bytes(b"\x00\x05\x16\x07")
+    assert len(train(finished_run)) == 2
+
+
 def test_missing_weights_that_an_index_names_are_told(finished_run: Recipe) -> None:
     folder = model_folder(finished_run)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")

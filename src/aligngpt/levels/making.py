@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from aligngpt.alignment.levels import AlignmentLevels, LevelMethod, level_counts
 from aligngpt.alignment.sketch import ScoreCollector
 from aligngpt.data.sources.base import SourceError
+from aligngpt.data.sources.companions import is_hidden
 from aligngpt.data.sources.fields import ColumnNames
 from aligngpt.data.sources.finding import TABLE_SUFFIXES, find_records
 from aligngpt.data.sources.remote import content_hash, located
@@ -188,7 +189,7 @@ def _open_table(path: Path, name: str, id_column: str | None) -> ScoreTable:
     if path.is_dir():
         if (path / MANIFEST).exists():
             return ScoredPairs(path, name)
-        if files := sorted(path.rglob("*.parquet")):
+        if files := sorted(one for one in path.rglob("*.parquet") if not is_hidden(one.name)):
             return ParquetScores(path, files, name, id_column)
         raise ScoresError(f"{path} has no scores: neither a {MANIFEST} of `aligngpt score` nor Parquet files")
     start = starts_as(path)

@@ -9,6 +9,7 @@ import torch
 from aligngpt.cache import cache_folder
 from aligngpt.cpus import usable_cpus
 from aligngpt.memory import available_memory
+from aligngpt.training.memory_plan import device_memory
 
 GIGABYTE = 10**9
 
@@ -57,7 +58,7 @@ def this_machine(output: Path) -> Machine:
         memory = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
         device, name, on_device = "cuda", torch.cuda.get_device_name(0), min(memory)
     elif torch.backends.mps.is_available():
-        device, name, on_device = "mps", "an Apple GPU", main
+        device, name, on_device = "mps", "an Apple GPU", device_memory(torch.device("mps"))
     else:
         device, name, on_device = "cpu", "a CPU", main
     place, cache = _existing(output), _existing(cache_folder("features"))

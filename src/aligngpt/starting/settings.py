@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from aligngpt.device import supports_bfloat16
+
 Entry = tuple[str, Any, str]
 """A key, its value and the comment on it."""
 
@@ -62,8 +66,9 @@ class Settings:
 
     @property
     def precision(self) -> str:
-        """Of the computation."""
-        return "bfloat16" if self.device == "cuda" else "auto"
+        """Of the computation: bfloat16 on a GPU, unless this machine has one that only emulates it."""
+        emulated = torch.cuda.is_available() and not supports_bfloat16(torch.device("cuda"))
+        return "bfloat16" if self.device == "cuda" and not emulated else "auto"
 
 
 def recipe_text(settings: Settings) -> str:

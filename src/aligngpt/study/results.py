@@ -42,7 +42,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         StudyError: there are no results, or a file cannot be read.
     """
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    files = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise StudyError(f"there are no results in {path}; run the study first")
     rows: list[dict[str, Any]] = []

@@ -139,7 +139,7 @@ def _problems(recipe: Recipe, name: StageName) -> Iterator[str]:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The weight files that a folder has, or that its index names."""
-    for index in folder.glob("*.safetensors.index.json"):
+    for index in folder.glob("[!.]*.safetensors.index.json"):
         try:
             return sorted(
                 {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
@@ -147,7 +147,7 @@ def _weight_files(folder: Path) -> list[Path]:
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             # Not a weight file, so that it is reported as damaged.
             return [index]
-    return sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
+    return sorted(folder.glob("[!.]*.safetensors")) or [folder / "model.safetensors"]
 
 
 def _damage(files: list[Path]) -> Iterator[str]:

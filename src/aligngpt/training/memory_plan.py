@@ -135,10 +135,17 @@ class MemoryEstimate:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory on a GPU, or of available main memory; None if the system does not report it."""
+    """Bytes of memory on a GPU, or of available main memory; None if the system does not report it.
+
+    An Apple GPU uses main memory, of which Metal recommends a limit.
+    """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return available_memory()
+    available = available_memory()
+    if device.type == "mps":
+        recommended = int(torch.mps.recommended_max_memory())
+        return recommended if available is None else min(available, recommended)
+    return available
 
 
 def sharded_note(memory: MemoryPlan, stage: StageRecipe, parts: Sequence[PartRow], *, in_bfloat16: bool) -> str:

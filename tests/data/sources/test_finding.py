@@ -143,6 +143,24 @@ def test_files_of_one_split_and_of_none_are_read_together(tmp_path: Path) -> Non
     assert captions(everything(tmp_path)) == ["b", "testimony-0", "train-0", "train-1"]
 
 
+def test_files_that_macos_adds_on_a_stick_are_no_data(tmp_path: Path) -> None:
+    """On file systems without attributes, it keeps those of `NAME` in `._NAME`."""
+    added = b"\x00\x05\x16\x07" * 1024
+    pictures, tables, tars = (tmp_path / name for name in ("pictures", "tables", "tars"))
+    for folder in (pictures, tables, tars):
+        folder.mkdir()
+    (pictures / "0.png").write_bytes(png())
+    (pictures / "0.txt").write_text("one")
+    Table.parquet(tables, [{"image": "0.png", "caption": "one"}])
+    tar_of(tars / "0.tar", [("0.png", png()), ("0.txt", b"one")])
+    for path in [*pictures.iterdir(), *tables.iterdir(), *tars.iterdir()]:
+        path.with_name(f"._{path.name}").write_bytes(added)
+    for source in (pictures, tables, tars, tables / "*.parquet", tars / "*.tar"):
+        assert captions(everything(source)) == ["one"]
+    (tables / ".own.parquet").write_bytes((tables / "rows.parquet").read_bytes())
+    assert captions(everything(tables / ".o*.parquet")) == ["one"]
+
+
 def test_scores_below_the_folder_of_their_pairs_are_no_pairs(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"], "caption": ["one"]}), tmp_path / "0.parquet")
     (tmp_path / "scores").mkdir()

@@ -49,11 +49,17 @@ def _unreadable(error: OSError) -> None:
         ) from error
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is not shown to the user and is not data, such as macOS's `._0.png` beside `0.png`."""
+    return name.startswith(".")
+
+
 def companions_in(folder: Path) -> dict[str, Companions]:
     """The files of a folder that belong to records, by the name without the suffix."""
     found: dict[str, Companions] = {}
     try:
-        names = sorted((entry.name, entry.is_symlink()) for entry in os.scandir(folder) if entry.is_file())
+        entries = [entry for entry in os.scandir(folder) if entry.is_file() and not is_hidden(entry.name)]
+        names = sorted((entry.name, entry.is_symlink()) for entry in entries)
     except OSError as error:
         raise SourceError(f"{folder} cannot be read: {error.strerror or error}") from error
     for name, is_link in names:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Union, cast
 from aligngpt.data.sources.base import RecordSource, SourceError
 from aligngpt.data.sources.byte_ranges import BOM
 from aligngpt.data.sources.coco import CocoSource, is_coco
-from aligngpt.data.sources.companions import folders_in
+from aligngpt.data.sources.companions import folders_in, is_hidden
 from aligngpt.data.sources.compressed import can_decompress, decompress, name_within
 from aligngpt.data.sources.converted import ConvertedSource
 from aligngpt.data.sources.csv import CsvSource
@@ -136,7 +136,7 @@ def _at_address(path: RemotePath, shard_size: int, names: ColumnNames) -> Record
         return _in_file(path.pinned(), shard_size, names)
     if not path.is_dir():
         raise SourceError(f"{path} does not exist: there is no such object or folder; correct the address")
-    every = list(path.rglob("*"))
+    every = [one for one in path.rglob("*") if not is_hidden(one.name)]
     for name in TABLES:
         if found := [one for one in every if one == path / name]:
             return _in_file(found[0], shard_size, names, is_table=True)
@@ -147,7 +147,7 @@ def _archives_in(folder: RemotePath, every: Sequence[RemotePath], names: ColumnN
     """The Parquet or tar files of an address, by the same rules as in a folder."""
     if (source := _of_archives(folder, every, names, shard_size)) is not None:
         return source
-    found = ", ".join(path.name for path in every[:5])
+    found = ", ".join(path.name for path in every[:5]) or "nothing"
     raise SourceError(
         f"{folder} has neither .tar nor .parquet files nor {', '.join(TABLES)}, as an address must; found {found}. "
         "Pack a folder of images into tar files, or download it"
@@ -191,7 +191,8 @@ def _of_archives(folder: Path, every: Sequence[Path], names: ColumnNames, shard_
 def _archives_below(folder: Path) -> Iterator[Path]:
     """Yield the Parquet and tar files at any depth, except those that `aligngpt score` wrote."""
     for below in folders_in(folder, hidden=True):
-        found = [path for path in below.iterdir() if path.suffix in ARCHIVES and path.is_file()]
+        files = (path for path in below.iterdir() if path.suffix in ARCHIVES and path.is_file())
+        found = [path for path in files if not is_hidden(path.name)]
         if found and not _has_scores(below):
             yield from found
 
@@ -287,7 +288,9 @@ def _matching(pattern: Path) -> tuple[Path, ...]:
     """The Parquet or tar files, all of one kind, that match a pattern with `*`, `?` or `[…]` in its name."""
     if not _WILD.search(pattern.name) or not pattern.parent.is_dir():
         return ()
-    found = (path for path in pattern.parent.glob(pattern.name) if path.suffix in ARCHIVES)
+    found = [path for path in pattern.parent.glob(pattern.name) if path.suffix in ARCHIVES]
+    if not is_hidden(pattern.name):
+        found = [path for path in found if not is_hidden(path.name)]
     # A listing of an address has only files.
     files = sorted(path for path in found if isinstance(path, RemotePath) or path.is_file())
     if len(kinds := {path.suffix for path in files}) > 1:
