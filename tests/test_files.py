@@ -322,6 +322,24 @@ def test_temporary_files_of_living_processes_and_other_machines_stay(tmp_path: P
     assert names(tmp_path) == {path.name for path in (own, other, hidden)}
 
 
+def test_a_mac_is_the_same_machine_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aligngpt import leftovers
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    leftovers._machine.cache_clear()
+    try:
+        left = leftovers.temporary_beside(tmp_path / "model")
+        left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")).touch()
+        leftovers._machine.cache_clear()
+        monkeypatch.setattr("socket.gethostname", lambda: "another")
+        leftovers.remove_leftovers(tmp_path / "model")
+    finally:
+        leftovers._machine.cache_clear()
+    assert names(tmp_path) == set()
+
+
 def test_a_long_name_can_be_written(tmp_path: Path) -> None:
     with atomic_write(tmp_path / ("a" * 250)) as file:
         file.write("x")

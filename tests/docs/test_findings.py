@@ -1,5 +1,6 @@
 """The page of the study is made from the results in the repository, to the last byte."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -23,3 +24,12 @@ def test_the_findings_are_made_anew_from_the_results(tmp_path: Path) -> None:
         )
     kept = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs" / "images").glob("findings-*")}
     assert kept == {name for name in made if name.parts[0] == "images"}
+
+
+def test_what_follows_has_the_numbers_of_the_results() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    written, results = page.split("## What follows")[1].split("## Results")
+    # Bounds and p-values below which something lies stand in the text of the page only.
+    numbers = set(re.findall(r"(?<!p < )[−+]?\d+\.\d{2,3}(?!\d)", written)) - {"0.02"}
+    assert len(numbers) > 20
+    assert not [number for number in sorted(numbers) if number not in results]

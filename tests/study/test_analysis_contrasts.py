@@ -19,7 +19,7 @@ from aligngpt.study.analysis.contrasts import (
     secondary_contrasts,
 )
 from aligngpt.study.analysis.loading import Answered, Condition, Results, check_rows
-from aligngpt.study.analysis.outcomes import BRIER, calibration_error
+from aligngpt.study.analysis.outcomes import SQUARED_ERROR, calibration_error
 from aligngpt.study.analysis.student import Estimate, holm
 from aligngpt.study.pairs import StudyError
 from aligngpt.study.plan import Run
@@ -57,6 +57,11 @@ def test_a_planted_effect_is_found_where_it_is(planted: Results) -> None:
         assert first.estimate.low < EFFECT < first.estimate.high
         assert 0 < first.resampled[0] < first.estimate.value < first.resampled[1] < 2 * EFFECT
         assert first.adjusted_p < 0.01 < 0.5 < first.equivalence_p
+        means = [
+            [run.answers["test"].log_probability.mean() for run in planted.runs[one].values()]
+            for one in (there.first, there.second)
+        ]
+        assert there.correlation == pytest.approx(np.corrcoef(means)[0, 1])
         assert elsewhere.verdict != "helps" and elsewhere.log_probability.adjusted_p > 0.05
     assert [one.log_probability.adjusted_p for one in found] == pytest.approx(
         holm([one.log_probability.estimate.p for one in found])
@@ -80,7 +85,7 @@ def test_a_certain_difference_within_the_bounds_does_not_matter() -> None:
     known = Estimate(0.001, 0.0005, 0.0015, 0.0001, 0.0002, 10)
     small = Difference(known, adjusted_p=0.001, equivalence_p=0.001)
     condition = Condition("adaptive", 0.6, 4)
-    both = Contrast(condition, condition, (0, 1), small, small, known, known)
+    both = Contrast(condition, condition, (0, 1), small, small, known, known, 0.0)
     assert both.verdict == "makes no difference that matters"
     # Both outcomes must be equivalent.
     assert replace(both, accuracy=replace(small, equivalence_p=0.2)).verdict == "helps"
@@ -160,7 +165,7 @@ def test_calibration_and_brier_are_those_computed_by_hand() -> None:
     run = Answered(np.zeros(4), hit, confidence, hit)
     # Bins 0.9…1 (mean 0.93, half right) and 0.1…0.2 (mean 0.15, none right), two questions each.
     assert calibration_error(run) == pytest.approx(0.5 * 0.43 + 0.5 * 0.15)
-    assert BRIER.of(run).mean() == pytest.approx((0.05**2 + 0.91**2 + 2 * 0.15**2) / 4)
+    assert SQUARED_ERROR.of(run).mean() == pytest.approx((0.05**2 + 0.91**2 + 2 * 0.15**2) / 4)
     certain = Answered(np.zeros(1), np.ones(1), np.ones(1), np.ones(1))
     assert calibration_error(certain) == 0
 

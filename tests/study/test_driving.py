@@ -107,6 +107,15 @@ def test_a_study_is_the_same_with_one_worker_and_two_and_after_a_kill(plan_path:
     other = elsewhere.model_copy(update={"output": str(tmp_path / "other"), "pretrain": plan.pretrain | {"epochs": 3}})
     with pytest.raises(StudyError, match=r"settings \(pretrain\.epochs\)"):
         run_study(other, done=alone)
+    # As after another training of the dual encoder.
+    questions = alone.with_name("questions.json")
+    content = json.loads(questions.read_text())
+    next(iter(content["splits"].values()))["image"][0] += 1
+    questions.write_text(json.dumps(content))
+    another = plan.model_copy(update={"output": str(tmp_path / "another")})
+    with pytest.raises(StudyError, match=r"the questions or the scores of the captions that were made here are not"):
+        run_study(another, done=alone)
+    assert not list(Path(another.output).glob("results/*"))
 
 
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(plan_path: Path) -> None:

@@ -31,6 +31,11 @@ def test_rows_taken_over_are_those_that_were_merged(merged: Path, tmp_path: Path
         assert all(np.array_equal(row[name], other[name]) for name in row)
 
 
+def test_files_that_macos_adds_are_no_results(merged: Path, tmp_path: Path) -> None:
+    (tmp_path / "results" / "._a.parquet").write_bytes(b"\x00\x05\x16\x07")
+    assert [row["run"] for row in read_rows(tmp_path / "results")] == ["a", "b", "plain"]
+
+
 def test_a_run_done_here_keeps_its_file(merged: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     write_row(here / "a.parquet", {"run": "a", "answers": 500, "right": np.array([False])})

@@ -141,6 +141,19 @@ def test_a_pretraining_that_a_kill_leaves_unmeasured_is_not_trained_again(
     assert again.keys() == weights.keys() and all(again[name].equal(weights[name]) for name in weights)
 
 
+def test_a_pretraining_whose_weights_are_gone_keeps_its_results(
+    runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of("adaptive")
+    runner._pretrain(run)
+    path = runner.result_path(run.pretraining_id)
+    content = path.read_bytes()
+    runner.forget(run)
+    assert runner._pretrain(run).is_file()
+    assert path.read_bytes() == content
+    assert f"{run.pretraining_id} is trained again: loss " in capsys.readouterr().out
+
+
 def test_the_fresh_table_is_another_and_all_else_is_not(runner: Runner) -> None:
     run = run_of("fresh-table")
     pretrained = runner._pretrain(run)

@@ -66,7 +66,7 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("none", "no levels: a plain LLaVA on all pairs"),
-        Arm("constant", "one learnt token for all pairs: as many parameters, no information", "constant", "global"),
+        Arm("constant", "one learnt token for all pairs: no information", "constant", "global"),
         Arm("global", "levels in pre-training, level N afterwards", "scores", "global"),
         Arm("local", "levels in pre-training, the gate's mix of levels below N afterwards", "scores", "local"),
         Arm("average", "levels in pre-training, level N plus the mean of the others afterwards", "scores", "average"),
@@ -79,7 +79,7 @@ ARMS = {
         ),
         Arm("placebo", "as adaptive, with the same levels dealt out to the pairs at random", "random", "adaptive"),
         Arm("oracle", "as adaptive, with levels from the true quality of each caption", "quality", "adaptive"),
-        Arm("filter", "no levels: the better half of the pairs by score, read twice", better_half=True),
+        Arm("filter", "no levels: the better half of the pairs by score, in twice as many epochs", better_half=True),
         Arm("weighted", "no levels: each pair read in proportion to the rank of its score", weighted=True),
         Arm("appended", "no level embedding: the level is text after the caption, to be predicted", appended=True),
         Arm("ordered", "no levels: pairs in the order of their scores, the worst first", ordered=True),

@@ -66,8 +66,11 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS, done: Path | None =
     with owned_folder(folder, "study"):
         claim_folder(plan, folder)
         if done is not None:
-            _take_over(plan, done, folder)
+            _check_settings_of(plan, done)
         data = prepare_data(plan, folder)
+        if done is not None:
+            _check_questions_of(data, done, folder)
+            say(f"{take_over(done, folder / 'results')} results taken over from {done}")
         if areas := data.facts.get("auc"):
             found = ", ".join(f"{kind} {area:.3f}" for kind, area in areas.items())
             say(f"dual encoder, AUC of exact against bad captions: {found}")
@@ -80,13 +83,25 @@ def run_study(plan: Plan, *, workers: int = DEFAULT_WORKERS, done: Path | None =
         return collect(plan, folder)
 
 
-def _take_over(plan: Plan, done: Path, folder: Path) -> None:
+def _check_settings_of(plan: Plan, done: Path) -> None:
     if changed := differences(settings_in(done), settings_of(plan)):
         raise StudyError(
             f"{done} holds results of a study with other settings ({', '.join(changed[:5])}); its runs cannot be "
             "compared with those of this plan"
         )
-    say(f"{take_over(done, folder / 'results')} results taken over from {done}")
+
+
+def _check_questions_of(data: StudyData, done: Path, folder: Path) -> None:
+    """Check that results of elsewhere are of the same questions, captions and scores as the data made here.
+
+    On another processor, the same code and seed may give another dual encoder, and so other levels.
+    """
+    if Questions.load(done) != questions_of(data):
+        raise StudyError(
+            f"the questions or the scores of the captions that were made here are not those of {done}; copy the folder "
+            f"data of the study that made these results into {folder}, and remove the results there that were made "
+            "with others"
+        )
 
 
 def prepare_data(plan: Plan, folder: Path) -> StudyData:

@@ -25,7 +25,7 @@ from aligngpt.study.data import StudyData
 from aligngpt.study.measuring import Measure, mean_weights
 from aligngpt.study.pairs import PLAIN_END_SHARE, write_pretraining
 from aligngpt.study.plan import Plan, Run
-from aligngpt.study.results import FAILED, write_row
+from aligngpt.study.results import FAILED, read_rows, write_row
 from aligngpt.study.warming import write_warm_start, write_warmed
 from aligngpt.training.loop.trainer import TrainingStopped
 from aligngpt.training.recipe import make_recipe
@@ -135,6 +135,11 @@ class Runner:
                     file.write(f"in pre-training {error.reason}")
                 raise TrainingStopped(f"in pre-training {error.reason}", "lower its learning rate") from error
         trained = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
+        if done.is_file():
+            # Another processor may not give the same bits. What is published of it stays as it was.
+            [before] = read_rows(done)
+            print(f"{run.pretraining_id} is trained again: loss {trained['loss']:.4f}, {before['loss']:.4f} before")
+            return path
         started = time.monotonic(), time.process_time()
         row = self._facts(run) | {
             "run": run.pretraining_id,

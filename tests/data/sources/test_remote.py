@@ -147,6 +147,7 @@ def test_folders_and_patterns_of_tar_files(memory: fsspec.AbstractFileSystem) ->
     for number in range(3):
         memory.pipe(f"/data/t/{number:05}.tar", tar_of({f"{number}.png": png("red"), f"{number}.txt": b"red"}))
     memory.pipe("/data/t/notes.txt", b"x")
+    memory.pipe("/data/t/._00002.tar", b"added by macOS")
     for source, keys in {
         "memory://data/t": ["0", "1", "2"],
         "memory://data/t/{00001..00002}.tar": ["1", "2"],

@@ -21,7 +21,7 @@ from aligngpt.study.analysis.falsifiers import Falsifier, falsifiers
 from aligngpt.study.analysis.gaps import gaps
 from aligngpt.study.analysis.gates import Gate, gates
 from aligngpt.study.analysis.loading import Condition, Results, load_results
-from aligngpt.study.analysis.outcomes import ACCURACY, BRIER, LOG_PROBABILITY, Outcome, calibration_error
+from aligngpt.study.analysis.outcomes import ACCURACY, LOG_PROBABILITY, SQUARED_ERROR, Outcome, calibration_error
 from aligngpt.study.analysis.predictions import Prediction, predictions
 from aligngpt.study.analysis.probes import (
     Detector,
@@ -43,7 +43,7 @@ class Level(NamedTuple):
     condition: Condition
     log_probability: Estimate
     accuracy: Estimate
-    brier: Estimate
+    squared_error: Estimate
     calibration: Estimate
 
 
@@ -182,7 +182,7 @@ def _reached(results: Results, condition: Condition) -> Level:
         return estimate([outcome.of(one).mean() for one in answered])
 
     calibration = estimate([calibration_error(one) for one in answered])
-    return Level(condition, mean(LOG_PROBABILITY), mean(ACCURACY), mean(BRIER), calibration)
+    return Level(condition, mean(LOG_PROBABILITY), mean(ACCURACY), mean(SQUARED_ERROR), calibration)
 
 
 def _cost(results: Results) -> Cost:

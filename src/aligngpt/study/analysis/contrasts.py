@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligngpt.study.analysis.loading import Condition, Floats, Results, RunResult
-from aligngpt.study.analysis.outcomes import ACCURACY, BRIER, LOG_PROBABILITY, Outcome, calibration_error
+from aligngpt.study.analysis.outcomes import ACCURACY, LOG_PROBABILITY, SQUARED_ERROR, Outcome, calibration_error
 from aligngpt.study.analysis.student import DRAWS, Estimate, bootstrap, equivalence, estimate, holm, seeds_needed
 from aligngpt.study.arms import ARMS
 from aligngpt.study.plan import Run
@@ -59,7 +59,10 @@ class Contrast:
         first, second: what is compared.
         seeds: the seeds that both have.
         log_probability, accuracy: the first and the second outcome.
-        brier, calibration: differences of the Brier score and of the expected calibration error; negative is better.
+        squared_error: difference of `SQUARED_ERROR`.
+        calibration: difference of the expected calibration error; negative is better.
+        correlation: of the two conditions' log-probability over the seeds; NaN for fewer than three. Where it is not
+            above 0, pairing by seed does not make the difference vary less.
     """
 
     first: Condition
@@ -67,8 +70,9 @@ class Contrast:
     seeds: tuple[int, ...]
     log_probability: Difference
     accuracy: Difference
-    brier: Estimate
+    squared_error: Estimate
     calibration: Estimate
+    correlation: float
 
     @property
     def verdict(self) -> Verdict:
@@ -106,7 +110,7 @@ def contrast(results: Results, first: Condition, second: Condition) -> Contrast 
     ]
     means = {
         outcome.name: estimate(_differences(ours, theirs, seeds, split, outcome).mean(axis=1))
-        for outcome in (LOG_PROBABILITY, ACCURACY, BRIER)
+        for outcome in (LOG_PROBABILITY, ACCURACY, SQUARED_ERROR)
     }
     return Contrast(
         first,
@@ -114,8 +118,9 @@ def contrast(results: Results, first: Condition, second: Condition) -> Contrast 
         seeds,
         Difference(means[LOG_PROBABILITY.name]),
         Difference(means[ACCURACY.name]),
-        means[BRIER.name],
+        means[SQUARED_ERROR.name],
         estimate(calibration),
+        _correlation(ours, theirs, seeds, split),
     )
 
 
@@ -223,6 +228,16 @@ def _with_tests(results: Results, both: Contrast, bounds: Bounds, draws: int) ->
         log_probability=tested(both.log_probability, LOG_PROBABILITY, bounds.nats),
         accuracy=tested(both.accuracy, ACCURACY, bounds.accuracy),
     )
+
+
+def _correlation(
+    ours: Mapping[int, RunResult], theirs: Mapping[int, RunResult], seeds: Sequence[int], split: str
+) -> float:
+    """Pearson's correlation over seeds of the mean log-probability; NaN if there are fewer than three."""
+    if len(seeds) < 3:
+        return math.nan
+    means = [[LOG_PROBABILITY.of(one[seed].answers[split]).mean() for seed in seeds] for one in (ours, theirs)]
+    return float(np.corrcoef(means)[0, 1]) if np.ptp(means, axis=1).all() else math.nan
 
 
 def _differences(

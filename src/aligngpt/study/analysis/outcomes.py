@@ -24,8 +24,9 @@ class Outcome(NamedTuple):
 
 LOG_PROBABILITY = Outcome("log-probability of the right answer", lambda run: run.log_probability)
 ACCURACY = Outcome("accuracy", lambda run: run.right)
-BRIER = Outcome("Brier score", lambda run: (run.confidence - run.first_right) ** 2)
-"""Of the confidence in the first token (Brier, Monthly Weather Review 78, 1950); lower is better."""
+SQUARED_ERROR = Outcome("squared error of the confidence", lambda run: (run.confidence - run.first_right) ** 2)
+"""Of the confidence in the first token, that of the most likely one. It is no proper score: of a calibrated model it is
+p · (1 − p), so that below one half a less accurate model has less of it."""
 
 
 def calibration_error(run: Answered, bins: int = ECE_BINS) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 
 from aligngpt.study.analysis.contrasts import SIGNIFICANT, Bounds, Contrast, contrast
 from aligngpt.study.analysis.falsifiers import SLOPE
+from aligngpt.study.analysis.gates import gates
 from aligngpt.study.analysis.loading import Results, RunResult
 from aligngpt.study.analysis.outcomes import LOG_PROBABILITY
 from aligngpt.study.analysis.probes import DoseResponse
@@ -132,14 +133,19 @@ def _monotone(results: Results, dose: Sequence[DoseResponse]) -> Prediction | No
 
 def _gate_is_constant(results: Results, bounds: Bounds) -> Prediction | None:
     highest = results.noises[-1]
-    pairs = {
-        other: contrast(results, results.condition("adaptive", highest), results.condition(other, highest))
-        for other in ("global", "mean")
-    }
+    ours = results.condition("adaptive", highest)
+    pairs = {other: contrast(results, ours, results.condition(other, highest)) for other in ("global", "mean")}
     found = {other: both for other, both in pairs.items() if both is not None}
     if not found:
         return None
     held = [_equal(both, bounds) for both in found.values()]
+    spread = next((one.spread for one in gates(results) if one.condition == ours), None)
+    of_gate = (
+        ""
+        if spread is None
+        else " The mean weight of a level differs between kinds of question by up to "
+        f"{mean_and_interval(spread, decimals=2)}, for which the prediction has no bound."
+    )
     numbers = ", ".join(
         f"`adaptive` − `{other}` is {_nats(both.log_probability.estimate)} and "
         f"{mean_and_interval(both.accuracy.estimate, factor=100, decimals=2, signed=True)} points "
@@ -151,7 +157,7 @@ def _gate_is_constant(results: Results, bounds: Bounds) -> Prediction | None:
         f"After instruction tuning {listed([f'`{one}`' for one in ('adaptive', *found)])} do not differ: the gate "
         "is close to a constant.",
         _together(held),
-        f"{results.place(highest).capitalize()} {numbers}.",
+        f"{results.place(highest).capitalize()} {numbers}.{of_gate}",
     )
 
 

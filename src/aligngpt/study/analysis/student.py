@@ -1,7 +1,8 @@
 """Statistics of differences between two arms that are paired by seed.
 
-Two runs of the same seed share initialisation, order of data and questions, so that their difference varies less than
-either. What is asked is whether a method helps, not whether one checkpoint beats another, so the unit is the seed.
+Two runs of the same seed share initialisation, order of data and questions. Where that makes them alike, their
+difference varies less than that of two unrelated runs; the correlation over seeds says whether it does, see `Contrast`.
+What is asked is whether a method helps, not whether one checkpoint beats another, so the unit is the seed.
 """
 
 import importlib

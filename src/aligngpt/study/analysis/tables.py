@@ -1,5 +1,7 @@
 """The tables of a study's page."""
 
+import math
+
 from aligngpt.study.analysis.analysing import Analysis
 from aligngpt.study.analysis.contrasts import Difference
 from aligngpt.study.analysis.loading import Condition
@@ -14,26 +16,28 @@ def primary(analysis: Analysis) -> str:
     for one in analysis.primary:
         arms = f"`{one.first.arm}` − `{one.second.arm}`"
         place = (arms, analysis.results.share(one.first.noise), str(len(one.seeds)))
-        rows.append([*place, "log-probability (nats)", *_tested(one.log_probability, 1, 3), f"**{one.verdict}**"])
-        rows.append([*place, "accuracy (points)", *_tested(one.accuracy, 100, 2), ""])
+        related = number(one.correlation, 2) if math.isfinite(one.correlation) else UNKNOWN
+        tested = _tested(one.log_probability, 1, 3), _tested(one.accuracy, 100, 2)
+        rows.append([*place, "log-probability (nats)", *tested[0][:2], related, *tested[0][2:], f"**{one.verdict}**"])
+        rows.append([*place, "accuracy (points)", *tested[1][:2], "", *tested[1][2:], ""])
     header = ["arms", "bad captions", "seeds", "outcome", "mean difference (95 % interval)", "SD over seeds"]
-    header += ["bootstrap interval", "p (Holm)", "p of equivalence", "seeds needed", "verdict"]
+    header += ["correlation", "bootstrap interval", "p (Holm)", "p of equivalence", "seeds needed", "verdict"]
     return table(header, rows)
 
 
 def calibration(analysis: Analysis) -> str:
-    """Brier score and calibration error of the primary contrasts."""
+    """Squared error of the confidence and calibration error of the primary contrasts."""
     rows = [
         [
             f"`{one.first.arm}` − `{one.second.arm}`",
             analysis.results.share(one.first.noise),
             str(len(one.seeds)),
-            _signed(one.brier, 1, 4),
+            _signed(one.squared_error, 1, 4),
             _signed(one.calibration, 1, 4),
         ]
         for one in analysis.primary
     ]
-    return table(["arms", "bad captions", "seeds", "Brier score", "calibration error"], rows)
+    return table(["arms", "bad captions", "seeds", "squared error of the confidence", "calibration error"], rows)
 
 
 def predictions(analysis: Analysis) -> str:
@@ -76,13 +80,13 @@ def secondary(analysis: Analysis) -> str:
             _p(one.log_probability.estimate),
             _signed(one.accuracy.estimate, 100, 2),
             _p(one.accuracy.estimate),
-            _signed(one.brier, 1, 4),
+            _signed(one.squared_error, 1, 4),
             _signed(one.calibration, 1, 4),
         ]
         for one in analysis.secondary
     ]
     header = ["arm", "bad captions", "levels", "answers", "seeds", "log-probability (nats)", "p"]
-    return table([*header, "accuracy (points)", "p", "Brier score", "calibration error"], rows)
+    return table([*header, "accuracy (points)", "p", "squared error of the confidence", "calibration error"], rows)
 
 
 def reached(analysis: Analysis) -> str:
@@ -93,13 +97,13 @@ def reached(analysis: Analysis) -> str:
             str(one.accuracy.seeds),
             mean_and_interval(one.log_probability, decimals=3),
             mean_and_interval(one.accuracy, factor=100, decimals=2),
-            mean_and_interval(one.brier, decimals=4),
+            mean_and_interval(one.squared_error, decimals=4),
             mean_and_interval(one.calibration, decimals=4),
         ]
         for one in analysis.levels
     ]
     header = ["arm", "bad captions", "levels", "answers", "seeds", "log-probability (nats)", "accuracy (%)"]
-    return table([*header, "Brier score", "calibration error"], rows)
+    return table([*header, "squared error of the confidence", "calibration error"], rows)
 
 
 def dose(analysis: Analysis) -> str:
@@ -145,10 +149,12 @@ def detectors(analysis: Analysis) -> str:
 
 def gates(analysis: Analysis) -> str:
     """How far the gate's weights differ between kinds of question."""
-    rows = [
-        [*_condition(analysis, one.condition), str(one.spread.seeds), mean_and_interval(one.spread, decimals=4)]
-        for one in analysis.gates
-    ]
+    rows = []
+    for one in analysis.gates:
+        # Mean weights are in 0…1, and so is the difference of two of them.
+        spread = one.spread._replace(low=max(0.0, one.spread.low), high=min(1.0, one.spread.high))
+        known = mean_and_interval(spread, decimals=4) if one.spread.is_known else number(spread.value, 4)
+        rows.append([*_condition(analysis, one.condition), str(spread.seeds), known])
     return table(["arm", "bad captions", "levels", "answers", "seeds", "largest difference between kinds"], rows)
 
 
