@@ -133,7 +133,10 @@ def test_instruction_tuning_goes_on_only_from_the_pretraining_that_it_started_fr
     second = path.read_bytes()
     with pytest.raises(RecipeError, match=r"pre-training was done again. Restore .* or remove .*instruct and run"):
         train(recipe)
+    # The same tensors, in another file than the first one.
     path.write_bytes(first)
+    save_file(load_file(path), path, {"another": "header"})
+    assert path.read_bytes() != first
     train(recipe)
     path.write_bytes(second)
     with pytest.raises(RecipeError, match="pre-training was done again"):

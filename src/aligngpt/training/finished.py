@@ -1,20 +1,23 @@
 """The output of finished stages: whether it is still there and whole, and whether the next stage may start from it."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from aligngpt.errors import AlignGPTError
-from aligngpt.files import atomic_write, sha256_of
+from aligngpt.files import atomic_write
+from aligngpt.model.tensor_bytes import tensor_bytes
 from aligngpt.training.loop.checkpoints import newest_checkpoint
 from aligngpt.training.recipe import Recipe, RecipeError, StageName
 from aligngpt.training.setup.pretrained_parts import PRETRAINED_FILE
 from aligngpt.training.stage import DESCRIPTIONS, fingerprint_of, result_folders, stage_folder, stage_result
 
 START_FILE = "started_from"
-"""In the folder of instruction tuning: SHA-256 of the result of pre-training that it started from."""
+"""In the folder of instruction tuning: a digest of the result of pre-training that it started from."""
 
 
 def check_output(recipe: Recipe, name: StageName) -> None:
@@ -55,7 +58,7 @@ def check_pretrained(recipe: Recipe) -> None:
 def note_start(recipe: Recipe) -> None:
     """Note which result of pre-training an instruction tuning starts from, for `check_start`; not if it is resumed."""
     folder = stage_folder(recipe, "instruct")
-    if newest_checkpoint(folder / "checkpoints") is None and (started_from := _pretrained_sha256(recipe)) is not None:
+    if newest_checkpoint(folder / "checkpoints") is None and (started_from := _pretrained_digest(recipe)) is not None:
         with atomic_write(folder / START_FILE) as file:
             file.write(started_from)
 
@@ -71,7 +74,7 @@ def check_start(recipe: Recipe) -> None:
     folder = stage_folder(recipe, "instruct")
     if stage_result(recipe, "instruct") is None and newest_checkpoint(folder / "checkpoints") is None:
         return
-    noted, now = folder / START_FILE, _pretrained_sha256(recipe)
+    noted, now = folder / START_FILE, _pretrained_digest(recipe)
     if now is not None and noted.is_file() and noted.read_text(encoding="utf-8") != now:
         raise RecipeError(
             f"{stage_folder(recipe, 'pretrain') / PRETRAINED_FILE} is not the one that instruction tuning in {folder} "
@@ -80,15 +83,27 @@ def check_start(recipe: Recipe) -> None:
         )
 
 
-def _pretrained_sha256(recipe: Recipe) -> str | None:
-    """Of the run's own result of pre-training; None if instruction tuning does not start from it, or it is gone."""
+def _pretrained_digest(recipe: Recipe) -> str | None:
+    """A SHA-256 of the run's own result of pre-training; None if it is gone or instruction tuning does not start from it.
+
+    Of its tensors, because a file of the same tensors may have its header's entries in another order.
+
+    Raises:
+        AlignGPTError: the file cannot be read.
+    """
     path = stage_folder(recipe, "pretrain") / PRETRAINED_FILE
     if recipe.pretrain is None or recipe.instruct is None or recipe.instruct.pretrained is not None:
         return None
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        return sha256_of(file)
+    digest = hashlib.sha256()
+    try:
+        for name, tensor in sorted(load_file(path).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor_bytes(tensor))
+    except (OSError, SafetensorError) as error:
+        raise AlignGPTError(f"{path} cannot be read: {error}; run the stage that writes it again") from error
+    return digest.hexdigest()
 
 
 def without_pretraining(recipe: Recipe) -> str | None:
