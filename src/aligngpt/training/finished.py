@@ -84,7 +84,7 @@ def check_start(recipe: Recipe) -> None:
 
 
 def _pretrained_digest(recipe: Recipe) -> str | None:
-    """A SHA-256 of the run's own result of pre-training; None if it is gone or instruction tuning does not start from it.
+    """A SHA-256 of the run's own pre-training; None if it is gone, or instruction tuning does not start from it.
 
     Of its tensors, because a file of the same tensors may have its header's entries in another order.
 
